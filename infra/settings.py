@@ -1,0 +1,196 @@
+"""All settings, read once by each process's ``main`` and handed on.
+
+Environment names are the prefix, the section and the field: ``FRESHLINE_KAFKA__BOOTSTRAP_SERVERS``. The same fields
+point the same processes at the local stack, or at MSK, OpenSearch Service and ElastiCache. ``docs/configuration.md``
+documents each one; a test fails when it does not.
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from schemas.names import Names
+
+
+def _check_namespace(text: str) -> str:
+    return Names(text).namespace
+
+
+class Section(BaseModel):
+    """A group of settings."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class KafkaSettings(Section):
+    """Where the streams are and how topics are made."""
+
+    bootstrap_servers: str = Field("127.0.0.1:9092", description="Comma-separated broker addresses.")
+    security: Literal["plaintext", "tls", "msk-iam"] = Field(
+        "plaintext", description="How to connect and authenticate."
+    )
+    region: str | None = Field(None, description="AWS region; needed with msk-iam.")
+    partitions: int = Field(12, ge=1, le=1000, description="Partitions of every topic; the scale-out limit of a step.")
+    replication: int = Field(1, ge=1, le=5, description="Replicas of every topic.")
+    min_in_sync_replicas: int = Field(1, ge=1, le=5, description="Replicas that must have a record before it counts.")
+    session_timeout_s: float = Field(6.0, ge=1, description="Silence after which a worker's partitions move on.")
+    commit_interval_ms: int = Field(500, ge=10, description="How often finished offsets are committed.")
+
+
+class OpenSearchSettings(Section):
+    """Where the index is and how it is laid out."""
+
+    url: str = Field("http://127.0.0.1:9200", description="Address of the cluster.")
+    auth: Literal["none", "basic", "aws"] = Field("none", description="How to authenticate.")
+    username: str | None = Field(None, description="User name; with basic.")
+    password: SecretStr | None = Field(None, description="Password; with basic.")
+    region: str | None = Field(None, description="AWS region; with aws.")
+    engine: Literal["lucene", "faiss"] = Field(
+        "lucene", description="k-NN engine; faiss is for AWS and not tested here."
+    )
+    shards: int = Field(4, ge=1, le=1024, description="Primary shards of a chunk index.")
+    replicas: int = Field(0, ge=0, le=10, description="Replicas of each shard.")
+    connections: int = Field(64, ge=1, description="Connections of one process.")
+    timeout_s: float = Field(10.0, gt=0, description="Limit of one request.")
+
+
+class RedisSettings(Section):
+    """Where cached answers, watermarks and event states are."""
+
+    url: str = Field("redis://127.0.0.1:6379/0", description="Address; rediss:// for TLS.")
+    connections: int = Field(64, ge=1, description="Connections of one process; callers wait for a free one.")
+    timeout_s: float = Field(1.0, gt=0, description="Limit of one command.")
+
+
+class BlobSettings(Section):
+    """Where contents are kept."""
+
+    store: Literal["local", "s3"] = Field("local", description="Kind of store.")
+    path: Path = Field(Path("blobs"), description="Directory; with local.")
+    bucket: str | None = Field(None, description="Bucket; with s3.")
+    prefix: str = Field("blobs/", description="Key prefix; with s3.")
+    endpoint_url: str | None = Field(None, description="Other S3-compatible endpoint.")
+    region: str | None = Field(None, description="AWS region; with s3.")
+
+
+class EmbeddingSettings(Section):
+    """Which model turns text into vectors."""
+
+    provider: Literal["onnx", "bedrock"] = Field("onnx", description="Where the model runs.")
+    model: str = Field("bge-small-en-v1.5", description="Model name: a bundled ONNX model or a Bedrock model id.")
+    models_path: Path = Field(Path("models"), description="Directory of the bundled models; with onnx.")
+    threads: int = Field(0, ge=0, description="Threads of one process for ONNX; 0 means one for each core.")
+    region: str | None = Field(None, description="AWS region; with bedrock.")
+    dimension: int = Field(384, ge=8, le=4096, description="Vector length; must be the model's.")
+
+
+class GenerationSettings(Section):
+    """Who writes answers from results."""
+
+    provider: Literal["extractive", "bedrock", "openai"] = Field("extractive", description="Kind of generator.")
+    model: str | None = Field(None, description="Model id; with bedrock or openai.")
+    base_url: str | None = Field(None, description="OpenAI-compatible endpoint; with openai.")
+    api_key: SecretStr | None = Field(None, description="Key of that endpoint.")
+    region: str | None = Field(None, description="AWS region; with bedrock.")
+    max_tokens: int = Field(400, ge=16, le=4096, description="Longest answer.")
+    timeout_s: float = Field(30.0, gt=0, description="Limit of one answer.")
+
+
+class SplitSettings(Section):
+    """How parsed text becomes passages. A change makes a new profile, and so a re-index."""
+
+    chunk_tokens: int = Field(200, ge=16, le=2000, description="Longest passage, in tokens of the embedding model.")
+    overlap_tokens: int = Field(0, ge=0, le=500, description="Tokens shared by neighbours; 0 keeps edits local.")
+
+
+class ParseSettings(Section):
+    """Limits of the process that reads documents nobody vouches for."""
+
+    max_bytes: int = Field(20_000_000, ge=1, description="Largest content taken.")
+    max_text_chars: int = Field(10_000_000, ge=1, description="Longest text a document may yield.")
+    cpu_s: float = Field(20.0, gt=0, description="Processor seconds one document may use.")
+    wall_s: float = Field(60.0, gt=0, description="Seconds one document may take.")
+    memory_bytes: int = Field(1_500_000_000, ge=1, description="Address space beyond the parser's own start.")
+    processes: int = Field(1, ge=1, le=64, description="Parser processes of one worker.")
+
+
+class HttpSettings(Section):
+    """Where a service listens."""
+
+    host: str = Field("127.0.0.1", description="Address to bind; loopback unless told.")
+    port: int = Field(0, ge=0, le=65535, description="Port to bind; 0 takes a free one.")
+
+
+class IngestSettings(HttpSettings):
+    """The way in."""
+
+    port: int = Field(8081, ge=0, le=65535, description="Port to bind; 0 takes a free one.")
+    max_batch_items: int = Field(1_000, ge=1, description="Most lines of one batch.")
+    max_batch_bytes: int = Field(50_000_000, ge=1, description="Largest batch.")
+
+
+class QuerySettings(HttpSettings):
+    """The way out."""
+
+    port: int = Field(8080, ge=0, le=65535, description="Port to bind; 0 takes a free one.")
+    window: int = Field(50, ge=1, le=1000, description="Places of each leg that fusion looks at.")
+    rrf_k: int = Field(60, ge=0, description="Constant of reciprocal rank fusion.")
+    min_position_wait_s: float = Field(5.0, ge=0, description="Longest wait for a position asked for.")
+    cache_ttl_s: int = Field(
+        3_600, ge=1, description="Bound of rank drift: an unchanged answer is computed again after it."
+    )
+
+
+class StreamSettings(Section):
+    """How the processors behave."""
+
+    batch_events: int = Field(64, ge=1, le=10_000, description="Most events one step takes at once.")
+    batch_chunks: int = Field(512, ge=1, description="Most chunks one step embeds and writes at once.")
+    retry_first_ms: int = Field(100, ge=1, description="First pause before a step is tried again.")
+    retry_max_ms: int = Field(10_000, ge=1, description="Longest such pause.")
+    attempts: int = Field(5, ge=1, description="Tries of a failing event before it goes to the dead letters.")
+    stall_s: float = Field(60.0, gt=0, description="No progress for so long with work waiting ends the process.")
+
+
+class TenantSettings(Section):
+    """Who asks, where no credential says so: the single tenant of a local installation."""
+
+    default: str = Field("local", description="Tenant of requests without a credential of their own.")
+    api_key: SecretStr | None = Field(
+        None, description="Key that requests must carry; none means open, for loopback only."
+    )
+
+
+class Settings(BaseSettings):
+    """Everything a process may be told, one section for each part."""
+
+    model_config = SettingsConfigDict(
+        frozen=True, extra="ignore", env_prefix="FRESHLINE_", env_nested_delimiter="__", env_file=None
+    )
+
+    namespace: Annotated[str, AfterValidator(_check_namespace)] = Field(
+        "freshline", description="Prefix of every topic, index and key, so that installations can share servers."
+    )
+    generation: str = Field("g1", pattern=r"^g[0-9]{1,6}$", description="Index generation that workers write.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
+    log_format: Literal["json", "console"] = Field("json", description="How log lines look.")
+
+    kafka: KafkaSettings = KafkaSettings()
+    opensearch: OpenSearchSettings = OpenSearchSettings()
+    redis: RedisSettings = RedisSettings()
+    blobs: BlobSettings = BlobSettings()
+    embedding: EmbeddingSettings = EmbeddingSettings()
+    generator: GenerationSettings = GenerationSettings()
+    split: SplitSettings = SplitSettings()
+    parse: ParseSettings = ParseSettings()
+    ingest: IngestSettings = IngestSettings()
+    query: QuerySettings = QuerySettings()
+    streams: StreamSettings = StreamSettings()
+    tenant: TenantSettings = TenantSettings()
+
+    @property
+    def names(self) -> Names:
+        """Names of everything in the outside systems."""
+        return Names(self.namespace)

@@ -1,0 +1,144 @@
+"""Documents as content teams speak of them: identities, limits, and what the ingest API returns."""
+
+from enum import StrEnum
+from typing import Annotated, Final, NamedTuple
+
+from pydantic import Field, StringConstraints
+
+from schemas.models import Message, Request
+from schemas.positions import PositionText
+
+MAX_TITLE_CHARS: Final = 500
+MAX_GROUPS: Final = 64
+MAX_METADATA_ENTRIES: Final = 64
+MAX_METADATA_VALUE_CHARS: Final = 1_000
+MAX_VERSION: Final = 2**53 - 1
+"""Versions pass through JSON numbers, so they stay exact in every client."""
+
+DocumentId = Annotated[
+    str,
+    StringConstraints(min_length=1, max_length=512, pattern=r"^[^\x00-\x1f\x7f]+$"),
+    Field(description="The document's lasting name, unique in its tenant; a path or a URL is fine."),
+]
+TenantId = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
+GroupName = Annotated[str, StringConstraints(min_length=1, max_length=128, pattern=r"^[^\x00-\x1f\x7f,]+$")]
+Version = Annotated[int, Field(ge=0, le=MAX_VERSION)]
+MetadataValue = Annotated[str, StringConstraints(max_length=MAX_METADATA_VALUE_CHARS)] | bool | int | float
+Metadata = Annotated[
+    dict[Annotated[str, StringConstraints(min_length=1, max_length=128)], MetadataValue],
+    Field(max_length=MAX_METADATA_ENTRIES),
+]
+Groups = Annotated[tuple[GroupName, ...], Field(max_length=MAX_GROUPS)]
+"""Who may see a document: empty means every reader of its tenant."""
+
+
+class DocumentKey(NamedTuple):
+    """A document's identity across tenants; its text is the Kafka key, so one document is one ordered lane."""
+
+    tenant: str
+    document_id: str
+
+    def __str__(self) -> str:
+        return f"{self.tenant}/{self.document_id}"
+
+    @classmethod
+    def parse(cls, text: str) -> "DocumentKey":
+        """Read a written key; the tenant never holds a slash, the document id may."""
+        tenant, _, document_id = text.partition("/")
+        return cls(tenant, document_id)
+
+
+class DocumentAttributes(Request):
+    """What a content team may say of a document besides its content."""
+
+    title: Annotated[str, StringConstraints(max_length=MAX_TITLE_CHARS)] | None = None
+    source: Annotated[str, StringConstraints(max_length=2_000)] | None = Field(
+        default=None, description="Where a person finds the original: a URL or path."
+    )
+    groups: Groups = ()
+    metadata: Metadata = Field(default_factory=dict)
+    revision: Version | None = Field(
+        default=None,
+        description="The source's own ever-growing revision number; left out, the version is assigned on acceptance.",
+    )
+
+
+class DocumentText(DocumentAttributes):
+    """JSON body of an upload: text with its attributes."""
+
+    text: str
+    content_type: str = "text/markdown"
+
+
+class BatchItem(DocumentAttributes):
+    """One line of a batch: an upload, or with ``deleted`` a delete. Exactly one of text, content_b64, deleted."""
+
+    document_id: DocumentId
+    text: str | None = None
+    content_b64: str | None = None
+    content_type: str | None = None
+    deleted: bool = False
+
+
+class Accepted(Message):
+    """The durable promise: the event is in the stream at this position, on all in-sync replicas."""
+
+    event_id: str
+    document_id: str
+    version: int
+    position: PositionText
+
+
+class LifeState(StrEnum):
+    """Whether a document is searchable at all."""
+
+    LIVE = "live"
+    DELETED = "deleted"
+
+
+class DocumentState(Message):
+    """What is searchable of a document now."""
+
+    document_id: str
+    version: int
+    state: LifeState
+    position: PositionText
+    title: str | None = None
+    source: str | None = None
+    content_type: str | None = None
+    chunks: int
+    updated_ms: float
+
+
+class Outcome(StrEnum):
+    """How an accepted event ended. Exactly one of these, once (I5)."""
+
+    DONE = "done"
+    SUPERSEDED = "superseded"
+    DEAD_LETTER = "dead_letter"
+
+
+class Stage(StrEnum):
+    """Where an event is, in order."""
+
+    ACCEPTED = "accepted"
+    CHUNKED = "chunked"
+    EMBEDDED = "embedded"
+    SEARCHABLE = "searchable"
+    PURGED = "purged"
+
+
+class EventStatus(Message):
+    """Where one accepted event is."""
+
+    event_id: str
+    document_id: str
+    version: int
+    position: PositionText | None = Field(
+        description="Absent only for the instant before the broker's ack is recorded."
+    )
+    stage: Stage = Field(description="The last stage reached; `purged` means cached answers are dropped too.")
+    outcome: Outcome | None = Field(description="Absent while the event is under way.")
+    reason: str | None = None
+    accepted_ms: float = Field(description="Epoch milliseconds of acceptance.")
+    stages_ms: dict[Stage, float] = Field(description="Milliseconds from acceptance to each stage reached.")

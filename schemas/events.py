@@ -1,0 +1,128 @@
+"""The three messages on the streams, each named for what has happened."""
+
+from enum import StrEnum
+from typing import Final, Self
+
+from pydantic import Field, model_validator
+
+from schemas.documents import DocumentKey, Groups, Metadata, Outcome
+from schemas.models import Message
+from schemas.positions import PositionText
+
+
+class BlobRef(Message):
+    """Content in the blob store, named by what it is: immutable, and the same content is stored once."""
+
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    size_bytes: int = Field(ge=0)
+
+
+class Change(StrEnum):
+    """What happened to a document."""
+
+    UPSERTED = "upserted"
+    DELETED = "deleted"
+
+
+class StageTimes(Message):
+    """Epoch milliseconds at which each stage was finished; carried along so that the stream itself can tell."""
+
+    accepted_ms: float
+    chunked_ms: float | None = None
+    embedded_ms: float | None = None
+    searchable_ms: float | None = None
+    purged_ms: float | None = None
+
+
+class DocumentEvent(Message):
+    """A document was uploaded, updated or deleted. Topic ``documents.v1``."""
+
+    event_id: str
+    tenant: str
+    document_id: str
+    version: int
+    change: Change
+    accepted_ms: float
+    content: BlobRef | None = None
+    content_type: str | None = None
+    file_name: str | None = None
+    title: str | None = None
+    source: str | None = None
+    groups: Groups = ()
+    metadata: Metadata = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _content_goes_with_upsert(self) -> Self:
+        if (self.change is Change.UPSERTED) != (self.content is not None):
+            raise ValueError("an upserted event carries content, a deleted one does not")
+        return self
+
+    @property
+    def key(self) -> DocumentKey:
+        """The document's identity and ordering lane."""
+        return DocumentKey(self.tenant, self.document_id)
+
+
+class PlannedChunk(Message):
+    """One passage of a parsed document.
+
+    Attributes:
+        text: the passage as it stands in the parsed text.
+        heading_path: headings above it, outermost first.
+        start: first character in the parsed text.
+        end: one past the last character.
+        text_sha256: identity of what is embedded.
+    """
+
+    text: str
+    heading_path: tuple[str, ...] = ()
+    start: int
+    end: int
+    text_sha256: str
+
+
+class ChunkPlan(Message):
+    """A document event was parsed and split (or ended early). Topic ``chunks.v1``; exactly one per event.
+
+    ``outcome`` is set when the event already ended in this step: the record then only carries the news onward, so that
+    watermarks and event status see every event.
+    """
+
+    event: DocumentEvent
+    position: PositionText
+    profile: str = Field(description="Parser, splitter and model: chunks of different profiles never mix.")
+    chunked_ms: float
+    title: str | None = None
+    chunks: tuple[PlannedChunk, ...] = ()
+    chunks_blob: BlobRef | None = Field(default=None, description="The chunks, where they are too large for a record.")
+    outcome: Outcome | None = None
+    reason: str | None = None
+
+
+class IndexChange(Message):
+    """An event ended, and what it changed is searchable on every copy that may serve. Topic ``index-changes.v1``."""
+
+    event_id: str
+    tenant: str
+    document_id: str
+    version: int
+    position: PositionText
+    generation: str
+    outcome: Outcome
+    reason: str | None = None
+    added: tuple[str, ...] = Field(default=(), description="Ids of chunks that became searchable.")
+    removed: tuple[str, ...] = Field(default=(), description="Ids of chunks that no longer are.")
+    times: StageTimes
+
+    @property
+    def changes_answers(self) -> bool:
+        """True if any answer may differ because of this event."""
+        return bool(self.added or self.removed)
+
+
+EVENT_TYPES: Final = {
+    DocumentEvent: "freshline.document.changed.v1",
+    ChunkPlan: "freshline.chunks.planned.v1",
+    IndexChange: "freshline.index.changed.v1",
+}
+"""CloudEvents ``type`` of each message."""

@@ -1,0 +1,61 @@
+"""Every name that lives in an outside system, derived from one namespace.
+
+Two installations (a test run and a demo, say) share the same servers without meeting by using two namespaces.
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Final
+
+NAMESPACE_PATTERN: Final = re.compile(r"[a-z][a-z0-9-]{0,39}")
+"""Lower case because OpenSearch index names are."""
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """Names of topics, consumer groups, indices and Redis keys.
+
+    Attributes:
+        namespace: prefix of everything; matches ``NAMESPACE_PATTERN``.
+    """
+
+    namespace: str = "freshline"
+
+    def __post_init__(self) -> None:
+        if not NAMESPACE_PATTERN.fullmatch(self.namespace):
+            raise ValueError(f"namespace {self.namespace!r} must match {NAMESPACE_PATTERN.pattern}")
+
+    def topic(self, topic: str) -> str:
+        """Kafka name of a logical topic such as ``documents.v1``."""
+        return f"{self.namespace}.{topic}"
+
+    def group(self, step: str) -> str:
+        """Consumer group of a processing step such as ``prepare``."""
+        return f"{self.namespace}.{step}"
+
+    def chunks_index(self, generation: str) -> str:
+        """Physical chunk index of one generation."""
+        return f"{self.namespace}-chunks-{generation}"
+
+    def manifests_index(self, generation: str) -> str:
+        """Physical manifest index of one generation."""
+        return f"{self.namespace}-manifests-{generation}"
+
+    @property
+    def vectors_index(self) -> str:
+        """Index of stored vectors, shared by all generations: a vector depends on text and model only."""
+        return f"{self.namespace}-vectors"
+
+    @property
+    def chunks_alias(self) -> str:
+        """Alias of the chunk index that serves queries."""
+        return f"{self.namespace}-chunks"
+
+    def tenant_slice(self, tenant: str) -> str:
+        """Redis key prefix of one tenant; the braces keep all of it in one cluster slot, so one Lua call can see it."""
+        return f"{self.namespace}:{{{tenant}}}"
+
+    @property
+    def applied_channel(self) -> str:
+        """Redis pub/sub channel on which invalidation announces what it has applied."""
+        return f"{self.namespace}:applied"

@@ -1,0 +1,47 @@
+"""Every error that a caller can meet, as RFC 9457 problem details."""
+
+from enum import StrEnum
+from typing import Final
+
+from pydantic import Field
+
+from schemas.models import Message
+
+PROBLEM_MEDIA_TYPE: Final = "application/problem+json"
+
+
+class ProblemType(StrEnum):
+    """Stable names that a program may switch on; ``/problems/NAME`` in the ``type`` member."""
+
+    INVALID_REQUEST = "invalid-request"
+    UNAUTHENTICATED = "unauthenticated"
+    FORBIDDEN = "forbidden"
+    NOT_FOUND = "not-found"
+    TOO_LARGE = "too-large"
+    UNSUPPORTED_TYPE = "unsupported-type"
+    RATE_LIMITED = "rate-limited"
+    UNAVAILABLE = "unavailable"
+    POSITION_NOT_REACHED = "position-not-reached"
+    INTERNAL = "internal"
+
+
+class InvalidField(Message):
+    """One field that is wrong, why, and within which limit it would be right."""
+
+    field: str
+    message: str
+
+
+class Problem(Message):
+    """The body of every error response."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    instance: str | None = None
+    errors: tuple[InvalidField, ...] = ()
+    retry_after_s: float | None = None
+    as_of: dict[int, int] | None = Field(
+        default=None, description="Current positions, where the one asked for is not reached."
+    )

@@ -1,0 +1,78 @@
+"""Questions and answers as end users speak of them."""
+
+from typing import Annotated, Final
+
+from pydantic import Field, StringConstraints, field_validator
+
+from schemas.documents import Metadata, MetadataValue
+from schemas.models import Message, Request
+from schemas.positions import AsOf, PositionText
+
+MAX_QUERY_CHARS: Final = 2_000
+MAX_TOP_K: Final = 50
+MAX_FILTERS: Final = 16
+
+FILTER_FIELDS: Final = ("document_id", "source", "title")
+"""What a filter may name besides ``metadata.NAME``."""
+
+
+class QueryRequest(Request):
+    """A question, and how it is to be answered."""
+
+    query: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=MAX_QUERY_CHARS)]
+    top_k: int = Field(default=5, ge=1, le=MAX_TOP_K)
+    include_metadata: bool = True
+    filters: dict[str, MetadataValue | tuple[MetadataValue, ...]] | None = Field(
+        default=None,
+        max_length=MAX_FILTERS,
+        description="Exact matches, all of which must hold; a list means any of. "
+        f"Fields: {', '.join(FILTER_FIELDS)}, metadata.NAME.",
+    )
+    min_position: PositionText | None = Field(
+        default=None, description="Answer only from a state that reflects this position; waits for it, within bounds."
+    )
+    generate: bool = Field(default=False, description="Also write an answer from the results, with citations.")
+
+    @field_validator("filters")
+    @classmethod
+    def _known_fields(cls, filters: dict[str, object] | None) -> dict[str, object] | None:
+        for name in filters or ():
+            if name not in FILTER_FIELDS and not (name.startswith("metadata.") and len(name) > len("metadata.")):
+                raise ValueError(f"cannot filter by {name!r}: use {', '.join(FILTER_FIELDS)} or metadata.NAME")
+        return filters
+
+
+class Result(Message):
+    """One passage that bears on the question.
+
+    ``version`` is the document version that last changed this passage; ``span`` is its place in the text of that
+    version. Both stay true while later versions leave the passage alone.
+    """
+
+    text: str
+    score: float
+    document_id: str
+    version: int
+    title: str | None
+    source: str | None
+    heading_path: tuple[str, ...]
+    span: tuple[int, int]
+    metadata: Metadata | None = None
+
+
+class Citation(Message):
+    """A place in the answer that stands on a result."""
+
+    source: int = Field(description="Number of the result, from 1.")
+    quote: str
+
+
+class QueryResponse(Message):
+    """An answer that says what it is true for."""
+
+    results: tuple[Result, ...]
+    answer: str | None = None
+    citations: tuple[Citation, ...] | None = None
+    query_time_ms: float
+    cached: bool
+    as_of: AsOf
