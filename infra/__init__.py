@@ -1,0 +1,1 @@
+"""Outside systems: one folder each, with its port, its client, its in-memory twin and its provisioning."""

@@ -1,0 +1,1 @@
+"""The way in: document events are accepted here and nowhere else."""

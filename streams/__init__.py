@@ -1,0 +1,1 @@
+"""The processors: document events become searchable passages and dropped answers."""

@@ -1,0 +1,1 @@
+"""Cached answers, event states and versions."""

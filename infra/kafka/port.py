@@ -1,0 +1,53 @@
+"""What the rest of Freshline asks of the streams."""
+
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+Headers = tuple[tuple[str, bytes], ...]
+
+
+class StreamUnavailable(Exception):
+    """The broker did not acknowledge in time. The record may or may not be in the stream: producing again is safe."""
+
+
+class RecordTooLarge(Exception):
+    """The record exceeds what the stream takes; larger content travels by blob reference."""
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A record to produce.
+
+    Attributes:
+        topic: logical topic name; the namespace is added by the producer.
+        key: document key; equal keys share a partition and an order.
+        value: encoded message.
+        headers: CloudEvents attributes and trace context.
+        partition: set on derived topics to the partition of the source record, so that lanes stay lanes.
+    """
+
+    topic: str
+    key: bytes
+    value: bytes
+    headers: Headers = ()
+    partition: int | None = None
+
+
+class Placed(NamedTuple):
+    """Where the broker put a record."""
+
+    partition: int
+    offset: int
+
+
+class Producer(Protocol):
+    """Durable, idempotent production."""
+
+    async def send(self, record: Record) -> Placed:
+        """Return once all in-sync replicas have the record.
+
+        Raises:
+            StreamUnavailable: not acknowledged within the time limit.
+            RecordTooLarge: larger than the stream takes.
+        """
+        ...

@@ -1,0 +1,141 @@
+"""What the write path and the read path ask of the index, and in which words it answers."""
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from schemas.documents import DocumentKey, MetadataValue
+from schemas.index import Manifest, StoredChunk
+
+Vector = NDArray[np.float32]
+
+
+class IndexUnavailable(Exception):
+    """The index cannot take the request now (down, overloaded, timed out): try again later, nothing is wrong with it.
+
+    A request that timed out may still have taken effect; every operation here may be repeated.
+    """
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """What a reader may see: one tenant, and in it the documents of these groups and those without groups."""
+
+    tenant: str
+    groups: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class HybridSearch:
+    """A question for both legs.
+
+    Attributes:
+        text: the question, for the lexical leg.
+        vector: its embedding, unit length, shape (dimension,).
+        access: enforced inside both legs.
+        window: places of each leg to return.
+        filters: exact matches, all of which must hold; a tuple means any of.
+    """
+
+    text: str
+    vector: Vector
+    access: Access
+    window: int
+    filters: Mapping[str, MetadataValue | tuple[MetadataValue, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """A place in a leg's window."""
+
+    chunk_id: str
+    key: DocumentKey
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
+class Windows:
+    """What each leg found, best first."""
+
+    vector: tuple[Hit, ...]
+    lexical: tuple[Hit, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkWrite:
+    """A passage to write, with its vector of shape (dimension,)."""
+
+    chunk: StoredChunk
+    vector: Vector
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkChange:
+    """All writes and removals of one document version. They land on one shard, in this order."""
+
+    key: DocumentKey
+    version: int
+    put: tuple[ChunkWrite, ...]
+    remove: tuple[str, ...]
+
+
+class SearchIndex(Protocol):
+    """The read side: searchable state only."""
+
+    async def search(self, searches: Sequence[HybridSearch]) -> list[Windows]:
+        """Both legs of each search, in one round trip.
+
+        Raises:
+            IndexUnavailable: see there.
+        """
+        ...
+
+    async def fetch(self, hits: Sequence[Hit]) -> dict[str, StoredChunk]:
+        """The passages by chunk id; one that is no longer there is absent."""
+        ...
+
+    async def positions(self, tenant: str) -> dict[int, int]:
+        """Partition → highest offset of a complete change of the tenant: what is certainly searchable."""
+        ...
+
+
+class DocumentIndex(Protocol):
+    """The write side."""
+
+    async def manifests(self, keys: Sequence[DocumentKey]) -> dict[DocumentKey, Manifest]:
+        """Current manifests, in real time; one that never was is absent."""
+        ...
+
+    async def put_manifests(self, manifests: Sequence[Manifest]) -> list[bool]:
+        """Write claims or completions; False where a newer or complete one of the same version stands already."""
+        ...
+
+    async def apply(self, changes: Sequence[ChunkChange]) -> list[str | None]:
+        """Write and remove passages and make the touched shards searchable before returning.
+
+        Stale writes (a newer version stands) count as done. Per change: None, or why the index refuses its content.
+        """
+        ...
+
+    async def stored_vectors(self, keys: Sequence[str]) -> dict[str, Vector]:
+        """Vectors stored earlier, by key; absent where none is."""
+        ...
+
+    async def store_vectors(self, vectors: Mapping[str, Vector]) -> None:
+        """Keep vectors for the next time the same text comes."""
+        ...
+
+    def scan_manifests(self) -> AsyncIterator[Manifest]:
+        """Every manifest, tombstones too, in no order."""
+        ...
+
+    def scan_chunks(self) -> AsyncIterator[StoredChunk]:
+        """Every searchable passage, in no order, without text."""
+        ...
+
+    async def delete_chunks(self, hits: Sequence[Hit]) -> None:
+        """Remove passages that no manifest knows (repair) and refresh."""
+        ...

@@ -1,0 +1,109 @@
+"""What is asked of Redis: cached answers, event states, versions. Losing all of it costs time, never truth."""
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from schemas.documents import DocumentKey, EventStatus, Outcome, Stage
+
+
+class CacheUnavailable(Exception):
+    """Redis did not answer in time. Callers go on without it or refuse, as their promise demands."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lookup:
+    """One consistent look at a tenant's slice.
+
+    Attributes:
+        epoch: current epoch; a fill that began at it may be stored only while it stands.
+        positions: partition → last offset whose effect on cached answers is applied.
+        entry: the cached answer, if one is true for ``positions``.
+    """
+
+    epoch: int
+    positions: Mapping[int, int]
+    entry: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """Announcement: these positions of the tenant are applied."""
+
+    tenant: str
+    epoch: int
+    positions: Mapping[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """A stage that an event reached.
+
+    Attributes:
+        at_ms: epoch milliseconds.
+        outcome: set with the last stage.
+    """
+
+    tenant: str
+    event_id: str
+    stage: Stage
+    at_ms: float
+    outcome: Outcome | None = None
+    reason: str | None = None
+
+
+class AnswerCache(Protocol):
+    """Cached answers of all tenants. A tenant's slice is one linearisation point."""
+
+    async def lookup(self, tenant: str, key: str) -> Lookup:
+        """Epoch, positions and entry of one instant. A slice without an epoch gets one that was never used before."""
+        ...
+
+    async def store(self, tenant: str, key: str, entry: bytes, *, epoch: int, ttl_s: int) -> bool:
+        """Keep the entry if the epoch still stands; False where a change came in between."""
+        ...
+
+    async def apply(self, tenant: str, positions: Mapping[int, int], *, drop: bool) -> int:
+        """Drop the tenant's answers if asked, then advance its positions (never back), then announce; return the epoch."""
+        ...
+
+    async def seed(self, tenant: str, positions: Mapping[int, int]) -> None:
+        """Advance positions known from the index, after Redis lost them."""
+        ...
+
+    def applied(self) -> AsyncIterator[Applied]:
+        """Announcements from now on; ends with CacheUnavailable when the subscription breaks."""
+        ...
+
+
+class EventStates(Protocol):
+    """Where accepted events are. Kept for a week; the stream itself is the durable record."""
+
+    async def begin(self, tenant: str, status: EventStatus) -> None:
+        """Record acceptance."""
+        ...
+
+    async def advance(self, progress: Sequence[Progress]) -> None:
+        """Record stages; a stage already recorded keeps its time, so redelivery changes nothing."""
+        ...
+
+    async def get(self, tenant: str, event_id: str) -> EventStatus | None:
+        """The status, or None where the event is unknown or too long ago."""
+        ...
+
+
+class Versions(Protocol):
+    """Who assigns versions to documents whose source gives none."""
+
+    async def assign(
+        self, keys: Sequence[DocumentKey], *, now_us: int, floors: Mapping[DocumentKey, int]
+    ) -> list[int | None]:
+        """A version above every earlier one of each document, on every replica, whatever their clocks say (I1).
+
+        None where nothing is remembered of the document and ``floors`` does not name it: the caller looks up the
+        version last indexed and asks again.
+
+        Raises:
+            CacheUnavailable: no version can be promised.
+        """
+        ...

@@ -1,0 +1,178 @@
+"""What is stored in the index: passages, manifests, vectors, and how their indices are laid out."""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from pydantic import Field
+
+from schemas.documents import DocumentKey, Groups, LifeState, Metadata
+from schemas.events import BlobRef
+from schemas.models import Message
+from schemas.positions import PositionText
+
+PUBLIC_GROUP: Final = "*"
+"""Stored for a document without groups, so that one ``terms`` filter covers both kinds."""
+
+HNSW_M: Final = 16
+HNSW_EF_CONSTRUCTION: Final = 200
+
+GC_DELETES: Final = "1h"
+"""How long OpenSearch remembers the version of a deleted id. Longer than any worker that lost its partition can go on
+writing; the default of 60 s is not. Past it, manifests still know (I2)."""
+
+
+class StoredChunk(Message):
+    """One searchable passage. The id is made of the document and the text, so the same passage keeps its id."""
+
+    chunk_id: str
+    tenant: str
+    document_id: str
+    version: int = Field(description="Document version that wrote this passage; also its external version.")
+    position: PositionText
+    text: str
+    text_sha256: str
+    title: str | None = None
+    source: str | None = None
+    heading_path: tuple[str, ...] = ()
+    start: int
+    end: int
+    groups: Groups = ()
+    metadata: Metadata = Field(default_factory=dict)
+
+    @property
+    def key(self) -> DocumentKey:
+        """The document's identity; its text is the routing value."""
+        return DocumentKey(self.tenant, self.document_id)
+
+
+class Manifest(Message):
+    """What is, or is being made, searchable of one document; the arbiter between writers.
+
+    A change writes it twice: first as a claim (``complete`` false, external version 2 v), then, when the passages are
+    searchable, as complete (2 v + 1). A writer whose claim is refused is not the newest and must not write passages.
+    One that finds an incomplete claim knows from it every passage that may or may not be there.
+
+    A delete leaves it as tombstone: that is what keeps an old event from resurrecting the document, however late (I2).
+    """
+
+    tenant: str
+    document_id: str
+    version: int
+    complete: bool
+    state: LifeState
+    position: PositionText
+    profile: str
+    title: str | None = None
+    source: str | None = None
+    groups: Groups = ()
+    metadata: Metadata = Field(default_factory=dict)
+    content: BlobRef | None = None
+    content_type: str | None = None
+    chunks: tuple[str, ...] = Field(default=(), description="Ids of all passages of this version, in order.")
+    added: tuple[str, ...] = Field(default=(), description="Those that this version wrote.")
+    removed: tuple[str, ...] = Field(default=(), description="Ids of earlier passages that this version took away.")
+    failure: str | None = Field(default=None, description="Why this version's content was refused; the old one stays.")
+    updated_ms: float
+
+    @property
+    def key(self) -> DocumentKey:
+        """The document's identity."""
+        return DocumentKey(self.tenant, self.document_id)
+
+    @property
+    def external_version(self) -> int:
+        """What OpenSearch orders the writes of this manifest by."""
+        return 2 * self.version + int(self.complete)
+
+
+def metadata_terms(metadata: Mapping[str, object]) -> list[str]:
+    """Metadata as exact-match terms ``name=value``: one keyword field, however many names, so mappings never grow."""
+    return [f"{name}={metadata_text(value)}" for name, value in metadata.items()]
+
+
+def metadata_text(value: object) -> str:
+    """A metadata value as filters compare it."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def chunks_index_body(*, shards: int, replicas: int, dimension: int, engine: str) -> dict[str, Any]:
+    """Settings and mapping of a chunk index.
+
+    Refresh is explicit (-1): a passage becomes searchable when its change is complete, not on a timer. The lexical
+    field holds title, headings and text together, so BM25 has one field, one length and one set of statistics.
+    """
+    keyword = {"type": "keyword"}
+    stored_only = {"type": "keyword", "index": False, "doc_values": False}
+    return {
+        "settings": {
+            "index": {
+                "number_of_shards": shards,
+                "number_of_replicas": replicas,
+                "refresh_interval": "-1",
+                "gc_deletes": GC_DELETES,
+                "knn": True,
+            }
+        },
+        "mappings": {
+            "dynamic": "strict",
+            "properties": {
+                "chunk_id": keyword,
+                "tenant": keyword,
+                "document_id": keyword,
+                "version": {"type": "long"},
+                "position": keyword,
+                "groups": keyword,
+                "title": {"type": "keyword", "ignore_above": 2_000},
+                "source": {"type": "keyword", "ignore_above": 8_000},
+                "heading_path": stored_only,
+                "text": stored_only,
+                "text_sha256": stored_only,
+                "lexical": {"type": "text", "analyzer": "english", "index_options": "freqs"},
+                "start": {"type": "integer", "index": False},
+                "end": {"type": "integer", "index": False},
+                "metadata": {"type": "object", "enabled": False},
+                "metadata_terms": {"type": "keyword", "ignore_above": 2_000},
+                "vector": {
+                    "type": "knn_vector",
+                    "dimension": dimension,
+                    "method": {
+                        "name": "hnsw",
+                        "space_type": "cosinesimil",
+                        "engine": engine,
+                        "parameters": {"m": HNSW_M, "ef_construction": HNSW_EF_CONSTRUCTION},
+                    },
+                },
+            },
+        },
+    }
+
+
+def manifests_index_body(*, replicas: int) -> dict[str, Any]:
+    """Settings and mapping of a manifest index: read by id in real time, searched only by operators."""
+    return {
+        "settings": {
+            "index": {"number_of_shards": 1, "number_of_replicas": replicas, "refresh_interval": "1s"},
+        },
+        "mappings": {
+            "dynamic": False,
+            "properties": {
+                "tenant": {"type": "keyword"},
+                "document_id": {"type": "keyword"},
+                "version": {"type": "long"},
+                "state": {"type": "keyword"},
+                "complete": {"type": "boolean"},
+                "partition": {"type": "integer"},
+                "offset": {"type": "long"},
+            },
+        },
+    }
+
+
+def vectors_index_body(*, replicas: int) -> dict[str, Any]:
+    """Settings and mapping of the stored vectors: a plain key-value store, so that no text is embedded twice."""
+    return {
+        "settings": {
+            "index": {"number_of_shards": 1, "number_of_replicas": replicas, "refresh_interval": "30s"},
+        },
+        "mappings": {"dynamic": False, "properties": {"stored_ms": {"type": "date", "format": "epoch_millis"}}},
+    }
