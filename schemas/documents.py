@@ -3,7 +3,7 @@
 from enum import StrEnum
 from typing import Annotated, Final, NamedTuple
 
-from pydantic import Field, StringConstraints
+from pydantic import Field, FiniteFloat, StringConstraints
 
 from schemas.models import Message, Request
 from schemas.positions import PositionText
@@ -23,7 +23,7 @@ DocumentId = Annotated[
 TenantId = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
 GroupName = Annotated[str, StringConstraints(min_length=1, max_length=128, pattern=r"^[^\x00-\x1f\x7f,]+$")]
 Version = Annotated[int, Field(ge=0, le=MAX_VERSION)]
-MetadataValue = Annotated[str, StringConstraints(max_length=MAX_METADATA_VALUE_CHARS)] | bool | int | float
+MetadataValue = Annotated[str, StringConstraints(max_length=MAX_METADATA_VALUE_CHARS)] | bool | int | FiniteFloat
 Metadata = Annotated[
     dict[Annotated[str, StringConstraints(min_length=1, max_length=128)], MetadataValue],
     Field(max_length=MAX_METADATA_ENTRIES),
@@ -108,6 +108,9 @@ class DocumentState(Message):
     content_type: str | None = None
     chunks: int
     updated_ms: float
+    updating: bool = Field(
+        default=False, description="This version is being made searchable; until then the one before is found."
+    )
 
 
 class Outcome(StrEnum):

@@ -1,0 +1,1 @@
+"""Results to a written answer: one port and its generators."""

@@ -1,5 +1,6 @@
 """What the rest of Freshline asks of the streams."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -50,4 +51,8 @@ class Producer(Protocol):
             StreamUnavailable: not acknowledged within the time limit.
             RecordTooLarge: larger than the stream takes.
         """
+        ...
+
+    async def send_all(self, records: Sequence[Record]) -> list[Placed]:
+        """The same for several records at once; those of one partition keep their order."""
         ...

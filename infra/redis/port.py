@@ -1,6 +1,7 @@
 """What is asked of Redis: cached answers, event states, versions. Losing all of it costs time, never truth."""
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+import asyncio
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -19,11 +20,13 @@ class Lookup:
         epoch: current epoch; a fill that began at it may be stored only while it stands.
         positions: partition → last offset whose effect on cached answers is applied.
         entry: the cached answer, if one is true for ``positions``.
+        seeded: False where Redis lost the slice, so that ``positions`` may lack partitions until ``seed``.
     """
 
     epoch: int
     positions: Mapping[int, int]
     entry: bytes | None
+    seeded: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,15 +67,23 @@ class AnswerCache(Protocol):
         ...
 
     async def apply(self, tenant: str, positions: Mapping[int, int], *, drop: bool) -> int:
-        """Drop the tenant's answers if asked, then advance its positions (never back), then announce; return the epoch."""
+        """Drop the answers if asked, then advance the positions (never back), then announce; return the epoch."""
         ...
 
     async def seed(self, tenant: str, positions: Mapping[int, int]) -> None:
-        """Advance positions known from the index, after Redis lost them."""
+        """Advance positions known from the index, after Redis lost them; nothing happens where that was done already.
+
+        Drops the tenant's answers as ``apply`` does: the index may be ahead of invalidation, and an answer stored
+        before such a change must not be taken as true for it.
+        """
         ...
 
-    def applied(self) -> AsyncIterator[Applied]:
-        """Announcements from now on; ends with CacheUnavailable when the subscription breaks."""
+    def applied(self, *, subscribed: asyncio.Event | None = None) -> AsyncGenerator[Applied, None]:
+        """Announcements from now on; ends with CacheUnavailable when the subscription breaks.
+
+        ``subscribed`` is set as soon as no announcement can be missed any more: what was announced earlier is to be
+        read by ``lookup`` after that.
+        """
         ...
 
 

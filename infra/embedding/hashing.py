@@ -1,0 +1,42 @@
+"""An embedder without a model: the in-memory twin, for simulation."""
+
+import re
+from collections.abc import Sequence
+from hashlib import blake2b
+from typing import Final
+
+import numpy as np
+
+from infra.embedding.port import Matrix, ModelInfo, Vector
+
+_WORD: Final = re.compile(r"\w+")
+
+
+class HashingEmbedder:
+    """Counts words in buckets chosen by a hash: texts that share words are alike, and that is all it knows.
+
+    Args:
+        dimension: number of buckets.
+    """
+
+    def __init__(self, dimension: int = 384) -> None:
+        self.model = ModelInfo("hashing", dimension, max_tokens=1_000_000, fingerprint=f"hashing-{dimension}")
+
+    async def embed_passages(self, texts: Sequence[str]) -> Matrix:
+        """See ``Embedder``."""
+        return np.array([self._embed(text) for text in texts], dtype=np.float32).reshape(-1, self.model.dimension)
+
+    async def embed_query(self, text: str) -> Vector:
+        """See ``Embedder``."""
+        return self._embed(text)
+
+    async def close(self) -> None:
+        """See ``Embedder``."""
+
+    def _embed(self, text: str) -> Vector:
+        # Counts are never negative, so words cannot cancel out; a text without words is one word by itself.
+        buckets = np.zeros(self.model.dimension, dtype=np.float32)
+        for word in _WORD.findall(text.lower()) or [text]:
+            # Not hash(): it differs from process to process.
+            buckets[int.from_bytes(blake2b(word.encode(), digest_size=8).digest()) % len(buckets)] += 1
+        return buckets / np.linalg.norm(buckets)

@@ -1,0 +1,72 @@
+"""What the rest of Freshline knows of generators."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from infra.embedding.port import Vector
+from schemas.queries import Citation
+
+NO_ANSWER: Final = "The sources do not answer this question."
+"""The whole text of an answer where the sources hold nothing that bears on the question; it has no citations."""
+
+
+class GenerationError(Exception):
+    """No answer was written."""
+
+
+class GenerationThrottled(GenerationError):
+    """The provider takes no more for now; nothing is wrong with the question.
+
+    Attributes:
+        retry_after_s: when to come back; the provider's word, or a guess where it gave none.
+    """
+
+    def __init__(self, message: str, *, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+@dataclass(frozen=True, slots=True)
+class SourceText:
+    """A result to answer from, numbered from 1 as the answer cites it."""
+
+    number: int
+    text: str
+    title: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class GeneratedAnswer:
+    """An answer in Markdown.
+
+    ``[n]`` in ``text`` stands for source ``n``. ``citations`` has each cited place, its quote exactly as the source
+    has it.
+    """
+
+    text: str
+    citations: tuple[Citation, ...] = ()
+
+
+class Generator(Protocol):
+    """Writes an answer that stands on the sources and on nothing else."""
+
+    @property
+    def name(self) -> str:
+        """What writes, model included: answers of different names never share a cache entry."""
+        ...
+
+    async def answer(
+        self, question: str, sources: Sequence[SourceText], query_vector: Vector | None = None
+    ) -> GeneratedAnswer:
+        """Answer from the sources, best first; ``query_vector`` is the question's, for those that compare vectors.
+
+        Raises:
+            GenerationThrottled: come back later.
+            GenerationError: no answer was written.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Free connections; the generator is not usable afterwards."""
+        ...

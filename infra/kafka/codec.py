@@ -1,0 +1,100 @@
+"""Messages as Kafka records: JSON values, CloudEvents 1.0 attributes in binary mode.
+
+See https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/bindings/kafka-protocol-binding.md
+"""
+
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from typing import Final, TypeVar
+
+from pydantic import ValidationError
+
+from infra.kafka.port import Headers, Record
+from schemas.documents import DocumentKey
+from schemas.events import EVENT_TYPES, ChunkPlan, DocumentEvent, IndexChange
+from schemas.topics import CHUNKS, DOCUMENTS, INDEX_CHANGES
+
+TRACEPARENT: Final = "traceparent"
+_SOURCE: Final = b"/freshline"
+
+M = TypeVar("M", DocumentEvent, ChunkPlan, IndexChange)
+
+
+class Undecodable(ValueError):
+    """The record is no message of the expected type and version; trying again cannot help."""
+
+
+def encode_event(event: DocumentEvent, traceparent: str | None = None) -> Record:
+    """The record of an accepted event."""
+    headers = _headers(DocumentEvent, event.event_id, event.key, event.accepted_ms, traceparent)
+    return Record(DOCUMENTS.name, _key(event.key), event.model_dump_json(exclude_defaults=True).encode(), headers)
+
+
+def encode_plan(plan: ChunkPlan, partition: int, traceparent: str | None = None) -> Record:
+    """The record of a chunk plan, on the lane of its event."""
+    event = plan.event
+    headers = _headers(ChunkPlan, event.event_id, event.key, plan.chunked_ms, traceparent)
+    value = plan.model_dump_json(exclude_defaults=True).encode()
+    return Record(CHUNKS.name, _key(event.key), value, headers, partition)
+
+
+def encode_change(change: IndexChange, partition: int, traceparent: str | None = None) -> Record:
+    """The record of an index change, on the lane of its event."""
+    key = DocumentKey(change.tenant, change.document_id)
+    at_ms = change.times.searchable_ms or change.times.accepted_ms
+    headers = _headers(IndexChange, change.event_id, key, at_ms, traceparent)
+    value = change.model_dump_json(exclude_defaults=True).encode()
+    return Record(INDEX_CHANGES.name, _key(key), value, headers, partition)
+
+
+def decode(model: type[M], value: bytes | None, headers: Iterable[tuple[str, bytes]]) -> M:
+    """The message in a record.
+
+    Raises:
+        Undecodable: wrong type or version, no JSON, or a missing or malformed field; the message names which.
+    """
+    declared = header(headers, "ce_type")
+    expected = EVENT_TYPES[model]
+    if declared is not None and declared != expected:
+        raise Undecodable(f"record of type {declared!r} where {expected!r} was expected")
+    if value is None:
+        raise Undecodable("record without a value")
+    try:
+        return model.model_validate_json(value)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(str(part) for part in first["loc"]) or "value"
+        raise Undecodable(f"{model.__name__}: {where}: {first['msg']}") from error
+
+
+def header(headers: Iterable[tuple[str, bytes]], name: str) -> str | None:
+    """The text of a header, or None."""
+    for key, value in headers:
+        if key == name:
+            return value.decode("utf-8", "replace")
+    return None
+
+
+def _key(key: DocumentKey) -> bytes:
+    return str(key).encode()
+
+
+def _headers(
+    model: type[DocumentEvent | ChunkPlan | IndexChange],
+    event_id: str,
+    key: DocumentKey,
+    at_ms: float,
+    traceparent: str | None,
+) -> Headers:
+    headers = [
+        ("content-type", b"application/json"),
+        ("ce_specversion", b"1.0"),
+        ("ce_id", event_id.encode()),
+        ("ce_source", _SOURCE),
+        ("ce_type", EVENT_TYPES[model].encode()),
+        ("ce_subject", str(key).encode()),
+        ("ce_time", datetime.fromtimestamp(at_ms / 1000, UTC).isoformat(timespec="milliseconds").encode()),
+    ]
+    if traceparent is not None:
+        headers.append((TRACEPARENT, traceparent.encode()))
+    return tuple(headers)

@@ -1,0 +1,29 @@
+"""In-memory twin of the streams, for simulation: partitions, offsets, key routing, size limits."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from zlib import crc32
+
+from infra.kafka.port import Placed, Record, RecordTooLarge
+from schemas.topics import MAX_RECORD_BYTES
+
+
+class MemoryStreams:
+    """All topics of one broker. Records are kept for ever; ``log`` is what a consumer would read."""
+
+    def __init__(self, partitions: int) -> None:
+        self._partitions = partitions
+        self.log: dict[tuple[str, int], list[Record]] = defaultdict(list)
+
+    async def send(self, record: Record) -> Placed:
+        """See ``Producer.send``. The partition of a key differs from Kafka's; that equal keys share one does not."""
+        if len(record.value) > MAX_RECORD_BYTES:
+            raise RecordTooLarge(f"record of {len(record.value)} bytes exceeds {MAX_RECORD_BYTES}")
+        partition = crc32(record.key) % self._partitions if record.partition is None else record.partition
+        lane = self.log[record.topic, partition]
+        lane.append(record)
+        return Placed(partition, len(lane) - 1)
+
+    async def send_all(self, records: Sequence[Record]) -> list[Placed]:
+        """See ``Producer.send_all``."""
+        return [await self.send(record) for record in records]

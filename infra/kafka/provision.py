@@ -1,0 +1,132 @@
+"""Topics: created from the table, checked against it, measured for lag."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.errors import KafkaError, TopicAlreadyExistsError, for_code
+
+from infra.kafka.port import StreamUnavailable
+from infra.kafka.security import client_options
+from infra.settings import Settings
+from schemas.topics import MAX_RECORD_BYTES, TOPICS, Topic
+
+
+class TopicMismatch(Exception):
+    """A topic exists with another partition count than the settings say; lanes would not line up."""
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionLag:
+    """How far a consumer group is behind on one partition.
+
+    Attributes:
+        committed: next offset that the group would read after a restart; 0 where it never committed.
+        end: next offset that the broker will give out.
+    """
+
+    partition: int
+    committed: int
+    end: int
+
+    @property
+    def behind(self) -> int:
+        """Records not yet finished."""
+        return max(0, self.end - self.committed)
+
+
+class StreamAdmin:
+    """Administration of the streams; use as an async context manager."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._client = AIOKafkaAdminClient(**client_options(settings.kafka))
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self._client.start()
+        except KafkaError as error:
+            await self._client.close()
+            servers = self._settings.kafka.bootstrap_servers
+            raise StreamUnavailable(f"no Kafka broker answers at {servers}: {error}") from error
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._client.close()
+
+    async def create_topics(self) -> list[str]:
+        """Create what is missing of the table; the names created.
+
+        Raises:
+            TopicMismatch: see there.
+        """
+        wanted = {self._settings.names.topic(topic.name): topic for topic in TOPICS}
+        existing = set(await self._client.list_topics())
+        created = []
+        for name, topic in wanted.items():
+            if name not in existing and await self._create(name, topic):
+                created.append(name)
+        await self._check_partitions(sorted(set(wanted) & existing))
+        return created
+
+    async def delete_topics(self) -> None:
+        """Remove all topics of the namespace and what is in them."""
+        wanted = {self._settings.names.topic(topic.name) for topic in TOPICS}
+        present = wanted & set(await self._client.list_topics())
+        if present:
+            await self._client.delete_topics(sorted(present))
+
+    async def lag(self, topic: Topic, group: str) -> list[PartitionLag]:
+        """Per partition, how far ``group`` is behind on ``topic``."""
+        name = self._settings.names.topic(topic.name)
+        committed = await self._committed(group)
+        consumer = AIOKafkaConsumer(**client_options(self._settings.kafka))
+        await consumer.start()
+        try:
+            partitions = [TopicPartition(name, number) for number in range(self._settings.kafka.partitions)]
+            ends = await consumer.end_offsets(partitions)
+        finally:
+            await consumer.stop()
+        return [PartitionLag(tp.partition, committed.get(tp, 0), ends[tp]) for tp in partitions]
+
+    async def _committed(self, group: str) -> Mapping[TopicPartition, int]:
+        offsets = await self._client.list_consumer_group_offsets(group)
+        return {tp: meta.offset for tp, meta in offsets.items() if meta.offset >= 0}
+
+    async def _create(self, name: str, topic: Topic) -> bool:
+        kafka = self._settings.kafka
+        new = NewTopic(
+            name,
+            num_partitions=kafka.partitions,
+            replication_factor=kafka.replication,
+            topic_configs={
+                "retention.ms": str(topic.retention_ms),
+                "min.insync.replicas": str(kafka.min_in_sync_replicas),
+                "max.message.bytes": str(MAX_RECORD_BYTES + 100_000),
+                "compression.type": "producer",
+            },
+        )
+        response = await self._client.create_topics([new])
+        for _, code, *rest in response.topic_errors:
+            error = for_code(code)
+            if error is TopicAlreadyExistsError:  # another process was faster
+                return False
+            if code:
+                raise StreamUnavailable(f"topic {name} was not created: {error.__name__} {rest}")
+        return True
+
+    async def _check_partitions(self, names: list[str]) -> None:
+        if not names:
+            return
+        for found in await self._client.describe_topics(names):
+            count = len(found["partitions"])
+            if count != self._settings.kafka.partitions:
+                raise TopicMismatch(
+                    f"topic {found['topic']} has {count} partitions where {self._settings.kafka.partitions} are set: "
+                    "set FRESHLINE_KAFKA__PARTITIONS to match, or replay into a namespace of its own"
+                )

@@ -1,0 +1,59 @@
+"""Connection to OpenSearch, and what its failures mean."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Final
+
+import boto3
+from opensearchpy import AIOHttpConnection, AsyncHttpConnection, AsyncOpenSearch, AWSV4SignerAsyncAuth
+from opensearchpy.exceptions import ConnectionError as OpenSearchConnectionError
+from opensearchpy.exceptions import TransportError
+
+from infra.opensearch.port import IndexUnavailable
+from infra.settings import OpenSearchSettings
+
+_UNAVAILABLE_STATUS: Final = frozenset({429, 500, 502, 503, 504})
+
+
+def connect(settings: OpenSearchSettings) -> AsyncOpenSearch:
+    """A client with connections for everything one process does at once.
+
+    Raises:
+        ValueError: authentication is set without what it needs.
+    """
+    options: dict[str, Any] = {
+        "hosts": [settings.url],
+        "timeout": settings.timeout_s,
+        # Retries are decided by the callers, who know their deadlines.
+        "max_retries": 0,
+        "pool_maxsize": settings.connections,
+        "maxsize": settings.connections,
+        "connection_class": AIOHttpConnection,
+    }
+    if settings.auth == "basic":
+        if settings.username is None or settings.password is None:
+            raise ValueError("FRESHLINE_OPENSEARCH__USERNAME and __PASSWORD must be set with auth=basic")
+        options["http_auth"] = (settings.username, settings.password.get_secret_value())
+    elif settings.auth == "aws":
+        if settings.region is None:
+            raise ValueError("FRESHLINE_OPENSEARCH__REGION must be set with auth=aws")
+        credentials = boto3.Session().get_credentials()
+        options["http_auth"] = AWSV4SignerAsyncAuth(credentials, settings.region, "es")
+        options["connection_class"] = AsyncHttpConnection
+    # The client logs every failed request with its body, and bodies hold documents; failures reach us as exceptions.
+    logging.getLogger("opensearch").setLevel(logging.CRITICAL)
+    return AsyncOpenSearch(**options)
+
+
+@contextmanager
+def unavailable_is_said() -> Iterator[None]:
+    """Turn "not now" answers into IndexUnavailable; programming errors (400, 404 …) pass through."""
+    try:
+        yield
+    except OpenSearchConnectionError as error:  # time-outs too
+        raise IndexUnavailable(f"OpenSearch did not answer: {error.error}") from error
+    except TransportError as error:
+        if error.status_code in _UNAVAILABLE_STATUS:
+            raise IndexUnavailable(f"OpenSearch answered {error.status_code}: {error.error}") from error
+        raise

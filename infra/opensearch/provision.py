@@ -1,0 +1,68 @@
+"""Indices: created from the layouts in ``schemas.index``, one serving generation behind an alias."""
+
+from typing import Any
+
+from opensearchpy import AsyncOpenSearch
+from opensearchpy.exceptions import RequestError
+
+from infra.opensearch.client import connect, unavailable_is_said
+from infra.settings import Settings
+from schemas.index import chunks_index_body, manifests_index_body, vectors_index_body
+
+
+class IndexMismatch(Exception):
+    """An index exists with another layout than the settings ask for."""
+
+
+async def create_indices(settings: Settings) -> None:
+    """Create what is missing of the settings' generation; if no generation serves yet, this one does.
+
+    Raises:
+        IndexMismatch: the chunk index holds vectors of another length.
+    """
+    names, opensearch = settings.names, settings.opensearch
+    chunks = names.chunks_index(settings.generation)
+    dimension = settings.embedding.dimension
+    layout = chunks_index_body(
+        shards=opensearch.shards, replicas=opensearch.replicas, dimension=dimension, engine=opensearch.engine
+    )
+    client = connect(opensearch)
+    try:
+        with unavailable_is_said():
+            await _create(
+                client, names.manifests_index(settings.generation), manifests_index_body(replicas=opensearch.replicas)
+            )
+            await _create(client, names.vectors_index, vectors_index_body(replicas=opensearch.replicas))
+            await _create(client, chunks, layout)
+            mapping = await client.indices.get_mapping(index=chunks)
+            found = mapping[chunks]["mappings"]["properties"]["vector"]["dimension"]
+            if found != dimension:
+                raise IndexMismatch(
+                    f"{chunks} holds vectors of length {found}, the model makes {dimension}: "
+                    "build a new generation (FRESHLINE_GENERATION) by a replay"
+                )
+            if not await client.indices.exists_alias(name=names.chunks_alias):
+                await client.indices.put_alias(index=chunks, name=names.chunks_alias)
+    finally:
+        await client.close()
+
+
+async def delete_indices(settings: Settings) -> None:
+    """Remove all indices of the namespace and what is in them."""
+    names = settings.names
+    client = connect(settings.opensearch)
+    try:
+        with unavailable_is_said():
+            present = await client.indices.get(index=f"{names.namespace}-*", params={"expand_wildcards": "all"})
+            for name in present:
+                await client.indices.delete(index=name)
+    finally:
+        await client.close()
+
+
+async def _create(client: AsyncOpenSearch, name: str, body: dict[str, Any]) -> None:
+    try:
+        await client.indices.create(index=name, body=body)
+    except RequestError as error:
+        if error.error != "resource_already_exists_exception":
+            raise

@@ -1,0 +1,245 @@
+"""The index on a real OpenSearch cluster."""
+
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any, Final, Self
+
+import orjson
+from opensearchpy import AsyncOpenSearch
+
+from infra.opensearch import codec
+from infra.opensearch.client import connect, unavailable_is_said
+from infra.opensearch.port import ChunkChange, Hit, HybridSearch, IndexUnavailable, Vector, Windows
+from infra.settings import Settings
+from schemas.documents import DocumentKey
+from schemas.index import Manifest, StoredChunk
+
+_CONFLICT: Final = 409
+_NOT_FOUND: Final = 404
+_BAD_REQUEST: Final = 400
+_SCAN_PAGE: Final = 500
+_BULK_BYTES: Final = 8_000_000
+
+
+class OpenSearchIndex:
+    """Passages, manifests and stored vectors of one generation; both sides of the port."""
+
+    def __init__(self, client: AsyncOpenSearch, settings: Settings, *, generation: str | None = None) -> None:
+        names = settings.names
+        self.generation = generation or settings.generation
+        self._client = client
+        self._chunks = names.chunks_index(self.generation)
+        self._manifests = names.manifests_index(self.generation)
+        self._vectors = names.vectors_index
+        self._serving = names.chunks_alias
+
+    @classmethod
+    def open(cls, settings: Settings, *, generation: str | None = None) -> Self:
+        """A store with connections of its own; nothing is sent before the first call."""
+        return cls(connect(settings.opensearch), settings, generation=generation)
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._client.close()
+
+    async def ready(self) -> None:
+        """Check that the serving index answers.
+
+        Raises:
+            IndexUnavailable: it does not, or is not there.
+        """
+        with unavailable_is_said():
+            if not await self._client.indices.exists_alias(name=self._serving):
+                raise IndexUnavailable(f"there is no index behind {self._serving}: start a worker, it makes one")
+
+    # Read side
+
+    async def search(self, searches: Sequence[HybridSearch]) -> list[Windows]:
+        """See ``SearchIndex.search``."""
+        lines: list[dict[str, Any]] = []
+        for search in searches:
+            for body in codec.search_bodies(search):
+                lines += [{}, body]
+        with unavailable_is_said():
+            answer = await self._client.msearch(index=self._serving, body=_ndjson(lines))
+        legs = [_searched(response) for response in answer["responses"]]
+        return [Windows(legs[at], legs[at + 1]) for at in range(0, len(legs), 2)]
+
+    async def fetch(self, hits: Sequence[Hit]) -> dict[str, StoredChunk]:
+        """See ``SearchIndex.fetch``. Reads what is searchable, like the search before it, not what is newer."""
+        if not hits:
+            return {}
+        docs = [{"_id": hit.chunk_id, "routing": str(hit.key), "_source": codec.CHUNK_SOURCE} for hit in hits]
+        with unavailable_is_said():
+            answer = await self._client.mget(index=self._serving, body={"docs": docs}, params={"realtime": "false"})
+        found = (_got(doc) for doc in answer["docs"])
+        return {doc["_id"]: codec.read_chunk(doc["_source"]) for doc in found if doc is not None}
+
+    async def positions(self, tenant: str) -> dict[int, int]:
+        """See ``SearchIndex.positions``."""
+        query = {"bool": {"filter": [{"term": {"tenant": tenant}}, {"term": {"complete": True}}]}}
+        highest = {"max": {"field": "offset"}}
+        by_partition = {"terms": {"field": "partition", "size": 10_000}, "aggs": {"highest": highest}}
+        body = {"size": 0, "query": query, "aggs": {"partitions": by_partition}}
+        with unavailable_is_said():
+            answer = await self._client.search(index=self._manifests, body=body)
+        buckets = answer["aggregations"]["partitions"]["buckets"]
+        return {int(bucket["key"]): int(bucket["highest"]["value"]) for bucket in buckets}
+
+    # Write side
+
+    async def manifests(self, keys: Sequence[DocumentKey]) -> dict[DocumentKey, Manifest]:
+        """See ``DocumentIndex.manifests``."""
+        if not keys:
+            return {}
+        docs = [{"_id": str(key), "_source": ["manifest"]} for key in keys]
+        with unavailable_is_said():
+            answer = await self._client.mget(index=self._manifests, body={"docs": docs})
+        found = (_got(doc) for doc in answer["docs"])
+        manifests = (codec.read_manifest(doc["_source"]) for doc in found if doc is not None)
+        return {manifest.key: manifest for manifest in manifests}
+
+    async def put_manifests(self, manifests: Sequence[Manifest]) -> list[bool]:
+        """See ``DocumentIndex.put_manifests``."""
+        lines: list[dict[str, Any]] = []
+        for manifest in manifests:
+            action = {"_id": str(manifest.key), "version": manifest.external_version, "version_type": "external_gte"}
+            lines += [{"index": action}, codec.manifest_body(manifest)]
+        results = await self._bulk(self._manifests, lines, refresh=False)
+        for result in results:
+            _raise_if_unavailable(result)
+            if result["status"] not in {200, 201, _CONFLICT}:
+                raise ValueError(f"a manifest was refused: {result['error']}")
+        return [result["status"] != _CONFLICT for result in results]
+
+    async def apply(self, changes: Sequence[ChunkChange]) -> list[str | None]:
+        """See ``DocumentIndex.apply``."""
+        refused: list[str | None] = []
+        for start, end in _bulk_slices([len(change.put) for change in changes]):
+            refused += await self._apply(changes[start:end])
+        return refused
+
+    async def _apply(self, changes: Sequence[ChunkChange]) -> list[str | None]:
+        lines: list[dict[str, Any]] = []
+        owners: list[int] = []
+        for number, change in enumerate(changes):
+            meta = {"routing": str(change.key), "version": change.version, "version_type": "external_gte"}
+            for write in change.put:
+                lines += [{"index": {"_id": write.chunk.chunk_id, **meta}}, codec.chunk_body(write)]
+            lines += [{"delete": {"_id": chunk_id, **meta}} for chunk_id in change.remove]
+            owners += [number] * (len(change.put) + len(change.remove))
+        refused: list[str | None] = [None] * len(changes)
+        # One request writes and refreshes exactly the shards that it touched.
+        for owner, result in zip(owners, await self._bulk(self._chunks, lines, refresh=True), strict=True):
+            _raise_if_unavailable(result)
+            if result["status"] == _BAD_REQUEST:
+                error = result["error"]
+                refused[owner] = f"{error.get('type')}: {error.get('reason')}"
+        return refused
+
+    async def stored_vectors(self, keys: Sequence[str]) -> dict[str, Vector]:
+        """See ``DocumentIndex.stored_vectors``."""
+        if not keys:
+            return {}
+        with unavailable_is_said():
+            answer = await self._client.mget(index=self._vectors, body={"ids": list(keys)})
+        found = (_got(doc) for doc in answer["docs"])
+        return {doc["_id"]: codec.read_vector(doc["_source"]) for doc in found if doc is not None}
+
+    async def store_vectors(self, vectors: Mapping[str, Vector]) -> None:
+        """See ``DocumentIndex.store_vectors``."""
+        now_ms = int(time.time() * 1000)
+        lines: list[dict[str, Any]] = []
+        for key, vector in vectors.items():
+            lines += [{"index": {"_id": key}}, codec.vector_body(vector, now_ms)]
+        for result in await self._bulk(self._vectors, lines, refresh=False):
+            _raise_if_unavailable(result)
+
+    # Operators
+
+    async def scan_manifests(self) -> AsyncIterator[Manifest]:
+        """See ``DocumentIndex.scan_manifests``."""
+        with unavailable_is_said():
+            await self._client.indices.refresh(index=self._manifests)
+        async for source in self._scan(self._manifests, {"_source": ["manifest"]}):
+            yield codec.read_manifest(source)
+
+    async def scan_chunks(self) -> AsyncIterator[StoredChunk]:
+        """See ``DocumentIndex.scan_chunks``."""
+        async for source in self._scan(self._chunks, {"_source": {"excludes": ["vector", "lexical", "text"]}}):
+            yield codec.read_chunk(source)
+
+    async def delete_chunks(self, hits: Sequence[Hit]) -> None:
+        """See ``DocumentIndex.delete_chunks``."""
+        lines = [{"delete": {"_id": hit.chunk_id, "routing": str(hit.key)}} for hit in hits]
+        for result in await self._bulk(self._chunks, lines, refresh=True):
+            _raise_if_unavailable(result)
+
+    async def _scan(self, index: str, body: dict[str, Any]) -> AsyncIterator[Mapping[str, Any]]:
+        with unavailable_is_said():
+            snapshot = (await self._client.create_pit(index=index, params={"keep_alive": "5m"}))["pit_id"]
+        try:
+            after: list[Any] | None = None
+            while True:
+                page = body | {
+                    "size": _SCAN_PAGE,
+                    "pit": {"id": snapshot, "keep_alive": "5m"},
+                    "sort": ["_shard_doc"],
+                    **({"search_after": after} if after is not None else {}),
+                }
+                with unavailable_is_said():
+                    hits = (await self._client.search(body=page))["hits"]["hits"]
+                if not hits:
+                    return
+                for hit in hits:
+                    yield hit["_source"]
+                after = hits[-1]["sort"]
+        finally:
+            await self._client.delete_pit(body={"pit_id": [snapshot]})
+
+    async def _bulk(self, index: str, lines: list[dict[str, Any]], *, refresh: bool) -> list[dict[str, Any]]:
+        if not lines:
+            return []
+        params = {"refresh": "true"} if refresh else {}
+        with unavailable_is_said():
+            answer = await self._client.bulk(index=index, body=_ndjson(lines), params=params)
+        return [next(iter(item.values())) for item in answer["items"]]
+
+
+def _ndjson(lines: Sequence[Mapping[str, Any]]) -> str:
+    return b"".join(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE) for line in lines).decode()
+
+
+def _bulk_slices(sizes: Sequence[int]) -> list[tuple[int, int]]:
+    """Cut a list of changes into requests of bounded size; one change is never cut, so it stays one shard request."""
+    most = _BULK_BYTES // 10_000  # a passage with its vector as text is about 10 kB
+    slices, start, total = [], 0, 0
+    for at, size in enumerate(sizes):
+        if at > start and total + size > most:
+            slices.append((start, at))
+            start, total = at, 0
+        total += size
+    if start < len(sizes):
+        slices.append((start, len(sizes)))
+    return slices
+
+
+def _searched(response: Mapping[str, Any]) -> tuple[Hit, ...]:
+    if "error" in response:
+        raise IndexUnavailable(f"a search failed: {response['error'].get('reason')}")
+    if response["_shards"]["failed"] or response["timed_out"]:
+        # Results of some shards only would pass for an answer, be cached as one, and be wrong.
+        raise IndexUnavailable("some shards did not answer")
+    return codec.read_hits(response)
+
+
+def _got(doc: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    if "error" in doc:
+        raise IndexUnavailable(f"a read failed: {doc['error'].get('reason')}")
+    return doc if doc["found"] else None
+
+
+def _raise_if_unavailable(result: Mapping[str, Any]) -> None:
+    if result["status"] in {200, 201, _NOT_FOUND, _CONFLICT, _BAD_REQUEST}:
+        return
+    raise IndexUnavailable(f"OpenSearch answered {result['status']}: {result.get('error')}")

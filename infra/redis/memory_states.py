@@ -1,0 +1,69 @@
+"""Twins of event states and versions: same promises, kept in one process."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+
+from infra.redis.event_states import acceptance_fields, progress_fields, read_status
+from infra.redis.port import CacheUnavailable, Progress
+from schemas.documents import DocumentKey, EventStatus
+
+
+class _MayFail:
+    """Attributes: ``available``: while False, every call raises ``CacheUnavailable``."""
+
+    def __init__(self) -> None:
+        self.available = True
+
+    def _answer(self) -> None:
+        if not self.available:
+            raise CacheUnavailable("switched off")
+
+
+class MemoryVersions(_MayFail):
+    """See ``Versions``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._last: dict[DocumentKey, int] = {}
+
+    async def assign(
+        self, keys: Sequence[DocumentKey], *, now_us: int, floors: Mapping[DocumentKey, int]
+    ) -> list[int | None]:
+        """Assign a version to each key, in order; see ``Versions``."""
+        self._answer()
+        return [self._next(key, now_us, floors.get(key)) for key in keys]
+
+    def _next(self, key: DocumentKey, now_us: int, floor: int | None) -> int | None:
+        known = [version for version in (self._last.get(key), floor) if version is not None]
+        if not known:
+            return None
+        self._last[key] = max(now_us, max(known) + 1)
+        return self._last[key]
+
+
+class MemoryEventStates(_MayFail):
+    """See ``EventStates``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._fields: defaultdict[tuple[str, str], dict[str, str]] = defaultdict(dict)
+
+    async def begin(self, tenant: str, status: EventStatus) -> None:
+        """Record acceptance."""
+        self._add(tenant, status.event_id, acceptance_fields(status))
+
+    async def advance(self, progress: Sequence[Progress]) -> None:
+        """Record stages and outcomes."""
+        for step in progress:
+            self._add(step.tenant, step.event_id, progress_fields(step))
+
+    async def get(self, tenant: str, event_id: str) -> EventStatus | None:
+        """The status, once acceptance is recorded."""
+        self._answer()
+        return read_status(event_id, self._fields.get((tenant, event_id), {}))
+
+    def _add(self, tenant: str, event_id: str, fields: Mapping[str, str]) -> None:
+        self._answer()
+        known = self._fields[tenant, event_id]
+        for name, value in fields.items():
+            known.setdefault(name, value)

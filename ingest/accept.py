@@ -1,0 +1,194 @@
+"""Acceptance: the one step between a sender and the stream. Afterwards the event cannot be lost."""
+
+import asyncio
+import secrets
+import time
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+import structlog
+
+from infra.blobs.port import BlobStore
+from infra.kafka.codec import encode_event
+from infra.kafka.port import Producer, StreamUnavailable
+from infra.opensearch.port import IndexUnavailable
+from infra.redis.port import CacheUnavailable, EventStates, Versions
+from infra.web.problems import RETRY_AFTER_S, ProblemRaised, as_problem, invalid
+from ingest.core.changes import DocumentRequest, Upload
+from ingest.core.event_ids import RANDOM_BITS, event_id
+from ingest.metrics import IngestMetrics
+from schemas.documents import MAX_VERSION, Accepted, DocumentKey, EventStatus, Stage
+from schemas.events import Change, DocumentEvent
+from schemas.index import Manifest
+from schemas.positions import Position
+from schemas.problems import InvalidField, ProblemType
+
+PARALLEL_ITEMS: Final = 32
+"""Documents of one batch that are accepted at the same time: enough to fill the waits, few enough to stay fair."""
+
+_log = structlog.get_logger(__name__)
+
+
+class Manifests(Protocol):
+    """The part of the index that acceptance reads."""
+
+    async def manifests(self, keys: Sequence[DocumentKey]) -> Mapping[DocumentKey, Manifest]:
+        """See ``DocumentIndex``."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Stores:
+    """What acceptance works with."""
+
+    blobs: BlobStore
+    producer: Producer
+    versions: Versions
+    states: EventStates
+    index: Manifests
+
+
+class Acceptance:
+    """Turns what senders ask for into events.
+
+    The order is the promise: 1. content is in the blob store, 2. the version is known, 3. all in-sync replicas of the
+    stream have the event, 4. its state is recorded. A failure before 3 leaves at most a blob that nothing names; a
+    failure after 3 is no failure, since the stream is the truth and the state only tells of it.
+    """
+
+    def __init__(self, stores: Stores, metrics: IngestMetrics) -> None:
+        self._stores = stores
+        self._metrics = metrics
+        self._missing: set[str] = set()
+
+    async def accept(self, tenant: str, request: DocumentRequest, traceparent: str | None = None) -> Accepted:
+        """Accept one event; when this returns, it is durable.
+
+        Raises:
+            ProblemRaised: no version can be given to it.
+            StreamUnavailable: it was not acknowledged; it may be in the stream all the same, and sending again is safe.
+            BlobStoreUnavailable: its content could not be stored.
+        """
+        try:
+            with self._metrics.seconds.time():
+                return await self._accept(tenant, request, traceparent)
+        except Exception as error:
+            self._metrics.refused.labels(as_problem(error).type.rpartition("/")[2]).inc()
+            raise
+
+    async def accept_many(
+        self, tenant: str, requests: Sequence[DocumentRequest], traceparent: str | None = None
+    ) -> list[Accepted | Exception]:
+        """Accept each as ``accept`` does; the outcomes in their order.
+
+        Documents go side by side, events of one document one after the other. When the stream does not answer, what
+        has not begun by then is not tried: each try would wait its full time.
+        """
+        lanes: dict[str, list[int]] = defaultdict(list)
+        for place, request in enumerate(requests):
+            lanes[request.document_id].append(place)
+        outcomes: list[Accepted | Exception] = [StreamUnavailable("not tried")] * len(requests)
+        free = asyncio.Semaphore(PARALLEL_ITEMS)
+        stream_is_down = False
+
+        async def run(lane: list[int]) -> None:
+            nonlocal stream_is_down
+            async with free:
+                for place in lane:
+                    if stream_is_down:
+                        return
+                    try:
+                        outcomes[place] = await self.accept(tenant, requests[place], traceparent)
+                    except StreamUnavailable as error:
+                        stream_is_down, outcomes[place] = True, error
+                    except Exception as error:  # noqa: BLE001 - each item has an outcome of its own
+                        outcomes[place] = error
+
+        await asyncio.gather(*(run(lane) for lane in lanes.values()))
+        return outcomes
+
+    async def _accept(self, tenant: str, request: DocumentRequest, traceparent: str | None) -> Accepted:
+        upload = request if isinstance(request, Upload) else None
+        content = await self._stores.blobs.put(upload.content) if upload else None
+        version = await self._version(DocumentKey(tenant, request.document_id), request.revision)
+        now_ms = time.time_ns() / 1e6
+        event = DocumentEvent(
+            event_id=event_id(int(now_ms), secrets.randbits(RANDOM_BITS)),
+            tenant=tenant,
+            document_id=request.document_id,
+            version=version,
+            change=Change.UPSERTED if upload else Change.DELETED,
+            accepted_ms=now_ms,
+            content=content,
+            content_type=upload.content_type if upload else None,
+            file_name=upload.file_name if upload else None,
+            title=upload.attributes.title if upload else None,
+            source=upload.attributes.source if upload else None,
+            groups=upload.attributes.groups if upload else (),
+            metadata=upload.attributes.metadata if upload else {},
+        )
+        placed = await self._stores.producer.send(encode_event(event, traceparent))
+        position = str(Position(placed.partition, placed.offset))
+        self._metrics.accepted.labels(event.change.value).inc()
+        self._metrics.content_bytes.inc(content.size_bytes if content else 0)
+        await self._record(event, position)
+        return Accepted(
+            event_id=event.event_id, document_id=event.document_id, version=event.version, position=position
+        )
+
+    async def _version(self, key: DocumentKey, revision: int | None) -> int:
+        """The source's revision, or one above every earlier version of the document (I1)."""
+        if revision is not None:
+            return revision
+        now_us = time.time_ns() // 1_000
+        try:
+            version = (await self._stores.versions.assign([key], now_us=now_us, floors={}))[0]
+            if version is None:
+                floors = {key: await self._floor(key)}
+                version = (await self._stores.versions.assign([key], now_us=now_us, floors=floors))[0]
+        except CacheUnavailable as error:
+            detail = (
+                "Redis, which assigns versions, does not answer; repeat the request, or send a revision of your own"
+            )
+            raise ProblemRaised(ProblemType.UNAVAILABLE, detail, retry_after_s=RETRY_AFTER_S) from error
+        if version is None or version > MAX_VERSION:
+            message = f"the document has the largest revision there is, {MAX_VERSION}; use another document id"
+            raise invalid("no later version exists", [InvalidField(field="revision", message=message)])
+        return version
+
+    async def _floor(self, key: DocumentKey) -> int:
+        """The version last indexed, where Redis remembers none: a new or quiet document, or a Redis that lost it."""
+        try:
+            manifest = (await self._stores.index.manifests([key])).get(key)
+        except IndexUnavailable as error:
+            # The time in microseconds is above every version assigned before, so long as no clock ran ahead.
+            self._say_missing("index", "version_floor_skipped", error)
+            return 0
+        self._missing.discard("index")
+        return manifest.version if manifest else 0
+
+    async def _record(self, event: DocumentEvent, position: str) -> None:
+        status = EventStatus(
+            event_id=event.event_id,
+            document_id=event.document_id,
+            version=event.version,
+            position=position,
+            stage=Stage.ACCEPTED,
+            outcome=None,
+            accepted_ms=event.accepted_ms,
+            stages_ms={Stage.ACCEPTED: 0.0},
+        )
+        try:
+            await self._stores.states.begin(event.tenant, status)
+        except CacheUnavailable as error:
+            self._say_missing("redis", "event_state_not_recorded", error)
+        else:
+            self._missing.discard("redis")
+
+    def _say_missing(self, store: str, event: str, error: Exception) -> None:
+        """Warn once when a store that can be done without stops answering, not once for each event."""
+        if store not in self._missing:
+            self._missing.add(store)
+            _log.warning(event, store=store, reason=str(error))

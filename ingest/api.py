@@ -1,0 +1,226 @@
+"""The ingest API: documents in, events out, and where each of them is."""
+
+import re
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Annotated, Any, Final
+
+import structlog
+from fastapi import Depends, FastAPI, Header, Request, Response
+from prometheus_client import CollectorRegistry
+
+from infra.opensearch.port import Access
+from infra.settings import Settings
+from infra.web.credentials import Credentials
+from infra.web.metrics import install_metrics
+from infra.web.problems import ProblemRaised, install_problems
+from ingest.accept import Acceptance, Stores
+from ingest.batches import NDJSON, BatchLimits, accept_batch, read_batch
+from ingest.core.attributes import FIELDS, header_name
+from ingest.core.changes import Removal
+from ingest.metrics import IngestMetrics
+from ingest.uploads import read_upload
+from schemas.batches import BatchResponse
+from schemas.content_types import SUPPORTED_TYPES
+from schemas.documents import (
+    Accepted,
+    DocumentId,
+    DocumentKey,
+    DocumentState,
+    DocumentText,
+    EventStatus,
+    Version,
+)
+from schemas.index import Manifest
+from schemas.problems import PROBLEM_MEDIA_TYPE, Problem, ProblemType
+
+Check = Callable[[], Awaitable[None]]
+"""Raises where a store cannot be used now."""
+
+_JSON: Final = "application/json"
+_TRACEPARENT: Final = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+
+_log = structlog.get_logger(__name__)
+
+
+def build_api(
+    settings: Settings,
+    stores: Stores,
+    *,
+    required: Mapping[str, Check],
+    useful: Mapping[str, Check],
+    registry: CollectorRegistry,
+) -> FastAPI:
+    """The application.
+
+    Args:
+        settings: limits and the credential.
+        stores: what acceptance works with.
+        required: checks without which nothing can be accepted; ``/ready`` fails with any of them.
+        useful: checks of what is missed but not needed; ``/ready`` tells of them.
+        registry: where metrics are kept.
+    """
+    app = FastAPI(title="Freshline ingest", summary="Documents in, as events of one stream.", version="1")
+    install_problems(app)
+    _add_documents(app, settings, stores, Acceptance(stores, IngestMetrics(registry)))
+    _add_operations(app, required, useful)
+    install_metrics(app, service="ingest", registry=registry)
+    return app
+
+
+def _add_documents(app: FastAPI, settings: Settings, stores: Stores, acceptance: Acceptance) -> None:
+    credentials = Credentials(settings.tenant)
+    reader = Depends(credentials)
+    max_bytes = settings.parse.max_bytes
+    limits = BatchLimits(settings.ingest.max_batch_bytes, settings.ingest.max_batch_items, max_bytes)
+
+    @app.put(
+        "/v1/documents/{document_id:path}",
+        status_code=202,
+        response_model=Accepted,
+        responses=_problems(401, 413, 415, 422, 503),
+        openapi_extra=_upload_openapi(),
+    )
+    async def put_document(document_id: DocumentId, request: Request, access: Annotated[Access, reader]) -> Response:
+        """Upload a document, or replace it. 202 means that the event is durable in the stream."""
+        upload = await read_upload(request, document_id, max_bytes=max_bytes)
+        return _accepted(await acceptance.accept(access.tenant, upload, traceparent(request)))
+
+    @app.delete(
+        "/v1/documents/{document_id:path}",
+        status_code=202,
+        response_model=Accepted,
+        responses=_problems(401, 422, 503),
+    )
+    async def delete_document(
+        document_id: DocumentId,
+        request: Request,
+        access: Annotated[Access, reader],
+        freshline_revision: Annotated[Version | None, Header()] = None,
+    ) -> Response:
+        """Take a document away. Deleting one that is not there is accepted too: an upload may still be under way."""
+        removal = Removal(document_id, freshline_revision)
+        return _accepted(await acceptance.accept(access.tenant, removal, traceparent(request)))
+
+    @app.get("/v1/documents/{document_id:path}", responses=_problems(401, 404, 422, 503))
+    async def get_document(document_id: DocumentId, access: Annotated[Access, reader]) -> DocumentState:
+        """What is searchable of a document now."""
+        key = DocumentKey(access.tenant, document_id)
+        manifest = (await stores.index.manifests([key])).get(key)
+        if manifest is None:
+            raise ProblemRaised(ProblemType.NOT_FOUND, f"no document {document_id!r} was ever indexed")
+        return _state(manifest)
+
+    @app.post(
+        "/v1/documents:batch",
+        response_model=BatchResponse,
+        responses=_problems(401, 413, 415, 422),
+        openapi_extra={"requestBody": {"required": True, "content": {NDJSON: {"schema": {"type": "string"}}}}},
+    )
+    async def post_batch(request: Request, access: Annotated[Access, reader]) -> Response:
+        """Many uploads and deletes, one JSON object per line; each line has an outcome of its own.
+
+        Events of one document keep their order. Outcomes come as JSON, or as lines where the request accepts NDJSON.
+        """
+        lines = await read_batch(request, limits)
+        outcomes = await accept_batch(acceptance, access.tenant, lines, traceparent(request))
+        if NDJSON in request.headers.get("accept", ""):
+            body = "".join(f"{outcome.model_dump_json(exclude_defaults=True)}\n" for outcome in outcomes)
+            return Response(body, media_type=NDJSON)
+        accepted = sum(outcome.accepted is not None for outcome in outcomes)
+        whole = BatchResponse(accepted=accepted, refused=len(outcomes) - accepted, outcomes=tuple(outcomes))
+        return Response(whole.model_dump_json(exclude_defaults=True), media_type=_JSON)
+
+    @app.get("/v1/events/{event_id}", responses=_problems(401, 404, 503))
+    async def get_event(event_id: str, access: Annotated[Access, reader]) -> EventStatus:
+        """Where an accepted event is. Known for a week."""
+        status = await stores.states.get(access.tenant, event_id)
+        if status is None:
+            raise ProblemRaised(ProblemType.NOT_FOUND, "no such event, or it was accepted more than a week ago")
+        return status
+
+
+def _add_operations(app: FastAPI, required: Mapping[str, Check], useful: Mapping[str, Check]) -> None:
+    @app.get("/health")
+    async def health() -> dict[str, str]:
+        """The process answers."""
+        return {"status": "ok"}
+
+    @app.get("/ready", responses=_problems(503))
+    async def ready() -> dict[str, str]:
+        """Events can be accepted. What is useful but not needed is named where it does not answer."""
+        states = {name: await _checked(name, check) for name, check in {**required, **useful}.items()}
+        failing = [name for name in required if states[name] != "ok"]
+        if failing:
+            detail = f"not answering: {', '.join(failing)}"
+            raise ProblemRaised(ProblemType.UNAVAILABLE, detail, retry_after_s=1.0)
+        return states
+
+
+async def _checked(name: str, check: Check) -> str:
+    try:
+        await check()
+    except Exception as error:  # noqa: BLE001 - whatever is wrong with a store, it is not ready
+        _log.warning("not_ready", store=name, reason=str(error))
+        return "unavailable"
+    return "ok"
+
+
+def traceparent(request: Request) -> str | None:
+    """The sender's W3C trace context, if it is well formed."""
+    value = request.headers.get("traceparent", "")
+    return value if _TRACEPARENT.fullmatch(value) else None
+
+
+def _accepted(accepted: Accepted) -> Response:
+    location = {"Location": f"/v1/events/{accepted.event_id}"}
+    return Response(accepted.model_dump_json(), status_code=202, media_type=_JSON, headers=location)
+
+
+def _state(manifest: Manifest) -> DocumentState:
+    return DocumentState(
+        document_id=manifest.document_id,
+        version=manifest.version,
+        state=manifest.state,
+        position=manifest.position,
+        title=manifest.title,
+        source=manifest.source,
+        content_type=manifest.content_type,
+        chunks=len(manifest.chunks),
+        updated_ms=manifest.updated_ms,
+        updating=not manifest.complete,
+    )
+
+
+def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    return {
+        status: {"model": Problem, "content": {PROBLEM_MEDIA_TYPE: {}}, "description": "Problem details (RFC 9457)."}
+        for status in statuses
+    }
+
+
+def _upload_openapi() -> dict[str, Any]:
+    """The three kinds of body, and the attributes as headers: what FastAPI cannot read off a raw request."""
+    binary = {"schema": {"type": "string", "format": "binary"}}
+    form = {name: {"type": "string"} for name in FIELDS} | {"file": {"type": "string", "format": "binary"}}
+    about = {
+        "title": "Title. Other than Latin letters as RFC 8187 says: UTF-8''percent-encoded.",
+        "source": "Where a person finds the original: a URL or path.",
+        "groups": "Who may see it, separated by commas; without it, every reader of the tenant.",
+        "metadata": "A JSON object of strings, numbers and booleans.",
+        "revision": "The source's own ever-growing revision number.",
+        "file_name": "Name of the file; its suffix decides the type where none is declared.",
+    }
+    return {
+        "parameters": [
+            {"name": header_name(name), "in": "header", "description": text, "schema": {"type": "string"}}
+            for name, text in about.items()
+        ],
+        "requestBody": {
+            "required": True,
+            "content": {
+                _JSON: {"schema": DocumentText.model_json_schema()},
+                "multipart/form-data": {"schema": {"type": "object", "required": ["file"], "properties": form}},
+            }
+            | {media_type: binary for media_type in sorted(SUPPORTED_TYPES) if media_type != _JSON},
+        },
+    }

@@ -1,0 +1,181 @@
+"""A folder as a source: each supported file is a document named by its path below the folder."""
+
+import asyncio
+import hashlib
+import os
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import aclosing
+from pathlib import Path, PurePosixPath
+from typing import Final, NamedTuple
+
+from watchfiles import awatch
+
+from ingest.connectors.client import Failure, IngestClient, Outgoing, Progress, Summary, begin_with, no_progress
+from ingest.connectors.guard import check_deletions
+from ingest.connectors.sent_log import SentLog, default_log_path
+from ingest.core.changes import Removal, Upload
+from ingest.core.content import TYPE_OF_SUFFIX
+from schemas.documents import DocumentAttributes
+
+LARGEST_BYTES: Final = 100_000_000
+"""Files beyond are not even read into memory; the service's own limit is usually lower."""
+
+_WATCH_PAUSE_MS: Final = 250
+
+
+async def ingest_folder(
+    client: IngestClient,
+    path: Path,
+    *,
+    watch: bool = False,
+    yes: bool = False,
+    progress: Progress = no_progress,
+    log_path: Path | None = None,
+) -> Summary:
+    """Send what changed in the folder since the last run; with ``watch``, go on until cancelled.
+
+    A file that is gone is a deletion, and a renamed one an upload and a deletion. Deletions are sent when all uploads
+    are accepted, so that what moved is not missed for longer than it must be. Hidden files, unsupported types and links
+    that lead out are passed over.
+
+    Args:
+        client: the service.
+        path: the folder.
+        watch: keep sending changes as they happen.
+        yes: delete even if very much is gone.
+        progress: called after each event.
+        log_path: where to remember what was sent; by default a file of this user, one per service and folder.
+
+    Raises:
+        NotADirectoryError: there is no such folder.
+        PermissionError: a part of it cannot be listed, which must not look like deletions.
+        TooManyDeletions: see ``guard``.
+        ServiceUnavailable: the rest was not sent.
+    """
+    root = await asyncio.to_thread(_existing, path)
+    summary = Summary()
+    with SentLog(log_path or default_log_path(client.url, str(root))) as log:
+        await begin_with(client, log)
+        folder = _Folder(root, log, summary, confirmed=yes)
+
+        async def send(place: Path) -> None:
+            look = await folder.look(place)
+            await client.send_all(folder.uploads(look), log, summary, progress)
+            await client.send_all(folder.removals(look), log, summary, progress)
+
+        if not watch:
+            await send(root)
+            return summary
+        # The whole folder is looked at once the watch stands, so that nothing changes between the two unseen.
+        places = {root}
+        watched = awatch(root, watch_filter=None, rust_timeout=_WATCH_PAUSE_MS, yield_on_timeout=True)
+        async with aclosing(watched):
+            async for changes in watched:
+                places |= {Path(name) for _, name in changes}
+                for place in _outermost(places):
+                    await send(place)
+                places = set()
+    return summary
+
+
+def list_folder(root: Path, place: Path) -> dict[str, Path]:
+    """Document id → file of every document at or below ``place``, which lies in ``root``."""
+    files = [place] if place.is_file() else _files_below(place)
+    named = ((file.relative_to(root).as_posix(), file) for file in files)
+    return {name: file for name, file in sorted(named) if _is_document(name) and file.resolve().is_relative_to(root)}
+
+
+class _Look(NamedTuple):
+    """Documents that are new or different, as id → file, and ids of those that are gone."""
+
+    changed: dict[str, Path]
+    gone: list[str]
+
+
+class _Folder:
+    """The folder as it was sent, and how it differs now."""
+
+    def __init__(self, root: Path, log: SentLog, summary: Summary, *, confirmed: bool) -> None:
+        self._root = root
+        self._log = log
+        self._summary = summary
+        self._confirmed = confirmed
+
+    async def look(self, place: Path) -> _Look:
+        """Compare what is at or below ``place`` with what was sent.
+
+        Raises:
+            TooManyDeletions: see ``guard``.
+        """
+        files = await asyncio.to_thread(list_folder, self._root, place)
+        hashes = await asyncio.to_thread(self._hashes, files)
+        known = self._log.marks
+        gone = [name for name in known if name not in files and (self._root / name).is_relative_to(place)]
+        # What only moved is not lost.
+        present = set(hashes.values())
+        check_deletions(sum(known[name] not in present for name in gone), len(known), confirmed=self._confirmed)
+        changed = {name: files[name] for name, mark in hashes.items() if known.get(name) != mark}
+        self._summary.skipped += len(hashes) - len(changed)
+        return _Look(changed, sorted(gone))
+
+    async def uploads(self, look: _Look) -> AsyncIterator[Outgoing]:
+        """What is new or different, read again: it is the content that is sent whose hash is remembered."""
+        for name, file in look.changed.items():
+            try:
+                content = await asyncio.to_thread(file.read_bytes)
+            except OSError as error:
+                self._fail(name, error)
+                continue
+            content_type = TYPE_OF_SUFFIX[PurePosixPath(name).suffix.lower()]
+            upload = Upload(name, content, content_type, DocumentAttributes(source=name), file.name)
+            yield Outgoing(upload, hashlib.sha256(content).hexdigest())
+
+    async def removals(self, look: _Look) -> AsyncIterator[Outgoing]:
+        """What is gone."""
+        for name in look.gone:
+            yield Outgoing(Removal(name), None)
+
+    def _hashes(self, listing: Mapping[str, Path]) -> dict[str, str]:
+        hashes: dict[str, str] = {}
+        for name, file in listing.items():
+            try:
+                with file.open("rb") as opened:
+                    if os.fstat(opened.fileno()).st_size > LARGEST_BYTES:
+                        self._summary.failed.append(Failure(name, f"larger than {LARGEST_BYTES:,} bytes"))
+                        continue
+                    hashes[name] = hashlib.file_digest(opened, "sha256").hexdigest()
+            except OSError as error:
+                self._fail(name, error)
+        return hashes
+
+    def _fail(self, name: str, error: OSError) -> None:
+        self._summary.failed.append(Failure(name, f"cannot be read: {error.strerror}"))
+
+
+def _existing(path: Path) -> Path:
+    if not path.is_dir():
+        raise NotADirectoryError(f"{path} is not a folder")
+    return path.resolve()
+
+
+def _files_below(place: Path) -> Iterator[Path]:
+    def stop(error: OSError) -> None:
+        # A folder may vanish while it is walked; one that may not be read is no deletion of what is in it.
+        if not isinstance(error, FileNotFoundError | NotADirectoryError):
+            raise error
+
+    for parent, folders, files in os.walk(place, onerror=stop):
+        folders[:] = [folder for folder in folders if not folder.startswith(".")]
+        yield from (Path(parent, file) for file in files)
+
+
+def _is_document(name: str) -> bool:
+    path = PurePosixPath(name)
+    # Names that are not UTF-8 come as lone surrogates, which no document id can hold.
+    readable = not any("\ud800" <= char <= "\udfff" for char in name)
+    return readable and path.suffix.lower() in TYPE_OF_SUFFIX and not any(part.startswith(".") for part in path.parts)
+
+
+def _outermost(places: set[Path]) -> list[Path]:
+    """The places that lie below no other."""
+    return sorted(place for place in places if not any(parent in places for parent in place.parents))

@@ -1,0 +1,15 @@
+"""Event ids that sort by time: UUID version 7 of RFC 9562."""
+
+from typing import Final
+from uuid import UUID
+
+_VERSION_AND_VARIANT: Final = (0x7 << 76) | (0b10 << 62)
+_RANDOM_MASK: Final = ~((0xF << 76) | (0b11 << 62))
+
+RANDOM_BITS: Final = 80
+"""Random bits that ``event_id`` takes; version and variant overwrite six of them."""
+
+
+def event_id(now_ms: int, random: int) -> str:
+    """An id for an event accepted at ``now_ms`` (epoch milliseconds); ``random`` has ``RANDOM_BITS`` bits."""
+    return str(UUID(int=(now_ms << RANDOM_BITS | random) & _RANDOM_MASK | _VERSION_AND_VARIANT))

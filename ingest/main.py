@@ -1,0 +1,76 @@
+"""The ingest process: everything built once, served, and ended in order."""
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import structlog
+from fastapi import FastAPI
+from prometheus_client import CollectorRegistry, ProcessCollector
+
+from infra.blobs import open_blob_store
+from infra.blobs.port import BlobStore, ref_of
+from infra.kafka.producer import KafkaProducer
+from infra.opensearch.store import OpenSearchIndex
+from infra.redis.connect import connect_redis
+from infra.redis.event_states import RedisEventStates
+from infra.redis.versions import RedisVersions
+from infra.settings import Settings
+from infra.telemetry.logging import configure_logging
+from infra.web.server import listening, until_told_to_stop
+from ingest.accept import Stores
+from ingest.api import build_api
+
+_log = structlog.get_logger(__name__)
+
+
+async def serve(settings: Settings) -> None:
+    """Accept documents until SIGTERM or SIGINT; requests under way then finish and their events are acknowledged.
+
+    Raises:
+        UnsafeBind: the address is reachable from elsewhere and no key is set.
+        CannotListen: the address cannot be bound.
+        StreamUnavailable: no broker answers.
+    """
+    configure_logging(settings)
+    async with opened(settings) as app, listening(app, settings.ingest, settings.tenant) as url:
+        _log.info("ingest_listening", url=url)
+        await until_told_to_stop()
+        _log.info("ingest_stopping")
+
+
+@asynccontextmanager
+async def opened(settings: Settings) -> AsyncIterator[FastAPI]:
+    """The application on real stores; leaving the context sends what is under way and closes them.
+
+    Raises:
+        StreamUnavailable: no broker answers.
+    """
+    async with AsyncExitStack() as closing:
+        blobs = open_blob_store(settings.blobs)
+        closing.push_async_callback(blobs.close)
+        index = OpenSearchIndex.open(settings)
+        closing.push_async_callback(index.close)
+        redis = connect_redis(settings.redis)
+        closing.push_async_callback(redis.aclose)
+        producer = await KafkaProducer.open(settings)
+        closing.push_async_callback(producer.close)
+        states = RedisEventStates(redis, settings.names)
+        registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+
+        async def redis_answers() -> None:
+            await states.get(settings.tenant.default, "ready")
+
+        yield build_api(
+            settings,
+            Stores(blobs, producer, RedisVersions(redis, settings.names), states, index),
+            required={"kafka": producer.ready, "blobs": lambda: _answers(blobs)},
+            # Redis is shared by all replicas: taking this one out of service would help nobody, and events that carry
+            # a revision are accepted without it.
+            useful={"redis": redis_answers, "index": index.ready},
+            registry=registry,
+        )
+
+
+async def _answers(blobs: BlobStore) -> None:
+    await blobs.exists(ref_of(b""))

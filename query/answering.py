@@ -1,0 +1,146 @@
+"""The use case: a question in, an answer with the positions it is true for out."""
+
+import asyncio
+import time
+from typing import Any
+
+from infra.generation.port import GeneratedAnswer, Generator, SourceText
+from infra.opensearch.port import Access
+from infra.redis.port import AnswerCache, CacheUnavailable
+from query.core.cache_key import AnswerMaker, cache_key, normalised
+from query.core.entry import Entry, UnreadableEntry, stored_response, window_of
+from query.core.response import response_body, stamped
+from query.metrics import QueryMetrics
+from query.retrieval import Retrieval, Retrieved
+from query.standing import Standing, Standings
+from schemas.positions import Position
+from schemas.queries import QueryRequest
+
+
+class Answering:
+    """Answers from the cache where it can, and fills it where it may.
+
+    The order is what keeps answers true: look (epoch and positions), then retrieve, then store under that epoch. A
+    cached answer is true for the positions of the look that found it, as the epoch still stands with them.
+
+    Args:
+        standings: looks before each answer.
+        retrieval: finds passages.
+        generator: writes answers where asked to.
+        cache: keeps answers.
+        maker: what decides an answer besides the question.
+        metrics: where answers are counted.
+        ttl_s: how long an answer is kept at most.
+    """
+
+    def __init__(
+        self,
+        *,
+        standings: Standings,
+        retrieval: Retrieval,
+        generator: Generator,
+        cache: AnswerCache,
+        maker: AnswerMaker,
+        metrics: QueryMetrics,
+        ttl_s: int,
+    ) -> None:
+        self._standings = standings
+        self._retrieval = retrieval
+        self._generator = generator
+        self._cache = cache
+        self._maker = maker
+        self._metrics = metrics
+        self._ttl_s = ttl_s
+        self._flights: dict[tuple[str, object], asyncio.Task[bytes]] = {}
+
+    async def answer(self, request: QueryRequest, access: Access) -> bytes:
+        """A ``QueryResponse`` as JSON.
+
+        Raises:
+            PositionNotReached: ``min_position`` is not reached in time.
+            EmbeddingError: the question has no vector.
+            GenerationError: no answer was written.
+            IndexUnavailable: nothing is cached and the index cannot answer now.
+        """
+        began_s = time.perf_counter()
+        key = cache_key(request, access, self._maker)
+        if request.min_position is None:
+            standing = await self._standings.look(access.tenant, key)
+        else:
+            position = Position.parse(request.min_position)
+            standing = await self._standings.look_from(access.tenant, key, position)
+        cached = _readable(standing.entry)
+        body = cached if cached is not None else await self._fill_once(request, access, key, standing)
+        served = "hit" if cached is not None else "uncached" if standing.epoch is None else "filled"
+        self._metrics.queries.labels(served).inc()
+        query_time_ms = (time.perf_counter() - began_s) * 1_000
+        return stamped(body, query_time_ms=query_time_ms, cached=cached is not None, as_of=standing.as_of)
+
+    async def close(self) -> None:
+        """End what is still under way for callers that are gone."""
+        flights = tuple(self._flights.values())
+        for flight in flights:
+            flight.cancel()
+        await asyncio.gather(*flights, return_exceptions=True)
+
+    async def _fill_once(self, request: QueryRequest, access: Access, key: str, standing: Standing) -> bytes:
+        """Equal questions at a time share one retrieval, if it is as true for the later as for the first.
+
+        A caller that goes away leaves it to the others, and to the cache.
+        """
+        name = (key, standing.since)
+        flight = self._flights.get(name)
+        if flight is None:
+            flight = asyncio.create_task(self._fill(request, access, key, standing), name=f"fill-{key}")
+            self._flights[name] = flight
+
+            def land(landed: asyncio.Task[Any]) -> None:
+                del self._flights[name]
+                if not landed.cancelled():
+                    landed.exception()  # every caller may be gone, and asyncio complains of errors nobody looked at
+
+            flight.add_done_callback(land)
+        return await asyncio.shield(flight)
+
+    async def _fill(self, request: QueryRequest, access: Access, key: str, standing: Standing) -> bytes:
+        retrieved = await self._retrieval.retrieve(
+            normalised(request.query), access, top_k=request.top_k, filters=request.filters or {}
+        )
+        generated = await self._generate(request.query, retrieved) if request.generate else None
+        body = response_body(retrieved.passages, generated, include_metadata=request.include_metadata)
+        if standing.epoch is not None:
+            await self._store(access.tenant, key, _entry(body, retrieved).encode(), standing.epoch)
+        return body
+
+    async def _generate(self, question: str, retrieved: Retrieved) -> GeneratedAnswer:
+        sources = [
+            SourceText(number, chunk.text, chunk.title) for number, (_, chunk) in enumerate(retrieved.passages, start=1)
+        ]
+        with self._metrics.stage("generate"):
+            return await self._generator.answer(question, sources, retrieved.query_vector)
+
+    async def _store(self, tenant: str, key: str, entry: bytes, epoch: int) -> None:
+        try:
+            stored = await self._cache.store(tenant, key, entry, epoch=epoch, ttl_s=self._ttl_s)
+        except CacheUnavailable:
+            return  # the answer is good all the same; the next look counts and reports the failure
+        if not stored:
+            self._metrics.overtaken.inc()
+
+
+def _entry(body: bytes, retrieved: Retrieved) -> Entry:
+    return Entry(
+        response=body,
+        sources=tuple((chunk.chunk_id, chunk.version) for _, chunk in retrieved.passages),
+        vector_window=window_of(retrieved.windows.vector),
+        lexical_window=window_of(retrieved.windows.lexical),
+        query_vector=retrieved.query_vector,
+        filled_ms=time.time() * 1_000,
+    )
+
+
+def _readable(entry: bytes | None) -> bytes | None:
+    try:
+        return stored_response(entry) if entry is not None else None
+    except UnreadableEntry:
+        return None

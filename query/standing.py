@@ -1,0 +1,153 @@
+"""Where a tenant stands: up to which positions an answer given now is true, and whether one is cached."""
+
+import asyncio
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import structlog
+
+from infra.opensearch.port import SearchIndex
+from infra.redis.port import AnswerCache, CacheUnavailable
+from query.metrics import QueryMetrics
+from query.watch import AppliedWatch
+from schemas.positions import AsOf, Position
+
+BYPASS_S: Final = 1.0
+"""After the cache failed it is left aside for this long, so that not every request waits for its time limit."""
+
+POLL_S: Final = 0.05
+"""How often a waiting request looks by itself, for announcements that were lost."""
+
+_log = structlog.get_logger(__name__)
+
+
+class PositionNotReached(Exception):
+    """The position asked for was not reached in time.
+
+    Attributes:
+        as_of: the positions instead.
+    """
+
+    def __init__(self, position: Position, as_of: AsOf) -> None:
+        super().__init__(f"position {position} is not reached yet")
+        self.as_of = as_of
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """One look, taken before anything is retrieved.
+
+    Attributes:
+        epoch: under which an answer may be stored, or None where the cache is not to be had.
+        as_of: what an answer is true for that is cached, or retrieved from now on.
+        entry: the cached answer.
+    """
+
+    epoch: int | None
+    as_of: AsOf
+    entry: bytes | None
+
+    @property
+    def since(self) -> object:
+        """Retrievals that began from equal values of this are equally true for both looks."""
+        return self.epoch if self.epoch is not None else tuple(sorted(self.as_of.positions.items()))
+
+
+class Standings:
+    """Looks at the cache, and at the index where the cache has failed or lost what it knew.
+
+    Args:
+        cache: whose epoch and positions count.
+        index: which positions are searchable at least.
+        watch: tells of positions that become applied.
+        metrics: where waits and failures are counted.
+        wait_s: longest wait for a position.
+    """
+
+    def __init__(
+        self, *, cache: AnswerCache, index: SearchIndex, watch: AppliedWatch, metrics: QueryMetrics, wait_s: float
+    ) -> None:
+        self._cache = cache
+        self._index = index
+        self._watch = watch
+        self._metrics = metrics
+        self._wait_s = wait_s
+        self._bypass_until_s = 0.0
+
+    async def look(self, tenant: str, key: str) -> Standing:
+        """Where the tenant stands now.
+
+        Raises:
+            IndexUnavailable: neither cache nor index can tell.
+        """
+        if time.monotonic() >= self._bypass_until_s:
+            try:
+                return await self._look_at_cache(tenant, key)
+            except CacheUnavailable as error:
+                self._leave_cache_aside(error)
+        return Standing(None, _as_of(await self._index.positions(tenant)), None)
+
+    async def look_from(self, tenant: str, key: str, position: Position) -> Standing:
+        """Where the tenant stands once ``position`` is reached; waits for that.
+
+        Raises:
+            PositionNotReached: not within the time limit.
+            IndexUnavailable: neither cache nor index can tell.
+        """
+        standing = await self.look(tenant, key)
+        if standing.as_of.covers(position):
+            return standing
+        began_s = time.monotonic()
+        standing = await self._wait(tenant, key, position, until_s=began_s + self._wait_s)
+        reached = standing.as_of.covers(position)
+        self._metrics.waited(time.monotonic() - began_s, reached=reached)
+        if not reached:
+            raise PositionNotReached(position, standing.as_of)
+        return standing
+
+    async def _wait(self, tenant: str, key: str, position: Position, *, until_s: float) -> Standing:
+        with self._watch.waiting(tenant, position) as woken:
+            while True:
+                woken.clear()
+                # Only now, when no announcement can pass unnoticed any more.
+                standing = await self.look(tenant, key)
+                left_s = until_s - time.monotonic()
+                if standing.as_of.covers(position):
+                    return standing
+                if left_s <= 0:
+                    break
+                try:
+                    async with asyncio.timeout(min(POLL_S, left_s)):
+                        await woken.wait()
+                except TimeoutError:
+                    pass
+        return await self._catch_up(tenant, key, standing, position)
+
+    async def _catch_up(self, tenant: str, key: str, standing: Standing, position: Position) -> Standing:
+        """The index may be ahead of a Redis that lost its last announcements; what is searchable may be applied."""
+        positions = await self._index.positions(tenant)
+        if standing.epoch is None or not _as_of(positions).covers(position):
+            return standing
+        try:
+            await self._cache.apply(tenant, positions, drop=True)
+        except CacheUnavailable as error:
+            self._leave_cache_aside(error)
+        return await self.look(tenant, key)
+
+    async def _look_at_cache(self, tenant: str, key: str) -> Standing:
+        look = await self._cache.lookup(tenant, key)
+        if not look.seeded:
+            await self._cache.seed(tenant, await self._index.positions(tenant))
+            look = await self._cache.lookup(tenant, key)
+        return Standing(look.epoch, _as_of(look.positions), look.entry)
+
+    def _leave_cache_aside(self, error: CacheUnavailable) -> None:
+        self._bypass_until_s = time.monotonic() + BYPASS_S
+        self._metrics.bypasses.inc()
+        _log.warning("cache_bypassed", reason=str(error), for_s=BYPASS_S)
+
+
+def _as_of(positions: Mapping[int, int]) -> AsOf:
+    return AsOf(positions=dict(positions), checked_ms=round(time.time() * 1_000, 3))

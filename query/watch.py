@@ -1,0 +1,72 @@
+"""Waking those who wait for a position, as soon as invalidation announces it."""
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import aclosing, contextmanager
+from dataclasses import dataclass, field
+from typing import Final
+
+import structlog
+
+from infra.redis.port import AnswerCache, Applied, CacheUnavailable
+from schemas.positions import Position
+
+RESUBSCRIBE_S: Final = 0.5
+"""Pause after a broken subscription."""
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(eq=False, slots=True)
+class _Waiter:
+    position: Position
+    woken: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class AppliedWatch:
+    """One subscription for all waiting requests of this process.
+
+    A wake is a hint, not a proof: a waiter looks up the positions again, and also does so now and then unasked, since
+    announcements are lost while the subscription is broken.
+    """
+
+    def __init__(self, cache: AnswerCache) -> None:
+        self._cache = cache
+        self._waiters: defaultdict[str, set[_Waiter]] = defaultdict(set)
+        self._subscribed = asyncio.Event()
+
+    @property
+    def live(self) -> bool:
+        """True while no announcement can be missed."""
+        return self._subscribed.is_set()
+
+    async def run(self) -> None:
+        """Listen until cancelled; a broken subscription is renewed."""
+        while True:
+            try:
+                async with aclosing(self._cache.applied(subscribed=self._subscribed)) as announcements:
+                    async for announcement in announcements:
+                        self._wake(announcement)
+            except CacheUnavailable as error:
+                _log.warning("subscription_broken", reason=str(error))
+            finally:
+                self._subscribed.clear()
+            await asyncio.sleep(RESUBSCRIBE_S)
+
+    @contextmanager
+    def waiting(self, tenant: str, position: Position) -> Iterator[asyncio.Event]:
+        """An event that is set whenever an announcement covers ``position``."""
+        waiter = _Waiter(position)
+        self._waiters[tenant].add(waiter)
+        try:
+            yield waiter.woken
+        finally:
+            self._waiters[tenant].discard(waiter)
+            if not self._waiters[tenant]:
+                del self._waiters[tenant]
+
+    def _wake(self, announcement: Applied) -> None:
+        for waiter in self._waiters.get(announcement.tenant, ()):
+            if announcement.positions.get(waiter.position.partition, -1) >= waiter.position.offset:
+                waiter.woken.set()

@@ -1,0 +1,35 @@
+"""Names of metrics, in one place: dashboards, alarms and code must not drift apart."""
+
+from typing import Final
+
+HTTP_SECONDS: Final = "freshline_http_request_seconds"
+"""Histogram; labels service, method, route, status. Its count is the number of requests."""
+
+HTTP_SECONDS_BUCKETS: Final = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
+
+EVENTS_ACCEPTED: Final = "freshline_events_accepted_total"
+"""Counter; label change. Events that the stream acknowledged."""
+
+EVENTS_REFUSED: Final = "freshline_events_refused_total"
+"""Counter; label problem. Events that were not accepted, by problem type."""
+
+ACCEPT_SECONDS: Final = "freshline_accept_seconds"
+"""Histogram. From a read request to the stream's acknowledgement: content stored, version assigned, event durable."""
+
+CONTENT_BYTES: Final = "freshline_content_bytes_total"
+"""Counter. Bytes of accepted content."""
+
+QUERIES: Final = "freshline_queries_total"
+"""Counter; label served: hit, filled, or uncached (the cache was unavailable)."""
+
+QUERY_STAGE_SECONDS: Final = "freshline_query_stage_seconds"
+"""Histogram; label stage: embed, search, fetch, generate. What answers that were not cached spend their time on."""
+
+FILLS_OVERTAKEN: Final = "freshline_fills_overtaken_total"
+"""Counter. Answers served but not stored, because a change came while they were made."""
+
+CACHE_BYPASSES: Final = "freshline_cache_bypasses_total"
+"""Counter. Times the cache failed and was left aside for a moment."""
+
+POSITION_WAIT_SECONDS: Final = "freshline_position_wait_seconds"
+"""Histogram; label reached: true or false. How long requests waited for the position that they asked for."""

@@ -1,0 +1,146 @@
+"""What one document version changes in the index, given the manifest that stands there.
+
+This is where I1 (newer wins), I2 (no resurrection) and I6 (replay is harmless) are decided.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from schemas.documents import LifeState, Outcome
+from schemas.events import Change, ChunkPlan
+from schemas.index import Manifest
+
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    """The version is the newest: make it searchable.
+
+    Attributes:
+        claim: manifest to write before any passage.
+        add: numbers of the planned chunks to write, in order.
+        remove: ids of passages to take away.
+    """
+
+    claim: Manifest
+    add: tuple[int, ...]
+    remove: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Superseded:
+    """A newer version stands; nothing is to be done."""
+
+    by_version: int
+
+
+@dataclass(frozen=True, slots=True)
+class AlreadyDone:
+    """This version is searchable; only the news of it may still be missing."""
+
+    manifest: Manifest
+
+
+def decide(
+    plan: ChunkPlan, chunk_ids: Sequence[str], standing: Manifest | None, *, now_ms: float
+) -> Write | Superseded | AlreadyDone:
+    """Compare a plan with the standing manifest.
+
+    Args:
+        plan: the document version, parsed and split.
+        chunk_ids: id of each planned chunk; empty for a delete.
+        standing: the current manifest in real time, or None.
+        now_ms: epoch milliseconds, for the record.
+    """
+    event = plan.event
+    if standing is not None:
+        if standing.version > event.version:
+            return Superseded(standing.version)
+        if standing.version == event.version and standing.complete:
+            # The same event again, or another one that was given the same version: the first stays (I1).
+            return AlreadyDone(standing) if standing.position == plan.position else Superseded(standing.version)
+    surely_there, maybe_there = _present(standing)
+    unchanged = standing is not None and _attributes(standing) == _attributes(_claim(plan, chunk_ids, now_ms=now_ms))
+    keep = surely_there if unchanged else frozenset[str]()
+    add = tuple(number for number, chunk_id in enumerate(chunk_ids) if chunk_id not in keep)
+    # In the manifest's order, so that equal inputs give equal plans.
+    wanted = frozenset(chunk_ids)
+    remove = tuple(chunk_id for chunk_id in maybe_there if chunk_id not in wanted)
+    added = tuple(chunk_ids[number] for number in add)
+    claim = _claim(plan, chunk_ids, now_ms=now_ms).model_copy(update={"added": added, "removed": remove})
+    return Write(claim, add, remove)
+
+
+def completed(claim: Manifest, *, now_ms: float) -> Manifest:
+    """The manifest once its passages are searchable."""
+    return claim.model_copy(update={"complete": True, "updated_ms": now_ms})
+
+
+def refused(claim: Manifest, standing: Manifest | None, reason: str, *, now_ms: float) -> Manifest:
+    """The manifest after the index refused the new content: the version is spent, the old content stays (I3)."""
+    old = {"complete": True, "version": claim.version, "position": claim.position, "failure": reason}
+    if standing is None:
+        nothing = {"state": LifeState.DELETED, "chunks": (), "added": (), "removed": (), "content": None}
+        return claim.model_copy(update=old | nothing | {"updated_ms": now_ms})
+    return standing.model_copy(update=old | {"added": (), "removed": (), "updated_ms": now_ms})
+
+
+def supersede_within(versions: Sequence[tuple[object, int]]) -> list[int | None]:
+    """Of several events on their way together, which need not be processed at all.
+
+    Args:
+        versions: (document key, version) of each event in stream order.
+
+    Returns:
+        For each event, the version that supersedes it, or None. The newest version of a document is processed; of equal
+        versions the first.
+    """
+    newest: dict[object, tuple[int, int]] = {}
+    for number, (key, version) in enumerate(versions):
+        if key not in newest or version > newest[key][0]:
+            newest[key] = (version, number)
+    return [None if newest[key][1] == number else newest[key][0] for number, (key, _) in enumerate(versions)]
+
+
+def outcome_reason(superseded: Superseded, version: int) -> tuple[Outcome, str]:
+    """How a superseded event is reported."""
+    return Outcome.SUPERSEDED, f"version {version} is not newer than version {superseded.by_version}"
+
+
+def _present(standing: Manifest | None) -> tuple[frozenset[str], tuple[str, ...]]:
+    """Which passages are surely searchable, and which may be, in a stable order."""
+    if standing is None:
+        return frozenset(), ()
+    if standing.complete:
+        return frozenset(standing.chunks), standing.chunks
+    # A claim whose writer was stopped somewhere: what it added may be missing, what it removed may still be there.
+    return frozenset(standing.chunks) - frozenset(standing.added), tuple(
+        dict.fromkeys((*standing.chunks, *standing.added, *standing.removed))
+    )
+
+
+def _claim(plan: ChunkPlan, chunk_ids: Sequence[str], *, now_ms: float) -> Manifest:
+    event = plan.event
+    deleted = event.change is Change.DELETED
+    return Manifest(
+        tenant=event.tenant,
+        document_id=event.document_id,
+        version=event.version,
+        complete=False,
+        state=LifeState.DELETED if deleted else LifeState.LIVE,
+        position=plan.position,
+        profile=plan.profile,
+        title=plan.title,
+        source=event.source,
+        groups=event.groups,
+        metadata=event.metadata,
+        content=event.content,
+        content_type=event.content_type,
+        chunks=tuple(chunk_ids),
+        updated_ms=now_ms,
+    )
+
+
+def _attributes(manifest: Manifest) -> tuple[object, ...]:
+    """What is stored with every passage: if one of these changes, all passages are written again."""
+    metadata = tuple(sorted(manifest.metadata.items()))
+    return (manifest.profile, manifest.title, manifest.source, frozenset(manifest.groups), metadata)

@@ -1,0 +1,187 @@
+"""The one runner: decodes records, runs a step, acts on the outcomes, marks records finished.
+
+It knows nothing of Faust. Records of one partition are taken, ended and marked in order; a step that cannot go on
+(a store is down, a model throttles) holds them all until it can, so nothing is lost, overtaken or dead-lettered for it.
+"""
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Final, Protocol, TypeVar
+
+import structlog
+
+from infra.blobs.port import BlobStoreUnavailable
+from infra.embedding.port import EmbeddingThrottled
+from infra.kafka.codec import TRACEPARENT, Undecodable, decode, header
+from infra.kafka.port import Headers, Producer, Record, StreamUnavailable
+from infra.opensearch.port import IndexUnavailable
+from infra.redis.port import CacheUnavailable
+from infra.settings import StreamSettings
+from schemas.events import ChunkPlan, DocumentEvent, IndexChange
+from streams.core.outcomes import DeadLetter, Outcome
+from streams.topology import TOPOLOGY, StepName
+
+T = TypeVar("T")
+
+log = structlog.get_logger(__name__)
+
+UNAVAILABLE: Final = (BlobStoreUnavailable, CacheUnavailable, EmbeddingThrottled, IndexUnavailable, StreamUnavailable)
+"""Not the record's fault: wait and try again, for as long as it takes."""
+
+_MAX_REASON_CHARS: Final = 2_000
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """A record as it was read, with the promise to mark it."""
+
+    partition: int
+    offset: int
+    key: bytes | None
+    value: bytes | None
+    headers: Headers
+    done: Callable[[], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A decoded record."""
+
+    message: DocumentEvent | ChunkPlan | IndexChange
+    partition: int
+    offset: int
+    traceparent: str | None
+
+
+class Step(Protocol):
+    """What a step of the topology does."""
+
+    name: StepName
+
+    async def run(self, tasks: Sequence[Task]) -> list[Outcome]:
+        """Process a batch; one outcome for each task, in order. Must be repeatable at any point.
+
+        Raises:
+            one of UNAVAILABLE: a store cannot serve now; the whole batch is tried again.
+        """
+        ...
+
+    def give_up(self, task: Task, reason: str) -> tuple[Record, ...]:
+        """The records that carry the news of a dead letter onward."""
+        ...
+
+
+class Runner:
+    """Runs one step over the deliveries of one worker."""
+
+    def __init__(
+        self, step: Step, producer: Producer, settings: StreamSettings, *, on_finished: Callable[[Outcome], None]
+    ) -> None:
+        self._step = step
+        self._row = TOPOLOGY[step.name]
+        self._producer = producer
+        self._settings = settings
+        self._on_finished = on_finished
+        self._queue: asyncio.Queue[Delivery] = asyncio.Queue(maxsize=2 * settings.batch_events)
+        self.waiting_for: str | None = None
+
+    async def take(self, delivery: Delivery) -> None:
+        """Hand over a record; waits while enough are under way (backpressure)."""
+        await self._queue.put(delivery)
+
+    async def run(self) -> None:
+        """Process until cancelled."""
+        while True:
+            batch = [await self._queue.get()]
+            # Whatever came meanwhile goes along: one record is never made to wait for others, many share the cost.
+            while len(batch) < self._settings.batch_events and not self._queue.empty():
+                batch.append(self._queue.get_nowait())
+            await self._finish(batch)
+
+    async def _finish(self, batch: Sequence[Delivery]) -> None:
+        outcomes = await self._outcomes(batch)
+        records: list[Record] = []
+        for delivery, outcome in zip(batch, outcomes, strict=True):
+            if isinstance(outcome, DeadLetter):
+                records.append(self._letter(delivery, outcome))
+            records += outcome.emit
+        await self._until_available(lambda: self._producer.send_all(records))
+        for delivery, outcome in zip(batch, outcomes, strict=True):
+            delivery.done()
+            self._on_finished(outcome)
+
+    async def _outcomes(self, batch: Sequence[Delivery]) -> list[Outcome]:
+        outcomes: dict[int, Outcome] = {}
+        tasks: list[tuple[int, Task]] = []
+        for number, delivery in enumerate(batch):
+            try:
+                tasks.append((number, self._decode(delivery)))
+            except Undecodable as error:
+                outcomes[number] = DeadLetter("undecodable", str(error))
+        if tasks:
+            for (number, _), outcome in zip(tasks, await self._run([task for _, task in tasks]), strict=True):
+                outcomes[number] = outcome
+        return [outcomes[number] for number in range(len(batch))]
+
+    async def _run(self, tasks: Sequence[Task]) -> list[Outcome]:
+        try:
+            return await self._until_available(lambda: self._step.run(tasks))
+        except Exception:
+            if len(tasks) > 1:
+                # One of them is at fault, or all: alone, each gets its own tries, and only the faulty one is given up.
+                log.exception("a batch failed; its records are tried one by one", step=self._step.name)
+                return [outcome for task in tasks for outcome in await self._run([task])]
+        return [await self._try_alone(tasks[0])]
+
+    async def _try_alone(self, task: Task) -> Outcome:
+        for attempt in range(2, self._settings.attempts + 1):
+            await asyncio.sleep(self._pause_s(attempt - 1))
+            try:
+                return (await self._until_available(lambda: self._step.run([task])))[0]
+            except Exception as error:
+                log.exception("a record failed", step=self._step.name, offset=task.offset, attempt=attempt)
+                reason = f"failed {attempt} times, at last with {type(error).__name__}: {error}"[:_MAX_REASON_CHARS]
+        return DeadLetter("failed", reason, self._step.give_up(task, reason))
+
+    async def _until_available(self, attempt: Callable[[], Awaitable[T]]) -> T:
+        tries = 0
+        while True:
+            try:
+                result = await attempt()
+            except UNAVAILABLE as error:
+                tries += 1
+                self.waiting_for = str(error)
+                pause_s = max(self._pause_s(tries), getattr(error, "retry_after_s", 0.0))
+                log.warning("waiting for a store", step=self._step.name, reason=str(error), pause_s=pause_s)
+                await asyncio.sleep(pause_s)
+            else:
+                self.waiting_for = None
+                return result
+
+    def _pause_s(self, tries: int) -> float:
+        """Exponential, with jitter, so that workers that failed together do not come back together."""
+        longest_ms = min(self._settings.retry_max_ms, self._settings.retry_first_ms * 2 ** min(tries - 1, 20))
+        return random.uniform(0.5, 1.0) * longest_ms / 1000  # noqa: S311 - no secret
+
+    def _decode(self, delivery: Delivery) -> Task:
+        message = decode(self._row.message, delivery.value, delivery.headers)
+        return Task(message, delivery.partition, delivery.offset, header(delivery.headers, TRACEPARENT))
+
+    def _letter(self, delivery: Delivery, letter: DeadLetter) -> Record:
+        """The record as it was, with Kafka Connect's headers saying what happened."""
+        told = {
+            "topic": self._row.reads.name,
+            "partition": str(delivery.partition),
+            "offset": str(delivery.offset),
+            "connector.name": "freshline",
+            "stage": self._step.name,
+            "exception.class.name": letter.kind,
+            "exception.message": letter.reason[:_MAX_REASON_CHARS],
+        }
+        headers = tuple((f"__connect.errors.{name}", text.encode()) for name, text in told.items())
+        value = delivery.value or b""
+        return Record(
+            self._row.dead_letters.name, delivery.key or b"", value, delivery.headers + headers, delivery.partition
+        )

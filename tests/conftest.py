@@ -1,0 +1,68 @@
+"""The real servers, started once for a session, and settings that give each test names of its own."""
+
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+import redis.asyncio
+from aiokafka.admin import AIOKafkaAdminClient
+
+from infra.local import Stack, StackConfig
+from infra.settings import Settings
+
+
+@pytest.fixture(scope="session")
+def stack() -> Iterator[Stack]:
+    """A running stack: the one whose data directory FRESHLINE_TEST_STACK names, else one of this session's own."""
+    if running := os.environ.get("FRESHLINE_TEST_STACK"):
+        stack = Stack.open(StackConfig(data_dir=Path(running)))
+        stack.environment()  # raises where it is not ready
+        yield stack
+        return
+    told = os.environ.get("FRESHLINE_TEST_HOME")
+    home = Path(told or tempfile.mkdtemp(prefix=f"freshline-tests-{os.geteuid()}-", dir="/var/tmp"))
+    stack = Stack.open(StackConfig(data_dir=home))
+    try:
+        stack.up(fresh=True)
+        yield stack
+    finally:
+        stack.down()
+        if told is None:
+            shutil.rmtree(home)
+
+
+@pytest.fixture
+async def settings(stack: Stack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Settings]:
+    """Settings of the stack with a namespace that no other test has; in the environment too, for child processes."""
+    told = stack.environment() | {
+        "FRESHLINE_NAMESPACE": f"t-{secrets.token_hex(4)}",
+        "FRESHLINE_KAFKA__PARTITIONS": "3",
+        "FRESHLINE_OPENSEARCH__SHARDS": "2",
+        "FRESHLINE_BLOBS__PATH": str(tmp_path / "blobs"),
+    }
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
+    settings = Settings()
+    yield settings
+    await _remove_namespace(settings)
+
+
+async def _remove_namespace(settings: Settings) -> None:
+    namespace = settings.namespace
+    admin = AIOKafkaAdminClient(bootstrap_servers=settings.kafka.bootstrap_servers)
+    await admin.start()
+    try:
+        if topics := [topic for topic in await admin.list_topics() if topic.startswith(f"{namespace}.")]:
+            await admin.delete_topics(topics)
+    finally:
+        await admin.close()
+    async with httpx.AsyncClient(base_url=settings.opensearch.url, timeout=30) as client:
+        (await client.delete(f"/{namespace}-*")).raise_for_status()
+    async with redis.asyncio.Redis.from_url(settings.redis.url) as client:
+        if keys := [key async for key in client.scan_iter(f"{namespace}:*", count=1000)]:
+            await client.delete(*keys)

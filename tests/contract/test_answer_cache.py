@@ -1,0 +1,331 @@
+"""The contract of AnswerCache, run on the twin, on a Redis server and on a cluster of three."""
+
+import asyncio
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from contextlib import aclosing, contextmanager
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from redis.asyncio import Redis, RedisCluster
+from redis.crc import key_slot
+
+from infra.redis.answers import RedisAnswerCache
+from infra.redis.connect import connect_redis
+from infra.redis.memory_answers import MemoryAnswerCache
+from infra.redis.port import Applied, CacheUnavailable
+from infra.settings import RedisSettings
+from schemas.cache_keys import AnswerKeys
+from schemas.names import Names
+
+NAMES = Names("contract")
+WAIT_S = 10
+
+
+def free_port() -> int:
+    # A cluster's bus listens at port + 10000.
+    for port in range(21_000, 40_000, 7):
+        with socket.socket() as one, socket.socket() as other:
+            try:
+                one.bind(("127.0.0.1", port))
+                other.bind(("127.0.0.1", port + 10_000))
+            except OSError:
+                continue
+            return port
+    raise AssertionError("no free port")
+
+
+@contextmanager
+def redis_server(directory: Path, port: int, *options: str):
+    if not (program := shutil.which("redis-server")):
+        pytest.skip("redis-server is not installed")
+    directory.mkdir(exist_ok=True)
+    command = [program, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(directory), *options]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+        try:
+            deadline = time.monotonic() + WAIT_S
+            while True:
+                with socket.socket() as probe:
+                    if probe.connect_ex(("127.0.0.1", port)) == 0:
+                        break
+                assert time.monotonic() < deadline, "Redis did not start"
+            yield process
+        finally:
+            process.send_signal(signal.SIGCONT)
+            process.terminate()
+
+
+def url(port: int) -> str:
+    return f"redis://127.0.0.1:{port}/0"
+
+
+@pytest.fixture(scope="session")
+def redis_port(tmp_path_factory):
+    port = free_port()
+    with redis_server(tmp_path_factory.mktemp("redis"), port):
+        yield port
+
+
+@pytest.fixture(scope="session")
+def cluster_port(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("cluster")
+    first = free_port()
+    with redis_server(directory / "a", first, "--cluster-enabled", "yes"):
+        second = free_port()
+        with redis_server(directory / "b", second, "--cluster-enabled", "yes"):
+            third = free_port()
+            with redis_server(directory / "c", third, "--cluster-enabled", "yes"):
+                nodes = [f"127.0.0.1:{port}" for port in (first, second, third)]
+                create = ["redis-cli", "--cluster", "create", *nodes, "--cluster-yes"]
+                subprocess.run(create, check=True, stdout=subprocess.DEVNULL, timeout=60)
+                yield first
+
+
+@pytest.fixture(params=["twin", "server", "cluster"])
+async def cache(request):
+    if request.param == "twin":
+        yield MemoryAnswerCache()
+        return
+    if request.param == "server":
+        client = connect_redis(RedisSettings(url=url(request.getfixturevalue("redis_port"))))
+    else:
+        client = RedisCluster.from_url(url(request.getfixturevalue("cluster_port")))
+        await client.initialize()
+    await client.flushall()
+    yield RedisAnswerCache(client, NAMES)
+    await client.aclose()
+
+
+async def test_a_new_slice_has_an_epoch_and_nothing_else(cache):
+    first = await cache.lookup("acme", "k")
+    assert (first.positions, first.entry, first.seeded) == ({}, None, False)
+    assert (await cache.lookup("acme", "k")).epoch == first.epoch
+
+
+async def test_what_is_stored_is_found_under_its_key_and_tenant_only(cache):
+    epoch = (await cache.lookup("acme", "k")).epoch
+    assert await cache.store("acme", "k", b"\x00\xff answer", epoch=epoch, ttl_s=60)
+    assert (await cache.lookup("acme", "k")).entry == b"\x00\xff answer"
+    assert (await cache.lookup("acme", "other")).entry is None
+    assert (await cache.lookup("umbrella", "k")).entry is None
+
+
+async def test_a_drop_ends_every_answer_of_the_tenant_and_no_other(cache):
+    for tenant in ("acme", "umbrella"):
+        epoch = (await cache.lookup(tenant, "k")).epoch
+        assert await cache.store(tenant, "k", b"old", epoch=epoch, ttl_s=60)
+    epoch = await cache.apply("acme", {3: 42}, drop=True)
+    look = await cache.lookup("acme", "k")
+    assert (look.epoch, look.positions, look.entry) == (epoch, {3: 42}, None)
+    assert (await cache.lookup("umbrella", "k")).entry == b"old"
+
+
+async def test_an_answer_begun_before_a_drop_is_refused(cache):
+    epoch = (await cache.lookup("acme", "k")).epoch
+    await cache.apply("acme", {0: 1}, drop=True)
+    assert not await cache.store("acme", "k", b"old", epoch=epoch, ttl_s=60)
+    assert (await cache.lookup("acme", "k")).entry is None
+
+
+async def test_positions_without_a_drop_keep_answers(cache):
+    epoch = (await cache.lookup("acme", "k")).epoch
+    await cache.store("acme", "k", b"answer", epoch=epoch, ttl_s=60)
+    assert await cache.apply("acme", {0: 7}, drop=False) == epoch
+    look = await cache.lookup("acme", "k")
+    assert (look.entry, look.positions) == (b"answer", {0: 7})
+
+
+async def test_positions_never_go_back(cache):
+    await cache.apply("acme", {0: 9, 1: 100}, drop=True)
+    await cache.apply("acme", {0: 10, 1: 11, 2: 0}, drop=True)
+    assert (await cache.lookup("acme", "k")).positions == {0: 10, 1: 100, 2: 0}
+
+
+async def test_a_seed_drops_once_and_then_does_nothing(cache):
+    first = (await cache.lookup("acme", "k")).epoch
+    await cache.apply("acme", {0: 9}, drop=False)
+    await cache.seed("acme", {0: 5, 1: 3})
+    look = await cache.lookup("acme", "k")
+    assert look.epoch > first
+    assert look.seeded
+    assert look.positions == {0: 9, 1: 3}
+    assert not await cache.store("acme", "k", b"old", epoch=first, ttl_s=60)
+    await cache.seed("acme", {0: 50})
+    assert await cache.lookup("acme", "k") == look
+
+
+async def test_epochs_only_grow(cache):
+    epochs = [await cache.apply("acme", {}, drop=True) for _ in range(50)]
+    assert epochs == sorted(set(epochs))
+
+
+async def test_announcements_come_in_order_after_subscription(cache):
+    subscribed = asyncio.Event()
+    heard: list[Applied] = []
+
+    async def listen():
+        async with aclosing(cache.applied(subscribed=subscribed)) as announcements:
+            async for announcement in announcements:
+                heard.append(announcement)
+                if len(heard) == 2:
+                    return
+
+    async with asyncio.timeout(WAIT_S):
+        listening = asyncio.create_task(listen())
+        await subscribed.wait()
+        first = await cache.apply("acme", {3: 42, 5: 7}, drop=True)
+        second = await cache.apply("umbrella-1", {}, drop=False)
+        await listening
+    assert heard == [Applied("acme", first, {3: 42, 5: 7}), Applied("umbrella-1", second, {})]
+
+
+async def test_an_answer_ends_with_its_time():
+    now_us = 1_000_000
+    twin = MemoryAnswerCache(lambda: now_us)
+    epoch = (await twin.lookup("acme", "k")).epoch
+    await twin.store("acme", "k", b"answer", epoch=epoch, ttl_s=5)
+    now_us += 4_999_999
+    assert (await twin.lookup("acme", "k")).entry == b"answer"
+    now_us += 1
+    assert (await twin.lookup("acme", "k")).entry is None
+
+
+@pytest.fixture
+async def client(redis_port):
+    client = connect_redis(RedisSettings(url=url(redis_port)))
+    await client.flushall()
+    yield client
+    await client.aclose()
+
+
+async def test_redis_itself_ends_an_answer(client: Redis):
+    cache = RedisAnswerCache(client, NAMES)
+    epoch = (await cache.lookup("acme", "k")).epoch
+    await cache.store("acme", "k", b"answer", epoch=epoch, ttl_s=77)
+    keys = AnswerKeys.of(NAMES, "acme")
+    assert 70 < await client.ttl(keys.answer("k")) <= 77
+    assert await client.ttl(keys.state) == -1
+
+
+async def test_losing_the_state_alone_loses_the_answers(client: Redis):
+    cache = RedisAnswerCache(client, NAMES)
+    before = await cache.lookup("acme", "k")
+    await cache.store("acme", "k", b"answer", epoch=before.epoch, ttl_s=60)
+    await client.delete(AnswerKeys.of(NAMES, "acme").state)
+    after = await cache.lookup("acme", "k")
+    assert after.epoch > before.epoch
+    assert after.entry is None
+    assert not await cache.store("acme", "k", b"answer", epoch=before.epoch, ttl_s=60)
+
+
+async def test_scripts_are_sent_again_to_a_server_that_forgot_them(client: Redis):
+    cache = RedisAnswerCache(client, NAMES)
+    await cache.lookup("acme", "k")
+    await client.script_flush()
+    assert (await cache.lookup("acme", "k")).entry is None
+
+
+def test_all_keys_of_a_tenant_share_a_slot_and_tenants_do_not():
+    acme, umbrella = AnswerKeys.of(NAMES, "acme"), AnswerKeys.of(NAMES, "umbrella")
+    assert key_slot(acme.state.encode()) == key_slot(acme.answer("k").encode())
+    assert key_slot(acme.state.encode()) != key_slot(umbrella.state.encode())
+
+
+@pytest.fixture
+def own_server(tmp_path):
+    port = free_port()
+    with redis_server(tmp_path, port) as process:
+        yield process, RedisSettings(url=url(port), timeout_s=0.5)
+
+
+@pytest.mark.parametrize("fault", [signal.SIGKILL, signal.SIGSTOP])
+async def test_a_server_that_dies_or_hangs_is_unavailable(own_server, fault):
+    process, redis_settings = own_server
+    client = connect_redis(redis_settings)
+    cache = RedisAnswerCache(client, NAMES)
+    epoch = (await cache.lookup("acme", "k")).epoch
+    process.send_signal(fault)
+    if fault is signal.SIGKILL:
+        process.wait()
+    async with asyncio.timeout(WAIT_S):
+        for call in (
+            cache.lookup("acme", "k"),
+            cache.store("acme", "k", b"x", epoch=epoch, ttl_s=60),
+            cache.apply("acme", {0: 1}, drop=True),
+            cache.seed("acme", {0: 1}),
+            anext(cache.applied()),
+        ):
+            with pytest.raises(CacheUnavailable):
+                await call
+    await client.aclose()
+
+
+@pytest.mark.parametrize("fault", ["killed", "hangs", "connection dropped"])
+async def test_a_broken_subscription_ends(own_server, fault):
+    process, redis_settings = own_server
+    client = connect_redis(redis_settings)
+    cache = RedisAnswerCache(client, NAMES)
+    subscribed = asyncio.Event()
+    listening = asyncio.create_task(anext(cache.applied(subscribed=subscribed)))
+    async with asyncio.timeout(WAIT_S):
+        await subscribed.wait()
+        if fault == "connection dropped":
+            assert await client.execute_command("CLIENT", "KILL", "TYPE", "pubsub") == 1
+        else:
+            process.send_signal(signal.SIGKILL if fault == "killed" else signal.SIGSTOP)
+        with pytest.raises(CacheUnavailable):
+            await listening
+    await client.aclose()
+
+
+STEPS = st.one_of(
+    st.tuples(st.just("lookup"), st.sampled_from("ab")),
+    st.tuples(st.just("store"), st.sampled_from("ab"), st.integers(0, 3)),
+    st.tuples(st.just("apply"), st.dictionaries(st.integers(0, 2), st.integers(0, 20)), st.booleans()),
+    st.tuples(st.just("seed"), st.dictionaries(st.integers(0, 2), st.integers(0, 20))),
+    st.tuples(st.just("lose")),
+)
+
+
+async def outcomes(cache, lose, steps):
+    """What each step gave. Epochs differ from cache to cache, so each is named by the order of its appearance."""
+    epochs: dict[int, int] = {}
+    seen = []
+    for number, (kind, *values) in enumerate(steps):
+        if kind == "lookup":
+            look = await cache.lookup("acme", values[0])
+            seen.append((epochs.setdefault(look.epoch, len(epochs)), look.positions, look.entry, look.seeded))
+        elif kind == "store" and epochs:
+            epoch = list(epochs)[-1 - values[1] % len(epochs)]
+            seen.append(await cache.store("acme", values[0], b"%d" % number, epoch=epoch, ttl_s=60))
+        elif kind == "apply":
+            epoch = await cache.apply("acme", values[0], drop=values[1])
+            seen.append(epochs.setdefault(epoch, len(epochs)))
+        elif kind == "seed":
+            await cache.seed("acme", values[0])
+        elif kind == "lose":
+            await lose()
+    return seen
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(steps=st.lists(STEPS, max_size=25))
+def test_twin_and_server_agree(redis_port, steps):
+    async def compare():
+        client = connect_redis(RedisSettings(url=url(redis_port)))
+        await client.flushall()
+        twin = MemoryAnswerCache()
+
+        async def lose_twin():
+            twin.lose_everything()
+
+        real = await outcomes(RedisAnswerCache(client, NAMES), client.flushall, steps)
+        await client.aclose()
+        assert await outcomes(twin, lose_twin, steps) == real
+
+    asyncio.run(compare())

@@ -1,0 +1,157 @@
+"""The contract of EventStates, run on the twin and on a Redis server."""
+
+import pytest
+
+from infra.redis.connect import connect_redis
+from infra.redis.event_states import EVENT_TTL_S, RedisEventStates
+from infra.redis.memory_states import MemoryEventStates
+from infra.redis.port import CacheUnavailable, EventStates, Progress
+from infra.settings import RedisSettings
+from schemas.documents import EventStatus, Outcome, Stage
+from schemas.names import Names
+
+EVENT = "0199-event"
+BEGUN = EventStatus(
+    event_id=EVENT,
+    document_id="a/ä.md",
+    version=2**53 - 1,
+    position="documents.v1-3:42",
+    stage=Stage.ACCEPTED,
+    outcome=None,
+    accepted_ms=1_700_000_000_000.25,
+    stages_ms={Stage.ACCEPTED: 0.0},
+)
+
+
+def progress(stage: Stage, after_ms: float, outcome: Outcome | None = None, reason: str | None = None) -> Progress:
+    return Progress("t1", EVENT, stage, BEGUN.accepted_ms + after_ms, outcome, reason)
+
+
+@pytest.fixture
+async def redis(settings):
+    client = connect_redis(settings.redis)
+    yield client
+    await client.aclose()
+
+
+@pytest.fixture(params=["memory", pytest.param("redis", marks=pytest.mark.stack)])
+def states(request) -> EventStates:
+    if request.param == "memory":
+        return MemoryEventStates()
+    names = request.getfixturevalue("settings").names
+    return RedisEventStates(request.getfixturevalue("redis"), names)
+
+
+async def test_begun_event_reads_back_whole(states):
+    await states.begin("t1", BEGUN)
+    assert await states.get("t1", EVENT) == BEGUN
+
+
+async def test_unknown_event_and_foreign_tenant_get_none(states):
+    await states.begin("t1", BEGUN)
+    assert await states.get("t1", "other") is None
+    assert await states.get("t2", EVENT) is None
+
+
+STEPS = (
+    progress(Stage.CHUNKED, 20),
+    progress(Stage.SEARCHABLE, 60),
+    progress(Stage.PURGED, 75, Outcome.DONE),
+)
+
+
+@pytest.mark.parametrize("place", range(4))
+async def test_progress_before_acceptance_is_kept(states, place):
+    for step in STEPS[:place]:
+        await states.advance([step])
+    if place:
+        assert await states.get("t1", EVENT) is None
+    await states.begin("t1", BEGUN)
+    await states.advance(STEPS[place:])
+    status = await states.get("t1", EVENT)
+    assert status.stage is Stage.PURGED
+    assert status.outcome is Outcome.DONE
+    assert status.stages_ms == {Stage.ACCEPTED: 0, Stage.CHUNKED: 20, Stage.SEARCHABLE: 60, Stage.PURGED: 75}
+    assert (status.document_id, status.version, status.position) == (BEGUN.document_id, BEGUN.version, BEGUN.position)
+
+
+async def test_stage_is_the_last_in_order_not_in_time_of_recording(states):
+    await states.begin("t1", BEGUN)
+    for step in reversed(STEPS[:2]):
+        await states.advance([step])
+    assert (await states.get("t1", EVENT)).stage is Stage.SEARCHABLE
+
+
+async def test_redelivery_changes_nothing(states):
+    await states.begin("t1", BEGUN)
+    await states.advance(STEPS)
+    before = await states.get("t1", EVENT)
+    later = [progress(step.stage, 9_000, Outcome.SUPERSEDED, "again") for step in STEPS]
+    await states.advance(later)
+    await states.begin("t1", BEGUN)
+    assert await states.get("t1", EVENT) == before
+
+
+async def test_first_outcome_stands_with_its_own_reason(states):
+    await states.begin("t1", BEGUN)
+    await states.advance([progress(Stage.CHUNKED, 5, Outcome.DEAD_LETTER, "pas lisible: é")])
+    await states.advance([progress(Stage.PURGED, 9, Outcome.DONE)])
+    status = await states.get("t1", EVENT)
+    assert (status.outcome, status.reason, status.stage) == (Outcome.DEAD_LETTER, "pas lisible: é", Stage.PURGED)
+
+
+async def test_outcome_without_reason_takes_none_from_a_later_one(states):
+    await states.begin("t1", BEGUN)
+    await states.advance([progress(Stage.PURGED, 9, Outcome.DONE), progress(Stage.PURGED, 9, Outcome.DEAD_LETTER, "x")])
+    status = await states.get("t1", EVENT)
+    assert (status.outcome, status.reason) == (Outcome.DONE, None)
+
+
+async def test_clock_that_runs_behind_gives_no_negative_time(states):
+    await states.begin("t1", BEGUN)
+    await states.advance([progress(Stage.CHUNKED, -3)])
+    assert (await states.get("t1", EVENT)).stages_ms[Stage.CHUNKED] == 0
+
+
+async def test_position_may_come_after_acceptance(states):
+    await states.begin("t1", BEGUN.model_copy(update={"position": None}))
+    assert (await states.get("t1", EVENT)).position is None
+    await states.begin("t1", BEGUN)
+    assert (await states.get("t1", EVENT)).position == BEGUN.position
+
+
+async def test_many_events_in_one_call(states):
+    events = [f"event-{number}" for number in range(100)]
+    for event in events:
+        await states.begin("t1", BEGUN.model_copy(update={"event_id": event}))
+    await states.advance([Progress("t1", event, Stage.PURGED, BEGUN.accepted_ms, Outcome.DONE) for event in events])
+    assert {(await states.get("t1", event)).outcome for event in events} == {Outcome.DONE}
+
+
+async def test_no_progress_is_nothing(states):
+    await states.advance([])
+    assert await states.get("t1", EVENT) is None
+
+
+@pytest.mark.stack
+async def test_each_event_is_forgotten_after_a_week_whoever_writes_first(redis, settings):
+    states = RedisEventStates(redis, settings.names)
+    await states.begin("t1", BEGUN)
+    await states.advance([Progress("t1", "early", Stage.CHUNKED, 1.0)])
+    keys = [key async for key in redis.scan_iter(match=f"{settings.namespace}:*", count=1_000)]
+    assert len(keys) == 2
+    for key in keys:
+        assert EVENT_TTL_S - 60 < await redis.ttl(key) <= EVENT_TTL_S == 7 * 24 * 3_600
+
+
+async def test_unavailable_is_said():
+    twin = MemoryEventStates()
+    twin.available = False
+    nobody = connect_redis(RedisSettings(url="redis://127.0.0.1:1/0", timeout_s=0.2))
+    try:
+        for states in (twin, RedisEventStates(nobody, Names("t"))):
+            for call in (states.begin("t1", BEGUN), states.advance(STEPS), states.get("t1", EVENT)):
+                with pytest.raises(CacheUnavailable):
+                    await call
+    finally:
+        await nobody.aclose()

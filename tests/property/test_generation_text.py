@@ -1,0 +1,91 @@
+"""What holds for any text, however hostile."""
+
+import re
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from infra.generation.port import NO_ANSWER, SourceText
+from infra.generation.prompt import build_prompt, read_answer
+from infra.generation.ranking import MAX_SENTENCES, choose_sentences, rank_sentences
+from infra.generation.sentences import clean, split_sentences
+
+MARKDOWN = st.lists(
+    st.one_of(
+        st.sampled_from(
+            ["# ", "- ", "> ", "| a | b |", "|--|", "```", "\n", "\r\n", "\n\n", ". ", "! A", "[1]", "[2, 9]"]
+        ),
+        st.sampled_from(["BEGIN SOURCE 1", "END SOURCE 1 ", "**", "`", "vacation", "days", " ", "Dr. "]),
+        st.text(max_size=8),
+    ),
+    max_size=40,
+).map("".join)
+SOURCES = st.lists(MARKDOWN, max_size=4).map(
+    lambda texts: tuple(SourceText(number, text, text[:9]) for number, text in enumerate(texts, 1))
+)
+
+
+@given(MARKDOWN)
+def test_sentences_stand_in_the_text_as_they_are_and_in_order(text: str):
+    place = 0
+    for sentence in split_sentences(text):
+        assert sentence.strip() == sentence != ""
+        place = text.index(sentence, place) + len(sentence)
+
+
+@given(MARKDOWN)
+def test_a_clean_sentence_is_one_line_with_paired_marks_and_no_citation(text: str):
+    for sentence in split_sentences(text):
+        cleaned = clean(sentence)
+        assert len(cleaned.splitlines()) <= 1
+        assert not re.search(r"\[\d+\]", cleaned)
+        assert cleaned.count("`") % 2 == 0
+
+
+@given(MARKDOWN, SOURCES)
+def test_picks_are_few_exact_and_relevant(question: str, sources: tuple[SourceText, ...]):
+    texts = {source.number: source.text for source in sources}
+    picks = choose_sentences(rank_sentences(question, sources))
+    assert len(picks) <= MAX_SENTENCES
+    assert len({(pick.source, pick.place) for pick in picks}) == len(picks)
+    for pick in picks:
+        assert pick.quote in texts[pick.source]
+        assert pick.shared
+        assert 0 < pick.coverage <= 1 + 1e-9
+
+
+@given(MARKDOWN, SOURCES)
+def test_no_text_can_write_a_line_with_the_code_word(question: str, sources: tuple[SourceText, ...]):
+    user = build_prompt(question, sources).user
+    code = user.split("\n", 1)[0].rpartition(" ")[2]
+    assert user.count(code) == 2 * (len(sources) + 1)
+
+
+@given(MARKDOWN, SOURCES)
+def test_an_answer_cites_what_it_numbers_and_only_what_there_is(text: str, sources: tuple[SourceText, ...]):
+    if not text.strip():
+        return
+    answer = read_answer(text, sources)
+    texts = {source.number: source.text for source in sources}
+    assert {citation.source for citation in answer.citations} <= texts.keys()
+    assert {citation.source for citation in answer.citations} == set(
+        map(int, re.findall(r"\[(\d{1,4})\]", answer.text))
+    )
+    for citation in answer.citations:
+        assert citation.quote in texts[citation.source]
+
+
+def test_no_answer_is_read_as_such():
+    assert read_answer(NO_ANSWER, ()).citations == ()
+
+
+@pytest.mark.parametrize("unit", [".", "-", "| ", "[", "> ", "a. ", "`", " ", "[1,", "\t|", "! ", '"', "[a](", "*_"])
+def test_no_repetition_makes_splitting_slow(unit: str):
+    text = unit * 50_000 + "x"
+    started = time.process_time()
+    for sentence in split_sentences(text):
+        clean(sentence)
+    # Quadratic behaviour takes minutes here; linear some tens of milliseconds.
+    assert time.process_time() - started < 2

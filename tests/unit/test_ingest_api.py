@@ -1,0 +1,437 @@
+"""The ingest API on twins: what it takes, what it refuses and how."""
+
+import base64
+
+import httpx
+import orjson
+import pytest
+from prometheus_client import CollectorRegistry
+
+from infra.blobs.memory import MemoryBlobStore
+from infra.kafka.codec import decode, header
+from infra.kafka.memory import MemoryStreams
+from infra.redis.memory_states import MemoryEventStates, MemoryVersions
+from infra.settings import IngestSettings, ParseSettings, Settings
+from ingest.accept import Stores
+from ingest.api import build_api
+from ingest.batches import NDJSON
+from schemas.documents import DocumentKey, LifeState
+from schemas.events import Change, DocumentEvent
+from schemas.index import Manifest
+from schemas.problems import PROBLEM_MEDIA_TYPE, Problem
+
+MAX_BYTES = 1_000
+SETTINGS = Settings(
+    parse=ParseSettings(max_bytes=MAX_BYTES), ingest=IngestSettings(max_batch_items=5, max_batch_bytes=10_000)
+)
+PDF = "application/pdf"
+
+
+class Index:
+    def __init__(self):
+        self.known: dict[DocumentKey, Manifest] = {}
+
+    async def manifests(self, keys):
+        return {key: self.known[key] for key in keys if key in self.known}
+
+
+class World:
+    def __init__(self):
+        self.streams = MemoryStreams(partitions=3)
+        self.blobs = MemoryBlobStore()
+        self.states = MemoryEventStates()
+        self.index = Index()
+        self.failing: set[str] = set()
+        stores = Stores(self.blobs, self.streams, MemoryVersions(), self.states, self.index)
+        self.app = build_api(
+            SETTINGS,
+            stores,
+            required={"kafka": self.check("kafka"), "blobs": self.check("blobs")},
+            useful={"redis": self.check("redis")},
+            registry=CollectorRegistry(),
+        )
+
+    def check(self, name):
+        async def run():
+            if name in self.failing:
+                raise ConnectionError(name)
+
+        return run
+
+    @property
+    def records(self):
+        return [record for lane in self.streams.log.values() for record in lane]
+
+    @property
+    def event(self) -> DocumentEvent:
+        (record,) = self.records
+        return decode(DocumentEvent, record.value, record.headers)
+
+    async def content(self) -> bytes:
+        return await self.blobs.get(self.event.content)
+
+
+@pytest.fixture
+def world():
+    return World()
+
+
+@pytest.fixture
+async def client(world):
+    transport = httpx.ASGITransport(world.app, raise_app_exceptions=False)
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+        yield client
+
+
+def problem_of(response: httpx.Response, status: int) -> Problem:
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == PROBLEM_MEDIA_TYPE
+    return Problem.model_validate_json(response.content)
+
+
+def fields_of(response: httpx.Response) -> list[str]:
+    return [error.field for error in problem_of(response, 422).errors]
+
+
+async def test_raw_body_with_attributes_in_headers(world, client):
+    headers = {
+        "Content-Type": "text/plain; charset=utf-8",
+        "Freshline-Title": "UTF-8''%D0%97%D0%B0%D0%B3%D0%BE%D0%BB%D0%BE%D0%B2%D0%BE%D0%BA",
+        "Freshline-Source": "https://example.org/a?b=%20",
+        "Freshline-Groups": "staff, board",
+        "Freshline-Metadata": '{"year": 2024, "draft": false, "who": "x"}',
+        "Freshline-Revision": "12",
+        "Freshline-File-Name": "100% sure.txt",
+        "traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+    }
+    response = await client.put("/v1/documents/team/a%20b.txt", content=b"Text", headers=headers)
+    assert response.status_code == 202
+    event = world.event
+    accepted = response.json()
+    assert response.headers["location"] == f"/v1/events/{event.event_id}"
+    assert accepted["document_id"] == event.document_id == "team/a b.txt"
+    assert (event.tenant, event.version, event.content_type) == ("local", 12, "text/plain")
+    assert (event.title, event.source) == ("Заголовок", "https://example.org/a?b=%20")
+    assert (event.groups, event.file_name) == (("staff", "board"), "100% sure.txt")
+    assert event.metadata == {"year": 2024, "draft": False, "who": "x"}
+    assert await world.content() == b"Text"
+    assert header(world.records[0].headers, "traceparent") == headers["traceparent"]
+
+
+async def test_bare_utf8_header_is_read_too(world, client):
+    await client.put("/v1/documents/a.md", content=b"x", headers={"Freshline-Title": "Größe".encode()})
+    assert world.event.title == "Größe"
+
+
+async def test_malformed_trace_is_not_passed_on(world, client):
+    await client.put("/v1/documents/a.md", content=b"x", headers={"traceparent": "00-zz\x7f"})
+    assert header(world.records[0].headers, "traceparent") is None
+
+
+async def test_json_body(world, client):
+    body = {"text": "# Größe", "title": "T", "groups": ["g"], "metadata": {"a": 1.5}, "revision": 3}
+    assert (await client.put("/v1/documents/a", json=body)).status_code == 202
+    event = world.event
+    assert (event.content_type, event.title, event.groups, event.metadata) == ("text/markdown", "T", ("g",), {"a": 1.5})
+    assert event.version == 3
+    assert await world.content() == "# Größe".encode()
+
+
+async def test_form_with_a_file(world, client):
+    form = {"title": "Größe", "groups": "a,b", "metadata": '{"k": "v"}', "revision": "4"}
+    response = await client.put("/v1/documents/r", data=form, files={"file": ("report.pdf", b"%PDF-", PDF)})
+    assert response.status_code == 202
+    event = world.event
+    assert (event.title, event.groups, event.metadata, event.version) == ("Größe", ("a", "b"), {"k": "v"}, 4)
+    assert (event.content_type, event.file_name) == (PDF, "report.pdf")
+    assert await world.content() == b"%PDF-"
+
+
+@pytest.mark.parametrize(
+    ("path", "headers", "expected"),
+    [
+        ("a.md", {}, "text/markdown"),
+        ("a.PDF", {"Content-Type": "application/octet-stream"}, PDF),
+        ("no-suffix", {"Freshline-File-Name": "x.html"}, "text/html"),
+        ("a.md", {"Content-Type": "TEXT/PLAIN"}, "text/plain"),
+    ],
+)
+async def test_type_is_as_declared_else_by_name(world, client, path, headers, expected):
+    assert (await client.put(f"/v1/documents/{path}", content=b"x", headers=headers)).status_code == 202
+    assert world.event.content_type == expected
+
+
+async def test_empty_document_is_a_document(world, client):
+    assert (await client.put("/v1/documents/a.md", content=b"")).status_code == 202
+    assert await world.content() == b""
+
+
+@pytest.mark.parametrize("kind", ["declared", "streamed", "json", "form"])
+async def test_content_beyond_the_limit_is_413(world, client, kind):
+    big = b"x" * (MAX_BYTES + 1)
+
+    async def pieces():
+        yield big[:600]
+        yield big[600:]
+
+    match kind:
+        case "declared":
+            response = await client.put("/v1/documents/a.md", content=big)
+        case "streamed":
+            response = await client.put("/v1/documents/a.md", content=pieces())
+        case "json":
+            response = await client.put("/v1/documents/a", json={"text": big.decode()})
+        case _:
+            response = await client.put("/v1/documents/a", files={"file": ("a.md", big)})
+    problem = problem_of(response, 413)
+    assert f"at most {MAX_BYTES:,} bytes" in problem.detail
+    assert world.records == []
+
+
+async def test_content_at_the_limit_is_taken(world, client):
+    full = b"x" * MAX_BYTES
+    assert (await client.put("/v1/documents/a.md", content=full)).status_code == 202
+    assert (await client.put("/v1/documents/b", json={"text": full.decode()})).status_code == 202
+    assert (await client.put("/v1/documents/c", files={"file": ("a.md", full)})).status_code == 202
+    assert len(world.records) == 3
+
+
+async def test_form_far_beyond_the_limit_leaves_no_temporary_file_behind(client):
+    # An unclosed one would be a ResourceWarning, which is an error here.
+    response = await client.put("/v1/documents/a", files={"file": ("a.md", b"x" * 3_000_000)})
+    assert problem_of(response, 413).errors[0].field == "body"
+
+
+@pytest.mark.parametrize(
+    "request_of",
+    [
+        {"content": b"PK", "headers": {"Content-Type": "application/zip"}},
+        {"content": b"PK", "headers": {"Freshline-File-Name": "x.zip"}},
+        {"json": {"text": "x", "content_type": "image/png"}},
+        {"files": {"file": ("x.zip", b"PK", "application/zip")}},
+    ],
+)
+async def test_unsupported_type_names_the_supported(world, client, request_of):
+    problem = problem_of(await client.put("/v1/documents/a", **request_of), 415)
+    assert problem.type == "/problems/unsupported-type"
+    assert "text/markdown" in problem.detail
+    assert PDF in problem.detail
+    assert world.records == []
+
+
+@pytest.mark.parametrize(
+    ("headers", "field"),
+    [
+        ({"Freshline-Title": "x" * 501}, "Freshline-Title"),
+        ({"Freshline-Revision": "-1"}, "Freshline-Revision"),
+        ({"Freshline-Revision": str(2**53)}, "Freshline-Revision"),
+        ({"Freshline-Revision": "soon"}, "Freshline-Revision"),
+        ({"Freshline-Metadata": "{"}, "Freshline-Metadata"),
+        ({"Freshline-Metadata": "[1]"}, "Freshline-Metadata"),
+        ({"Freshline-Metadata": '{"a": NaN}'}, "Freshline-Metadata"),
+        ({"Freshline-Groups": ",".join(f"g{n}" for n in range(65))}, "Freshline-Groups"),
+    ],
+)
+async def test_wrong_header_is_named_as_the_sender_wrote_it(world, client, headers, field):
+    response = await client.put("/v1/documents/a.md", content=b"x", headers=headers)
+    assert fields_of(response) == [field]
+    assert world.records == []
+
+
+async def test_limit_is_named(client):
+    headers = {"Freshline-Title": "x" * 501}
+    problem = problem_of(await client.put("/v1/documents/a.md", content=b"x", headers=headers), 422)
+    assert "500" in problem.errors[0].message
+    assert "Freshline-Title" in problem.detail
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        (b"{", "body"),
+        (b"{}", "text"),
+        (b'{"text": "x", "titel": "y"}', "titel"),
+        (b'{"text": "x", "metadata": {"a": NaN}}', "metadata.a"),
+        (b'{"text": "\\ud800"}', "body"),
+    ],
+)
+async def test_wrong_json_is_named(world, client, body, field):
+    response = await client.put("/v1/documents/a", content=body, headers={"Content-Type": "application/json"})
+    found = fields_of(response)
+    assert found
+    assert all(name == field or name.startswith(f"{field}.") for name in found)
+    assert world.records == []
+
+
+@pytest.mark.parametrize(
+    ("request_of", "field"),
+    [
+        ({"data": {"title": "x"}, "files": {"other": ("a.md", b"x")}}, "file"),
+        ({"data": {"titel": "x"}, "files": {"file": ("a.md", b"x")}}, "titel"),
+        ({"data": {"metadata": "no"}, "files": {"file": ("a.md", b"x")}}, "metadata"),
+        ({"content": b"no boundary", "headers": {"Content-Type": "multipart/form-data; boundary=x"}}, "body"),
+        ({"content": b"", "headers": {"Content-Type": "multipart/form-data"}}, "body"),
+    ],
+)
+async def test_wrong_form_is_named(world, client, request_of, field):
+    assert fields_of(await client.put("/v1/documents/a", **request_of)) == [field]
+    assert world.records == []
+
+
+@pytest.mark.parametrize("document_id", ["", "x" * 513, "a%00b", "a%7Fb"])
+async def test_wrong_document_id_is_named(client, document_id):
+    assert fields_of(await client.put(f"/v1/documents/{document_id}", content=b"x")) == ["document_id"]
+
+
+async def test_delete(world, client):
+    response = await client.delete("/v1/documents/a/b.md", headers={"Freshline-Revision": "9"})
+    assert response.status_code == 202
+    assert (world.event.change, world.event.document_id, world.event.version) == (Change.DELETED, "a/b.md", 9)
+    response = await client.delete("/v1/documents/a/b.md", headers={"Freshline-Revision": "x"})
+    assert fields_of(response) == ["freshline-revision"]
+
+
+def ndjson(*lines):
+    return b"\n".join(line if isinstance(line, bytes) else orjson.dumps(line) for line in lines)
+
+
+async def post_batch(client, body, **headers):
+    return await client.post("/v1/documents:batch", content=body, headers={"Content-Type": NDJSON} | headers)
+
+
+async def test_each_line_of_a_batch_has_its_own_outcome(world, client):
+    body = ndjson(
+        {"document_id": "a.md", "text": "one", "title": "T"},
+        b"",
+        {"document_id": "b", "content_b64": base64.b64encode(b"%PDF").decode(), "content_type": PDF},
+        b"not json",
+        {"document_id": "a.md", "deleted": True},
+        {"document_id": "c", "text": "x", "deleted": True},
+    )
+    response = await post_batch(client, body)
+    assert response.status_code == 200
+    result = response.json()
+    assert (result["accepted"], result["refused"]) == (3, 2)
+    outcomes = result["outcomes"]
+    assert [outcome["line"] for outcome in outcomes] == [1, 3, 4, 5, 6]
+    assert ["accepted" in outcome for outcome in outcomes] == [True, True, False, True, False]
+    assert outcomes[3]["accepted"]["version"] > outcomes[0]["accepted"]["version"]
+    assert [outcome.get("document_id") for outcome in outcomes] == ["a.md", "b", None, "a.md", "c"]
+    assert [error["field"] for error in outcomes[4]["problem"]["errors"]] == ["text", "deleted"]
+    events = {
+        (event.document_id, event.change, event.content_type)
+        for event in (decode(DocumentEvent, record.value, record.headers) for record in world.records)
+    }
+    assert events == {
+        ("a.md", Change.UPSERTED, "text/markdown"),
+        ("a.md", Change.DELETED, None),
+        ("b", Change.UPSERTED, PDF),
+    }
+
+
+@pytest.mark.parametrize(
+    ("line", "status", "field"),
+    [
+        ({"document_id": "a"}, 422, "text"),
+        ({"text": "x"}, 422, "document_id"),
+        ({"document_id": "a", "text": "x", "extra": 1}, 422, "extra"),
+        ({"document_id": "a", "content_b64": "***", "content_type": PDF}, 422, "content_b64"),
+        ({"document_id": "a", "text": "x" * (MAX_BYTES + 1)}, 413, "text"),
+        ({"document_id": "a", "content_b64": "AAAA"}, 415, None),
+    ],
+)
+async def test_wrong_line_is_named(world, client, line, status, field):
+    (outcome,) = (await post_batch(client, ndjson(line))).json()["outcomes"]
+    problem = outcome["problem"]
+    assert problem["status"] == status
+    assert field is None or problem["errors"][0]["field"] == field
+    assert world.records == []
+
+
+async def test_batch_outcomes_as_lines(client):
+    body = ndjson({"document_id": "a", "text": "x"}, b"{")
+    response = await post_batch(client, body, Accept=NDJSON)
+    assert response.headers["content-type"] == NDJSON
+    first, second = (orjson.loads(line) for line in response.content.splitlines())
+    assert first["accepted"]["document_id"] == "a"
+    assert second["problem"]["status"] == 422
+
+
+async def test_lines_may_be_cut_anywhere(client):
+    body = ndjson({"document_id": "a", "text": "größe"}, {"document_id": "b", "text": "y"}) + b"\r\n"
+
+    async def pieces():
+        for byte in body:
+            yield bytes([byte])
+
+    assert (await post_batch(client, pieces())).json()["accepted"] == 2
+
+
+@pytest.mark.parametrize(
+    "body", [ndjson(*[{"document_id": "a", "text": "x"}] * 6), ndjson(*[{"document_id": "a", "text": "x" * 900}] * 12)]
+)
+async def test_batch_beyond_a_limit_has_no_effect(world, client, body):
+    async def pieces():
+        yield body
+
+    for sent in (body, pieces()):
+        assert problem_of(await post_batch(client, sent), 413).errors[0].field == "body"
+    assert world.records == []
+
+
+async def test_batch_must_be_declared_as_ndjson(world, client):
+    # A web page cannot send this type to another origin unasked, which it can do with text/plain.
+    body = ndjson({"document_id": "a", "text": "x"})
+    problem_of(await post_batch(client, body, **{"Content-Type": "text/plain"}), 415)
+    assert world.records == []
+
+
+async def test_document_state_comes_from_the_manifest(world, client):
+    key = DocumentKey("local", "a/b.md")
+    manifest = Manifest(
+        tenant="local",
+        document_id="a/b.md",
+        version=5,
+        complete=True,
+        state=LifeState.LIVE,
+        position="documents.v1-1:2",
+        profile="p",
+        title="T",
+        chunks=("1", "2"),
+        updated_ms=9,
+    )
+    problem_of(await client.get("/v1/documents/a/b.md"), 404)
+    world.index.known[key] = manifest
+    state = (await client.get("/v1/documents/a/b.md")).json()
+    assert (state["state"], state["version"], state["chunks"], state["updating"]) == ("live", 5, 2, False)
+    world.index.known[key] = manifest.model_copy(update={"state": LifeState.DELETED, "complete": False})
+    state = (await client.get("/v1/documents/a/b.md")).json()
+    assert (state["state"], state["updating"]) == ("deleted", True)
+
+
+async def test_event_status(world, client):
+    event_id = (await client.put("/v1/documents/a.md", content=b"x")).json()["event_id"]
+    status = (await client.get(f"/v1/events/{event_id}")).json()
+    assert (status["event_id"], status["stage"], status["outcome"]) == (event_id, "accepted", None)
+    problem_of(await client.get("/v1/events/other"), 404)
+    world.states.available = False
+    assert (await client.get(f"/v1/events/{event_id}")).headers["retry-after"] == "1"
+
+
+async def test_ready_needs_what_acceptance_needs(world, client):
+    assert (await client.get("/ready")).json() == {"kafka": "ok", "blobs": "ok", "redis": "ok"}
+    world.failing = {"redis"}
+    response = await client.get("/ready")
+    assert (response.status_code, response.json()["redis"]) == (200, "unavailable")
+    world.failing = {"blobs", "kafka"}
+    problem = problem_of(await client.get("/ready"), 503)
+    assert problem.detail == "not answering: kafka, blobs"
+    assert (await client.get("/health")).json() == {"status": "ok"}
+
+
+async def test_openapi_describes_bodies_headers_and_problems(client):
+    put = (await client.get("/openapi.json")).json()["paths"]["/v1/documents/{document_id}"]["put"]
+    assert {"application/json", "multipart/form-data", "text/markdown", PDF} <= set(put["requestBody"]["content"])
+    assert {"Freshline-Title", "Freshline-File-Name"} <= {parameter["name"] for parameter in put["parameters"]}
+    assert set(put["responses"]) >= {"202", "401", "413", "415", "422", "503"}
+    assert PROBLEM_MEDIA_TYPE in put["responses"]["413"]["content"]

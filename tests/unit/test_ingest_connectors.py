@@ -1,0 +1,601 @@
+"""Connectors against a service that keeps what it is sent: what they send, in which order, and how they go on."""
+
+import asyncio
+import gzip
+import os
+import re
+import subprocess
+from collections import defaultdict
+from urllib.parse import unquote
+
+import httpx
+import orjson
+import pytest
+import stamina
+
+from ingest.connectors.client import (
+    IngestClient,
+    Outgoing,
+    Refused,
+    ServiceUnavailable,
+    Summary,
+    header_value,
+    upload_headers,
+    wait_until_applied,
+)
+from ingest.connectors.event_file import BadEventFile, ingest_event_file
+from ingest.connectors.folder import ingest_folder
+from ingest.connectors.git import GitFailed, ingest_git
+from ingest.connectors.guard import TooManyDeletions, check_deletions
+from ingest.connectors.sent_log import SentLog, default_log_path
+from ingest.core.attributes import header_text
+from ingest.core.changes import Removal, Upload
+from schemas.documents import DocumentAttributes
+
+WAIT_S = 10
+
+
+class Service:
+    """The ingest API as connectors see it: keeps contents, and can be busy, dumb or slow for a while."""
+
+    def __init__(self):
+        self.contents: dict[str, bytes] = {}
+        self.headers: dict[str, httpx.Headers] = {}
+        self.log: list[tuple[str, str, bytes]] = []
+        self.offsets: defaultdict[int, int] = defaultdict(int)
+        self.indexed: set[str] = set()
+        self.outcomes: dict[str, str] = {}
+        self.answers: list[httpx.Response | Exception] = []
+        self.refuse: set[str] = set()
+        self.under_way = self.most_under_way = 0
+        self.changed = asyncio.Condition()
+
+    async def __call__(self, request: httpx.Request) -> httpx.Response:
+        self.under_way += 1
+        self.most_under_way = max(self.most_under_way, self.under_way)
+        await asyncio.sleep(0)
+        self.under_way -= 1
+        if self.answers:
+            answer = self.answers.pop(0)
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+        path = request.url.raw_path.decode()
+        if path.startswith("/v1/events/"):
+            return self._status(path.removeprefix("/v1/events/"))
+        document_id = unquote(path.removeprefix("/v1/documents/"))
+        if request.method == "GET":
+            return httpx.Response(200 if document_id in self.indexed else 404, json={})
+        if document_id in self.refuse:
+            problem = {"type": "/problems/too-large", "title": "Too large", "status": 413, "detail": "body: less"}
+            return httpx.Response(413, json=problem)
+        async with self.changed:
+            accepted = self._take(request, document_id)
+            self.changed.notify_all()
+        return accepted
+
+    def _take(self, request, document_id):
+        self.log.append((request.method, document_id, request.content))
+        self.headers[document_id] = request.headers
+        self.indexed.add(document_id)
+        if request.method == "PUT":
+            self.contents[document_id] = request.content
+        else:
+            self.contents.pop(document_id, None)
+        partition = sum(document_id.encode()) % 3
+        offset = self.offsets[partition]
+        self.offsets[partition] += 1
+        accepted = {
+            "event_id": f"event-{partition}-{offset}",
+            "document_id": document_id,
+            "version": int(request.headers.get("freshline-revision", 1)),
+            "position": f"documents.v1-{partition}:{offset}",
+        }
+        return httpx.Response(202, json=accepted)
+
+    def _status(self, event_id):
+        if event_id not in self.outcomes:
+            return httpx.Response(404, json={})
+        status = {
+            "event_id": event_id,
+            "document_id": "d",
+            "version": 1,
+            "position": None,
+            "stage": "purged",
+            "outcome": self.outcomes[event_id],
+            "accepted_ms": 0,
+            "stages_ms": {},
+        }
+        return httpx.Response(200, json=status)
+
+    async def until(self, condition):
+        async with asyncio.timeout(WAIT_S), self.changed:
+            await self.changed.wait_for(condition)
+
+    @property
+    def sent(self):
+        return [(method, document_id) for method, document_id, _ in self.log]
+
+
+@pytest.fixture
+def service():
+    return Service()
+
+
+@pytest.fixture
+async def client(service):
+    transport = httpx.MockTransport(service)
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost:8081") as http:
+        yield IngestClient(http, retry_timeout_s=WAIT_S)
+
+
+@pytest.fixture
+def log_path(tmp_path):
+    return tmp_path / "state" / "sent.jsonl"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    root = tmp_path / "docs"
+    root.mkdir()
+    return root
+
+
+def write(root, **files):
+    for name, text in files.items():
+        path = root / name.replace("__", "/").replace("_md", ".md")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+
+# The client
+
+
+def upload(document_id="a", content=b"x", **attributes):
+    return Upload(document_id, content, "text/markdown", DocumentAttributes(**attributes))
+
+
+async def test_upload_carries_attributes(service, client):
+    request = Upload(
+        "a/b c?#%.md",
+        b"text",
+        "text/markdown",
+        DocumentAttributes(title="Größe", source="x y", groups=("g", "h"), metadata={"k": "ü"}, revision=4),
+        "b.md",
+    )
+    accepted = await client.send(request)
+    assert accepted.version == 4
+    assert service.contents == {"a/b c?#%.md": b"text"}
+    headers = service.headers["a/b c?#%.md"]
+    assert headers["content-type"] == "text/markdown"
+    assert header_text(headers["freshline-title"]) == "Größe"
+    assert orjson.loads(header_text(headers["freshline-metadata"])) == {"k": "ü"}
+    assert (headers["freshline-groups"], headers["freshline-file-name"]) == ("g,h", "b.md")
+
+
+@pytest.mark.parametrize("text", ["plain", "Größe", " padded ", "UTF-8''%41", "100% sure", "a\nb", "", "日本"])
+def test_header_values_read_back(text):
+    value = header_value(text)
+    assert value.isascii()
+    assert value.isprintable()
+    assert header_text(value) == text
+    assert header_text(upload_headers(upload(title=text))["Freshline-Title"]) == text
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [
+        [httpx.Response(503, headers={"Retry-After": "0"}), httpx.Response(429)],
+        [httpx.ConnectError("refused"), httpx.ReadTimeout("slow"), httpx.Response(502)],
+    ],
+)
+async def test_busy_service_is_tried_again(service, client, answers):
+    service.answers = answers
+    with stamina.set_testing(True, attempts=5):
+        await client.send(upload())
+    assert service.contents == {"a": b"x"}
+
+
+async def test_retry_after_is_obeyed(service, client):
+    service.answers = [httpx.Response(503, headers={"Retry-After": "1"})]
+    began = asyncio.get_running_loop().time()
+    await client.send(upload())
+    assert asyncio.get_running_loop().time() - began >= 1
+
+
+@pytest.mark.parametrize(
+    ("answer", "told"), [(httpx.ConnectError("no"), "is the service running"), (httpx.Response(503), "HTTP 503")]
+)
+async def test_service_that_stays_away_ends_it(service, client, answer, told):
+    service.answers = [answer] * 10
+    with stamina.set_testing(True, attempts=3), pytest.raises(ServiceUnavailable, match=told):
+        await client.send(upload())
+
+
+async def test_refusal_is_not_tried_again(service, client):
+    service.refuse = {"a"}
+    with pytest.raises(Refused, match="Too large: body: less"):
+        await client.send(upload())
+    assert service.most_under_way == 1
+
+
+async def test_documents_go_side_by_side_and_each_in_order(service, client, log_path):
+    async def outgoing():
+        for number in range(300):
+            document_id = f"doc-{number % 20}"
+            removal = number % 50 == 49
+            request = Removal(document_id) if removal else upload(document_id, str(number).encode())
+            yield Outgoing(request, None if removal else str(number))
+
+    summary = Summary()
+    told = []
+    with SentLog(log_path) as log:
+        await client.send_all(outgoing(), log, summary, lambda so_far: told.append(so_far.sent + so_far.deleted))
+    assert service.most_under_way > 1
+    for document in range(20):
+        order = [int(content) for _, document_id, content in service.log if document_id == f"doc-{document}" if content]
+        assert order == sorted(order)
+    assert (summary.sent, summary.deleted, summary.failed) == (294, 6, [])
+    assert sorted(told) == list(range(1, 301))
+    assert summary.positions == {partition: offset - 1 for partition, offset in service.offsets.items()}
+    assert summary.last_events == {p: f"event-{p}-{offset}" for p, offset in summary.positions.items()}
+
+
+async def test_wait_ends_with_the_last_event_of_each_partition(service, client):
+    summary = Summary(last_events={0: "event-0-7", 1: "event-1-3"})
+    service.outcomes = {"event-0-7": "done"}
+    waiting = asyncio.create_task(wait_until_applied(client, summary, timeout_s=WAIT_S))
+    done, _ = await asyncio.wait({waiting}, timeout=0.3)
+    assert not done
+    service.outcomes["event-1-3"] = "superseded"
+    assert await waiting == {"done": 1, "superseded": 1}
+
+
+async def test_wait_in_vain_names_the_partitions(client):
+    with pytest.raises(TimeoutError, match="partitions 2, 5 "):
+        await wait_until_applied(client, Summary(last_events={5: "x", 2: "y"}), timeout_s=0.2)
+
+
+# Guard and log
+
+
+@pytest.mark.parametrize(
+    ("missing", "known", "passes"),
+    [(0, 0, True), (10, 10, True), (11, 110, True), (11, 109, False), (100, 1_001, True), (5, 5, True)],
+)
+def test_guard(missing, known, passes):
+    check_deletions(missing, known, confirmed=True)
+    if passes:
+        check_deletions(missing, known, confirmed=False)
+    else:
+        with pytest.raises(TooManyDeletions, match=f"{missing} of {known}"):
+            check_deletions(missing, known, confirmed=False)
+
+
+def test_log_survives_a_torn_end_and_forgets_what_is_obsolete(log_path):
+    with SentLog(log_path) as log:
+        log.note("a", "1")
+        log.note("b\n", "1")
+        log.note("a", "2")
+        log.note("c", "1")
+        log.note("c", None)
+    with log_path.open("a") as file:
+        file.write('["d", "')
+    with SentLog(log_path) as log:
+        assert log.marks == {"a": "2", "b\n": "1"}
+        log.note("e", "1")
+    assert len(log_path.read_text().splitlines()) == 3
+    with SentLog(log_path) as log:
+        assert log.marks == {"a": "2", "b\n": "1", "e": "1"}
+        log.forget()
+    with SentLog(log_path) as log:
+        assert log.marks == {}
+
+
+def test_each_source_and_service_has_a_log_of_its_own():
+    paths = {default_log_path(url, source) for url in ("http://a", "http://b") for source in ("/x", "/y")}
+    assert len(paths) == 4
+
+
+# Folder
+
+
+async def test_folder_sends_documents_and_then_only_changes(service, client, folder, log_path):
+    write(folder, a_md="A", sub__b_md="B", sub__c_md="C")
+    write(folder, **{".git__x_md": "no", "image.png": "no", ".hidden_md": "no"})
+    summary = await ingest_folder(client, folder, log_path=log_path)
+    assert service.contents == {"a.md": b"A", "sub/b.md": b"B", "sub/c.md": b"C"}
+    assert (summary.sent, summary.skipped, summary.deleted) == (3, 0, 0)
+
+    service.log.clear()
+    write(folder, a_md="A2")
+    (folder / "sub/c.md").unlink()
+    summary = await ingest_folder(client, folder, log_path=log_path)
+    assert service.sent == [("PUT", "a.md"), ("DELETE", "sub/c.md")]
+    assert (summary.sent, summary.skipped, summary.deleted) == (1, 1, 1)
+
+    service.log.clear()
+    await ingest_folder(client, folder, log_path=log_path)
+    assert service.sent == []
+
+
+async def test_deletions_wait_for_uploads(service, client, folder, log_path):
+    write(folder, **{f"old__{number}_md": f"text {number}" for number in range(9)})
+    await ingest_folder(client, folder, log_path=log_path)
+    (folder / "old").rename(folder / "new")
+    service.log.clear()
+    await ingest_folder(client, folder, log_path=log_path)
+    assert [method for method, _ in service.sent] == ["PUT"] * 9 + ["DELETE"] * 9
+
+
+async def test_emptied_folder_is_not_a_mass_deletion(service, client, folder, log_path):
+    write(folder, **{f"{number}_md": f"text {number}" for number in range(20)})
+    await ingest_folder(client, folder, log_path=log_path)
+    for file in folder.iterdir():
+        file.unlink()
+    with pytest.raises(TooManyDeletions, match="20 of 20"):
+        await ingest_folder(client, folder, log_path=log_path)
+    assert len(service.contents) == 20
+    summary = await ingest_folder(client, folder, log_path=log_path, yes=True)
+    assert (summary.deleted, service.contents) == (20, {})
+
+
+async def test_moved_folder_is_no_mass_deletion(service, client, folder, log_path):
+    write(folder, **{f"old__{number}_md": f"text {number}" for number in range(20)})
+    await ingest_folder(client, folder, log_path=log_path)
+    (folder / "old").rename(folder / "new")
+    summary = await ingest_folder(client, folder, log_path=log_path)
+    assert (summary.sent, summary.deleted) == (20, 20)
+    assert set(service.contents) == {f"new/{number}.md" for number in range(20)}
+
+
+async def test_links_that_lead_out_are_passed_over(service, client, folder, log_path, tmp_path):
+    (tmp_path / "secret.md").write_text("secret")
+    write(folder, a_md="A")
+    (folder / "out.md").symlink_to(tmp_path / "secret.md")
+    (folder / "in.md").symlink_to(folder / "a.md")
+    await ingest_folder(client, folder, log_path=log_path)
+    assert service.contents == {"a.md": b"A", "in.md": b"A"}
+
+
+async def test_refused_document_does_not_stop_the_others_and_is_tried_in_the_next_run(
+    service, client, folder, log_path
+):
+    write(folder, a_md="A", b_md="B")
+    service.refuse = {"a.md"}
+    summary = await ingest_folder(client, folder, log_path=log_path)
+    assert [(failure.document_id, failure.reason) for failure in summary.failed] == [("a.md", "Too large: body: less")]
+    assert service.contents == {"b.md": b"B"}
+    service.refuse = set()
+    summary = await ingest_folder(client, folder, log_path=log_path)
+    assert (summary.sent, summary.skipped) == (1, 1)
+
+
+async def test_broken_run_goes_on_where_it_was(service, client, folder, log_path):
+    write(folder, **{f"{number}_md": str(number) for number in range(50)})
+
+    def told(summary):
+        if summary.sent == 30:
+            service.answers = [httpx.ConnectError("gone")] * 200
+
+    with stamina.set_testing(True, attempts=2), pytest.raises(ServiceUnavailable):
+        await ingest_folder(client, folder, log_path=log_path, progress=told)
+    service.answers = []
+    noted = 30
+    assert len(service.contents) >= noted
+    service.log.clear()
+    summary = await ingest_folder(client, folder, log_path=log_path)
+    assert summary.skipped >= noted
+    assert summary.sent == len(service.log) == 50 - summary.skipped
+    assert len(service.contents) == 50
+
+
+async def test_service_set_up_anew_gets_everything_again(service, client, folder, log_path):
+    write(folder, a_md="A", b_md="B")
+    await ingest_folder(client, folder, log_path=log_path)
+    service.indexed.clear()
+    assert (await ingest_folder(client, folder, log_path=log_path)).sent == 2
+
+
+async def test_part_that_may_not_be_listed_is_no_deletion(service, client, folder, log_path, monkeypatch):
+    write(folder, sub__a_md="A", b_md="B")
+    await ingest_folder(client, folder, log_path=log_path)
+    listed = os.scandir
+
+    def denied(path):
+        if os.fspath(path).endswith("sub"):
+            raise PermissionError(13, "Permission denied", path)
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", denied)
+    with pytest.raises(PermissionError):
+        await ingest_folder(client, folder, log_path=log_path)
+    assert service.contents == {"sub/a.md": b"A", "b.md": b"B"}
+
+
+async def test_no_folder_is_said(client, folder, log_path):
+    with pytest.raises(NotADirectoryError, match=re.escape("nowhere is not a folder")):
+        await ingest_folder(client, folder / "nowhere", log_path=log_path)
+
+
+async def test_watch_sends_changes_as_they_happen(service, client, folder, log_path):
+    write(folder, a_md="A", sub__b_md="B")
+    watching = asyncio.create_task(ingest_folder(client, folder, watch=True, log_path=log_path))
+    try:
+        await service.until(lambda: len(service.contents) == 2)
+        write(folder, a_md="A2", new__deep__c_md="C")
+        await service.until(lambda: service.contents.get("a.md") == b"A2" and "new/deep/c.md" in service.contents)
+        (folder / "sub").rename(folder / "moved")
+        await service.until(lambda: {"a.md", "new/deep/c.md", "moved/b.md"} == set(service.contents))
+        (folder / "a.md").unlink()
+        await service.until(lambda: "a.md" not in service.contents)
+    finally:
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)
+    assert watching.cancelled()
+
+
+# Git
+
+
+class Repository:
+    def __init__(self, path):
+        self.path = path
+        path.mkdir()
+        self("init", "-q", "-b", "main")
+
+    def __call__(self, *arguments):
+        identity = ("-c", "user.name=n", "-c", "user.email=e@example.org", "-c", "commit.gpgsign=false")
+        command = ("git", "-C", str(self.path), *identity, *arguments)
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+    def commit(self, **files):
+        write(self.path, **files)
+        self("add", "-A")
+        self("commit", "-q", "-m", "change")
+        return self("rev-parse", "HEAD")
+
+
+@pytest.fixture
+def repository(tmp_path):
+    return Repository(tmp_path / "repository")
+
+
+async def test_git_snapshot_then_changes(service, client, repository, log_path):
+    repository.commit(a_md="A", sub__b_md="B", **{"x.bin": "no"})
+    repository.commit(a_md="A2")
+    (repository.path / "link.md").symlink_to("a.md")
+    repository.commit()
+    summary = await ingest_git(client, repository.path, log_path=log_path)
+    assert service.contents == {"a.md": b"A2", "sub/b.md": b"B"}
+    assert {headers["freshline-revision"] for headers in service.headers.values()} == {"3"}
+    assert summary.sent == 2
+
+    service.log.clear()
+    (repository.path / "sub/b.md").unlink()
+    repository.commit(a_md="A3")
+    await ingest_git(client, repository.path, log_path=log_path)
+    assert sorted(service.sent) == [("DELETE", "sub/b.md"), ("PUT", "a.md")]
+    assert service.headers["sub/b.md"]["freshline-revision"] == "4"
+    assert (await ingest_git(client, repository.path, log_path=log_path)).sent == 0
+
+
+async def test_git_history_from_a_revision_is_sent_commit_by_commit(service, client, repository, log_path):
+    first = repository.commit(a_md="A1")
+    repository("checkout", "-q", "-b", "side")
+    repository.commit(a_md="side", s_md="S")
+    repository("checkout", "-q", "main")
+    repository.commit(b_md="B")
+    repository("merge", "-q", "--no-ff", "-m", "merge", "side")
+    repository.commit(a_md="A9")
+    await ingest_git(client, repository.path, start=first, log_path=log_path)
+    of_a = [content for _, document_id, content in service.log if document_id == "a.md"]
+    assert of_a == [b"A1", b"side", b"A9"]
+    assert service.contents == {"a.md": b"A9", "b.md": b"B", "s.md": b"S"}
+    assert {name: headers["freshline-revision"] for name, headers in service.headers.items()} == {
+        "a.md": "4",
+        "b.md": "2",
+        "s.md": "3",
+    }
+
+
+async def test_rewritten_branch_is_newer_than_what_it_replaces(service, client, repository, log_path):
+    first = repository.commit(a_md="A1")
+    repository.commit(a_md="A2")
+    repository.commit(b_md="B")
+    await ingest_git(client, repository.path, log_path=log_path)
+    repository("reset", "-q", "--hard", first)
+    await ingest_git(client, repository.path, log_path=log_path)
+    assert service.contents == {"a.md": b"A1"}
+    assert service.headers["a.md"]["freshline-revision"] == "4"
+
+
+async def test_git_follow_sends_new_commits(service, client, repository, log_path, monkeypatch):
+    monkeypatch.setattr("ingest.connectors.git.POLL_S", 0.05)
+    repository.commit(a_md="A")
+    following = asyncio.create_task(ingest_git(client, repository.path, follow=True, log_path=log_path))
+    try:
+        await service.until(lambda: service.contents == {"a.md": b"A"})
+        repository.commit(a_md="A2", b_md="B")
+        await service.until(lambda: service.contents == {"a.md": b"A2", "b.md": b"B"})
+    finally:
+        following.cancel()
+        await asyncio.gather(following, return_exceptions=True)
+
+
+async def test_git_guard(service, client, repository, log_path):
+    repository.commit(**{f"{number}_md": str(number) for number in range(20)})
+    await ingest_git(client, repository.path, log_path=log_path)
+    repository("rm", "-q", "-r", ".")
+    repository.commit()
+    with pytest.raises(TooManyDeletions):
+        await ingest_git(client, repository.path, log_path=log_path)
+    assert len(service.contents) == 20
+    await ingest_git(client, repository.path, log_path=log_path, yes=True)
+    assert service.contents == {}
+
+
+async def test_git_errors_are_said(client, repository, log_path, tmp_path):
+    repository.commit(a_md="A")
+    with pytest.raises(GitFailed, match="rev-parse"):
+        await ingest_git(client, repository.path, start="--no-such", log_path=log_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(GitFailed, match="not a git repository"):
+        await ingest_git(client, tmp_path / "empty", log_path=log_path)
+
+
+# Event file
+
+
+def event_file(path, *events):
+    lines = b"".join(orjson.dumps({"seq": seq, "path": "p.md"} | event) + b"\n" for seq, event in enumerate(events))
+    path.write_bytes(gzip.compress(lines) if path.suffix == ".gz" else lines)
+    return path
+
+
+@pytest.mark.parametrize("name", ["events.jsonl", "events.jsonl.gz"])
+async def test_event_file(service, client, tmp_path, log_path, name):
+    path = event_file(
+        tmp_path / name,
+        {"type": "created", "doc_id": "1", "content": "# Größe", "ts": 5},
+        {"type": "created", "doc_id": "2", "content_b64": "JVBERg==", "path": "x/y.pdf"},
+        {"type": "created", "doc_id": "3", "content": "gone", "path": "z.md"},
+        {"type": "updated", "doc_id": "1", "content": "# two"},
+        {"type": "deleted", "doc_id": "3"},
+        {"type": "renamed", "doc_id": "1", "path": "new/name.txt", "old_path": "p.md", "content_changed": False},
+        {"type": "created", "doc_id": "4", "path": "picture.png", "content": "?"},
+        {"type": "renamed", "doc_id": "5", "path": "q.md"},
+    )
+    summary = await ingest_event_file(client, path, log_path=log_path)
+    assert service.contents == {"1": b"# two", "2": b"%PDF"}
+    first = service.headers["1"]
+    assert (first["freshline-revision"], first["content-type"]) == ("6", "text/plain")
+    assert (first["freshline-source"], first["freshline-file-name"]) == ("new/name.txt", "name.txt")
+    assert orjson.loads(first["freshline-metadata"]) == {"path": "new/name.txt"}
+    assert service.headers["2"]["content-type"] == "application/pdf"
+    assert service.headers["3"]["freshline-revision"] == "5"
+    assert (summary.sent, summary.deleted) == (5, 1)
+    assert [failure.document_id for failure in summary.failed] == ["4", "5"]
+
+    again = await ingest_event_file(client, path, log_path=log_path)
+    assert (again.sent, again.deleted, again.skipped) == (0, 0, 6)
+
+
+async def test_resumed_rename_knows_content_sent_by_the_run_before(service, client, tmp_path, log_path):
+    created = {"type": "created", "doc_id": "1", "content": "A"}
+    path = event_file(tmp_path / "events.jsonl", created)
+    await ingest_event_file(client, path, log_path=log_path)
+    event_file(path, created, {"type": "renamed", "doc_id": "1", "path": "b.md"})
+    await ingest_event_file(client, path, log_path=log_path)
+    assert service.log[-1] == ("PUT", "1", b"A")
+    assert service.headers["1"]["freshline-source"] == "b.md"
+
+
+async def test_bad_line_is_named_and_what_comes_before_is_sent(service, client, tmp_path, log_path):
+    path = tmp_path / "events.jsonl"
+    event_file(path, {"type": "created", "doc_id": "1", "content": "A"})
+    with path.open("ab") as file:
+        file.write(b'{"seq": 1, "type": "moved", "doc_id": "1", "path": "p.md"}\n')
+    with pytest.raises(BadEventFile, match=r"events.jsonl line 2: type: "):
+        await ingest_event_file(client, path, log_path=log_path)
+    assert service.contents == {"1": b"A"}

@@ -1,0 +1,207 @@
+"""The HTTP face: what is refused and how, what is promised in OpenAPI, and the console page."""
+
+import base64
+import re
+from hashlib import sha256
+
+import httpx
+import pytest
+from prometheus_client import CollectorRegistry
+from pydantic import SecretStr
+
+from infra.embedding.port import EmbeddingError, EmbeddingThrottled
+from infra.generation.port import GenerationError
+from infra.opensearch.port import Access, IndexUnavailable
+from infra.redis.port import CacheUnavailable
+from infra.settings import TenantSettings
+from infra.web.credentials import Credentials
+from query.api import Part, build_app
+from query.standing import PositionNotReached
+from schemas.positions import AsOf, Position
+from schemas.problems import Problem
+from schemas.queries import QueryRequest, QueryResponse
+
+ANSWER = QueryResponse(
+    results=(), query_time_ms=1, cached=False, as_of=AsOf(positions={3: 42}, checked_ms=1)
+).model_dump_json()
+
+
+class Answers:
+    """Stands in for Answering: notes what it was asked, then gives the answer or the error."""
+
+    def __init__(self):
+        self.asked: list[tuple[QueryRequest, Access]] = []
+        self.error: Exception | None = None
+
+    async def answer(self, request, access):
+        self.asked.append((request, access))
+        if self.error:
+            raise self.error
+        return ANSWER.encode()
+
+
+class Fault:
+    error: Exception | None = None
+
+    async def check(self):
+        if self.error:
+            raise self.error
+
+
+@pytest.fixture
+def answers():
+    return Answers()
+
+
+@pytest.fixture
+def faults():
+    return {"index": Fault(), "redis": Fault()}
+
+
+def client_of(answers, faults, tenant):
+    parts = {name: Part(fault.check, needed=name == "index") for name, fault in faults.items()}
+    app = build_app(answers, credentials=Credentials(tenant), parts=parts, registry=CollectorRegistry())
+    # Errors are to be answered, not to be raised into the test.
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    return httpx.AsyncClient(transport=transport, base_url="http://localhost")
+
+
+@pytest.fixture
+async def client(answers, faults):
+    async with client_of(answers, faults, TenantSettings()) as client:
+        yield client
+
+
+@pytest.mark.parametrize("path", ["/v1/query", "/query"])
+async def test_a_question_is_answered(client, answers, path):
+    response = await client.post(path, json={"query": " days? ", "top_k": 3, "filters": {"metadata.year": [2024, "x"]}})
+    assert response.status_code == 200
+    assert response.headers["content-type"] == "application/json"
+    assert response.text == ANSWER
+    [(request, access)] = answers.asked
+    assert (request.query, request.top_k, request.filters) == ("days?", 3, {"metadata.year": (2024, "x")})
+    assert access == Access("local")
+
+
+@pytest.mark.parametrize(
+    ("body", "field", "message"),
+    [
+        ({}, "query", "required"),
+        ({"query": "   "}, "query", "at least 1"),
+        ({"query": "\x1c"}, "query", "no text"),
+        ({"query": "x" * 2_001}, "query", "at most 2000"),
+        ({"query": "x", "top_k": 51}, "top_k", "50"),
+        ({"query": "x", "tenant": "umbrella"}, "tenant", "not permitted"),
+        ({"query": "x", "filters": {"tenant": "umbrella"}}, "filters", "cannot filter by 'tenant'"),
+        ({"query": "x", "min_position": "3:42"}, "min_position", "a position looks like"),
+    ],
+)
+async def test_a_wrong_field_is_named_with_its_limit(client, answers, body, field, message):
+    response = await client.post("/v1/query", json=body)
+    problem = Problem.model_validate_json(response.text)
+    assert (response.status_code, problem.type) == (422, "/problems/invalid-request")
+    assert response.headers["content-type"] == "application/problem+json"
+    assert problem.errors[0].field.startswith(field)
+    assert message in problem.errors[0].message
+    assert not answers.asked
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b'{"query": "\\ud800"}', b"[1]"])
+async def test_what_is_no_json_object_is_refused(client, content):
+    response = await client.post("/v1/query", content=content, headers={"Content-Type": "application/json"})
+    assert response.status_code == 422
+
+
+async def test_other_content_types_and_large_bodies_are_refused(client):
+    response = await client.post("/v1/query", content=b'{"query": "x"}', headers={"Content-Type": "text/plain"})
+    assert response.status_code == 415
+    response = await client.post("/v1/query", json={"query": "x", "filters": {"title": ["y" * 999] * 999}})
+    assert response.status_code == 413
+
+
+AT_4 = PositionNotReached(Position(3, 42), AsOf(positions={3: 4}, checked_ms=1))
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (AT_4, (503, "/problems/position-not-reached", "1")),
+        (IndexUnavailable("secret host"), (503, "/problems/unavailable", "1")),
+        (EmbeddingThrottled("busy", retry_after_s=2.5), (503, "/problems/unavailable", "3")),
+        (EmbeddingError("secret host"), (503, "/problems/unavailable", "1")),
+        (GenerationError("secret host"), (503, "/problems/unavailable", "1")),
+        (RuntimeError("secret host"), (500, "/problems/internal", None)),
+    ],
+)
+async def test_a_failure_is_a_problem_that_tells_what_to_do(client, answers, error, expected):
+    answers.error = error
+    response = await client.post("/v1/query", json={"query": "x"})
+    problem = Problem.model_validate_json(response.text)
+    assert (response.status_code, problem.type, response.headers.get("retry-after")) == expected
+    assert problem.as_of == ({3: 4} if error is AT_4 else None)
+    assert "secret" not in response.text
+    assert problem.instance == "/v1/query"
+
+
+async def test_a_key_is_asked_for_where_one_is_set(answers, faults):
+    tenant = TenantSettings(default="acme", api_key=SecretStr("k1"))
+    async with client_of(answers, faults, tenant) as client:
+        assert (await client.post("/v1/query", json={"query": "x"})).status_code == 401
+        allowed = await client.post("/v1/query", json={"query": "x"}, headers={"X-API-Key": "k1"})
+        assert allowed.status_code == 200
+        assert answers.asked[0][1].tenant == "acme"
+        for open_path in ("/", "/health", "/ready"):
+            assert (await client.get(open_path)).status_code == 200
+
+
+async def test_readiness_tells_a_needed_part_from_one_that_only_helps(client, faults):
+    assert (await client.get("/ready")).json() == {
+        "status": "ready",
+        "parts": {"index": "ready", "redis": "ready"},
+    }
+    faults["redis"].error = CacheUnavailable("Redis: refused")
+    degraded = await client.get("/ready")
+    assert (degraded.status_code, degraded.json()["status"]) == (200, "degraded")
+    assert degraded.json()["parts"]["redis"] == "Redis: refused"
+    faults["index"].error = IndexUnavailable("no index")
+    out = await client.get("/ready")
+    assert (out.status_code, out.json()["status"]) == (503, "unavailable")
+
+
+async def test_metrics_count_requests_by_route(client):
+    await client.post("/v1/query", json={"query": "x"})
+    text = (await client.get("/metrics")).text
+    assert (
+        'freshline_http_request_seconds_count{method="POST",route="/v1/query",service="query",status="200"} 1.0' in text
+    )
+
+
+async def test_the_openapi_document_describes_question_answer_and_problems(client):
+    document = (await client.get("/openapi.json")).json()
+    assert set(document["paths"]) == {"/v1/query", "/health", "/ready"}
+    operation = document["paths"]["/v1/query"]["post"]
+    asked = operation["requestBody"]["content"]["application/json"]
+    assert set(asked["schema"]["properties"]) == set(QueryRequest.model_fields)
+    QueryRequest.model_validate(asked["example"])
+    answered = operation["responses"]["200"]["content"]["application/json"]
+    assert answered["schema"] == {"$ref": "#/components/schemas/QueryResponse"}
+    QueryResponse.model_validate(answered["example"])
+    for status in ("401", "403", "413", "415", "422", "503"):
+        content = operation["responses"][status]["content"]
+        assert content == {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}, status
+
+
+async def test_the_console_page_is_whole_and_runs_nothing_else(client):
+    response = await client.get("/")
+    assert response.headers["content-type"].startswith("text/html")
+    policy = response.headers["content-security-policy"]
+    assert policy.startswith("default-src 'none'")
+    assert "unsafe" not in policy
+    for tag in ("script", "style"):
+        [text] = re.findall(rf"<{tag}>(.*?)</{tag}>", response.text, re.DOTALL)
+        assert f"{tag}-src 'sha256-{base64.b64encode(sha256(text.encode()).digest()).decode()}'" in policy
+    assert not re.findall(
+        r"""(?:src|href)\s*=\s*["']?(?!data:,)[\w/]""", re.sub(r"<script>.*", "", response.text, flags=re.DOTALL)
+    )
+    assert not re.findall(r" (?:style|on\w+)=", response.text)
+    assert "innerHTML" not in response.text

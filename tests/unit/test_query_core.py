@@ -1,0 +1,138 @@
+import json
+
+import numpy as np
+import pytest
+
+from infra.generation.port import GeneratedAnswer
+from infra.opensearch.port import Access, Hit
+from query.core.cache_key import AnswerMaker, cache_key, normalised
+from query.core.entry import Entry, UnreadableEntry, stored_response, window_of
+from query.core.fusion import Candidate
+from query.core.response import response_body, stamped
+from schemas.documents import DocumentKey
+from schemas.index import StoredChunk
+from schemas.positions import AsOf
+from schemas.queries import Citation, QueryRequest, QueryResponse
+
+MAKER = AnswerMaker("g1", "bge@1", "extractive", "rrf 60 of 50")
+READER = Access("acme", ("hr", "it"))
+
+
+def key(query="How long?", access=READER, maker=MAKER, **fields):
+    return cache_key(QueryRequest.model_validate({"query": query, **fields}), access, maker)
+
+
+@pytest.mark.parametrize("query", ["how long?", "HOW  LONG?", " How\tlong? ", "How long\uff1f", "\uff28ow long?"])
+def test_spellings_of_one_question_share_a_key(query):
+    assert key(query) == key()
+
+
+def test_normalising_keeps_what_the_analyser_tells_apart():
+    assert normalised("Straße") == "straße"
+    assert normalised("\ufb01nd  ME") == "find me"
+    assert normalised(normalised("Ⅷ İx")) == normalised("Ⅷ İx")
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"query": "How short?"},
+        {"access": Access("umbrella", ("hr", "it"))},
+        {"access": Access("acme", ("hr",))},
+        {"access": Access("acme", ("hr,it",))},
+        {"maker": AnswerMaker("g2", "bge@1", "extractive", "rrf 60 of 50")},
+        {"maker": AnswerMaker("g1", "bge@2", "extractive", "rrf 60 of 50")},
+        {"maker": AnswerMaker("g1", "bge@1", "extractive", "rrf 60 of 90")},
+        {"top_k": 6},
+        {"include_metadata": False},
+        {"generate": True},
+        {"filters": {"title": "a"}},
+    ],
+)
+def test_what_may_change_the_answer_changes_the_key(other):
+    assert key(**other) != key()
+
+
+def test_what_cannot_change_the_answer_does_not_change_the_key():
+    assert key(access=Access("acme", ("it", "hr", "it"))) == key()
+    assert key(min_position="documents.v1-3:42") == key()
+    assert key(filters={}) == key(filters=None)
+    # The generator matters only to those who ask it.
+    other = AnswerMaker("g1", "bge@1", "another", "rrf 60 of 50")
+    assert key(maker=other) == key()
+    assert key(maker=other, generate=True) != key(generate=True)
+
+
+def test_filters_are_compared_as_the_index_does():
+    one = key(filters={"title": ["b", "a"], "metadata.year": 2024})
+    assert one == key(filters={"metadata.year": "2024", "title": ["a", "b", "a"]})
+    assert one != key(filters={"title": ["a"], "metadata.year": 2024})
+    assert key(filters={"title": "a"}) != key(filters={"source": "a"})
+    assert key(filters={"metadata.on": True}) == key(filters={"metadata.on": "true"})
+
+
+def entry():
+    return Entry(
+        response=b'{"results":[]}',
+        sources=(("c1", 7),),
+        vector_window=(("c1", 0.875), ("c2", 0.5)),
+        lexical_window=(),
+        query_vector=np.array([0.6, -0.8], dtype=np.float32),
+        filled_ms=1_767_225_600_123.5,
+    )
+
+
+def test_an_entry_comes_back_as_it_was():
+    before, after = entry(), Entry.decode(entry().encode())
+    np.testing.assert_allclose(after.query_vector, before.query_vector, atol=1e-3)
+    assert after.query_vector.dtype == np.float32
+    for name in ("response", "sources", "vector_window", "lexical_window", "filled_ms"):
+        assert getattr(after, name) == getattr(before, name)
+    assert stored_response(before.encode()) == before.response
+
+
+@pytest.mark.parametrize("spoil", [lambda b: b[:-1], lambda b: b + b"x", lambda b: b"\x63" + b[1:], lambda _: b""])
+def test_what_is_no_entry_is_refused(spoil):
+    spoiled = spoil(entry().encode())
+    with pytest.raises(UnreadableEntry):
+        stored_response(spoiled)
+    with pytest.raises(UnreadableEntry):
+        Entry.decode(spoiled)
+
+
+def test_a_window_keeps_ids_and_scores():
+    assert window_of((Hit("c1", DocumentKey("acme", "d"), 0.5),)) == (("c1", 0.5),)
+
+
+def found():
+    chunk = StoredChunk(
+        chunk_id="c1",
+        tenant="acme",
+        document_id="travel.md",
+        version=7,
+        position="documents.v1-3:42",
+        text="Thirty „days“.",
+        text_sha256="0",
+        title="Travel",
+        heading_path=("Abroad",),
+        start=10,
+        end=24,
+        metadata={"team": "people", "year": 2024},
+    )
+    return [(Candidate(Hit("c1", chunk.key, 0.9), 1 / 61, 1, float("inf")), chunk)]
+
+
+@pytest.mark.parametrize("generated", [None, GeneratedAnswer("Thirty [1]", (Citation(source=1, quote="Thirty"),))])
+@pytest.mark.parametrize("include_metadata", [True, False])
+def test_a_stamped_body_is_the_response_that_the_contract_describes(generated, include_metadata):
+    body = response_body(found(), generated, include_metadata=include_metadata)
+    as_of = AsOf(positions={3: 42, 11: 0}, checked_ms=1_767_225_600_000.5)
+    text = stamped(body, query_time_ms=1.23456, cached=True, as_of=as_of)
+    assert set(json.loads(text)) == set(QueryResponse.model_fields)
+    response = QueryResponse.model_validate_json(text)
+    assert (response.as_of, response.cached, response.query_time_ms) == (as_of, True, 1.235)
+    [result] = response.results
+    assert (result.text, result.span, result.heading_path) == ("Thirty „days“.", (10, 24), ("Abroad",))
+    assert result.metadata == ({"team": "people", "year": 2024} if include_metadata else None)
+    assert response.answer == (generated.text if generated else None)
+    assert response.citations == (generated.citations if generated else None)
