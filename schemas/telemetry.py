@@ -33,3 +33,14 @@ CACHE_BYPASSES: Final = "freshline_cache_bypasses_total"
 
 POSITION_WAIT_SECONDS: Final = "freshline_position_wait_seconds"
 """Histogram; label reached: true or false. How long requests waited for the position that they asked for."""
+
+RECORDS_FINISHED: Final = "freshline_records_finished_total"
+"""Counter; labels step, outcome: finished or dead_letter. Records that a step is through with."""
+
+EVENTS_ENDED: Final = "freshline_events_ended_total"
+"""Counter; label outcome: done, superseded or dead_letter."""
+
+EVENTS_SECONDS: Final = "freshline_event_seconds"
+"""Histogram; label stage: searchable or purged. From acceptance of an event to that stage: the freshness objective."""
+
+EVENTS_SECONDS_BUCKETS: Final = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0, 2.0, 5.0, 10.0, 60.0, 600.0)

@@ -99,9 +99,9 @@ class FaustWorker:
         await self._app.stop()
 
     @property
-    def lanes(self) -> dict[int, LaneCommits]:
-        """Commit state by partition."""
-        return {tp.partition: lane for tp, lane in self._app.consumer.lanes.items()}
+    def assigned(self) -> set[int]:
+        """Partitions that this worker has now."""
+        return {tp.partition for tp in self._app.consumer.assignment()}
 
     @property
     def crashed(self) -> BaseException | None:
@@ -144,6 +144,9 @@ def _make_app(settings: Settings, step: StepName) -> faust.App:
         stream_buffer_maxsize=2 * settings.streams.batch_events,
         broker_max_poll_records=2 * settings.streams.batch_events,
         stream_wait_empty=False,
+        # A step that waits for a store holds its partitions for as long as that takes; whether it is still sound is
+        # for the watchdog to say.
+        broker_max_poll_interval=86_400,
         **_security(kafka),
     )
     app.transport = GuardedTransport(app.conf.broker_consumer, app)

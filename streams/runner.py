@@ -77,7 +77,12 @@ class Runner:
     """Runs one step over the deliveries of one worker."""
 
     def __init__(
-        self, step: Step, producer: Producer, settings: StreamSettings, *, on_finished: Callable[[Outcome], None]
+        self,
+        step: Step,
+        producer: Producer,
+        settings: StreamSettings,
+        *,
+        on_finished: Callable[[StepName, Task | None, Outcome], None],
     ) -> None:
         self._step = step
         self._row = TOPOLOGY[step.name]
@@ -86,6 +91,7 @@ class Runner:
         self._on_finished = on_finished
         self._queue: asyncio.Queue[Delivery] = asyncio.Queue(maxsize=2 * settings.batch_events)
         self.waiting_for: str | None = None
+        self.finished_count = 0
 
     async def take(self, delivery: Delivery) -> None:
         """Hand over a record; waits while enough are under way (backpressure)."""
@@ -101,29 +107,23 @@ class Runner:
             await self._finish(batch)
 
     async def _finish(self, batch: Sequence[Delivery]) -> None:
-        outcomes = await self._outcomes(batch)
+        tasks = [self._decoded(delivery) for delivery in batch]
+        outcomes = await self._outcomes(tasks)
         records: list[Record] = []
         for delivery, outcome in zip(batch, outcomes, strict=True):
             if isinstance(outcome, DeadLetter):
                 records.append(self._letter(delivery, outcome))
             records += outcome.emit
         await self._until_available(lambda: self._producer.send_all(records))
-        for delivery, outcome in zip(batch, outcomes, strict=True):
+        for delivery, task, outcome in zip(batch, tasks, outcomes, strict=True):
             delivery.done()
-            self._on_finished(outcome)
+            self._on_finished(self._step.name, task if isinstance(task, Task) else None, outcome)
+        self.finished_count += len(batch)
 
-    async def _outcomes(self, batch: Sequence[Delivery]) -> list[Outcome]:
-        outcomes: dict[int, Outcome] = {}
-        tasks: list[tuple[int, Task]] = []
-        for number, delivery in enumerate(batch):
-            try:
-                tasks.append((number, self._decode(delivery)))
-            except Undecodable as error:
-                outcomes[number] = DeadLetter("undecodable", str(error))
-        if tasks:
-            for (number, _), outcome in zip(tasks, await self._run([task for _, task in tasks]), strict=True):
-                outcomes[number] = outcome
-        return [outcomes[number] for number in range(len(batch))]
+    async def _outcomes(self, tasks: Sequence[Task | DeadLetter]) -> list[Outcome]:
+        decoded = [task for task in tasks if isinstance(task, Task)]
+        outcomes = iter(await self._run(decoded) if decoded else [])
+        return [next(outcomes) if isinstance(task, Task) else task for task in tasks]
 
     async def _run(self, tasks: Sequence[Task]) -> list[Outcome]:
         try:
@@ -162,11 +162,14 @@ class Runner:
 
     def _pause_s(self, tries: int) -> float:
         """Exponential, with jitter, so that workers that failed together do not come back together."""
-        longest_ms = min(self._settings.retry_max_ms, self._settings.retry_first_ms * 2 ** min(tries - 1, 20))
+        longest_ms = min(self._settings.retry_max_ms, self._settings.retry_first_ms << min(tries - 1, 20))
         return random.uniform(0.5, 1.0) * longest_ms / 1000  # noqa: S311 - no secret
 
-    def _decode(self, delivery: Delivery) -> Task:
-        message = decode(self._row.message, delivery.value, delivery.headers)
+    def _decoded(self, delivery: Delivery) -> Task | DeadLetter:
+        try:
+            message = decode(self._row.message, delivery.value, delivery.headers)
+        except Undecodable as error:
+            return DeadLetter("undecodable", str(error))
         return Task(message, delivery.partition, delivery.offset, header(delivery.headers, TRACEPARENT))
 
     def _letter(self, delivery: Delivery, letter: DeadLetter) -> Record:

@@ -17,7 +17,7 @@ from schemas.topics import CHUNKS, DOCUMENTS, INDEX_CHANGES
 TRACEPARENT: Final = "traceparent"
 _SOURCE: Final = b"/freshline"
 
-M = TypeVar("M", DocumentEvent, ChunkPlan, IndexChange)
+M = TypeVar("M", bound=DocumentEvent | ChunkPlan | IndexChange)
 
 
 class Undecodable(ValueError):

@@ -120,21 +120,39 @@ class OpenSearchIndex:
         return refused
 
     async def _apply(self, changes: Sequence[ChunkChange]) -> list[str | None]:
+        refused: list[str | None] = [None] * len(changes)
+        # A change that only adds takes one request, which refreshes exactly the shards that it touches.
+        adding = [number for number, change in enumerate(changes) if not change.remove]
+        for number, refusal in zip(adding, await self._put([changes[at] for at in adding], refresh=True), strict=True):
+            refused[number] = refusal
+        # One that also removes takes two: passages go only when all new ones of their document are in, so a refused
+        # update leaves the old content whole; both requests touch the same shards, so one refresh at the end suffices.
+        replacing = [number for number, change in enumerate(changes) if change.remove]
+        put = await self._put([changes[at] for at in replacing], refresh=False)
+        gone: list[dict[str, Any]] = []
+        for number, refusal in zip(replacing, put, strict=True):
+            refused[number] = refusal
+            if refusal is None:
+                gone += _deletes(changes[number], changes[number].remove)
+        for number, refusal in enumerate(refused):
+            if refusal is not None:  # what was taken of it goes again
+                gone += _deletes(changes[number], [write.chunk.chunk_id for write in changes[number].put])
+        for result in await self._bulk(self._chunks, gone, refresh=True):
+            _raise_if_unavailable(result)
+        return refused
+
+    async def _put(self, changes: Sequence[ChunkChange], *, refresh: bool) -> list[str | None]:
         lines: list[dict[str, Any]] = []
         owners: list[int] = []
         for number, change in enumerate(changes):
-            meta = {"routing": str(change.key), "version": change.version, "version_type": "external_gte"}
             for write in change.put:
-                lines += [{"index": {"_id": write.chunk.chunk_id, **meta}}, codec.chunk_body(write)]
-            lines += [{"delete": {"_id": chunk_id, **meta}} for chunk_id in change.remove]
-            owners += [number] * (len(change.put) + len(change.remove))
+                lines += [{"index": {"_id": write.chunk.chunk_id, **_external(change)}}, codec.chunk_body(write)]
+                owners.append(number)
         refused: list[str | None] = [None] * len(changes)
-        # One request writes and refreshes exactly the shards that it touched.
-        for owner, result in zip(owners, await self._bulk(self._chunks, lines, refresh=True), strict=True):
+        for owner, result in zip(owners, await self._bulk(self._chunks, lines, refresh=refresh), strict=True):
             _raise_if_unavailable(result)
             if result["status"] == _BAD_REQUEST:
-                error = result["error"]
-                refused[owner] = f"{error.get('type')}: {error.get('reason')}"
+                refused[owner] = f"{result['error'].get('type')}: {result['error'].get('reason')}"
         return refused
 
     async def stored_vectors(self, keys: Sequence[str]) -> dict[str, Vector]:
@@ -204,6 +222,15 @@ class OpenSearchIndex:
         with unavailable_is_said():
             answer = await self._client.bulk(index=index, body=_ndjson(lines), params=params)
         return [next(iter(item.values())) for item in answer["items"]]
+
+
+def _external(change: ChunkChange) -> dict[str, Any]:
+    """Routing and version of every write of a change; a stale one is refused with a conflict, which is as good."""
+    return {"routing": str(change.key), "version": change.version, "version_type": "external_gte"}
+
+
+def _deletes(change: ChunkChange, chunk_ids: Sequence[str]) -> list[dict[str, Any]]:
+    return [{"delete": {"_id": chunk_id, **_external(change)}} for chunk_id in chunk_ids]
 
 
 def _ndjson(lines: Sequence[Mapping[str, Any]]) -> str:

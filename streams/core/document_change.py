@@ -6,7 +6,7 @@ This is where I1 (newer wins), I2 (no resurrection) and I6 (replay is harmless) 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from schemas.documents import LifeState, Outcome
+from schemas.documents import LifeState
 from schemas.events import Change, ChunkPlan
 from schemas.index import Manifest
 
@@ -99,11 +99,6 @@ def supersede_within(versions: Sequence[tuple[object, int]]) -> list[int | None]
         if key not in newest or version > newest[key][0]:
             newest[key] = (version, number)
     return [None if newest[key][1] == number else newest[key][0] for number, (key, _) in enumerate(versions)]
-
-
-def outcome_reason(superseded: Superseded, version: int) -> tuple[Outcome, str]:
-    """How a superseded event is reported."""
-    return Outcome.SUPERSEDED, f"version {version} is not newer than version {superseded.by_version}"
 
 
 def _present(standing: Manifest | None) -> tuple[frozenset[str], tuple[str, ...]]:

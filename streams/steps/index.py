@@ -1,0 +1,260 @@
+"""chunks.v1 → index-changes.v1: embed what is new, make it searchable, take away what is gone.
+
+The order, and why a stop anywhere is harmless:
+
+1. Read the standing manifests in real time and decide what each version changes.
+2. Claim: write the manifests as incomplete. A claim that is refused belongs to a version that is not the newest.
+   Whoever finds an incomplete claim knows every passage that may or may not be there. Meanwhile, embed.
+3. Write the new passages; if the index takes all of them, remove the old ones; refresh. Until then the old ones serve.
+4. Complete the manifests, and produce the index changes: each may come first. A change that was completed but not
+   produced is produced when its record comes again.
+"""
+
+import asyncio
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+
+from infra.blobs.port import BlobStore
+from infra.embedding.port import Embedder, Vector
+from infra.kafka.codec import encode_change
+from infra.kafka.port import Record
+from infra.opensearch.port import ChunkChange, ChunkWrite, DocumentIndex
+from schemas.documents import Outcome as EventOutcome
+from schemas.documents import Stage
+from schemas.events import ChunkPlan, IndexChange, PlannedChunk, StageTimes
+from schemas.index import Manifest, StoredChunk
+from streams.core.chunk_identity import chunk_ids
+from streams.core.document_change import (
+    AlreadyDone,
+    Superseded,
+    Write,
+    completed,
+    decide,
+    refused,
+    supersede_within,
+)
+from streams.core.outcomes import DeadLetter, Finished, Outcome
+from streams.core.planned_chunks import load_chunks
+from streams.core.splitting import embedding_text
+from streams.progress import ProgressLog
+from streams.runner import Task
+from streams.topology import StepName
+
+
+@dataclass(slots=True)
+class _Change:
+    """A version on its way into the index."""
+
+    task: Task
+    plan: ChunkPlan
+    chunks: tuple[PlannedChunk, ...]
+    standing: Manifest | None
+    write: Write
+    embedded_ms: float = 0.0
+    searchable_ms: float = 0.0
+    refusal: str | None = None
+
+    @property
+    def to_embed(self) -> list[PlannedChunk]:
+        return [self.chunks[number] for number in self.write.add]
+
+
+@dataclass(frozen=True, slots=True)
+class Index:
+    """The step.
+
+    Attributes:
+        generation: index generation that is written.
+        report: told when an event is embedded and when it is searchable.
+    """
+
+    index: DocumentIndex
+    embedder: Embedder
+    blobs: BlobStore
+    generation: str
+    report: ProgressLog
+
+    name = StepName.INDEX
+
+    async def run(self, tasks: Sequence[Task]) -> list[Outcome]:
+        """See ``Step.run``."""
+        outcomes: dict[int, Outcome] = {}
+        changes: dict[int, _Change] = {}
+        plans = [cast("ChunkPlan", task.message) for task in tasks]
+        open_plans = [number for number, plan in enumerate(plans) if plan.outcome is None]
+        for number in set(range(len(plans))).difference(open_plans):
+            plan = plans[number]
+            outcomes[number] = self._news(tasks[number], cast("EventOutcome", plan.outcome), plan.reason)
+        newer = supersede_within([(plans[number].event.key, plans[number].event.version) for number in open_plans])
+        for number, version in zip(open_plans, newer, strict=True):
+            if version is not None:
+                outcomes[number] = self._superseded(tasks[number], Superseded(version))
+        newest = [number for number in open_plans if number not in outcomes]
+        standing = await self.index.manifests([plans[number].event.key for number in newest])
+        for number in newest:
+            decided = await self._decide(tasks[number], standing.get(plans[number].event.key))
+            if isinstance(decided, _Change):
+                changes[number] = decided
+            else:
+                outcomes[number] = decided
+        outcomes |= zip(changes, await self._write(list(changes.values())), strict=True)
+        return [outcomes[number] for number in range(len(tasks))]
+
+    def give_up(self, task: Task, reason: str) -> tuple[Record, ...]:
+        """See ``Step.give_up``."""
+        return self._news(task, EventOutcome.DEAD_LETTER, reason).emit
+
+    async def _decide(self, task: Task, standing: Manifest | None) -> _Change | Outcome:
+        plan = cast("ChunkPlan", task.message)
+        chunks = plan.chunks if plan.chunks_blob is None else load_chunks(await self.blobs.get(plan.chunks_blob))
+        decision = decide(plan, chunk_ids(plan.event.key, chunks), standing, now_ms=_now_ms())
+        match decision:
+            case Superseded():
+                return self._superseded(task, decision)
+            case AlreadyDone(manifest):
+                return self._repeated(task, manifest)
+            case Write():
+                return _Change(task, plan, chunks, standing, decision)
+
+    async def _write(self, changes: Sequence[_Change]) -> list[Outcome]:
+        if not changes:
+            return []
+        claimed, vectors = await asyncio.gather(
+            self.index.put_manifests([change.write.claim for change in changes]), self._vectors(changes)
+        )
+        mine = [change for change, granted in zip(changes, claimed, strict=True) if granted]
+        await self._make_searchable(mine, vectors)
+        await self._complete(mine)
+        # A refused claim: a newer version was claimed since the manifests were read. What it was is of no consequence.
+        return [
+            self._outcome(change)
+            if granted
+            else self._news(change.task, EventOutcome.SUPERSEDED, "a newer version came while this one was under way")
+            for change, granted in zip(changes, claimed, strict=True)
+        ]
+
+    async def _vectors(self, changes: Sequence[_Change]) -> dict[str, Vector]:
+        """Vector of every passage to write, by ``text_sha256``; only what was never embedded is embedded now."""
+        wanted = {
+            chunk.text_sha256: embedding_text(change.plan.title, chunk)
+            for change in changes
+            for chunk in change.to_embed
+        }
+        keys = {sha256: f"{self.embedder.model.fingerprint}:{sha256}" for sha256 in wanted}
+        stored = await self.index.stored_vectors(list(keys.values()))
+        vectors = {sha256: stored[key] for sha256, key in keys.items() if key in stored}
+        missing = [sha256 for sha256 in wanted if sha256 not in vectors]
+        if missing:
+            matrix = await self.embedder.embed_passages([wanted[sha256] for sha256 in missing])
+            if matrix.shape != (len(missing), self.embedder.model.dimension) or not np.isfinite(matrix).all():
+                raise ValueError(f"the model returned vectors of shape {matrix.shape}, or not all finite")
+            fresh = dict(zip(missing, matrix, strict=True))
+            await self.index.store_vectors({keys[sha256]: vector for sha256, vector in fresh.items()})
+            vectors |= fresh
+        now_ms = _now_ms()
+        for change in changes:
+            change.embedded_ms = now_ms
+            self.report.reached(change.plan.event, Stage.EMBEDDED, now_ms)
+        return vectors
+
+    async def _make_searchable(self, changes: Sequence[_Change], vectors: Mapping[str, Vector]) -> None:
+        refusals = await self.index.apply([_chunk_change(change, vectors) for change in changes])
+        now_ms = _now_ms()
+        for change, refusal in zip(changes, refusals, strict=True):
+            change.refusal, change.searchable_ms = refusal, now_ms
+            if refusal is None:
+                self.report.reached(change.plan.event, Stage.SEARCHABLE, now_ms)
+
+    async def _complete(self, changes: Sequence[_Change]) -> None:
+        now_ms = _now_ms()
+        await self.index.put_manifests(
+            [
+                completed(change.write.claim, now_ms=now_ms)
+                if change.refusal is None
+                else refused(change.write.claim, change.standing, change.refusal, now_ms=now_ms)
+                for change in changes
+            ]
+        )
+
+    def _outcome(self, change: _Change) -> Outcome:
+        if change.refusal is not None:
+            return DeadLetter("refused", change.refusal, self.give_up(change.task, change.refusal))
+        claim = change.write.claim
+        times = StageTimes(
+            accepted_ms=change.plan.event.accepted_ms,
+            chunked_ms=change.plan.chunked_ms,
+            embedded_ms=change.embedded_ms,
+            searchable_ms=change.searchable_ms,
+        )
+        return self._news(change.task, EventOutcome.DONE, added=claim.added, removed=claim.removed, times=times)
+
+    def _repeated(self, task: Task, manifest: Manifest) -> Finished:
+        """The news of a change that is complete already; what it changed is in the manifest."""
+        if manifest.failure is not None:
+            return self._news(task, EventOutcome.DEAD_LETTER, manifest.failure)
+        return self._news(task, EventOutcome.DONE, added=manifest.added, removed=manifest.removed)
+
+    def _superseded(self, task: Task, superseded: Superseded) -> Finished:
+        version = cast("ChunkPlan", task.message).event.version
+        reason = f"version {version} is not newer than version {superseded.by_version}"
+        return self._news(task, EventOutcome.SUPERSEDED, reason)
+
+    def _news(
+        self,
+        task: Task,
+        outcome: EventOutcome,
+        reason: str | None = None,
+        *,
+        added: tuple[str, ...] = (),
+        removed: tuple[str, ...] = (),
+        times: StageTimes | None = None,
+    ) -> Finished:
+        plan = cast("ChunkPlan", task.message)
+        event = plan.event
+        change = IndexChange(
+            event_id=event.event_id,
+            tenant=event.tenant,
+            document_id=event.document_id,
+            version=event.version,
+            position=plan.position,
+            generation=self.generation,
+            outcome=outcome,
+            reason=reason,
+            added=added,
+            removed=removed,
+            times=times or StageTimes(accepted_ms=event.accepted_ms, chunked_ms=plan.chunked_ms),
+        )
+        return Finished((encode_change(change, task.partition, task.traceparent),))
+
+
+def _chunk_change(change: _Change, vectors: Mapping[str, Vector]) -> ChunkChange:
+    claim = change.write.claim
+    put = []
+    for number in change.write.add:
+        chunk = change.chunks[number]
+        stored = StoredChunk(
+            chunk_id=claim.chunks[number],
+            tenant=claim.tenant,
+            document_id=claim.document_id,
+            version=claim.version,
+            position=claim.position,
+            text=chunk.text,
+            text_sha256=chunk.text_sha256,
+            title=claim.title,
+            source=claim.source,
+            heading_path=chunk.heading_path,
+            start=chunk.start,
+            end=chunk.end,
+            groups=claim.groups,
+            metadata=claim.metadata,
+        )
+        put.append(ChunkWrite(stored, vectors[chunk.text_sha256]))
+    return ChunkChange(claim.key, claim.version, tuple(put), change.write.remove)
+
+
+def _now_ms() -> float:
+    return time.time() * 1000

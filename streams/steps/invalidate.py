@@ -1,0 +1,78 @@
+"""index-changes.v1 → Redis: drop the cached answers that a change may alter, then advance the positions.
+
+The order is the promise: whoever reads a position reads answers from which every change up to it is gone.
+"""
+
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import structlog
+
+from infra.kafka.port import Record
+from infra.redis.port import AnswerCache, CacheUnavailable, EventStates, Progress
+from schemas.documents import Outcome as EventOutcome
+from schemas.documents import Stage
+from schemas.events import IndexChange
+from schemas.positions import Position
+from streams.core.outcomes import Finished, Outcome
+from streams.runner import Task
+from streams.topology import StepName
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Invalidate:
+    """The step."""
+
+    cache: AnswerCache
+    states: EventStates
+
+    name = StepName.INVALIDATE
+
+    async def run(self, tasks: Sequence[Task]) -> list[Outcome]:
+        """See ``Step.run``."""
+        changes = [cast("IndexChange", task.message) for task in tasks]
+        by_tenant: dict[str, list[IndexChange]] = defaultdict(list)
+        for change in changes:
+            by_tenant[change.tenant].append(change)
+        for tenant, its_changes in by_tenant.items():
+            positions: dict[int, int] = {}
+            for change in its_changes:
+                partition, offset = Position.parse(change.position)
+                positions[partition] = max(offset, positions.get(partition, offset))
+            drop = any(change.changes_answers for change in its_changes)
+            await self.cache.apply(tenant, positions, drop=drop)
+        await self._record(changes, time.time() * 1000)
+        return [Finished()] * len(tasks)
+
+    def give_up(self, task: Task, reason: str) -> tuple[Record, ...]:  # noqa: ARG002 - nothing follows this step
+        """See ``Step.give_up``."""
+        return ()
+
+    async def _record(self, changes: Sequence[IndexChange], now_ms: float) -> None:
+        try:
+            await self.states.advance([step for change in changes for step in _progress(change, now_ms)])
+        except CacheUnavailable as error:
+            # The answers are right already; trying again would hold back other changes for the sake of a display.
+            log.warning("event progress was not recorded", reason=str(error))
+
+
+def _progress(change: IndexChange, now_ms: float) -> list[Progress]:
+    """All stages of an event, told again: earlier reports are best effort."""
+    times = change.times
+    reached = {
+        Stage.CHUNKED: times.chunked_ms,
+        Stage.EMBEDDED: times.embedded_ms,
+        Stage.SEARCHABLE: times.searchable_ms,
+    }
+    steps = [
+        Progress(change.tenant, change.event_id, stage, at_ms) for stage, at_ms in reached.items() if at_ms is not None
+    ]
+    last = Stage.PURGED if change.outcome is EventOutcome.DONE else Stage.CHUNKED
+    if last is Stage.CHUNKED:
+        return [Progress(change.tenant, change.event_id, last, now_ms, change.outcome, change.reason)]
+    return [*steps, Progress(change.tenant, change.event_id, last, now_ms, change.outcome, change.reason)]

@@ -1,0 +1,102 @@
+"""documents.v1 → chunks.v1: fetch the content, parse it, split it.
+
+It does not look at the manifests: between two steps another version may be under way, so only the step that writes can
+say what a version changes. That keeps this step a function of the event alone.
+"""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import cast
+
+from infra.blobs.port import BlobCorrupt, BlobMissing, BlobStore
+from infra.kafka.codec import encode_plan
+from infra.kafka.port import Record
+from schemas.documents import Outcome as EventOutcome
+from schemas.documents import Stage
+from schemas.events import BlobRef, Change, ChunkPlan, DocumentEvent, PlannedChunk
+from schemas.positions import Position
+from schemas.topics import MAX_RECORD_BYTES
+from streams.core.document_change import supersede_within
+from streams.core.outcomes import DeadLetter, Finished, Outcome
+from streams.core.planned_chunks import dump_chunks
+from streams.core.splitting import Splitter
+from streams.parsing.sandbox import ParseFailed, ParserPool
+from streams.progress import ProgressLog
+from streams.runner import Task
+from streams.topology import StepName
+
+_INLINE_BYTES = MAX_RECORD_BYTES * 3 // 4
+"""Chunks beyond this go to the blob store; the rest of a plan is far smaller than what is left."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prepare:
+    """The step.
+
+    Attributes:
+        profile: names parser, splitter and model; chunks of different profiles never mix.
+        report: told when an event is chunked.
+    """
+
+    blobs: BlobStore
+    parsers: ParserPool
+    splitter: Splitter
+    profile: str
+    report: ProgressLog
+
+    name = StepName.PREPARE
+
+    async def run(self, tasks: Sequence[Task]) -> list[Outcome]:
+        """See ``Step.run``."""
+        events = [cast("DocumentEvent", task.message) for task in tasks]
+        newer = supersede_within([(event.key, event.version) for event in events])
+        return list(await asyncio.gather(*map(self._outcome, tasks, events, newer)))
+
+    def give_up(self, task: Task, reason: str) -> tuple[Record, ...]:
+        """See ``Step.give_up``."""
+        return (self._ended(task, EventOutcome.DEAD_LETTER, reason),)
+
+    async def _outcome(self, task: Task, event: DocumentEvent, newer: int | None) -> Outcome:
+        if newer is not None:
+            reason = f"version {event.version} is not newer than version {newer}, which came right behind it"
+            return Finished((self._ended(task, EventOutcome.SUPERSEDED, reason),))
+        try:
+            title, chunks = await self._chunks(event)
+        except ParseFailed as failure:
+            return self._dead(task, failure.kind, str(failure))
+        except (BlobMissing, BlobCorrupt) as failure:
+            return self._dead(task, "content-lost", str(failure))
+        plan = self._plan(task, title=title)
+        dumped = dump_chunks(chunks)
+        if len(dumped) <= _INLINE_BYTES:
+            plan = plan.model_copy(update={"chunks": tuple(chunks)})
+        else:
+            plan = plan.model_copy(update={"chunks_blob": await self.blobs.put(dumped)})
+        self.report.reached(event, Stage.CHUNKED, plan.chunked_ms)
+        return Finished((encode_plan(plan, task.partition, task.traceparent),))
+
+    async def _chunks(self, event: DocumentEvent) -> tuple[str | None, list[PlannedChunk]]:
+        if event.change is Change.DELETED:
+            return None, []
+        content = await self.blobs.get(cast("BlobRef", event.content))
+        parsed = await self.parsers.parse(content, event.content_type, event.file_name)
+        title = event.title or parsed.title
+        return title, self.splitter.split(parsed.text, title)
+
+    def _dead(self, task: Task, kind: str, reason: str) -> DeadLetter:
+        return DeadLetter(kind, reason, self.give_up(task, reason))
+
+    def _ended(self, task: Task, outcome: EventOutcome, reason: str) -> Record:
+        plan = self._plan(task).model_copy(update={"outcome": outcome, "reason": reason})
+        return encode_plan(plan, task.partition, task.traceparent)
+
+    def _plan(self, task: Task, *, title: str | None = None) -> ChunkPlan:
+        return ChunkPlan(
+            event=cast("DocumentEvent", task.message),
+            position=str(Position(task.partition, task.offset)),
+            profile=self.profile,
+            chunked_ms=time.time() * 1000,
+            title=title,
+        )

@@ -1,0 +1,130 @@
+"""The worker process: any subset of the steps on real systems, watched, ended in order."""
+
+import asyncio
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+
+import structlog
+from prometheus_client import CollectorRegistry
+
+from infra.blobs import open_blob_store
+from infra.embedding.onnx import load_tokenizer
+from infra.embedding.opening import open_embedder
+from infra.kafka.producer import KafkaProducer
+from infra.kafka.provision import StreamAdmin
+from infra.opensearch.provision import create_indices
+from infra.opensearch.store import OpenSearchIndex
+from infra.redis.answers import RedisAnswerCache
+from infra.redis.connect import connect_redis
+from infra.redis.event_states import RedisEventStates
+from infra.settings import Settings
+from infra.telemetry.logging import configure_logging
+from infra.web.server import until_told_to_stop
+from streams.core.splitting import SPLITTER_VERSION, Splitter
+from streams.faust_app import FaustWorker
+from streams.metrics import WorkerMetrics
+from streams.parsing.parse import PARSER_VERSION
+from streams.parsing.sandbox import ParserPool
+from streams.progress import StatesProgress
+from streams.runner import Runner, Step
+from streams.steps.index import Index
+from streams.steps.invalidate import Invalidate
+from streams.steps.prepare import Prepare
+from streams.topology import StepName
+from streams.watchdog import Watched, watch
+
+log = structlog.get_logger(__name__)
+
+
+async def work(settings: Settings, steps: Sequence[StepName]) -> None:
+    """Run the steps until SIGTERM or SIGINT.
+
+    Raises:
+        WorkerStalled: a step makes no progress or has crashed; restart the process.
+        StreamUnavailable: no broker answers at the start.
+        IndexUnavailable: no index answers at the start.
+    """
+    configure_logging(settings)
+    async with StreamAdmin(settings) as admin:
+        await admin.create_topics()
+    await create_indices(settings)
+    async with AsyncExitStack() as closing:
+        producer = await KafkaProducer.open(settings)
+        closing.push_async_callback(producer.close)
+        built = await _build(settings, steps, closing)
+        metrics = WorkerMetrics(CollectorRegistry())
+        watched = [await _start(settings, step, producer, metrics, closing) for step in built]
+        log.info("worker started", steps=[str(step) for step in steps])
+        watching = asyncio.create_task(watch(settings, watched), name="watchdog")
+        told = asyncio.create_task(until_told_to_stop(), name="signals")
+        try:
+            await asyncio.wait([watching, told], return_when=asyncio.FIRST_COMPLETED)
+            if watching.done():
+                watching.result()
+        finally:
+            for task in (watching, told):
+                task.cancel()
+            await asyncio.gather(watching, told, return_exceptions=True)
+        log.info("worker stopping")
+
+
+async def _start(
+    settings: Settings, step: Step, producer: KafkaProducer, metrics: WorkerMetrics, closing: AsyncExitStack
+) -> Watched:
+    runner = Runner(step, producer, settings.streams, on_finished=metrics.finished)
+    running = asyncio.create_task(runner.run(), name=f"runner-{step.name}")
+    consumer = FaustWorker(settings, step.name, runner.take)
+    await consumer.start()
+
+    async def stop() -> None:
+        # The runner first: what it has not finished is not committed, and is read again by whoever comes next.
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        await consumer.stop()
+
+    closing.push_async_callback(stop)
+    return Watched(step.name, consumer, runner, running)
+
+
+async def _build(settings: Settings, steps: Sequence[StepName], closing: AsyncExitStack) -> list[Step]:
+    """The steps, with what each needs and nothing that none needs."""
+    redis = connect_redis(settings.redis)
+    closing.push_async_callback(redis.aclose)
+    states = RedisEventStates(redis, settings.names)
+    progress = StatesProgress(states)
+    closing.push_async_callback(progress.close)
+    blobs = open_blob_store(settings.blobs)
+    closing.push_async_callback(blobs.close)
+    built: list[Step] = []
+    if StepName.PREPARE in steps:
+        parsers = ParserPool(settings.parse)
+        closing.push_async_callback(parsers.close)
+        await parsers.start()
+        built.append(Prepare(blobs, parsers, _splitter(settings), profile(settings), progress))
+    if StepName.INDEX in steps:
+        index = OpenSearchIndex.open(settings)
+        closing.push_async_callback(index.close)
+        embedder = open_embedder(settings.embedding)
+        closing.push_async_callback(embedder.close)
+        built.append(Index(index, embedder, blobs, settings.generation, progress))
+    if StepName.INVALIDATE in steps:
+        built.append(Invalidate(RedisAnswerCache(redis, settings.names), states))
+    return built
+
+
+def profile(settings: Settings) -> str:
+    """What chunks depend on besides their document; chunks of different profiles never mix."""
+    split = settings.split
+    return "/".join(
+        (
+            PARSER_VERSION,
+            SPLITTER_VERSION,
+            f"{split.chunk_tokens}+{split.overlap_tokens}",
+            settings.embedding.model,
+        )
+    )
+
+
+def _splitter(settings: Settings) -> Splitter:
+    tokenizer = load_tokenizer(settings.embedding.models_path, settings.embedding.model)
+    return Splitter(tokenizer.to_str(), settings.split.chunk_tokens, settings.split.overlap_tokens)
