@@ -1,5 +1,6 @@
 """The three messages on the streams, each named for what has happened."""
 
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import Final, Self
 
@@ -120,7 +121,7 @@ class IndexChange(Message):
         return bool(self.added or self.removed)
 
 
-EVENT_TYPES: Final = {
+EVENT_TYPES: Final[Mapping[type[Message], str]] = {
     DocumentEvent: "freshline.document.changed.v1",
     ChunkPlan: "freshline.chunks.planned.v1",
     IndexChange: "freshline.index.changed.v1",

@@ -94,6 +94,12 @@ class StreamAdmin:
             await consumer.stop()
         return [PartitionLag(tp.partition, committed.get(tp, 0), ends[tp]) for tp in partitions]
 
+    async def is_consumed(self, group: str) -> bool:
+        """True if the group has a member and is not rebalancing."""
+        [answer] = await self._client.describe_consumer_groups([group])
+        _error, _name, state, *_rest = answer.groups[0]
+        return bool(state == "Stable")
+
     async def _committed(self, group: str) -> Mapping[TopicPartition, int]:
         offsets = await self._client.list_consumer_group_offsets(group)
         return {tp: meta.offset for tp, meta in offsets.items() if meta.offset >= 0}

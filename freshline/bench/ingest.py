@@ -1,0 +1,184 @@
+"""A whole recorded history through the pipeline, beside its embedder alone in the same run.
+
+The pipeline's rate counts texts that it embedded, over the time from the first request until every step has committed
+everything: parsing, Kafka, OpenSearch and Redis on the same cores are the difference to the embedder alone. The
+embedder alone embeds the same texts, half of them before and half after, so that a drifting machine favours neither.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from aiokafka import AIOKafkaConsumer, TopicPartition
+
+from freshline.bench.installation import Installation, installed
+from freshline.verify import verify
+from infra.embedding.onnx import load_tokenizer
+from infra.embedding.opening import open_embedder
+from infra.kafka.codec import decode
+from infra.kafka.security import client_options
+from infra.local import Stack
+from infra.opensearch.store import OpenSearchIndex
+from infra.settings import Settings
+from ingest.connectors.client import connect_ingest
+from ingest.connectors.event_file import ingest_event_file, read_events
+from schemas.documents import LifeState, Outcome
+from schemas.events import IndexChange
+from schemas.topics import INDEX_CHANGES
+from streams.core.splitting import Splitter, embedding_text
+from streams.parsing.sandbox import ParserPool
+
+_TIMEOUT_S: Final = 1_800.0
+
+
+@dataclass(frozen=True, slots=True)
+class _History:
+    """The recorded events, as a program without streams would process them one after the other.
+
+    Attributes:
+        snapshot: number of events before the first that is no creation.
+        chunk_counts: (document id, revision) → passages of that version.
+        texts: per distinct text that is embedded, the revision that first needs it.
+        live: ids of documents that are there at the end.
+    """
+
+    snapshot: int
+    chunk_counts: Mapping[tuple[str, int], int]
+    texts: Mapping[str, int]
+    live: frozenset[str]
+
+    @property
+    def snapshot_texts(self) -> int:
+        """Distinct texts of the snapshot."""
+        return sum(revision <= self.snapshot for revision in self.texts.values())
+
+
+async def bench_ingest(stack: Stack, events: Path, *, overrides: Mapping[str, str]) -> dict[str, Any]:
+    """Run the history and check its end.
+
+    Raises:
+        BenchmarkFailed: the pipeline did not finish.
+    """
+    async with installed(stack, overrides) as installation:
+        settings = installation.settings
+        history = await _replay(events, settings)
+        texts = list(history.texts)
+        half = len(texts) // 2
+        alone_s = await _embed_alone(settings, texts[:half])
+        began_s = time.perf_counter()
+        async with connect_ingest(installation.ingest_url) as client:
+            summary = await ingest_event_file(client, events, log_path=settings.blobs.path.parent / "sent.log")
+        sent_s = time.perf_counter() - began_s
+        await installation.caught_up(timeout_s=_TIMEOUT_S)
+        pipeline_s = time.perf_counter() - began_s
+        alone_s += await _embed_alone(settings, texts[half:])
+        embedded = await installation.embedded_count()
+        changes = await _changes(installation)
+        report = await verify(settings, repair=False)
+        live = await _live(settings)
+    pipeline_per_s, alone_per_s = embedded / pipeline_s, len(texts) / alone_s
+    return {
+        "events": summary.sent + summary.deleted,
+        "not_sent": len(summary.failed),
+        "accepted_in_s": round(sent_s, 1),
+        "searchable_in_s": round(pipeline_s, 1),
+        "chunks_embedded": embedded,
+        "chunks_per_s": round(pipeline_per_s, 1),
+        "embedder_alone_chunks_per_s": round(alone_per_s, 1),
+        "ratio_to_embedder": round(pipeline_per_s / alone_per_s, 3),
+        **_edit_figures(history, changes, embedded),
+        "outcomes": {str(outcome): sum(change.outcome is outcome for change in changes) for outcome in Outcome},
+        "verify_ok": report.ok,
+        "live_documents": len(live),
+        "live_set_equals_replay": live == history.live,
+    }
+
+
+def _edit_figures(history: _History, changes: Sequence[IndexChange], embedded: int) -> dict[str, Any]:
+    """What the edits cost, against embedding all passages of each version that was processed."""
+    edits = [one for one in changes if one.outcome is Outcome.DONE and one.version > history.snapshot]
+    full = sum(history.chunk_counts.get((change.document_id, change.version), 0) for change in edits)
+    on_edits = embedded - history.snapshot_texts
+    every_version = sum(count for (_, revision), count in history.chunk_counts.items() if revision > history.snapshot)
+    needed = len(history.texts) - history.snapshot_texts
+    return {
+        "edits_processed": len(edits),
+        "chunks_of_edited_versions": full,
+        "embedded_on_edits": on_edits,
+        "embedded_share_on_edits": round(on_edits / full, 3),
+        "embedded_share_one_by_one": round(needed / every_version, 3),
+    }
+
+
+async def _replay(events: Path, settings: Settings) -> _History:
+    tokenizer = load_tokenizer(settings.embedding.models_path, settings.embedding.model)
+    splitter = Splitter(tokenizer.to_str(), settings.split.chunk_tokens, settings.split.overlap_tokens)
+    snapshot: int | None = None
+    counts: dict[tuple[str, int], int] = {}
+    texts: dict[str, int] = {}
+    contents: dict[str, bytes] = {}
+    parsers = ParserPool(settings.parse)
+    await parsers.start()
+    try:
+        for event in read_events(events):
+            revision = event.seq + 1
+            if snapshot is None and event.type != "created":
+                snapshot = event.seq
+            if event.type == "deleted":
+                contents.pop(event.doc_id, None)
+                continue
+            content = event.new_content()
+            contents[event.doc_id] = contents[event.doc_id] if content is None else content
+            parsed = await parsers.parse(contents[event.doc_id], "text/markdown", event.path)
+            chunks = splitter.split(parsed.text, parsed.title)
+            counts[event.doc_id, revision] = len(chunks)
+            for chunk in chunks:
+                texts.setdefault(embedding_text(parsed.title, chunk), revision)
+    finally:
+        await parsers.close()
+    return _History(snapshot or 0, counts, texts, frozenset(contents))
+
+
+async def _embed_alone(settings: Settings, texts: Sequence[str]) -> float:
+    """Seconds to embed the texts with nothing else to do, handed over in one go."""
+    embedder = open_embedder(settings.embedding)
+    try:
+        await embedder.embed_passages(texts[:16])
+        began_s = time.perf_counter()
+        await embedder.embed_passages(texts)
+        return time.perf_counter() - began_s
+    finally:
+        await embedder.close()
+
+
+async def _changes(installation: Installation) -> list[IndexChange]:
+    """How each event ended: the last word on each position."""
+    settings = installation.settings
+    topic = settings.names.topic(INDEX_CHANGES.name)
+    partitions = [TopicPartition(topic, number) for number in range(settings.kafka.partitions)]
+    consumer = AIOKafkaConsumer(**client_options(settings.kafka), enable_auto_commit=False)
+    await consumer.start()
+    try:
+        consumer.assign(partitions)
+        await consumer.seek_to_beginning()
+        ends = await consumer.end_offsets(partitions)
+        changes: dict[str, IndexChange] = {}
+        while any([await consumer.position(partition) < ends[partition] for partition in partitions]):
+            for records in (await consumer.getmany(timeout_ms=1_000)).values():
+                for record in records:
+                    change = decode(IndexChange, record.value, record.headers)
+                    changes[change.position] = change
+        return list(changes.values())
+    finally:
+        await consumer.stop()
+
+
+async def _live(settings: Settings) -> frozenset[str]:
+    """Ids of the documents that the index has."""
+    index = OpenSearchIndex.open(settings)
+    try:
+        return frozenset([one.document_id async for one in index.scan_manifests() if one.state is LifeState.LIVE])
+    finally:
+        await index.close()

@@ -1,0 +1,180 @@
+"""A whole installation for one measurement: own namespace, own processes, all gone afterwards."""
+
+import asyncio
+import os
+import secrets
+import shutil
+import socket
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import httpx
+
+from infra.kafka.provision import StreamAdmin
+from infra.local import Stack
+from infra.opensearch.client import connect
+from infra.opensearch.provision import delete_indices
+from infra.settings import Settings
+from streams.topology import TOPOLOGY
+
+_READY_S: Final = 60.0
+_STOP_S: Final = 20.0
+_POLL_S: Final = 0.05
+
+
+class BenchmarkFailed(Exception):
+    """The measurement could not be made; the message says what to look at."""
+
+
+@dataclass(frozen=True, slots=True)
+class Installation:
+    """A running installation.
+
+    Attributes:
+        settings: what its processes run with.
+        ingest_url: address of the way in.
+        query_url: address of the way out.
+    """
+
+    settings: Settings
+    ingest_url: str
+    query_url: str
+
+    async def caught_up(self, *, timeout_s: float) -> None:
+        """Wait until every step has committed everything.
+
+        Raises:
+            BenchmarkFailed: they have not within the time.
+        """
+        try:
+            async with asyncio.timeout(timeout_s), StreamAdmin(self.settings) as admin:
+                for step, row in TOPOLOGY.items():
+                    group = self.settings.names.group(step)
+                    while sum(lag.behind for lag in await admin.lag(row.reads, group)):  # noqa: ASYNC110 - brokers do not tell
+                        await asyncio.sleep(_POLL_S)
+        except TimeoutError:
+            raise BenchmarkFailed(f"the workers had not caught up after {timeout_s:.0f} s") from None
+
+    async def embedded_count(self) -> int:
+        """How many texts were ever embedded: each leaves one stored vector."""
+        client = connect(self.settings.opensearch)
+        try:
+            index = self.settings.names.vectors_index
+            await client.indices.refresh(index=index)
+            return int((await client.count(index=index))["count"])
+        finally:
+            await client.close()
+
+
+@asynccontextmanager
+async def installed(stack: Stack, overrides: Mapping[str, str] | None = None) -> AsyncIterator[Installation]:
+    """Start ingest, query and one worker for each step on a running stack; remove everything on leaving.
+
+    Raises:
+        BenchmarkFailed: a process did not become ready; its last lines are in the message.
+    """
+    home = Path(await asyncio.to_thread(tempfile.mkdtemp, prefix="freshline-bench-"))
+    ports = {"INGEST": _free_port(), "QUERY": _free_port()}
+    told = stack.environment() | {
+        "FRESHLINE_NAMESPACE": f"bench-{secrets.token_hex(4)}",
+        "FRESHLINE_BLOBS__PATH": str(home / "blobs"),
+        "FRESHLINE_INGEST__PORT": str(ports["INGEST"]),
+        "FRESHLINE_QUERY__PORT": str(ports["QUERY"]),
+        "FRESHLINE_LOG_LEVEL": "warning",
+        **(overrides or {}),
+    }
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("FRESHLINE_")} | told
+    settings = _settings(told)
+    processes: list[asyncio.subprocess.Process] = []
+    try:
+        # One worker process for each step, as an installation has them.
+        commands = [["worker", str(step)] for step in TOPOLOGY] + [["serve", "ingest"], ["serve", "query"]]
+        for command in commands:
+            log = (home / f"{'-'.join(command)}.log").open("wb")
+            processes.append(
+                await asyncio.create_subprocess_exec(
+                    sys.executable, "-m", "freshline", *command, env=environment, stdout=log, stderr=log
+                )
+            )
+            log.close()
+        installation = Installation(
+            settings, f"http://127.0.0.1:{ports['INGEST']}", f"http://127.0.0.1:{ports['QUERY']}"
+        )
+        await _await_ready(installation, processes, home)
+        yield installation
+    finally:
+        for process in processes:
+            if process.returncode is None:
+                process.terminate()
+        for process in processes:
+            try:
+                await asyncio.wait_for(process.wait(), _STOP_S)
+            except TimeoutError:
+                process.kill()
+                await process.wait()
+        await _remove(settings)
+        await asyncio.to_thread(shutil.rmtree, home)
+
+
+async def _await_ready(installation: Installation, processes: list[asyncio.subprocess.Process], home: Path) -> None:
+    async with httpx.AsyncClient() as client:
+        try:
+            async with asyncio.timeout(_READY_S):
+                for url in (installation.ingest_url, installation.query_url):
+                    while not await _answers(client, url):
+                        if any(process.returncode is not None for process in processes):
+                            raise BenchmarkFailed(f"a process ended at the start:\n{_log_tails(home)}")
+                        await asyncio.sleep(_POLL_S)
+                await _workers_joined(installation)
+        except TimeoutError:
+            raise BenchmarkFailed(f"not ready after {_READY_S:.0f} s:\n{_log_tails(home)}") from None
+
+
+async def _answers(client: httpx.AsyncClient, url: str) -> bool:
+    try:
+        return (await client.get(f"{url}/ready")).is_success
+    except httpx.TransportError:
+        return False
+
+
+async def _workers_joined(installation: Installation) -> None:
+    """Each step's group has all its partitions: the first event does not wait for a rebalance."""
+    async with StreamAdmin(installation.settings) as admin:
+        for step in TOPOLOGY:
+            while not await admin.is_consumed(installation.settings.names.group(step)):  # noqa: ASYNC110 - as above
+                await asyncio.sleep(_POLL_S)
+
+
+async def _remove(settings: Settings) -> None:
+    async with StreamAdmin(settings) as admin:
+        await admin.delete_topics()
+    await delete_indices(settings)
+
+
+def _settings(told: Mapping[str, str]) -> Settings:
+    before = dict(os.environ)
+    try:
+        os.environ.update(told)
+        return Settings()
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _log_tails(home: Path) -> str:
+    tails = []
+    for log in sorted(home.glob("*.log")):
+        lines = log.read_text(errors="replace").splitlines()[-8:]
+        tails.append("\n".join([f"--- {log.name}", *lines]))
+    return "\n".join(tails)

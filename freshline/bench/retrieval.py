@@ -1,0 +1,161 @@
+"""Retrieval quality on a judged collection (BEIR layout): nDCG@10 of each leg and of both, for each bundled model.
+
+Passages are split, embedded, written and searched by the product's own code; a document's place is that of its best
+passage.
+"""
+
+import gzip
+import math
+import secrets
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import orjson
+
+from infra.embedding.onnx import load_tokenizer
+from infra.embedding.opening import open_embedder
+from infra.embedding.port import Embedder
+from infra.local import Stack
+from infra.opensearch.port import Access, ChunkChange, ChunkWrite, HybridSearch
+from infra.opensearch.provision import create_indices, delete_indices
+from infra.opensearch.store import OpenSearchIndex
+from infra.settings import Settings
+from query.core.fusion import fuse
+from schemas.documents import DocumentKey
+from schemas.index import StoredChunk
+from streams.core.chunk_identity import chunk_ids
+from streams.core.splitting import Splitter, embedding_text
+
+MODELS: Final = ("all-minilm-l6-v2", "bge-small-en-v1.5")
+_TENANT: Final = "bench"
+_CUT: Final = 10
+_BATCH: Final = 64
+
+
+async def bench_retrieval(stack: Stack, collection: Path, *, models: Sequence[str] = MODELS) -> dict[str, Any]:
+    """Measure every model on ``collection`` (corpus.jsonl[.gz], queries.jsonl, qrels.tsv)."""
+    queries = {str(row["_id"]): str(row["text"]) for row in _rows(collection / "queries.jsonl")}
+    judged = _judgements(collection / "qrels.tsv")
+    corpus = list(_rows(_corpus(collection)))
+    figures = {model: await _measure(stack, model, corpus, queries, judged) for model in models}
+    return {"documents": len(corpus), "queries": len(judged), "models": figures}
+
+
+def ndcg(ranked: Sequence[str], gains: Mapping[str, int], cut: int = _CUT) -> float:
+    """Normalised discounted cumulative gain of a ranking, with linear gains as trec_eval has them."""
+    gained = sum(gains.get(one, 0) / math.log2(place + 2) for place, one in enumerate(ranked[:cut]))
+    ideal = sum(gain / math.log2(place + 2) for place, gain in enumerate(sorted(gains.values(), reverse=True)[:cut]))
+    return gained / ideal if ideal else 0.0
+
+
+async def _measure(
+    stack: Stack,
+    model: str,
+    corpus: Sequence[Mapping[str, Any]],
+    queries: Mapping[str, str],
+    judged: Mapping[str, Mapping[str, int]],
+) -> dict[str, Any]:
+    settings = _settings(stack, model)
+    await create_indices(settings)
+    index = OpenSearchIndex.open(settings)
+    embedder = open_embedder(settings.embedding)
+    try:
+        began_s = time.perf_counter()
+        chunks = await _fill(index, embedder, settings, corpus)
+        filled_s = time.perf_counter() - began_s
+        scores: dict[str, list[float]] = {"bm25": [], "vector": [], "hybrid": []}
+        began_s = time.perf_counter()
+        for query, gains in judged.items():
+            vector = await embedder.embed_query(queries[query])
+            window = settings.query.window
+            [windows] = await index.search([HybridSearch(queries[query], vector, Access(_TENANT), window)])
+            fused = fuse(windows, k=settings.query.rrf_k)
+            for leg, keys in (
+                ("bm25", [hit.key for hit in windows.lexical]),
+                ("vector", [hit.key for hit in windows.vector]),
+                ("hybrid", [candidate.hit.key for candidate in fused]),
+            ):
+                scores[leg].append(ndcg(_documents(keys), gains))
+        query_ms = (time.perf_counter() - began_s) * 1000 / len(judged)
+    finally:
+        await embedder.close()
+        await index.close()
+        await delete_indices(settings)
+    return {
+        "ndcg_at_10": {leg: round(sum(values) / len(values), 4) for leg, values in scores.items()},
+        "chunks": chunks,
+        "chunks_per_s": round(chunks / filled_s, 1),
+        "mean_query_ms": round(query_ms, 1),
+    }
+
+
+async def _fill(
+    index: OpenSearchIndex, embedder: Embedder, settings: Settings, corpus: Sequence[Mapping[str, Any]]
+) -> int:
+    tokenizer = load_tokenizer(settings.embedding.models_path, settings.embedding.model)
+    splitter = Splitter(tokenizer.to_str(), settings.split.chunk_tokens, settings.split.overlap_tokens)
+    total = 0
+    for start in range(0, len(corpus), _BATCH):
+        rows = corpus[start : start + _BATCH]
+        planned = [(row, splitter.split(str(row["text"]), row["title"])) for row in rows]
+        texts = [embedding_text(row["title"], chunk) for row, chunks in planned for chunk in chunks]
+        vectors = iter(await embedder.embed_passages(texts))
+        changes = []
+        for row, chunks in planned:
+            key = DocumentKey(_TENANT, str(row["_id"]))
+            put = tuple(
+                ChunkWrite(
+                    StoredChunk(
+                        chunk_id=chunk_id,
+                        tenant=key.tenant,
+                        document_id=key.document_id,
+                        version=1,
+                        position="documents.v1-0:0",
+                        title=row["title"],
+                        **chunk.model_dump(),
+                    ),
+                    next(vectors),
+                )
+                for chunk_id, chunk in zip(chunk_ids(key, chunks), chunks, strict=True)
+            )
+            changes.append(ChunkChange(key, 1, put, ()))
+            total += len(put)
+        await index.apply(changes)
+    return total
+
+
+def _settings(stack: Stack, model: str) -> Settings:
+    # Only the addresses matter here; every other setting is the product's own default.
+    told = {name: value for name, value in stack.environment().items() if name.startswith("FRESHLINE_")}
+    sections: dict[str, dict[str, str]] = {}
+    for name, value in told.items():
+        section, _, field = name.removeprefix("FRESHLINE_").lower().partition("__")
+        if field:
+            sections.setdefault(section, {})[field] = value
+    sections.setdefault("embedding", {})["model"] = model
+    return Settings.model_validate({"namespace": f"bench-{secrets.token_hex(4)}", **sections})
+
+
+def _documents(keys: Iterable[DocumentKey]) -> list[str]:
+    return list(dict.fromkeys(key.document_id for key in keys))
+
+
+def _judgements(path: Path) -> dict[str, dict[str, int]]:
+    judged: dict[str, dict[str, int]] = {}
+    for line in path.read_text().splitlines():
+        query, document, gain = line.split("\t")
+        if gain.lstrip("-").isdigit() and int(gain) > 0:
+            judged.setdefault(query, {})[document] = int(gain)
+    return judged
+
+
+def _corpus(collection: Path) -> Path:
+    return next(collection.glob("corpus.jsonl*"))
+
+
+def _rows(path: Path) -> Iterator[dict[str, Any]]:
+    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+        for line in file:
+            yield orjson.loads(line)
