@@ -6,16 +6,43 @@ from typing import Final
 
 _OFFICE: Final = "application/vnd.openxmlformats-officedocument"
 
+MARKDOWN: Final = "text/markdown"
+PLAIN: Final = "text/plain"
+HTML: Final = "text/html"
+XHTML: Final = "application/xhtml+xml"
+CSV: Final = "text/csv"
+JSON: Final = "application/json"
+NOTEBOOK: Final = "application/x-ipynb+json"
+XML: Final = "application/xml"
+TEXT_XML: Final = "text/xml"
+RSS: Final = "application/rss+xml"
+ATOM: Final = "application/atom+xml"
+EMAIL: Final = "message/rfc822"
+EPUB: Final = "application/epub+zip"
+PDF: Final = "application/pdf"
+DOCX: Final = f"{_OFFICE}.wordprocessingml.document"
+PPTX: Final = f"{_OFFICE}.presentationml.presentation"
+XLSX: Final = f"{_OFFICE}.spreadsheetml.sheet"
+
 SUPPORTED_TYPES: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
     {
-        "text/markdown": (".md", ".markdown"),
-        "text/plain": (".txt", ".text"),
-        "text/html": (".html", ".htm"),
-        "text/csv": (".csv",),
-        "application/pdf": (".pdf",),
-        f"{_OFFICE}.wordprocessingml.document": (".docx",),
-        f"{_OFFICE}.presentationml.presentation": (".pptx",),
-        f"{_OFFICE}.spreadsheetml.sheet": (".xlsx",),
+        MARKDOWN: (".md", ".markdown"),
+        PLAIN: (".txt", ".text", ".rst", ".org", ".adoc"),
+        HTML: (".html", ".htm"),
+        XHTML: (".xhtml",),
+        CSV: (".csv",),
+        JSON: (".json",),
+        NOTEBOOK: (".ipynb",),
+        XML: (".xml",),
+        TEXT_XML: (),
+        RSS: (".rss",),
+        ATOM: (".atom",),
+        EMAIL: (".eml",),
+        EPUB: (".epub",),
+        PDF: (".pdf",),
+        DOCX: (".docx",),
+        PPTX: (".pptx",),
+        XLSX: (".xlsx",),
     }
 )
 """Media type → file name suffixes in lower case, with their dot."""

@@ -22,7 +22,7 @@ class ProgressLog(Protocol):
 
 
 class StatesProgress:
-    """Writes reports behind the steps' backs. What cannot be written is dropped: the last step tells all times again."""
+    """Writes reports behind the steps' backs; what cannot be written is dropped, for the last step tells it again."""
 
     def __init__(self, states: EventStates) -> None:
         self._states = states

@@ -27,6 +27,7 @@ _TRIES: Final = 500
 _FEWEST_WORDS: Final = 12
 _MOST_WORDS: Final = 40
 _TOP_K: Final = 20
+_POLL_S: Final = 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,23 +45,29 @@ class Edit:
 
 
 async def bench_freshness(stack: Stack, events: Path, *, edits: int, overrides: Mapping[str, str]) -> dict[str, Any]:
-    """Load the snapshot at the start of the history, then time its first single edits, then as many deletes.
+    """Load the snapshot at the start of the history, then time its first single edits and deletes of their documents.
+
+    Edits of the history that cannot be asked for are sent too, untimed, so that each timed one is as large as it was.
 
     Raises:
         BenchmarkFailed: an answer never had the new text.
     """
     async with installed(stack, overrides) as installation, httpx.AsyncClient(timeout=30) as client:
+        services = _Services(client, installation.ingest_url, installation.query_url)
         snapshot, planned = _plan(events, _splitter(installation.settings), edits)
         for event in snapshot:
-            await _put(client, installation.ingest_url, event)
+            await services.put(event)
         await installation.caught_up(timeout_s=600)
-        timed = [await _time_edit(client, installation.ingest_url, installation.query_url, edit) for edit in planned]
-        doomed = list(dict.fromkeys(edit.event.doc_id for edit in planned))
-        questions = {edit.event.doc_id: edit.question for edit in planned}
-        gone = [
-            await _time_delete(client, installation.ingest_url, installation.query_url, document_id, questions)
-            for document_id in doomed
-        ]
+        timed: list[tuple[float, dict[str, float]]] = []
+        questions: dict[str, str] = {}
+        for event, edit in planned:
+            if edit is None:
+                accepted = await services.put(event)
+                await services.stages(accepted["event_id"])
+            else:
+                timed.append(await _time_edit(services, edit))
+                questions[event.doc_id] = edit.question
+        gone = [await _time_delete(services, document_id, question) for document_id, question in questions.items()]
     stages = [stages for _, stages in timed]
     return {
         "documents": len(snapshot),
@@ -85,10 +92,12 @@ def _splitter(settings: Settings) -> Splitter:
     return Splitter(tokenizer.to_str(), settings.split.chunk_tokens, settings.split.overlap_tokens)
 
 
-def _plan(events: Path, splitter: Splitter, edits: int) -> tuple[list[RecordedEvent], list[Edit]]:
-    """The snapshot, and the first edits after it that write a line worth asking for."""
+def _plan(
+    events: Path, splitter: Splitter, edits: int
+) -> tuple[list[RecordedEvent], list[tuple[RecordedEvent, Edit | None]]]:
+    """The snapshot, and what follows it until enough edits wrote a sentence worth asking for."""
     snapshot: list[RecordedEvent] = []
-    planned: list[Edit] = []
+    planned: list[tuple[RecordedEvent, Edit | None]] = []
     lines: dict[str, set[str]] = {}
     for event in read_events(events):
         if event.content is None:
@@ -97,15 +106,15 @@ def _plan(events: Path, splitter: Splitter, edits: int) -> tuple[list[RecordedEv
         written = [line.strip() for line in event.content.splitlines()]
         if event.type == "created" and not planned:
             snapshot.append(event)
-        elif event.type == "updated" and known:
+        else:
             new = max((line for line in written if line not in known), key=lambda line: len(_words(line)), default="")
             passages = frozenset(chunk.text for chunk in splitter.split(event.content, None) if new in chunk.text)
-            if len(_words(new)) >= _FEWEST_WORDS and passages:
-                planned.append(Edit(event, " ".join(_words(new)[:_MOST_WORDS]), passages))
+            askable = known and passages and len(_words(new)) >= _FEWEST_WORDS
+            planned.append((event, Edit(event, " ".join(_words(new)[:_MOST_WORDS]), passages) if askable else None))
         known.update(written)
-        if len(planned) == edits:
+        if sum(edit is not None for _, edit in planned) == edits:
             return snapshot, planned
-    raise BenchmarkFailed(f"{events.name} has only {len(planned)} edits that write a line, {edits} were asked for")
+    raise BenchmarkFailed(f"{events.name} has fewer than {edits} edits that write a sentence")
 
 
 def _words(line: str) -> list[str]:
@@ -115,60 +124,61 @@ def _words(line: str) -> list[str]:
     return re.findall(r"[^\W\d_]{2,}", re.sub(r"\([^)]*\)|\{[^}]*\}|https?://\S+", " ", line))
 
 
-async def _time_edit(
-    client: httpx.AsyncClient, ingest_url: str, query_url: str, edit: Edit
-) -> tuple[float, dict[str, float]]:
-    await _ask(client, query_url, edit.question, None)
-    accepted = await _put(client, ingest_url, edit.event)
+@dataclass(frozen=True, slots=True)
+class _Services:
+    client: httpx.AsyncClient
+    ingest_url: str
+    query_url: str
+
+    async def put(self, event: RecordedEvent) -> dict[str, Any]:
+        response = await self.client.put(
+            f"{self.ingest_url}/v1/documents/{event.doc_id}",
+            content=event.new_content(),
+            headers={"content-type": "text/markdown"},
+        )
+        return dict(response.raise_for_status().json())
+
+    async def delete(self, document_id: str) -> dict[str, Any]:
+        response = await self.client.delete(f"{self.ingest_url}/v1/documents/{document_id}")
+        return dict(response.raise_for_status().json())
+
+    async def ask(self, question: str, position: str | None = None) -> list[dict[str, Any]]:
+        body = {"query": question, "top_k": _TOP_K} | ({"min_position": position} if position else {})
+        response = await self.client.post(f"{self.query_url}/v1/query", json=body)
+        return list(response.raise_for_status().json()["results"])
+
+    async def stages(self, event_id: str) -> dict[str, float]:
+        """Milliseconds from acceptance to each stage; the last one is recorded just after the answers have it."""
+        for _ in range(_TRIES):
+            response = await self.client.get(f"{self.ingest_url}/v1/events/{event_id}")
+            status = response.raise_for_status().json()
+            if status["outcome"] is not None:
+                return {name: float(at_ms) for name, at_ms in status["stages_ms"].items()}
+            await asyncio.sleep(_POLL_S)
+        raise BenchmarkFailed(f"event {event_id} never ended")
+
+
+async def _time_edit(services: _Services, edit: Edit) -> tuple[float, dict[str, float]]:
+    await services.ask(edit.question)
+    accepted = await services.put(edit.event)
     began_s = time.perf_counter()
     for _ in range(_TRIES):
-        results = await _ask(client, query_url, edit.question, accepted["position"])
+        results = await services.ask(edit.question, accepted["position"])
         elapsed_ms = (time.perf_counter() - began_s) * 1000
         if any(result["text"] in edit.new for result in results):
-            return elapsed_ms, await _stages(client, ingest_url, accepted["event_id"])
+            return elapsed_ms, await services.stages(accepted["event_id"])
     raise BenchmarkFailed(f"no answer to {edit.question!r} had the new text of {edit.event.path}")
 
 
-async def _time_delete(
-    client: httpx.AsyncClient, ingest_url: str, query_url: str, document_id: str, questions: Mapping[str, str]
-) -> float:
-    question = questions[document_id]
-    before = await _ask(client, query_url, question, None)
+async def _time_delete(services: _Services, document_id: str, question: str) -> float:
+    before = await services.ask(question)
     if all(result["document_id"] != document_id for result in before):
         raise BenchmarkFailed(f"{document_id} was not found before it was deleted")
-    response = await client.delete(f"{ingest_url}/v1/documents/{document_id}")
-    response.raise_for_status()
+    accepted = await services.delete(document_id)
     began_s = time.perf_counter()
     for _ in range(_TRIES):
-        results = await _ask(client, query_url, question, response.json()["position"])
+        results = await services.ask(question, accepted["position"])
         elapsed_ms = (time.perf_counter() - began_s) * 1000
         if all(result["document_id"] != document_id for result in results):
             return elapsed_ms
     raise BenchmarkFailed(f"{document_id} was still found after it was deleted")
-
-
-async def _put(client: httpx.AsyncClient, ingest_url: str, event: RecordedEvent) -> dict[str, Any]:
-    response = await client.put(
-        f"{ingest_url}/v1/documents/{event.doc_id}",
-        content=event.new_content(),
-        headers={"content-type": "text/markdown"},
-    )
-    response.raise_for_status()
-    return dict(response.json())
-
-
-async def _ask(client: httpx.AsyncClient, query_url: str, question: str, position: str | None) -> list[dict[str, Any]]:
-    body = {"query": question, "top_k": _TOP_K} | ({"min_position": position} if position else {})
-    response = await client.post(f"{query_url}/v1/query", json=body)
-    response.raise_for_status()
-    return list(response.json()["results"])
-
-
-async def _stages(client: httpx.AsyncClient, ingest_url: str, event_id: str) -> dict[str, float]:
-    """Milliseconds from acceptance to each stage; the last one is recorded a moment after the answers have it."""
-    for _ in range(_TRIES):
-        status = (await client.get(f"{ingest_url}/v1/events/{event_id}")).raise_for_status().json()
-        if status["outcome"] is not None:
-            return {name: float(at_ms) for name, at_ms in status["stages_ms"].items()}
-        await asyncio.sleep(0.01)
-    raise BenchmarkFailed(f"event {event_id} never ended")

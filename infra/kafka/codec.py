@@ -5,7 +5,7 @@ See https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/bindings/kafka-p
 
 from collections.abc import Iterable
 from datetime import UTC, datetime
-from typing import Final, TypeVar
+from typing import Final, TypeVar, cast
 
 from pydantic import ValidationError
 
@@ -60,7 +60,7 @@ def decode(model: type[M], value: bytes | None, headers: Iterable[tuple[str, byt
     if value is None:
         raise Undecodable("record without a value")
     try:
-        return model.model_validate_json(value)
+        return cast("M", model.model_validate_json(value))
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(part) for part in first["loc"]) or "value"

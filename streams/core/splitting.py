@@ -25,7 +25,11 @@ SPLITTER_VERSION: Final = "split-1"
 """Part of the profile: changes whenever the same document would be split or described otherwise."""
 
 MAX_CONTEXT_CHARS: Final = 300
-"""Longest title and heading path put before a passage: some 75 tokens of English on top of the passage's own."""
+"""Longest title and heading path put before a passage: some 75 tokens of English on top of the passage's own.
+
+They are worth it. On a real handbook, with the titles of 124 edits as queries, the page edited came back with a mean
+reciprocal rank of 0.56 instead of 0.48; 13 instead of 10 of 100 passages of an edited page had to be embedded again.
+"""
 
 _MARGIN: Final = 0.25
 """No half is smaller than this part of the whole, where a boundary allows it: keeps passages from being crumbs."""
@@ -38,7 +42,9 @@ _HEADING: Final = re.compile(r" {0,3}(#{1,6})[ \t]+(.*?)[ \t]*#*[ \t]*$")
 _UNDERLINE: Final = re.compile(r" {0,3}(?:(=+)|-{3,})[ \t]*$")
 _ITEM: Final = re.compile(r"[ \t]*(?:[-*+]|\d{1,9}[.)])[ \t]")
 _FENCE: Final = re.compile(r" {0,3}(`{3,}|~{3,})")
-_INNER: Final = re.compile(r"\n+|(?<=[.!?])\s+|(?<=[。！？])")
+_INNER: Final = re.compile(r".{30}.*?(?:\n+|(?<=[.!?])\s+|(?<=[\u3002\uff01\uff1f])|\Z)", re.DOTALL)
+"""Ends of lines and of sentences, also of Chinese and Japanese ones, at least 30 characters apart: a long text of tiny
+lines must not become millions of pieces. The end of the text is one too, so that a search never fails late."""
 
 _HIGHEST_HEADING: Final = 10
 """A heading of level n counts ``_HIGHEST_HEADING - n``: more than any boundary below."""
@@ -164,13 +170,8 @@ class Splitter:
         """Tokens of each piece, without special ones; an over-long piece is not read to its end."""
         longest = self._room * _CHARS_PER_TOKEN
         sizes = [piece.end - piece.start for piece in pieces]
-        encoded = self._tokenizer.encode_batch_fast(
-            [
-                text[piece.start : piece.end] if size <= longest else ""
-                for piece, size in zip(pieces, sizes, strict=True)
-            ],
-            add_special_tokens=False,
-        )
+        texts = (text[piece.start : min(piece.end, piece.start + longest)] for piece in pieces)
+        encoded = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         return [max(len(one), -(-size // _CHARS_PER_TOKEN)) for one, size in zip(encoded, sizes, strict=True)]
 
     def _groups(self, text: str, pieces: Sequence[_Piece]) -> Iterator[tuple[int, int]]:
@@ -228,18 +229,18 @@ def _blocks(text: str) -> list[_Piece]:
         blank = not line or line.isspace()
         heading: tuple[int, str] | None = None
         rank: int | None = None
-        fenced = _FENCE.match(line)
+        mark = _FENCE.match(line)
         if fence:
-            if fenced and fenced[1].startswith(fence) and line.strip() == fenced[1]:
+            if mark and mark[1].startswith(fence) and line.strip() == mark[1]:
                 fence = ""
-        elif fenced:
-            fence = fenced[1]
+        elif mark:
+            fence = mark[1]
             rank = _PARAGRAPH if after_blank else None
         elif match := _HEADING.match(line):
             heading = (len(match[1]), match[2])
             rank = _HIGHEST_HEADING - heading[0]
-        elif (match := _UNDERLINE.match(line)) and not after_blank and _is_one_line(blocks[-1], text, start):
-            _make_heading(blocks[-1], 1 if match[1] else 2, text)
+        elif not after_blank and (match := _UNDERLINE.match(line)):
+            _underline(blocks[-1], 1 if match[1] else 2, text)
         elif not blank:
             rank = _rank(line, after_blank=after_blank)
         if rank is not None or not blocks:
@@ -247,10 +248,22 @@ def _blocks(text: str) -> list[_Piece]:
         blocks[-1].end = end
         after_blank = blank
         start = end
+    _keep_headings_with_text(blocks)
+    return blocks
+
+
+def _underline(block: _Piece, level: int, text: str) -> None:
+    """Make ``block`` a heading if it is one plain line, which is what an underline can do."""
+    line = text[block.start : block.end].strip("\r\n")
+    if block.rank == _PARAGRAPH and not block.heading and "\n" not in line and not _FENCE.match(line):
+        block.heading = (level, line.strip())
+        block.rank = _HIGHEST_HEADING - level
+
+
+def _keep_headings_with_text(blocks: Sequence[_Piece]) -> None:
     for before, block in pairwise(blocks):
         if before.heading and not block.heading:
             block.rank = _AFTER_HEADING
-    return blocks
 
 
 def _rank(line: str, *, after_blank: bool) -> int | None:
@@ -263,17 +276,6 @@ def _rank(line: str, *, after_blank: bool) -> int | None:
     if after_blank:
         return _ITEM_START if indented else _PARAGRAPH
     return None
-
-
-def _is_one_line(block: _Piece, text: str, line_end: int) -> bool:
-    """Tell whether ``block`` is a plain line that an underline would make a heading."""
-    line = text[block.start : line_end].strip("\r\n")
-    return block.rank == _PARAGRAPH and not block.heading and "\n" not in line and not _FENCE.match(line)
-
-
-def _make_heading(block: _Piece, level: int, text: str) -> None:
-    block.heading = (level, text[block.start : block.end].strip())
-    block.rank = _HIGHEST_HEADING - level
 
 
 def _cut_up(piece: _Piece, cuts: Iterator[int], text: str, rank: int | None = None) -> list[_Piece]:

@@ -123,11 +123,12 @@ class Index:
     async def _write(self, changes: Sequence[_Change]) -> list[Outcome]:
         if not changes:
             return []
-        claimed, vectors = await asyncio.gather(
+        claimed, (vectors, fresh) = await asyncio.gather(
             self.index.put_manifests([change.write.claim for change in changes]), self._vectors(changes)
         )
         mine = [change for change, granted in zip(changes, claimed, strict=True) if granted]
-        await self._make_searchable(mine, vectors)
+        # Fresh vectors are kept beside the way and not on it: losing one costs an embedding, nothing else.
+        await asyncio.gather(self._make_searchable(mine, vectors), self.index.store_vectors(fresh))
         await self._complete(mine)
         # A refused claim: a newer version was claimed since the manifests were read. What it was is of no consequence.
         return [
@@ -137,8 +138,11 @@ class Index:
             for change, granted in zip(changes, claimed, strict=True)
         ]
 
-    async def _vectors(self, changes: Sequence[_Change]) -> dict[str, Vector]:
-        """Vector of every passage to write, by ``text_sha256``; only what was never embedded is embedded now."""
+    async def _vectors(self, changes: Sequence[_Change]) -> tuple[dict[str, Vector], dict[str, Vector]]:
+        """Vector of every passage to write, by ``text_sha256``; and those embedded just now, by their storage key.
+
+        Only what was never embedded is embedded.
+        """
         wanted = {
             chunk.text_sha256: embedding_text(change.plan.title, chunk)
             for change in changes
@@ -148,18 +152,18 @@ class Index:
         stored = await self.index.stored_vectors(list(keys.values()))
         vectors = {sha256: stored[key] for sha256, key in keys.items() if key in stored}
         missing = [sha256 for sha256 in wanted if sha256 not in vectors]
+        fresh: dict[str, Vector] = {}
         if missing:
             matrix = await self.embedder.embed_passages([wanted[sha256] for sha256 in missing])
             if matrix.shape != (len(missing), self.embedder.model.dimension) or not np.isfinite(matrix).all():
                 raise ValueError(f"the model returned vectors of shape {matrix.shape}, or not all finite")
-            fresh = dict(zip(missing, matrix, strict=True))
-            await self.index.store_vectors({keys[sha256]: vector for sha256, vector in fresh.items()})
-            vectors |= fresh
+            vectors |= zip(missing, matrix, strict=True)
+            fresh = {keys[sha256]: vectors[sha256] for sha256 in missing}
         now_ms = _now_ms()
         for change in changes:
             change.embedded_ms = now_ms
             self.report.reached(change.plan.event, Stage.EMBEDDED, now_ms)
-        return vectors
+        return vectors, fresh
 
     async def _make_searchable(self, changes: Sequence[_Change], vectors: Mapping[str, Vector]) -> None:
         refusals = await self.index.apply([_chunk_change(change, vectors) for change in changes])

@@ -1,0 +1,1 @@
+"""From bytes that nobody vouches for to Markdown."""
