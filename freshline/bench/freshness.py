@@ -22,6 +22,7 @@ from infra.local import Stack
 from infra.settings import Settings
 from ingest.connectors.event_file import RecordedEvent, read_events
 from streams.core.splitting import Splitter
+from streams.parsing.parse import parse
 
 _TRIES: Final = 500
 _FEWEST_WORDS: Final = 12
@@ -36,12 +37,12 @@ class Edit:
 
     Attributes:
         question: a line that this edit wrote.
-        new: the passages that hold it.
+        line: the same as it stands in the document; one passage holds all of it.
     """
 
     event: RecordedEvent
     question: str
-    new: frozenset[str]
+    line: str
 
 
 async def bench_freshness(stack: Stack, events: Path, *, edits: int, overrides: Mapping[str, str]) -> dict[str, Any]:
@@ -108,9 +109,10 @@ def _plan(
             snapshot.append(event)
         else:
             new = max((line for line in written if line not in known), key=lambda line: len(_words(line)), default="")
-            passages = frozenset(chunk.text for chunk in splitter.split(event.content, None) if new in chunk.text)
-            askable = known and passages and len(_words(new)) >= _FEWEST_WORDS
-            planned.append((event, Edit(event, " ".join(_words(new)[:_MOST_WORDS]), passages) if askable else None))
+            parsed = parse(event.content.encode(), "text/markdown")
+            whole = any(new in chunk.text for chunk in splitter.split(parsed.text, parsed.title))
+            askable = known and whole and len(_words(new)) >= _FEWEST_WORDS
+            planned.append((event, Edit(event, " ".join(_words(new)[:_MOST_WORDS]), new) if askable else None))
         known.update(written)
         if sum(edit is not None for _, edit in planned) == edits:
             return snapshot, planned
@@ -165,7 +167,7 @@ async def _time_edit(services: _Services, edit: Edit) -> tuple[float, dict[str, 
     for _ in range(_TRIES):
         results = await services.ask(edit.question, accepted["position"])
         elapsed_ms = (time.perf_counter() - began_s) * 1000
-        if any(result["text"] in edit.new for result in results):
+        if any(edit.line in result["text"] for result in results):
             return elapsed_ms, await services.stages(accepted["event_id"])
     raise BenchmarkFailed(f"no answer to {edit.question!r} had the new text of {edit.event.path}")
 

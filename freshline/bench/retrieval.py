@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import orjson
 
 from infra.embedding.onnx import load_tokenizer
@@ -32,6 +33,8 @@ MODELS: Final = ("all-minilm-l6-v2", "bge-small-en-v1.5")
 _TENANT: Final = "bench"
 _CUT: Final = 10
 _BATCH: Final = 64
+_SEED: Final = 1
+_RESAMPLES: Final = 10_000
 
 
 async def bench_retrieval(stack: Stack, collection: Path, *, models: Sequence[str] = MODELS) -> dict[str, Any]:
@@ -39,8 +42,11 @@ async def bench_retrieval(stack: Stack, collection: Path, *, models: Sequence[st
     queries = {str(row["_id"]): str(row["text"]) for row in _rows(collection / "queries.jsonl")}
     judged = _judgements(collection / "qrels.tsv")
     corpus = list(_rows(_corpus(collection)))
-    figures = {model: await _measure(stack, model, corpus, queries, judged) for model in models}
-    return {"documents": len(corpus), "queries": len(judged), "models": figures}
+    measured = {model: await _measure(stack, model, corpus, queries, judged) for model in models}
+    figures = {model: one for model, (one, _) in measured.items()}
+    first, *others = measured
+    differences = {f"{other} - {first}": _difference(measured[first][1], measured[other][1]) for other in others}
+    return {"documents": len(corpus), "queries": len(judged), "models": figures, "hybrid_difference": differences}
 
 
 def ndcg(ranked: Sequence[str], gains: Mapping[str, int], cut: int = _CUT) -> float:
@@ -56,7 +62,8 @@ async def _measure(
     corpus: Sequence[Mapping[str, Any]],
     queries: Mapping[str, str],
     judged: Mapping[str, Mapping[str, int]],
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], list[float]]:
+    """Figures of one model, and the hybrid score of each query."""
     settings = _settings(stack, model)
     await create_indices(settings)
     index = OpenSearchIndex.open(settings)
@@ -83,12 +90,21 @@ async def _measure(
         await embedder.close()
         await index.close()
         await delete_indices(settings)
-    return {
+    figures = {
         "ndcg_at_10": {leg: round(sum(values) / len(values), 4) for leg, values in scores.items()},
         "chunks": chunks,
         "chunks_per_s": round(chunks / filled_s, 1),
         "mean_query_ms": round(query_ms, 1),
     }
+    return figures, scores["hybrid"]
+
+
+def _difference(first: Sequence[float], other: Sequence[float]) -> dict[str, float]:
+    """Mean paired difference and its 95 % bootstrap interval: two models that differ by less are not told apart."""
+    paired = np.asarray(other) - np.asarray(first)
+    resampled = np.random.default_rng(_SEED).choice(paired, (_RESAMPLES, len(paired))).mean(axis=1)
+    low, high = np.percentile(resampled, [2.5, 97.5])
+    return {"mean": round(float(paired.mean()), 4), "low": round(float(low), 4), "high": round(float(high), 4)}
 
 
 async def _fill(

@@ -1,0 +1,130 @@
+"""``freshline bench``: measurements that anyone can repeat."""
+
+import asyncio
+import os
+import platform
+import sys
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import orjson
+import typer
+from rich.console import Console
+
+from freshline.bench.freshness import bench_freshness
+from freshline.bench.ingest import bench_ingest
+from freshline.bench.installation import BenchmarkFailed
+from freshline.bench.retrieval import MODELS, bench_retrieval
+from infra.local import Phase, Stack, StackConfig, StackError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="Measure Freshline on this machine; each figure in docs/benchmarks.md names its command.",
+)
+_err = Console(stderr=True)
+
+_Events = Annotated[
+    Path, typer.Option("--events", exists=True, dir_okay=False, help="Recorded history, .jsonl or .jsonl.gz.")
+]
+_Model = Annotated[str | None, typer.Option(help=f"Embedding model instead of the default: {', '.join(MODELS)}.")]
+_Json = Annotated[bool, typer.Option("--json", help="One line of JSON, last on standard output.")]
+_Data = Annotated[Path | None, typer.Option(help="Data directory of the local stack.")]
+
+
+@app.command()
+def ingest(events: _Events, model: _Model = None, data: _Data = None, as_json: _Json = False) -> None:  # noqa: FBT002 - an option
+    r"""Run a whole history through the pipeline, beside its embedder alone, and verify the end.
+
+    \b
+    Examples:
+      freshline bench ingest --events history.jsonl.gz
+      freshline bench ingest --events history.jsonl.gz --model all-minilm-l6-v2 --json
+    """
+    _measure(lambda stack: bench_ingest(stack, events, overrides=_overrides(model)), data, as_json=as_json)
+
+
+@app.command()
+def freshness(
+    events: _Events,
+    edits: Annotated[int, typer.Option(min=1, help="Single edits to time.")] = 40,
+    model: _Model = None,
+    data: _Data = None,
+    as_json: _Json = False,  # noqa: FBT002 - an option
+) -> None:
+    r"""Time single edits and deletes, from the 202 to the first answer that has them.
+
+    \b
+    Examples:
+      freshline bench freshness --events history.jsonl.gz
+      freshline bench freshness --events history.jsonl.gz --edits 10 --json
+    """
+    _measure(
+        lambda stack: bench_freshness(stack, events, edits=edits, overrides=_overrides(model)), data, as_json=as_json
+    )
+
+
+@app.command()
+def retrieval(
+    collection: Annotated[
+        Path,
+        typer.Argument(
+            exists=True, file_okay=False, help="Directory with corpus.jsonl[.gz], queries.jsonl, qrels.tsv."
+        ),
+    ],
+    model: Annotated[list[str] | None, typer.Option(help="Model to measure; repeat for several.")] = None,
+    data: _Data = None,
+    as_json: _Json = False,  # noqa: FBT002 - an option
+) -> None:
+    r"""Measure nDCG@10 of the lexical leg, the vector leg and both on a judged collection.
+
+    \b
+    Examples:
+      freshline bench retrieval beir/scifact
+      freshline bench retrieval beir/scifact --model bge-small-en-v1.5 --json
+    """
+    _measure(lambda stack: bench_retrieval(stack, collection, models=model or MODELS), data, as_json=as_json)
+
+
+def _overrides(model: str | None) -> dict[str, str]:
+    return {} if model is None else {"FRESHLINE_EMBEDDING__MODEL": model}
+
+
+def _measure(run: Callable[[Stack], Awaitable[dict[str, Any]]], data: Path | None, *, as_json: bool) -> None:
+    try:
+        with _running(data) as stack:
+            figures = _machine() | asyncio.run(_awaited(run(stack)))
+    except (BenchmarkFailed, StackError) as error:
+        _err.print(f"error: {error}", markup=False, highlight=False)
+        raise typer.Exit(1) from None
+    option = 0 if as_json else orjson.OPT_INDENT_2
+    sys.stdout.write(orjson.dumps(figures, option=option).decode() + "\n")
+
+
+async def _awaited(run: Awaitable[dict[str, Any]]) -> dict[str, Any]:
+    return await run
+
+
+@contextmanager
+def _running(data: Path | None) -> Iterator[Stack]:
+    """The local stack; one that is not running is started, and stopped again."""
+    stack = Stack.open(StackConfig() if data is None else StackConfig(data_dir=data))
+    started = stack.status().state is not Phase.READY
+    if started:
+        stack.up(detach=True, say=_say)
+    try:
+        yield stack
+    finally:
+        if started:
+            stack.down()
+
+
+def _say(what: str, state: str) -> None:
+    _err.print(f"{what}: {state}", markup=False, highlight=False)
+
+
+def _machine() -> dict[str, Any]:
+    """What shares the cores: everything does, the load and all servers."""
+    return {"cores": os.cpu_count(), "machine": platform.machine(), "python": platform.python_version()}
