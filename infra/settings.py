@@ -79,7 +79,7 @@ class EmbeddingSettings(Section):
     """Which model turns text into vectors."""
 
     provider: Literal["onnx", "bedrock"] = Field("onnx", description="Where the model runs.")
-    model: str = Field("bge-small-en-v1.5", description="Model name: a bundled ONNX model or a Bedrock model id.")
+    model: str = Field("all-minilm-l6-v2", description="Model name: a bundled ONNX model or a Bedrock model id.")
     models_path: Path = Field(Path("models"), description="Directory of the bundled models; with onnx.")
     threads: int = Field(0, ge=0, description="Threads of one process for ONNX; 0 means one for each core.")
     region: str | None = Field(None, description="AWS region; with bedrock.")

@@ -34,7 +34,7 @@ SUPPORTED_TYPES: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
         JSON: (".json",),
         NOTEBOOK: (".ipynb",),
         XML: (".xml",),
-        TEXT_XML: (),
+        TEXT_XML: (".xml",),
         RSS: (".rss",),
         ATOM: (".atom",),
         EMAIL: (".eml",),

@@ -152,11 +152,14 @@ async def _start_all(keepers: Sequence[Keeper]) -> None:
 
 @contextlib.asynccontextmanager
 async def _turn_to_choose_ports() -> AsyncIterator[None]:
-    """Only one stack of this machine's user at a time is between choosing ports and listening on them."""
-    with (cache_dir() / "ports.lock").open("a") as file:
-        while not _lock(file.fileno()):  # noqa: ASYNC110  the holder is another process: no event tells of its end
+    """Only one stack of those that share a cache is between choosing ports and listening on them at a time."""
+    directory = os.open(cache_dir(), os.O_RDONLY)  # may be another user's, who lets us read it
+    try:
+        while not _lock(directory):  # noqa: ASYNC110  the holder is another process: no event tells of its end
             await asyncio.sleep(LOCK_INTERVAL_S)
         yield
+    finally:
+        os.close(directory)
 
 
 def _lock(descriptor: int) -> bool:

@@ -150,7 +150,7 @@ class Splitter:
                 # Nothing of a text's structure is left here: cut between words, else anywhere.
                 rest = _cut_up(piece, self._filled(text, piece), text, rank=_ANYWHERE)
                 for part, part_tokens in zip(rest, self._count(text, rest), strict=True):
-                    part.tokens = min(part_tokens, self._room)
+                    part.tokens = part_tokens
                     yield part
 
     def _filled(self, text: str, piece: _Piece) -> Iterator[int]:

@@ -1,0 +1,50 @@
+"""The ``freshline`` command. Commands import what they need when they run, so that ``--help`` is quick."""
+
+import os
+import sys
+
+import typer
+
+from freshline import cli_documents, cli_questions, cli_stack, cli_workers
+from freshline.terminal import err
+
+app = typer.Typer(
+    name="freshline",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    add_completion=True,
+    help="Answers over documents that never stop changing: never older than the stream.",
+)
+for group in (cli_stack, cli_documents, cli_questions, cli_workers):
+    group.register(app)
+
+
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, add_help_option=False, name="bench"
+)
+def bench(context: typer.Context) -> None:
+    r"""Measure this installation on this machine: ingest, freshness, retrieval.
+
+    \b
+    Examples:
+      freshline bench --help
+      freshline bench freshness --events history.jsonl.gz
+    """
+    from freshline.bench.cli import app as bench_app  # noqa: PLC0415 - heavy
+
+    bench_app(context.args, prog_name="freshline bench")
+
+
+def main() -> None:
+    """Run a command. What is wrong is said in one line; FRESHLINE_LOG_LEVEL=debug shows where it happened."""
+    try:
+        app()
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as error:
+        if os.environ.get("FRESHLINE_LOG_LEVEL") == "debug":
+            raise
+        said = str(error) or repr(error)
+        err.print(f"error: {type(error).__name__}: {said}", style="red", markup=False)
+        sys.exit(1)

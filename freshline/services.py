@@ -1,0 +1,87 @@
+"""The two services, as the commands speak to them."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any, Final
+from urllib.parse import quote
+
+import httpx
+
+from infra.settings import HttpSettings, Settings
+
+_END_TIMEOUT_S: Final = 60.0
+_POLL_S: Final = 0.01
+
+
+class ServiceFailed(Exception):
+    """A service refused a request or did not answer; the message says what it said."""
+
+
+class Services:
+    """Ingest and query of one installation. Make one with ``connect_services``."""
+
+    def __init__(self, http: httpx.AsyncClient, ingest_url: str, query_url: str) -> None:
+        self._http = http
+        self.ingest_url = ingest_url
+        self.query_url = query_url
+
+    async def put(self, document_id: str, content: bytes, content_type: str) -> dict[str, Any]:
+        """Upload a document; what the service promises of it."""
+        return await self._call(
+            "PUT", self._document(document_id), content=content, headers={"content-type": content_type}
+        )
+
+    async def delete(self, document_id: str) -> dict[str, Any]:
+        """Delete a document; what the service promises of it."""
+        return await self._call("DELETE", self._document(document_id))
+
+    async def document(self, document_id: str) -> dict[str, Any]:
+        """What is searchable of a document."""
+        return await self._call("GET", self._document(document_id))
+
+    async def ask(self, question: str, **parameters: Any) -> dict[str, Any]:
+        """An answer."""
+        return await self._call("POST", f"{self.query_url}/v1/query", json={"query": question, **parameters})
+
+    async def ended(self, event_id: str) -> dict[str, Any]:
+        """The state of an event once it has ended.
+
+        Raises:
+            ServiceFailed: it has not within a minute.
+        """
+        until_s = time.monotonic() + _END_TIMEOUT_S
+        while time.monotonic() < until_s:
+            status = await self._call("GET", f"{self.ingest_url}/v1/events/{event_id}")
+            if status["outcome"] is not None:
+                return status
+            await asyncio.sleep(_POLL_S)
+        raise ServiceFailed(f"event {event_id} has not ended after {_END_TIMEOUT_S:.0f} s: look at `freshline lag`")
+
+    def _document(self, document_id: str) -> str:
+        return f"{self.ingest_url}/v1/documents/{quote(document_id)}"
+
+    async def _call(self, method: str, url: str, **request: Any) -> dict[str, Any]:
+        try:
+            response = await self._http.request(method, url, **request)
+        except httpx.TransportError as error:
+            raise ServiceFailed(f"{url} does not answer ({type(error).__name__}): is it running?") from error
+        body: Mapping[str, Any] = response.json()
+        if response.is_error:
+            fields = "".join(f"\n  {one['field']}: {one['message']}" for one in body.get("errors", ()))
+            raise ServiceFailed(f"{body.get('title', response.status_code)}: {body.get('detail', '')}{fields}")
+        return dict(body)
+
+
+@asynccontextmanager
+async def connect_services(settings: Settings) -> AsyncIterator[Services]:
+    """Connections to the services of an installation."""
+    key = settings.tenant.api_key
+    headers = {"authorization": f"Bearer {key.get_secret_value()}"} if key else {}
+    async with httpx.AsyncClient(headers=headers, timeout=60) as http:
+        yield Services(http, _url(settings.ingest), _url(settings.query))
+
+
+def _url(http: HttpSettings) -> str:
+    return f"http://{http.host}:{http.port}"

@@ -1,0 +1,101 @@
+"""Whatever a document looks like, its passages are true to it."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+
+from schemas.documents import DocumentKey
+from streams.core.chunk_identity import chunk_ids
+from streams.core.splitting import Splitter, embedding_text
+
+CHUNK_TOKENS = 24
+
+_LINES = st.one_of(
+    st.sampled_from(["", "", "# Pay", "## Raises and a bonus", "###### deep", "Pay", "===", "---", "```", "~~~~", " "]),
+    st.sampled_from(["- item one", "  - nested item", "1. first", "| a | b |", "|---|---|", "\t", "\r", "> quote"]),
+    st.text(alphabet="ab c.!?", max_size=200),
+    st.text(alphabet=st.characters(exclude_categories=["Cs"]), max_size=60),
+    st.text(alphabet="x", min_size=300, max_size=900),
+    st.text(alphabet="天地。人", max_size=80),
+)
+documents = st.lists(_LINES, max_size=40).map("\n".join)
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    """Pieces of words and two special tokens, as BERT-like models have them."""
+    marks = ["[UNK]", "[CLS]", "[SEP]", *".!?#-|`~"]
+    vocabulary = {piece: number for number, piece in enumerate([*marks, *"abcdefx", "##a", "##b", "##x", "ab", "item"])}
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
+    )
+    # What some published tokenizers ask for, and what counting must not believe.
+    tokenizer.enable_truncation(8)
+    tokenizer.enable_padding(length=8)
+    return tokenizer
+
+
+@pytest.fixture(scope="module")
+def splitter(tokenizer: Tokenizer) -> Splitter:
+    return Splitter(tokenizer.to_str(), CHUNK_TOKENS)
+
+
+@given(text=documents, title=st.none() | st.text(alphabet="ab ", max_size=20))
+@settings(max_examples=300, deadline=None)
+def test_passages_are_the_document_in_order(splitter: Splitter, text: str, title: str | None):
+    chunks = splitter.split(text, title)
+    at = 0
+    for chunk in chunks:
+        assert at <= chunk.start < chunk.end <= len(text)
+        assert chunk.text == text[chunk.start : chunk.end]
+        assert not text[at : chunk.start].strip()
+        assert chunk.text == chunk.text.strip()
+        assert chunk.text
+        at = chunk.end
+    assert not text[at:].strip()
+
+
+@given(text=documents)
+@settings(max_examples=300, deadline=None)
+def test_no_passage_is_longer_than_allowed(splitter: Splitter, tokenizer: Tokenizer, text: str):
+    counting = Tokenizer.from_str(tokenizer.to_str())
+    counting.no_truncation()
+    counting.no_padding()
+    for chunk in splitter.split(text, None):
+        assert len(counting.encode(chunk.text)) <= CHUNK_TOKENS
+        assert len(chunk.text) <= CHUNK_TOKENS * 8
+
+
+@given(text=documents, title=st.none() | st.just("Title"))
+@settings(max_examples=100, deadline=None)
+def test_the_same_document_is_split_the_same_way(
+    tokenizer: Tokenizer, splitter: Splitter, text: str, title: str | None
+):
+    assert Splitter(tokenizer.to_str(), CHUNK_TOKENS).split(text, title) == splitter.split(text, title)
+
+
+@given(text=documents)
+@settings(max_examples=100, deadline=None)
+def test_equal_names_mean_equal_embeddings(splitter: Splitter, text: str):
+    chunks = splitter.split(text, "Title")
+    embedded: dict[str, str] = {}
+    for chunk in chunks:
+        assert embedded.setdefault(chunk.text_sha256, embedding_text("Title", chunk)) == embedding_text("Title", chunk)
+    ids = chunk_ids(DocumentKey("acme", "page"), chunks)
+    assert len(set(ids)) == len(ids)
+
+
+@given(text=documents)
+@settings(max_examples=100, deadline=None)
+def test_overlap_loses_nothing(tokenizer: Tokenizer, text: str):
+    chunks = Splitter(tokenizer.to_str(), CHUNK_TOKENS, 8).split(text, None)
+    covered = 0
+    for chunk in chunks:
+        assert chunk.text == text[chunk.start : chunk.end]
+        assert not text[covered : chunk.start].strip()
+        covered = max(covered, chunk.end)
+    assert not text[covered:].strip()
