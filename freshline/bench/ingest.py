@@ -67,12 +67,14 @@ async def bench_ingest(stack: Stack, events: Path, *, overrides: Mapping[str, st
         texts = list(history.texts)
         half = len(texts) // 2
         alone_s = await _embed_alone(settings, texts[:half])
+        used_s = installation.cpu_s()
         began_s = time.perf_counter()
         async with connect_ingest(installation.ingest_url) as client:
             summary = await ingest_event_file(client, events, log_path=settings.blobs.path.parent / "sent.log")
         sent_s = time.perf_counter() - began_s
         await installation.caught_up(timeout_s=_TIMEOUT_S)
         pipeline_s = time.perf_counter() - began_s
+        used_s = {name: round(now_s - used_s[name], 1) for name, now_s in installation.cpu_s().items()}
         alone_s += await _embed_alone(settings, texts[half:])
         embedded = await installation.embedded_count()
         changes = await _changes(installation)
@@ -84,6 +86,7 @@ async def bench_ingest(stack: Stack, events: Path, *, overrides: Mapping[str, st
         "not_sent": len(summary.failed),
         "accepted_in_s": round(sent_s, 1),
         "searchable_in_s": round(pipeline_s, 1),
+        "cpu_s": used_s,
         "chunks_embedded": embedded,
         "chunks_per_s": round(pipeline_per_s, 1),
         "embedder_alone_chunks_per_s": round(alone_per_s, 1),
@@ -97,7 +100,11 @@ async def bench_ingest(stack: Stack, events: Path, *, overrides: Mapping[str, st
 
 
 def _edit_figures(history: _History, changes: Sequence[IndexChange], embedded: int) -> dict[str, Any]:
-    """What the edits cost, against embedding all passages of each version that was processed."""
+    """What the edits cost, against embedding all passages of every version.
+
+    Edits that come faster than they are embedded supersede each other. So there are three shares: of all versions that
+    were sent, of those that were processed, and what it would be if every version had been processed on its own.
+    """
     edits = [one for one in changes if one.outcome is Outcome.DONE and one.version > history.snapshot]
     full = sum(history.chunk_counts.get((change.document_id, change.version), 0) for change in edits)
     on_edits = embedded - history.snapshot_texts
@@ -105,9 +112,11 @@ def _edit_figures(history: _History, changes: Sequence[IndexChange], embedded: i
     needed = len(history.texts) - history.snapshot_texts
     return {
         "edits_processed": len(edits),
-        "chunks_of_edited_versions": full,
+        "chunks_of_all_edited_versions": every_version,
+        "chunks_of_processed_versions": full,
         "embedded_on_edits": on_edits,
-        "embedded_share_on_edits": round(on_edits / full, 3),
+        "embedded_share_on_edits": round(on_edits / every_version, 3),
+        "embedded_share_of_processed": round(on_edits / full, 3),
         "embedded_share_one_by_one": round(needed / every_version, 3),
     }
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final
 
 import httpx
+import psutil
 
 from infra.kafka.provision import StreamAdmin
 from infra.local import Stack
@@ -39,11 +40,21 @@ class Installation:
         settings: what its processes run with.
         ingest_url: address of the way in.
         query_url: address of the way out.
+        pids: process id of each server and each process of the installation.
     """
 
     settings: Settings
     ingest_url: str
     query_url: str
+    pids: Mapping[str, int]
+
+    def cpu_s(self) -> dict[str, float]:
+        """Processor seconds that each process has used so far, its children and this one included."""
+        used = {}
+        for name, pid in {**self.pids, "this benchmark": os.getpid()}.items():
+            times = psutil.Process(pid).cpu_times()
+            used[name] = times.user + times.system + times.children_user + times.children_system
+        return used
 
     async def caught_up(self, *, timeout_s: float) -> None:
         """Wait until every step has committed everything.
@@ -102,8 +113,10 @@ async def installed(stack: Stack, overrides: Mapping[str, str] | None = None) ->
                 )
             )
             log.close()
+        pids = {one.name: one.pid for one in stack.status().processes if one.pid is not None}
+        pids |= {" ".join(command): process.pid for command, process in zip(commands, processes, strict=True)}
         installation = Installation(
-            settings, f"http://127.0.0.1:{ports['INGEST']}", f"http://127.0.0.1:{ports['QUERY']}"
+            settings, f"http://127.0.0.1:{ports['INGEST']}", f"http://127.0.0.1:{ports['QUERY']}", pids
         )
         await _await_ready(installation, processes, home)
         yield installation

@@ -29,7 +29,7 @@ def main() -> int:
     try:
         return _run(stack, arguments)
     except StackError as error:
-        Console(stderr=True).print(str(error), style="red", highlight=False, markup=False)
+        Console(stderr=True).print(str(error), style="red", highlight=False, markup=False, soft_wrap=True)
         return 1
     except KeyboardInterrupt:
         stack.down()

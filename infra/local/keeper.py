@@ -132,7 +132,8 @@ class Keeper:
             ended.cancel()
 
     def _report(self, problem: str) -> str:
-        return f"{self.state.name}: {problem}. The end of {self.state.log}:\n{log_tail(self.state.log)}"
+        tail = log_tail(self.state.log)
+        return f"{self.state.name}: {problem}" + (f"\nThe end of {self.state.log}:\n{tail}" if tail else "")
 
     def _enter(self, phase: Phase) -> None:
         self.state.enter(phase)

@@ -228,9 +228,9 @@ class Home:
 
 
 def log_tail(path: Path) -> str:
-    """The last lines of a log, for an error message."""
+    """The last lines of a log, for an error message; empty where there are none."""
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except FileNotFoundError:
-        return "(no log)"
-    return "\n".join(lines[-LOG_TAIL_LINES:]) or "(empty log)"
+        return ""
+    return "\n".join(lines[-LOG_TAIL_LINES:])

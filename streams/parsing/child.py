@@ -48,18 +48,23 @@ def _allow_cpu(cpu_s: float) -> None:
 def _answer(answers: BinaryIO, head: bytes, content: bytes, max_text_chars: int) -> None:
     asked = orjson.loads(head)
     try:
-        parsed = parse(content, asked["media_type"], asked["file_name"])
+        parsed = parse(content, asked["media_type"], asked["charset"])
         answer: dict[str, str | None] = {"text": parsed.text, "title": parsed.title}
         if len(parsed.text) > max_text_chars:
             told = f"its text has {len(parsed.text)} characters, the limit is {max_text_chars}"
             answer = {"kind": "too-large", "message": told}
     except ParseFailed as failure:
-        answer = {"kind": failure.kind, "message": str(failure)}
+        answer = {"kind": failure.kind, "message": _short(str(failure))}
     except MemoryError:
         answer = {"kind": "memory", "message": "reading it takes more memory than a document may use"}
     except Exception as error:  # noqa: BLE001 - parsers fail in every way there is; all of them mean a broken document
-        answer = {"kind": "broken", "message": f"{type(error).__name__}: {error}"[:500]}
+        answer = {"kind": "broken", "message": _short(f"{type(error).__name__}: {error}")}
     write_frame(answers, orjson.dumps(answer))
+
+
+def _short(message: str) -> str:
+    """What a record header and a log line can take, whatever bytes of the document a parser quotes."""
+    return message.encode("utf-8", "replace").decode("utf-8")[:500]
 
 
 if __name__ == "__main__":

@@ -12,20 +12,60 @@ from pathlib import PurePosixPath
 from typing import Final, TypeVar
 from zipfile import BadZipFile, ZipFile
 
-from charset_normalizer import from_bytes
-
-from schemas.content_types import SUPPORTED_TYPES
+from schemas.content_types import (
+    ATOM,
+    CSV,
+    DOCX,
+    EMAIL,
+    EPUB,
+    HTML,
+    JSON,
+    MARKDOWN,
+    NOTEBOOK,
+    PDF,
+    PLAIN,
+    PPTX,
+    RSS,
+    SUPPORTED_TYPES,
+    TEXT_XML,
+    XHTML,
+    XLSX,
+    XML,
+)
+from schemas.documents import MAX_TITLE_CHARS
+from streams.parsing.charsets import decode, unicode_text
 
 T = TypeVar("T")
 
 PARSER_VERSION: Final = "parse-1"
 """Part of the profile: changes whenever the same content would yield another text."""
 
-_OFFICE: Final = "application/vnd.openxmlformats-officedocument"
+_CONVERTERS: Final = {
+    HTML: "HtmlConverter",
+    XHTML: "HtmlConverter",
+    CSV: "CsvConverter",
+    NOTEBOOK: "IpynbConverter",
+    XML: "RssConverter",
+    TEXT_XML: "RssConverter",
+    RSS: "RssConverter",
+    ATOM: "RssConverter",
+    EPUB: "EpubConverter",
+    PDF: "PdfConverter",
+    DOCX: "DocxConverter",
+    PPTX: "PptxConverter",
+    XLSX: "XlsxConverter",
+}
+"""Media type → MarkItDown's converter for it. MarkItDown itself is not asked: it would load a model to guess the type
+of every document, open an HTTP session, and try one converter after the other until something comes out."""
+
+_AS_TEXT: Final = frozenset({HTML, XHTML, CSV, NOTEBOOK})
+"""Types whose converters read text; the others know better than us how their bytes are written."""
+_SAYS_NOTHING: Final = frozenset({"", "application/octet-stream", "binary/octet-stream"})
+
+# Each of these reads a character once: none has two parts that could share the same run of spaces.
 _FRONT_MATTER: Final = re.compile(r"\A---[ \t]*\n(.*?\n)---[ \t]*(?:\n|\Z)", re.DOTALL)
-_TITLE_FIELD: Final = re.compile(r"^title:[ \t]*(?:\"(.*)\"|'(.*)'|(.*?))[ \t]*$", re.MULTILINE)
-_HEADING: Final = re.compile(r"^#{1,6}[ \t]+(.+?)[ \t]*#*[ \t]*$", re.MULTILINE)
-_MAX_TITLE_CHARS: Final = 500
+_TITLE_FIELD: Final = re.compile(r"^title:(.*)$", re.MULTILINE)
+_HEADING_OR_FENCE: Final = re.compile(r"^ {0,3}(#{1,6}(?=[ \t])|`{3,}|~{3,})(.*)$", re.MULTILINE)
 _OLE_MAGIC: Final = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
 
 
@@ -69,54 +109,58 @@ def media_type_of(content: bytes, content_type: str | None, file_name: str | Non
     for media_type, suffixes in SUPPORTED_TYPES.items():
         if suffix in suffixes:
             return media_type
-    if declared in {"", "application/octet-stream"} and not suffix and (found := _by_magic(content)):
+    if declared in _SAYS_NOTHING and (found := _by_magic(content, named=bool(suffix))):
         return found
     raise ParseFailed(
-        "unsupported", f"cannot read {declared or 'content without a type'} named {file_name or '(none)'}"
+        "unsupported",
+        f"cannot read {declared or 'content without a type'} named {file_name or '(none)'};"
+        f" send one of {', '.join(sorted(SUPPORTED_TYPES))}",
     )
 
 
 def is_plain(media_type: str) -> bool:
     """True for types that need no third-party parser."""
-    return media_type in {"text/markdown", "text/plain"}
+    return media_type in {MARKDOWN, PLAIN}
 
 
-def parse(content: bytes, media_type: str, file_name: str | None = None) -> ParsedDocument:
+def parse(content: bytes, media_type: str, charset: str | None = None) -> ParsedDocument:
     """The text and title of the content.
+
+    Args:
+        content: the bytes as they were sent.
+        media_type: one of ``SUPPORTED_TYPES``.
+        charset: the encoding that the sender names; for types that are text.
 
     Raises:
         ParseFailed: see there.
     """
     title: str | None = None
-    match media_type:
-        case "text/markdown":
-            text, title = _markdown(decode(content))
-        case "text/plain":
-            text = decode(content)
-        case "application/json":
-            text = _json(content)
-        case "message/rfc822":
-            text, title = _mail(content)
-        case _:
-            text, title = _converted(content, media_type, file_name)
-    # NUL and lone surrogates have no place in text and break stores behind us.
-    text = text.replace("\0", "").encode("utf-8", "replace").decode("utf-8")
-    if title is None and media_type != "text/plain" and (heading := _HEADING.search(text)):
-        title = heading[1]
-    return ParsedDocument(text, title.strip()[:_MAX_TITLE_CHARS] or None if title else None, media_type)
+    if media_type == MARKDOWN:
+        text, title = _markdown(_text(content, charset))
+    elif media_type == PLAIN:
+        text = _text(content, charset)
+    elif media_type == JSON:
+        text = _json(_text(content, charset))
+    elif media_type == EMAIL:
+        text, title = _mail(content)
+    else:
+        text, title = _converted(content, media_type, charset)
+    text = _clean(text)
+    if not title and media_type != PLAIN:
+        title = _first_heading(text)
+    return ParsedDocument(text, " ".join(_clean(title or "").split())[:MAX_TITLE_CHARS] or None, media_type)
 
 
-def decode(content: bytes) -> str:
-    """Bytes as text: UTF-8 or what a byte order mark says, else the most likely encoding; never fails."""
-    for encoding, mark in (("utf-8-sig", b""), ("utf-16", b"\xff\xfe"), ("utf-16", b"\xfe\xff")):
-        if content.startswith(mark):
-            try:
-                return content.decode(encoding).replace("\r\n", "\n")
-            except UnicodeDecodeError:
-                continue
-    # A sample decides: guessing on megabytes takes seconds and finds nothing more.
-    best = from_bytes(content[:100_000]).best()
-    return content.decode(best.encoding if best else "utf-8", "replace").replace("\r\n", "\n")
+def _text(content: bytes, charset: str | None) -> str:
+    text = decode(content, charset)
+    if text is None:
+        raise ParseFailed("broken", "it is no text in any known encoding: send it as UTF-8, or with its charset")
+    return text
+
+
+def _clean(text: str) -> str:
+    """Without NUL and lone surrogates: they have no place in text and break stores behind us."""
+    return text.replace("\r\n", "\n").replace("\0", "").encode("utf-8", "replace").decode("utf-8")
 
 
 def _markdown(text: str) -> tuple[str, str | None]:
@@ -125,13 +169,32 @@ def _markdown(text: str) -> tuple[str, str | None]:
     if front is None:
         return text, None
     field = _TITLE_FIELD.search(front[1])
-    title = next((part for part in field.groups() if part), None) if field else None
-    return text[front.end() :], title
+    title = field[1].strip() if field else ""
+    if len(title) > 1 and title[0] == title[-1] and title[0] in "\"'":
+        title = title[1:-1]
+    return text[front.end() :], title or None
 
 
-def _json(content: bytes) -> str:
+def _first_heading(text: str) -> str | None:
+    """The first Markdown heading that is not part of code."""
+    fence = ""
+    for match in _HEADING_OR_FENCE.finditer(text):
+        mark, rest = match[1], match[2].strip()
+        if fence:
+            if mark.startswith(fence) and not rest:
+                fence = ""
+        elif mark[0] != "#":
+            fence = mark
+        elif rest.strip("#"):
+            bare = rest.rstrip("#")
+            return bare.rstrip() if bare[-1] in " \t" else rest
+    return None
+
+
+def _json(text: str) -> str:
+    """One value in a line, so that passages can end between them."""
     try:
-        return json.dumps(json.loads(decode(content)), indent=1, ensure_ascii=False)
+        return json.dumps(json.loads(text), indent=1, ensure_ascii=False)
     except (ValueError, RecursionError) as error:
         raise ParseFailed("broken", f"no JSON that can be read: {error}") from error
 
@@ -153,8 +216,10 @@ def _mail_body(message: EmailMessage) -> str:
     text = _quietly(lambda: str(body.get_content()))
     if text is None:  # an encoding or charset that does not exist
         payload = _quietly(lambda: body.get_payload(decode=True))
-        text = decode(payload) if isinstance(payload, bytes) else ""
-    return _converted(text.encode(), "text/html", None)[0] if body.get_content_type() == "text/html" else text
+        text = (decode(payload) if isinstance(payload, bytes) else None) or ""
+    if body.get_content_type() == HTML:
+        return _converted(text.encode("utf-8", "replace"), HTML, None)[0]
+    return text
 
 
 def _quietly(read: Callable[[], T]) -> T | None:
@@ -165,28 +230,37 @@ def _quietly(read: Callable[[], T]) -> T | None:
         return None
 
 
-def _converted(content: bytes, media_type: str, file_name: str | None) -> tuple[str, str | None]:
+def _converted(content: bytes, media_type: str, charset: str | None) -> tuple[str, str | None]:
     """By MarkItDown, imported here because only the limited process ever needs it."""
-    from markitdown import FileConversionException, MarkItDown, StreamInfo, UnsupportedFormatException  # noqa: PLC0415
+    from markitdown import StreamInfo, converters  # noqa: PLC0415 - takes a second
 
     _check_protection(content, media_type)
-    info = StreamInfo(mimetype=media_type, extension=SUPPORTED_TYPES[media_type][0], filename=file_name)
-    if media_type in {"text/html", "text/csv"}:
-        content, info = decode(content).encode(), info.copy_and_update(charset="utf-8")
+    encoding = None
+    if media_type in _AS_TEXT:
+        # HTML may name its encoding itself, and its parser knows how; for the others only a guess is left.
+        text = unicode_text(content, charset) if media_type in {HTML, XHTML} else _text(content, charset)
+        content, encoding = (text.encode("utf-8", "replace"), "utf-8") if text is not None else (content, None)
+    info = StreamInfo(mimetype=media_type, extension=SUPPORTED_TYPES[media_type][0], charset=encoding)
+    converter = getattr(converters, _CONVERTERS[media_type])()
+    stream = BytesIO(content)
+    if media_type in {XML, TEXT_XML} and not converter.accepts(stream, info):
+        return _text(content, charset), None
     try:
-        result = MarkItDown(enable_plugins=False).convert_stream(BytesIO(content), stream_info=info)
-    except (FileConversionException, UnsupportedFormatException) as error:
-        reason = str(error).strip().splitlines()
-        protected = "password" in str(error).lower() or "encrypt" in str(error).lower()
-        raise ParseFailed("password" if protected else "broken", reason[-1] if reason else media_type) from error
+        result = converter.convert(stream, info)
+    except MemoryError:
+        raise
+    except Exception as error:
+        told = f"{type(error).__name__}: {error}"
+        protected = "password" in told.lower() or "encrypt" in told.lower()
+        raise ParseFailed("password" if protected else "broken", f"cannot read the {media_type}: {told}") from error
     return result.markdown, result.title
 
 
 def _check_protection(content: bytes, media_type: str) -> None:
     """Say "password" where that is what is wrong; converters report it in many words."""
-    if content.startswith(_OLE_MAGIC) and media_type.startswith(_OFFICE):
+    if content.startswith(_OLE_MAGIC) and media_type in {DOCX, PPTX, XLSX}:
         raise ParseFailed("password", "the document is protected by a password: upload an open copy")
-    if media_type == "application/pdf" and b"/Encrypt" in content and _needs_password(content):
+    if media_type == PDF and b"/Encrypt" in content and _needs_password(content):
         raise ParseFailed("password", "the PDF is protected by a password: upload an open copy")
 
 
@@ -203,17 +277,17 @@ def _needs_password(content: bytes) -> bool:
     return False
 
 
-def _by_magic(content: bytes) -> str | None:
+def _by_magic(content: bytes, *, named: bool) -> str | None:
+    """What the first bytes say. Text is only taken for that where no name says that it is something else."""
     start = content[:1024].lstrip()
     if start.startswith(b"%PDF-"):
-        return "application/pdf"
+        return PDF
     if start.startswith(b"PK\x03\x04"):
         return _by_archive(content)
     if start[:15].lower().startswith((b"<!doctype html", b"<html")):
-        return "text/html"
-    if b"\0" not in start and start:
-        return "text/plain"
-    return None
+        return HTML
+    plain = b"\0" not in content and unicode_text(content) is not None
+    return PLAIN if start and plain and not named else None
 
 
 def _by_archive(content: bytes) -> str | None:
@@ -222,10 +296,6 @@ def _by_archive(content: bytes) -> str | None:
             names = archive.namelist()
     except BadZipFile:
         return None
-    marks = {
-        "word/": f"{_OFFICE}.wordprocessingml.document",
-        "ppt/": f"{_OFFICE}.presentationml.presentation",
-        "xl/": f"{_OFFICE}.spreadsheetml.sheet",
-        "META-INF/container.xml": "application/epub+zip",
-    }
-    return next((kind for mark, kind in marks.items() if any(name.startswith(mark) for name in names)), None)
+    marks = {"word/document.xml": DOCX, "ppt/presentation.xml": PPTX, "xl/workbook.xml": XLSX}
+    marks["META-INF/container.xml"] = EPUB
+    return next((media_type for mark, media_type in marks.items() if mark in names), None)
