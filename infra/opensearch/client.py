@@ -54,6 +54,7 @@ def unavailable_is_said() -> Iterator[None]:
     except OpenSearchConnectionError as error:  # time-outs too
         raise IndexUnavailable(f"OpenSearch did not answer: {error.error}") from error
     except TransportError as error:
-        if error.status_code in _UNAVAILABLE_STATUS:
+        # No index yet is "not now" as well: the first worker makes it.
+        if error.status_code in _UNAVAILABLE_STATUS or error.error == "index_not_found_exception":
             raise IndexUnavailable(f"OpenSearch answered {error.status_code}: {error.error}") from error
         raise

@@ -77,14 +77,24 @@ class OpenSearchIndex:
 
     async def positions(self, tenant: str) -> dict[int, int]:
         """See ``SearchIndex.positions``."""
-        query = {"bool": {"filter": [{"term": {"tenant": tenant}}, {"term": {"complete": True}}]}}
-        highest = {"max": {"field": "offset"}}
-        by_partition = {"terms": {"field": "partition", "size": 10_000}, "aggs": {"highest": highest}}
-        body = {"size": 0, "query": query, "aggs": {"partitions": by_partition}}
+        offset = {"field": "offset"}
+        done = {"filter": {"term": {"complete": True}}, "aggs": {"highest": {"max": offset}}}
+        under_way = {"filter": {"term": {"complete": False}}, "aggs": {"lowest": {"min": offset}}}
+        by_partition = {
+            "terms": {"field": "partition", "size": 10_000},
+            "aggs": {"done": done, "under_way": under_way},
+        }
+        body = {"size": 0, "query": {"term": {"tenant": tenant}}, "aggs": {"partitions": by_partition}}
         with unavailable_is_said():
             answer = await self._client.search(index=self._manifests, body=body)
-        buckets = answer["aggregations"]["partitions"]["buckets"]
-        return {int(bucket["key"]): int(bucket["highest"]["value"]) for bucket in buckets}
+        positions = {}
+        for bucket in answer["aggregations"]["partitions"]["buckets"]:
+            highest, lowest = bucket["done"]["highest"]["value"], bucket["under_way"]["lowest"]["value"]
+            # Nothing at or beyond a change that is under way is certain.
+            certain = highest if lowest is None or highest is None else min(highest, lowest - 1)
+            if certain is not None and certain >= 0:
+                positions[int(bucket["key"])] = int(certain)
+        return positions
 
     # Write side
 

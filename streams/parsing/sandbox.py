@@ -6,11 +6,13 @@ import os
 import signal
 import sys
 from asyncio.subprocess import DEVNULL, PIPE, Process
+from email.message import Message
 from typing import Final
 
 import orjson
 
 from infra.settings import ParseSettings
+from streams.parsing.charsets import unicode_text
 from streams.parsing.parse import ParsedDocument, ParseFailed, is_plain, media_type_of, parse
 from streams.parsing.wire import LENGTH
 
@@ -18,10 +20,48 @@ __all__ = ["ParseFailed", "ParserPool"]
 
 _PLAIN_BYTES: Final = 1_000_000
 """Plain text up to this size is read in the worker: no third-party parser is involved, and a hop to a child would cost
-every edit of a page milliseconds."""
+every edit of a page a millisecond. A page of 10 kB takes 0.1 ms this way, 1 MB some 10 ms."""
 
 _BYTES_PER_CHAR: Final = 12
 """Most bytes that a character of JSON takes: an escaped surrogate pair."""
+
+_DOCUMENTS_PER_CHILD: Final = 1_000
+"""Parsers leak; a child's address space is limited over its whole life, so that life is bounded."""
+
+
+class _Child:
+    """A parser process, how many documents it has read, and the exchange with it."""
+
+    def __init__(self, process: Process) -> None:
+        self.process = process
+        self.documents = 0
+
+    @property
+    def usable(self) -> bool:
+        return self.process.returncode is None and self.documents < _DOCUMENTS_PER_CHILD
+
+    async def ask(self, head: bytes, content: bytes, max_bytes: int) -> dict[str, str]:
+        """Send a document and return the answer.
+
+        Raises:
+            EOFError: the process ended without one.
+            ConnectionError: it ended before it had read the document.
+        """
+        if self.process.stdin is None or self.process.stdout is None:
+            raise RuntimeError("a parser process was started without pipes")
+        self.documents += 1
+        self.process.stdin.write(LENGTH.pack(len(head)) + head + LENGTH.pack(len(content)))
+        self.process.stdin.write(content)
+        await self.process.stdin.drain()
+        (length,) = LENGTH.unpack(await self.process.stdout.readexactly(LENGTH.size))
+        if length > max_bytes:
+            raise ParseFailed("too-large", "its text is longer than a document may have")
+        answer: dict[str, str] = orjson.loads(await self.process.stdout.readexactly(length))
+        return answer
+
+    def kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            self.process.kill()
 
 
 class ParserPool:
@@ -29,85 +69,103 @@ class ParserPool:
 
     def __init__(self, settings: ParseSettings) -> None:
         self._settings = settings
-        self._idle: asyncio.Queue[Process | None] = asyncio.Queue()
-        self._children: set[Process] = set()
+        self._idle: asyncio.Queue[_Child | None] = asyncio.Queue()
+        self._children: set[_Child] = set()
+        self._closed = False
 
     async def start(self) -> None:
-        """Start the children, so that the first document does not wait for it."""
+        """Start the children, so that the first document does not wait for one."""
         for _ in range(self._settings.processes):
             self._idle.put_nowait(await self._spawn())
 
     async def close(self) -> None:
-        """End the children."""
+        """End the children; what is being parsed is not parsed."""
+        self._closed = True
+        for child in self._children:
+            child.kill()
         for child in list(self._children):
-            await self._end(child)
+            await child.process.wait()
 
     async def parse(self, content: bytes, content_type: str | None, file_name: str | None) -> ParsedDocument:
-        """Text and title of a document.
+        """Text and title of a document. Cancelling it ends the child that reads the document.
 
         Raises:
             ParseFailed: see there.
+            RuntimeError: the pool was closed meanwhile; that says nothing about the document.
         """
         if len(content) > self._settings.max_bytes:
             raise ParseFailed("too-large", f"it has {len(content)} bytes, the limit is {self._settings.max_bytes}")
         media_type = media_type_of(content, content_type, file_name)
-        if is_plain(media_type) and len(content) <= _PLAIN_BYTES:
-            return parse(content, media_type)
-        answer = await self._ask(content, orjson.dumps({"media_type": media_type, "file_name": file_name}))
+        charset = _charset(content_type)
+        # A guess at an unknown encoding takes a second at worst, so that is the child's work too.
+        if is_plain(media_type) and len(content) <= _PLAIN_BYTES and unicode_text(content, charset) is not None:
+            return self._bounded(parse(content, media_type, charset))
+        answer = await self._ask(orjson.dumps({"media_type": media_type, "charset": charset}), content)
         if "kind" in answer:
             raise ParseFailed(answer["kind"], answer["message"])
-        return ParsedDocument(answer["text"], answer["title"], media_type)
+        return self._bounded(ParsedDocument(answer["text"], answer["title"], media_type))
 
-    async def _ask(self, content: bytes, head: bytes) -> dict[str, str]:
+    def _bounded(self, parsed: ParsedDocument) -> ParsedDocument:
+        if len(parsed.text) > self._settings.max_text_chars:
+            limit = self._settings.max_text_chars
+            raise ParseFailed("too-large", f"its text has {len(parsed.text)} characters, the limit is {limit}")
+        return parsed
+
+    async def _ask(self, head: bytes, content: bytes) -> dict[str, str]:
+        settings = self._settings
         child = await self._idle.get()
-        healthy = False
+        answer: dict[str, str] | None = None
         try:
-            if child is None or child.returncode is not None:
+            if child is None or not child.usable:
+                self._discard(child)
                 child = await self._spawn()
-            async with asyncio.timeout(self._settings.wall_s):
-                answer = await self._exchange(child, head, content)
-            healthy = True
+            async with asyncio.timeout(settings.wall_s):
+                answer = await child.ask(head, content, settings.max_text_chars * _BYTES_PER_CHAR)
         except TimeoutError:
-            raise ParseFailed("time", f"reading it took more than {self._settings.wall_s:.0f} s") from None
+            raise ParseFailed("time", f"reading it took more than {settings.wall_s:g} s") from None
         except (EOFError, ConnectionError):  # IncompleteReadError is an EOFError
-            raise _death(await child.wait(), self._settings) if child else AssertionError from None
-        else:
-            return answer
+            if child is None or self._closed:
+                raise RuntimeError("the parser pool was closed") from None
+            # It may have closed its pipe without ending; a process that is ending keeps its own exit code.
+            child.kill()
+            raise _death(await child.process.wait(), settings) from None
         finally:
-            if not healthy and child is not None:
-                # Cancelled half-way, too: its next answer would belong to this document.
-                await self._end(child)
-            self._idle.put_nowait(child if healthy else None)
-
-    async def _exchange(self, child: Process, head: bytes, content: bytes) -> dict[str, str]:
-        if child.stdin is None or child.stdout is None:
-            raise RuntimeError("the child was started without pipes")
-        child.stdin.write(LENGTH.pack(len(head)) + head + LENGTH.pack(len(content)) + content)
-        await child.stdin.drain()
-        (length,) = LENGTH.unpack(await child.stdout.readexactly(LENGTH.size))
-        if length > self._settings.max_text_chars * _BYTES_PER_CHAR:
-            raise ParseFailed("too-large", "its text is longer than a document may have")
-        answer: dict[str, str] = orjson.loads(await child.stdout.readexactly(length))
+            # No await in here: a second cancellation must not lose the place in the pool. A child whose answer was not
+            # awaited would give it to the next document; one that ran out of memory has little left.
+            if answer is None or answer.get("kind") == "memory":
+                self._discard(child)
+                child = None
+            self._idle.put_nowait(child)
         return answer
 
-    async def _spawn(self) -> Process:
+    async def _spawn(self) -> _Child:
         settings = self._settings
         limits = [str(settings.memory_bytes), str(settings.cpu_s), str(settings.max_text_chars)]
-        child = await asyncio.create_subprocess_exec(
+        # Nothing else of the environment: a document that takes over the child finds no credentials there.
+        environment = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "LANG": "C.UTF-8", "PATH": os.defpath}
+        process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "streams.parsing.child", str(os.getpid()), *limits,
-            stdin=PIPE, stdout=PIPE, stderr=DEVNULL,
+            stdin=PIPE, stdout=PIPE, stderr=DEVNULL, env=environment,
         )  # fmt: skip
+        child = _Child(process)
         self._children.add(child)
+        if self._closed:
+            child.kill()
         return child
 
-    async def _end(self, child: Process) -> None:
-        self._children.discard(child)
-        with contextlib.suppress(ProcessLookupError):
+    def _discard(self, child: _Child | None) -> None:
+        if child is not None:
+            self._children.discard(child)
             child.kill()
-        await child.wait()
+
+
+def _charset(content_type: str | None) -> str | None:
+    message = Message()
+    message["Content-Type"] = content_type or ""
+    return message.get_param("charset", None) and message.get_content_charset()
 
 
 def _death(code: int, settings: ParseSettings) -> ParseFailed:
     if code == -signal.SIGXCPU:
-        return ParseFailed("time", f"reading it took more than {settings.cpu_s:.0f} s of processor time")
+        return ParseFailed("time", f"reading it took more than {settings.cpu_s:g} s of processor time")
     return ParseFailed("crashed", f"its parser ended with code {code}")

@@ -1,0 +1,119 @@
+"""The project's own rules, checked like everything else."""
+
+import ast
+import importlib
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer.main
+
+from freshline.cli import app
+from freshline.contracts import main as compare_contracts
+from infra.settings import Section, Settings
+
+ROOT = Path(__file__).parents[2]
+PACKAGES = ("freshline", "ingest", "query", "streams", "schemas", "infra")
+SOURCES = [file for package in PACKAGES for file in (ROOT / package).rglob("*.py")]
+
+
+def run(*command: str) -> str:
+    done = subprocess.run([sys.executable, "-m", *command], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    return done.stdout
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_our_top_level_names_are_ours(package):
+    # Generic names could be taken by another distribution in the same environment.
+    assert Path(importlib.import_module(package).__file__).parent == ROOT / package
+
+
+def test_lint():
+    run("ruff", "check", ".")
+
+
+def test_format():
+    run("ruff", "format", "--check", ".")
+
+
+def test_types():
+    run("mypy")
+
+
+def test_import_rules():
+    lint_imports = Path(sys.executable).with_name("lint-imports")
+    done = subprocess.run([lint_imports], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+def test_only_one_module_imports_faust():
+    importing = [
+        file.relative_to(ROOT).as_posix()
+        for file in SOURCES
+        if any(name.split(".")[0] in {"faust", "mode"} for name in imported(file))
+    ]
+    assert importing == ["streams/faust_app.py"]
+
+
+def imported(file: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names.add(node.module or "")
+    return names
+
+
+def test_modules_are_of_a_size_to_read():
+    long = {str(file.relative_to(ROOT)): n for file in SOURCES if (n := len(file.read_text().splitlines())) > 450}
+    assert long == {}
+
+
+def test_no_module_has_a_name_that_says_nothing():
+    empty = re.compile(r"(^|/)(utils?|helpers?|common|misc|managers?|base)(\.py|/)")
+    assert [file for file in SOURCES if empty.search(file.relative_to(ROOT).as_posix())] == []
+
+
+def test_generated_contracts_and_configuration_are_current(capsys):
+    assert compare_contracts(["--check"]) == 0, capsys.readouterr().err
+
+
+def test_every_setting_says_what_it_is_for():
+    sections = [one.annotation for one in Settings.model_fields.values() if isinstance(one.annotation, type)]
+    fields = [
+        (section.__name__, name, field)
+        for section in sections
+        if issubclass(section, Section)
+        for name, field in section.model_fields.items()
+    ]
+    assert len(fields) > 40
+    assert [(section, name) for section, name, field in fields if not field.description] == []
+
+
+def commands() -> list[tuple[str, str]]:
+    group = typer.main.get_command(app)
+    return [(name, command.help or "") for name, command in group.commands.items()]
+
+
+@pytest.mark.parametrize(("name", "text"), commands(), ids=lambda value: value if len(value) < 12 else "")
+def test_every_command_has_examples(name, text):
+    assert "Examples:" in text
+    assert f"freshline {name}" in text
+
+
+def test_the_project_speaks_of_itself_alone():
+    told = [
+        file
+        for file in ROOT.rglob("*")
+        if file.suffix in {".py", ".md", ".toml", ".xml", ".html", ".json", ".lock", ""}
+        and file.is_file()
+        and not {".git", ".venv"} & set(file.relative_to(ROOT).parts)
+        and not any(part.endswith((".egg-info", "_cache")) for part in file.relative_to(ROOT).parts)
+    ]
+    absolute = re.compile(r"/wor" + r"k/|--index-" + r"url https?:|--find-" + r"links")
+    assert len(told) > 100
+    assert [file for file in told if absolute.search(file.read_text(errors="replace"))] == []
