@@ -1,53 +1,56 @@
-# Everything that a fresh machine needs is done by these targets; each may be run again at any time.
-SHELL := /bin/sh
+# All it takes from a fresh machine: `make demo` shows Freshline, `make test` checks it. `make` lists the rest.
+
 PYTHON ?= python3
-VENV := .venv
-BIN := $(VENV)/bin
-ARGS ?=
+VENV   := .venv
+BIN    := $(VENV)/bin
 
-.DEFAULT_GOAL := help
-.PHONY: help setup demo test check format lock contracts clean
+.DELETE_ON_ERROR:
+.PHONY: help setup demo test check schemas lock clean
 
-help: ## Show this
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-setup: $(VENV)/.done ## Make .venv with the freshline command, from the locked dependencies
+setup: $(VENV)/ready ## Make .venv with the freshline command, from the locked requirements
 
-$(VENV)/.done: requirements.lock pyproject.toml
-	@command -v $(PYTHON) >/dev/null || { echo "python3 is missing: install Python 3.11 or newer" >&2; exit 1; }
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11 …" >&2; exit 1; }
-	@$(PYTHON) -c 'import ensurepip, venv' || { echo "the venv module is missing: apt-get install python3-venv" >&2; exit 1; }
-	@# An interrupted set-up leaves no .done, and is done again from the start.
-	rm -rf $(VENV)
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
-	@touch $@
-
-demo: setup ## Start real servers, ingest real documents, ask, edit, delete; ARGS='--once --json'
+demo: setup ## Show everything on real servers (ARGS='--docs DIR --once' and the like are passed on)
 	@$(BIN)/freshline demo $(ARGS)
 
-test: setup ## Run all tests on real servers; ARGS='-k name' narrows
+test: setup ## Run all tests on real servers (ARGS='-k splitting' and the like are passed on)
 	@$(BIN)/pytest $(ARGS)
 
-check: setup ## Run lint, types, import rules, and compare the generated contracts
-	$(BIN)/ruff format --check .
-	$(BIN)/ruff check .
+check: setup ## Check format, style, types, import rules and generated files; a part of `make test`
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m freshline.contracts --check
 
-format: setup ## Format the code
-	$(BIN)/ruff format .
-	$(BIN)/ruff check --fix .
+schemas: setup ## Generate docs/contracts and docs/configuration.md again
+	@$(BIN)/python -m freshline.contracts
 
-contracts: setup ## Write docs/contracts and docs/configuration.md anew
-	$(BIN)/python -m freshline.contracts
-
-lock: setup ## Lock the dependencies of pyproject.toml anew
-	$(BIN)/python -m pip install --quiet uv
+lock: setup ## Resolve requirements.lock anew from pyproject.toml; versions that still fit stay
+	@$(BIN)/python -m pip install --quiet uv
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-annotate --no-header \
-		--extra dev pyproject.toml --output-file requirements.lock
+	    --python-version 3.11 --extra dev pyproject.toml --output-file requirements.lock
 
-clean: ## Remove what was made here; the local stack's data and downloads stay
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+clean: ## Remove .venv and whatever tools have left behind
+	rm -rf $(VENV) build dist ./*.egg-info .*_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Each stamp is written last, so an interrupted set-up is begun again. Another lock makes another environment, not one
+# with leftovers of the old; the project itself is installed anew where its own table says otherwise.
+$(VENV)/locked: requirements.lock
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	    echo "Freshline needs Python 3.11 or newer, and '$(PYTHON)' is not ($$($(PYTHON) --version 2>&1))."; \
+	    echo "Install one (Debian: apt-get install python3 python3-venv; macOS: brew install python),"; \
+	    echo "or name one: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; } >&2
+	@echo "Installing the locked requirements into $(VENV); the first time takes a few minutes."
+	@$(PYTHON) -m venv --clear $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps \
+	    --only-binary=:all: -r requirements.lock
+	@touch $@
+
+$(VENV)/ready: $(VENV)/locked pyproject.toml
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@$(BIN)/python -m pip check --quiet
+	@touch $@

@@ -1,12 +1,11 @@
 """The ``freshline`` command. Commands import what they need when they run, so that ``--help`` is quick."""
 
-import os
 import sys
 
 import typer
 
 from freshline import cli_documents, cli_questions, cli_stack, cli_workers
-from freshline.terminal import err
+from freshline.terminal import FAILED, INTERRUPTED, debugging, explain, fail
 
 app = typer.Typer(
     name="freshline",
@@ -41,10 +40,9 @@ def main() -> None:
     try:
         app()
     except KeyboardInterrupt:
-        sys.exit(130)
+        sys.exit(INTERRUPTED)
     except Exception as error:
-        if os.environ.get("FRESHLINE_LOG_LEVEL") == "debug":
+        if debugging():
             raise
-        said = str(error) or repr(error)
-        err.print(f"error: {type(error).__name__}: {said}", style="red", markup=False)
-        sys.exit(1)
+        fail(explain(error))
+        sys.exit(FAILED)

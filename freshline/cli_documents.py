@@ -1,19 +1,22 @@
 """``ingest`` and ``delete``: sending documents."""
 
 import asyncio
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from freshline.terminal import err, fail, out, print_json
+from freshline.terminal import FAILED, MISUSED, Data, Json, err, fail, out, print_json, stopped_like_ctrl_c
 
 if TYPE_CHECKING:  # the connectors are heavy, and only run when a command does
-    from ingest.connectors.client import Summary
+    from infra.settings import Settings
+    from ingest.connectors.client import IngestClient, Progress, Summary
 
-Json = Annotated[bool, typer.Option("--json", help="One line of JSON, last on standard output.")]
-
-_WAIT_S = 3_600.0
+_SHOWN_FAILURES: Final = 20
 
 
 def register(app: typer.Typer) -> None:
@@ -31,39 +34,61 @@ def ingest(
     ] = None,
     follow: Annotated[bool, typer.Option("--follow", help="With --git: go on with new commits.")] = False,
     events: Annotated[
-        Path | None, typer.Option(exists=True, dir_okay=False, help="Recorded history to ingest.")
+        Path | None, typer.Option(exists=True, dir_okay=False, help="Recorded history to ingest, .jsonl or .jsonl.gz.")
     ] = None,
     watch: Annotated[bool, typer.Option("--watch", help="With a directory: go on with every change.")] = False,
     yes: Annotated[
         bool, typer.Option("--yes", help="Delete even where a listing lacks much of what was there.")
     ] = False,
-    wait: Annotated[bool, typer.Option(help="Wait until everything is searchable.")] = True,
+    wait: Annotated[
+        bool | None, typer.Option(help="Wait until everything is searchable; by default on a terminal.")
+    ] = None,
+    timeout_s: Annotated[float, typer.Option("--timeout", min=0, help="Longest such wait, in seconds.")] = 3600,
+    data: Data = None,
     as_json: Json = False,
 ) -> None:
     r"""Send documents, their updates and their deletes. Running it again sends only what has changed.
+
+    Exits with 1 if a document was refused, or one of the last ones could not be processed; the others are sent.
 
     \b
     Examples:
       freshline ingest ./handbook
       freshline ingest ./handbook --watch
       freshline ingest --git ./wiki --from v1.0 --follow
-      freshline ingest --events history.jsonl.gz --json
+      freshline ingest --events history.jsonl.gz --wait --json
     """
-    sources = [source for source in (directory, git, events) if source is not None]
-    if len(sources) != 1:
-        raise fail("name one source: a directory, --git REPO or --events FILE", 2)
+    if sum(source is not None for source in (directory, git, events)) != 1:
+        raise fail("name one source: a directory, --git REPO or --events FILE", MISUSED)
     if (watch and directory is None) or ((follow or start) and git is None):
-        raise fail("--watch goes with a directory; --from and --follow go with --git", 2)
-    summary, outcomes = asyncio.run(
-        _ingest(directory, git, events, start=start, endless=watch or follow, yes=yes, wait=wait)
-    )
-    for failure in summary.failed[:20]:
-        err.print(f"not sent: {failure.document_id}: {failure.reason}", markup=False)
+        raise fail("--watch goes with a directory; --from and --follow go with --git", MISUSED)
+    from freshline.installation import find  # noqa: PLC0415 - heavy
+    from ingest.connectors.guard import TooManyDeletions  # noqa: PLC0415 - as above
+
+    source = Source(directory, git, events, start=start, endless=watch or follow, yes=yes)
+    wait_s = timeout_s if (sys.stderr.isatty() if wait is None else wait) else None
+    try:
+        with stopped_like_ctrl_c():
+            summary, outcomes = asyncio.run(_ingest(find(data), source, wait_s))
+    except TooManyDeletions as error:
+        raise fail(f"{error}: --yes") from None
+    except KeyboardInterrupt:
+        if source.endless:  # that is how watching ends
+            return
+        raise
+    for failure in summary.failed[:_SHOWN_FAILURES]:
+        err.print(f"not sent: {failure.document_id}: {failure.reason}", style="red")
+    if len(summary.failed) > _SHOWN_FAILURES:
+        err.print(f"… and {len(summary.failed) - _SHOWN_FAILURES} more", style="red")
+    dead = outcomes.get("dead_letter", 0)
+    if dead:
+        err.print(f"{dead} of the last events could not be processed: see `freshline verify`", style="red")
     figures = {
         "sent": summary.sent,
         "unchanged": summary.skipped,
         "deleted": summary.deleted,
         "failed": len(summary.failed),
+        "searchable": wait_s is not None and not dead,
         "positions": summary.positions,
         "outcomes": outcomes,
     }
@@ -72,15 +97,17 @@ def ingest(
     else:
         out.print(
             f"{summary.sent} sent, {summary.skipped} unchanged, {summary.deleted} deleted, {len(summary.failed)} failed"
-            + ("; all searchable" if wait else "")
+            + ("; all that was sent is searchable" if figures["searchable"] else "")
         )
-    if summary.failed:
-        raise typer.Exit(1)
+    if summary.failed or dead:
+        raise typer.Exit(FAILED)
 
 
 def delete(
     *,
     document_id: Annotated[str, typer.Argument(help="Document to delete.")],
+    wait: Annotated[bool, typer.Option(help="Return when it is gone from all answers.")] = True,
+    data: Data = None,
     as_json: Json = False,
 ) -> None:
     r"""Delete a document; it is gone from all answers when this returns.
@@ -88,78 +115,107 @@ def delete(
     \b
     Examples:
       freshline delete guides/travel.md
-      freshline delete guides/travel.md --json
+      freshline delete guides/travel.md --no-wait --json
     """
-    accepted = asyncio.run(_delete(document_id))
+    from freshline.installation import find  # noqa: PLC0415 - heavy
+
+    accepted = asyncio.run(_delete(find(data), document_id, wait=wait))
     if as_json:
         print_json(accepted)
     else:
-        out.print(
-            f"{document_id} is deleted, version {accepted['version']}, position {accepted['position']}", markup=False
-        )
+        done = "is deleted" if wait else "will be deleted"
+        out.print(f"{document_id} {done}, version {accepted['version']}, position {accepted['position']}")
 
 
-async def _ingest(
-    directory: Path | None,
-    git: Path | None,
-    events: Path | None,
-    *,
-    start: str | None,
-    endless: bool,
-    yes: bool,
-    wait: bool,
-) -> "tuple[Summary, dict[str, int]]":
-    from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn  # noqa: PLC0415
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Manner:
+    start: str | None = None
+    endless: bool = False
+    yes: bool = False
 
-    from freshline.installation import find  # noqa: PLC0415 - heavy
-    from ingest.connectors.client import connect_ingest, wait_until_applied  # noqa: PLC0415 - as above
-    from ingest.connectors.event_file import ingest_event_file  # noqa: PLC0415 - as above
-    from ingest.connectors.folder import ingest_folder  # noqa: PLC0415 - as above
-    from ingest.connectors.git import ingest_git  # noqa: PLC0415 - as above
 
-    settings = find()
-    key = settings.tenant.api_key.get_secret_value() if settings.tenant.api_key else None
+@dataclass(frozen=True, slots=True)
+class Source(_Manner):
+    """Where documents come from: exactly one of the three; and how, as the options of ``ingest`` say."""
+
+    directory: Path | None
+    git: Path | None
+    events: Path | None
+
+    async def send(self, client: "IngestClient", told: "Progress") -> "Summary":
+        """Send everything; see the connectors for what can go wrong."""
+        from ingest.connectors.event_file import ingest_event_file  # noqa: PLC0415 - heavy
+        from ingest.connectors.folder import ingest_folder  # noqa: PLC0415 - as above
+        from ingest.connectors.git import ingest_git  # noqa: PLC0415 - as above
+
+        if self.directory is not None:
+            return await ingest_folder(client, self.directory, watch=self.endless, yes=self.yes, progress=told)
+        if self.git is not None:
+            return await ingest_git(
+                client, self.git, start=self.start, follow=self.endless, yes=self.yes, progress=told
+            )
+        if self.events is not None:
+            return await ingest_event_file(client, self.events, progress=told)
+        raise ValueError("there is no source")
+
+    def count(self) -> int | None:
+        """How many events a first run would send, where that can be told beforehand."""
+        from ingest.connectors.event_file import read_events  # noqa: PLC0415 - heavy
+        from ingest.connectors.folder import list_folder  # noqa: PLC0415 - as above
+
+        if self.endless:
+            return None
+        if self.directory is not None:
+            root = self.directory.resolve()
+            return len(list_folder(root, root))
+        return sum(1 for _ in read_events(self.events)) if self.events is not None else None
+
+
+async def _ingest(settings: "Settings", source: Source, wait_s: float | None) -> "tuple[Summary, dict[str, int]]":
+    from freshline.services import ingest_client  # noqa: PLC0415 - heavy
+    from ingest.connectors.client import wait_until_applied  # noqa: PLC0415 - as above
+
+    total = await asyncio.to_thread(source.count)
+    async with ingest_client(settings) as client:
+        async with progress_shown(total) as told:
+            summary = await source.send(client, told)
+        if wait_s is None or not summary.last_events:
+            return summary, {}
+        with err.status("waiting until everything is searchable …"):
+            ended = await wait_until_applied(client, summary, timeout_s=wait_s)
+        return summary, {str(outcome): count for outcome, count in ended.items()}
+
+
+@asynccontextmanager
+async def progress_shown(total: int | None) -> "AsyncIterator[Progress]":
+    """A bar with the rate, while the context lasts."""
+    from rich import progress  # noqa: PLC0415 - heavy
+
     columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
+        progress.TextColumn("{task.description}"),
+        progress.BarColumn(),
+        progress.MofNCompleteColumn(),
+        progress.TextColumn("{task.fields[rate]}"),
+        progress.TimeElapsedColumn(),
     )
-    url = f"http://{settings.ingest.host}:{settings.ingest.port}"
-    with Progress(*columns, TimeElapsedColumn(), console=err, transient=False) as bar:
-        task = bar.add_task("documents", total=None, rate="")
+    with progress.Progress(*columns, console=err) as bar:
+        task = bar.add_task("documents sent", total=total, rate="")
 
         def told(summary: "Summary") -> None:
             done = summary.sent + summary.skipped + summary.deleted + len(summary.failed)
-            elapsed = bar.tasks[task].elapsed or 0
-            bar.update(task, completed=done, rate=f"{done / elapsed:.0f}/s" if elapsed else "")
+            elapsed_s = bar.tasks[task].elapsed
+            rate = f"{(summary.sent + summary.deleted) / elapsed_s:.0f}/s" if elapsed_s else ""
+            bar.update(task, completed=done, rate=rate)
 
-        async with connect_ingest(url, key) as client:
-            if directory is not None:
-                summary = await ingest_folder(client, directory, watch=endless, yes=yes, progress=told)
-            elif git is not None:
-                summary = await ingest_git(client, git, start=start, follow=endless, yes=yes, progress=told)
-            else:
-                summary = await ingest_event_file(client, _given(events), progress=told)
-            outcomes = {}
-            if wait and summary.last_events:
-                bar.update(task, description="waiting until searchable")
-                ended = await wait_until_applied(client, summary, timeout_s=_WAIT_S)
-                outcomes = {str(outcome): count for outcome, count in ended.items()}
-            return summary, outcomes
+        yield told
+        bar.update(task, total=bar.tasks[task].completed)
 
 
-def _given(events: Path | None) -> Path:
-    if events is None:
-        raise fail("name one source: a directory, --git REPO or --events FILE", 2)
-    return events
+async def _delete(settings: "Settings", document_id: str, *, wait: bool) -> dict[str, object]:
+    from freshline.services import connect_services  # noqa: PLC0415 - heavy
 
-
-async def _delete(document_id: str) -> dict[str, object]:
-    from freshline.installation import find  # noqa: PLC0415 - heavy
-    from freshline.services import connect_services  # noqa: PLC0415 - as above
-
-    async with connect_services(find()) as services:
+    async with connect_services(settings) as services:
         accepted = await services.delete(document_id)
-        await services.ended(accepted["event_id"])
+        if wait:
+            await services.ended(accepted["event_id"])
         return accepted

@@ -2,13 +2,14 @@
 
 import asyncio
 from enum import StrEnum
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from freshline.terminal import fail, out, print_json
+from freshline.terminal import FAILED, MISUSED, Data, Json, fail, out, print_json
 
-Json = Annotated[bool, typer.Option("--json", help="One line of JSON, last on standard output.")]
+if TYPE_CHECKING:  # heavy, and only there when a command has run
+    from infra.settings import Settings
 
 
 class Service(StrEnum):
@@ -27,31 +28,40 @@ def register(app: typer.Typer) -> None:
 
 
 def worker(
-    *, steps: Annotated[list[str] | None, typer.Argument(help="prepare, index, invalidate; all if none.")] = None
+    *,
+    steps: Annotated[list[str] | None, typer.Argument(help="prepare, index, invalidate; all if none.")] = None,
+    data: Data = None,
 ) -> None:
-    r"""Run steps of the stream in this process, with the settings of the environment.
+    r"""Run steps of the stream in this process, until Ctrl-C or SIGTERM.
+
+    Its servers are those of the environment's settings, else those of the local installation. Several workers of one
+    step share its partitions.
 
     \b
     Examples:
       freshline worker
       freshline worker prepare
       freshline worker index invalidate
+      FRESHLINE_KAFKA__BOOTSTRAP_SERVERS=broker:9092 freshline worker index
     """
     import uvloop  # noqa: PLC0415 - heavy
 
-    from infra.settings import Settings  # noqa: PLC0415 - as above
+    from freshline.installation import find  # noqa: PLC0415 - as above
     from streams.topology import StepName  # noqa: PLC0415 - as above
-    from streams.worker import work  # noqa: PLC0415 - as above
 
     known = [str(step) for step in StepName]
     for step in steps or []:
         if step not in known:
-            raise fail(f"there is no step {step!r}: use {', '.join(known)}", 2)
-    uvloop.run(work(Settings(), [StepName(step) for step in steps or known]))
+            raise fail(f"there is no step {step!r}: use {', '.join(known)}", MISUSED)
+    from streams.worker import work  # noqa: PLC0415 - as above
+
+    uvloop.run(work(find(data), [StepName(step) for step in dict.fromkeys(steps or known)]))
 
 
-def serve(*, service: Annotated[Service, typer.Argument(help="Which service.")]) -> None:
-    r"""Run a service in this process, with the settings of the environment.
+def serve(*, service: Annotated[Service, typer.Argument(help="Which service.")], data: Data = None) -> None:
+    r"""Run a service in this process, until Ctrl-C or SIGTERM.
+
+    Its servers are those of the environment's settings, else those of the local installation.
 
     \b
     Examples:
@@ -60,37 +70,48 @@ def serve(*, service: Annotated[Service, typer.Argument(help="Which service.")])
     """
     import uvloop  # noqa: PLC0415 - heavy
 
-    from infra.settings import Settings  # noqa: PLC0415 - as above
+    from freshline.installation import find  # noqa: PLC0415 - as above
 
     if service is Service.INGEST:
         from ingest.main import serve as run  # noqa: PLC0415 - as above
     else:
         from query.main import serve as run  # noqa: PLC0415 - as above
-    uvloop.run(run(Settings()))
+    uvloop.run(run(find(data)))
 
 
-def lag(*, as_json: Json = False) -> None:
-    r"""Show how far each step is behind, in records.
+def lag(*, data: Data = None, as_json: Json = False) -> None:
+    r"""Show how far each step is behind, in records, and whether a worker is there.
 
     \b
     Examples:
       freshline lag
       freshline lag --json
     """
-    figures = asyncio.run(_lag())
+    from freshline.installation import find  # noqa: PLC0415 - heavy
+
+    figures = asyncio.run(_lag(find(data)))
     if as_json:
         print_json(figures)
         return
-    for step, behind in figures.items():
-        out.print(f"{step:12} {behind:>10} behind")
+    for step, one in figures.items():
+        behind = {number: records for number, records in one["partitions"].items() if records}
+        where = f"  partitions {', '.join(f'{number}: {records}' for number, records in behind.items())}"
+        who = "worked on" if one["consumed"] else "no worker, or a change of workers under way"
+        out.print(f"{step:12} {one['behind']:>10} behind, {who}{where if behind else ''}")
 
 
 def verify(
     *,
-    repair: Annotated[bool, typer.Option("--repair", help="Remove orphans; send again what is missing.")] = False,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Send again the events that are not indexed; remove orphaned passages.")
+    ] = False,
+    data: Data = None,
     as_json: Json = False,
 ) -> None:
     r"""Check that index, manifests, contents and the stream agree; exits with 1 when they do not.
+
+    Events still under way would look like disagreements: it says so, and when `freshline lag` shows none is the time
+    to ask.
 
     \b
     Examples:
@@ -100,26 +121,36 @@ def verify(
     from freshline.installation import find  # noqa: PLC0415 - heavy
     from freshline.verify import verify as check  # noqa: PLC0415 - as above
 
-    report = asyncio.run(check(find(), repair=repair))
+    report = asyncio.run(check(find(data), repair=repair))
     if as_json:
-        print_json(report.model_dump(mode="json"))
+        print_json(report.model_dump(mode="json") | {"ok": report.ok})
     else:
-        out.print(f"{report.documents} documents, {report.chunks} passages, {report.tombstones} tombstones")
-        for finding, examples in report.findings.items():
-            out.print(f"{finding}: {len(examples)}, such as {', '.join(examples[:3])}", style="red", markup=False)
+        out.print(
+            f"{report.documents} documents, {report.tombstones} deleted ones, {report.chunks} passages, "
+            f"{report.events} events"
+        )
+        for kind, found in report.findings.items():
+            more = " …" if found.count > len(found.examples) else ""
+            out.print(f"{kind}: {found.count}, such as {', '.join(found.examples[:3])}{more}", style="red")
+            out.print(f"  {found.advice}", style="dim")
+        if report.repaired:
+            out.print(f"repaired: {', '.join(f'{what} {count}' for what, count in report.repaired.items())}")
+        if report.under_way:
+            out.print(f"{report.under_way} events are under way: look again when `freshline lag` shows none")
         out.print("all agree" if report.ok else "they do not agree", style="green" if report.ok else "red")
     if not report.ok:
-        raise typer.Exit(1)
+        raise typer.Exit(FAILED)
 
 
-async def _lag() -> dict[str, int]:
-    from freshline.installation import find  # noqa: PLC0415 - heavy
-    from infra.kafka.provision import StreamAdmin  # noqa: PLC0415 - as above
+async def _lag(settings: "Settings") -> dict[str, dict[str, object]]:
+    from infra.kafka.provision import StreamAdmin  # noqa: PLC0415 - heavy
     from streams.topology import TOPOLOGY  # noqa: PLC0415 - as above
 
-    settings = find()
+    figures: dict[str, dict[str, object]] = {}
     async with StreamAdmin(settings) as admin:
-        return {
-            str(step): sum(one.behind for one in await admin.lag(row.reads, settings.names.group(step)))
-            for step, row in TOPOLOGY.items()
-        }
+        for step, row in TOPOLOGY.items():
+            group = settings.names.group(step)
+            partitions = {one.partition: one.behind for one in await admin.lag(row.reads, group)}
+            consumed = await admin.is_consumed(group)
+            figures[str(step)] = {"behind": sum(partitions.values()), "consumed": consumed, "partitions": partitions}
+    return figures

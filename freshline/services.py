@@ -2,14 +2,17 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, Final
 from urllib.parse import quote
 
 import httpx
+from pydantic import ValidationError
 
 from infra.settings import HttpSettings, Settings
+from ingest.connectors.client import IngestClient, connect_ingest
+from schemas.problems import Problem
 
 _END_TIMEOUT_S: Final = 60.0
 _POLL_S: Final = 0.01
@@ -60,18 +63,29 @@ class Services:
         raise ServiceFailed(f"event {event_id} has not ended after {_END_TIMEOUT_S:.0f} s: look at `freshline lag`")
 
     def _document(self, document_id: str) -> str:
-        return f"{self.ingest_url}/v1/documents/{quote(document_id)}"
+        return f"{self.ingest_url}/v1/documents/{quote(document_id, safe='')}"
 
     async def _call(self, method: str, url: str, **request: Any) -> dict[str, Any]:
         try:
             response = await self._http.request(method, url, **request)
         except httpx.TransportError as error:
-            raise ServiceFailed(f"{url} does not answer ({type(error).__name__}): is it running?") from error
-        body: Mapping[str, Any] = response.json()
+            raise ServiceFailed(
+                f"{url} does not answer ({type(error).__name__}): start it with `freshline up`, or set "
+                "FRESHLINE_INGEST__HOST, __PORT and FRESHLINE_QUERY__HOST, __PORT to where it is"
+            ) from error
         if response.is_error:
-            fields = "".join(f"\n  {one['field']}: {one['message']}" for one in body.get("errors", ()))
-            raise ServiceFailed(f"{body.get('title', response.status_code)}: {body.get('detail', '')}{fields}")
-        return dict(body)
+            raise ServiceFailed(_refusal(response))
+        return dict(response.json())
+
+
+def _refusal(response: httpx.Response) -> str:
+    """What an error response says; from a proxy it may be no problem document."""
+    try:
+        problem = Problem.model_validate_json(response.content)
+    except ValidationError:
+        return f"{response.url} answered {response.status_code}"
+    fields = ", ".join(f"{one.field}: {one.message}" for one in problem.errors)
+    return f"{problem.title}: {problem.detail}" + (f" ({fields})" if fields else "")
 
 
 @asynccontextmanager
@@ -81,6 +95,12 @@ async def connect_services(settings: Settings) -> AsyncIterator[Services]:
     headers = {"authorization": f"Bearer {key.get_secret_value()}"} if key else {}
     async with httpx.AsyncClient(headers=headers, timeout=60) as http:
         yield Services(http, _url(settings.ingest), _url(settings.query))
+
+
+def ingest_client(settings: Settings) -> AbstractAsyncContextManager[IngestClient]:
+    """The client of the connectors, for the ingest service of an installation."""
+    key = settings.tenant.api_key
+    return connect_ingest(_url(settings.ingest), key.get_secret_value() if key else None)
 
 
 def _url(http: HttpSettings) -> str:

@@ -1,17 +1,33 @@
 """What the commands say, where, and how they fail."""
 
+import os
+import signal
 import sys
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, Final, NoReturn
 
 import orjson
 import typer
 from rich.console import Console
 
-out = Console(highlight=False, soft_wrap=True)
+FAILED: Final = 1
+MISUSED: Final = 2
+INTERRUPTED: Final = 130
+"""Exit codes, the usual ones."""
+
+_OURS: Final = frozenset({"freshline", "ingest", "query", "streams", "infra", "schemas"})
+
+out = Console(highlight=False, soft_wrap=True, markup=False)
 """Results."""
-err = Console(stderr=True, highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
 """Progress and errors, so that results can be piped."""
+
+Json = Annotated[bool, typer.Option("--json", help="One line of JSON, last on standard output.")]
+Data = Annotated[
+    Path | None, typer.Option("--data", help="Data directory of the local installation; by default the user's.")
+]
 
 
 def print_json(figures: Mapping[str, Any]) -> None:
@@ -20,7 +36,44 @@ def print_json(figures: Mapping[str, Any]) -> None:
     sys.stdout.flush()
 
 
-def fail(message: str, code: int = 1) -> typer.Exit:
+def fail(message: str, code: int = FAILED) -> typer.Exit:
     """Say what is wrong; raise what this returns."""
-    err.print(f"error: {message}", style="red", markup=False)
+    err.print(f"error: {message}", style="red")
     return typer.Exit(code)
+
+
+def explain(error: BaseException) -> str:
+    """What an error says to a person. Our own messages stand for themselves; others need the name of their type."""
+    from pydantic import ValidationError  # noqa: PLC0415 - heavy
+
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    if isinstance(error, ValidationError):
+        problems = error.errors(
+            include_url=False, include_input=False
+        )  # a wrong value may be a secret in a wrong place
+        return "; ".join(f"FRESHLINE_{'__'.join(map(str, one['loc'])).upper()}: {one['msg']}" for one in problems)
+    text = str(error)
+    if text and type(error).__module__.partition(".")[0] in _OURS:
+        return text
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+@contextmanager
+def stopped_like_ctrl_c() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP end the command as Ctrl-C does: in order."""
+
+    def interrupt(_number: int, _frame: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def debugging() -> bool:
+    """Whether tracebacks are wanted."""
+    return os.environ.get("FRESHLINE_LOG_LEVEL", "").lower() == "debug"

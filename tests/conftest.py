@@ -12,8 +12,14 @@ import pytest
 import redis.asyncio
 from aiokafka.admin import AIOKafkaAdminClient
 
-from infra.local import Stack, StackConfig
+from infra.local import Stack, StackConfig, models_dir
 from infra.settings import Settings
+
+
+@pytest.fixture(scope="session", autouse=True)
+def models() -> None:
+    """The bundled models, downloaded where they are not yet: no test of a model is passed over."""
+    os.environ.setdefault("FRESHLINE_EMBEDDING__MODELS_PATH", str(models_dir()))
 
 
 @pytest.fixture(scope="session")

@@ -38,7 +38,7 @@ _CHARS_PER_TOKEN: Final = 8
 unknown token."""
 _HASHED_CHARS: Final = 40
 
-_HEADING: Final = re.compile(r" {0,3}(#{1,6})[ \t]+(.*?)[ \t]*#*[ \t]*$")
+_HEADING: Final = re.compile(r" {0,3}(#{1,6})[ \t]+(.*)$")
 _UNDERLINE: Final = re.compile(r" {0,3}(?:(=+)|-{3,})[ \t]*$")
 _ITEM: Final = re.compile(r"[ \t]*(?:[-*+]|\d{1,9}[.)])[ \t]")
 _FENCE: Final = re.compile(r" {0,3}(`{3,}|~{3,})")
@@ -237,7 +237,7 @@ def _blocks(text: str) -> list[_Piece]:
             fence = mark[1]
             rank = _PARAGRAPH if after_blank else None
         elif match := _HEADING.match(line):
-            heading = (len(match[1]), match[2])
+            heading = (len(match[1]), _without_closing_marks(match[2]))
             rank = _HIGHEST_HEADING - heading[0]
         elif not after_blank and (match := _UNDERLINE.match(line)):
             _underline(blocks[-1], 1 if match[1] else 2, text)
@@ -250,6 +250,12 @@ def _blocks(text: str) -> list[_Piece]:
         start = end
     _keep_headings_with_text(blocks)
     return blocks
+
+
+def _without_closing_marks(heading: str) -> str:
+    """``Raises ##`` is the heading "Raises", ``C#`` is "C#". By hand: an expression for it takes quadratic time."""
+    bare = heading.rstrip().rstrip("#")
+    return bare.rstrip() if not bare or bare[-1] in " \t" else heading.rstrip()
 
 
 def _underline(block: _Piece, level: int, text: str) -> None:

@@ -80,6 +80,15 @@ def test_an_underlined_line_is_a_heading_too():
     assert splitter().split(text, None)[-1].heading_path == ("Pay", "Raises")
 
 
+@pytest.mark.parametrize(
+    ("line", "heading"),
+    [("## Pay ##", "Pay"), ("##   Pay   ", "Pay"), ("## C#", "C#"), ("## C# #", "C#"), ("# #5", "#5")],
+)
+def test_closing_marks_are_not_part_of_a_heading(line: str, heading: str):
+    text = f"{line}\n\n{paragraph('a')}\n\n{paragraph('b')}"
+    assert splitter().split(text, None)[-1].heading_path == (heading,)
+
+
 def test_what_looks_like_a_heading_in_code_is_none():
     text = f"# Real\n\n```sh\n# comment\n{paragraph('code')}\n```\n\n{paragraph('after')}\n\n{paragraph('last')}"
     assert {heading for chunk in splitter().split(text, None) for heading in chunk.heading_path} == {"Real"}
@@ -153,8 +162,9 @@ def test_chunk_names_of_two_documents_differ(other: DocumentKey):
         "\n" * 2_000_000,
         "ab\n" * 600_000,
         "- " * 500_000,
+        "# a" + " " * 400_000 + "b",
     ],
-    ids=["headings", "one word", "one line", "line ends", "short lines", "item marks"],
+    ids=["headings", "one word", "one line", "line ends", "short lines", "item marks", "wide heading"],
 )
 def test_no_shape_of_text_takes_more_than_linear_time(text: str):
     """Each is compared with its own quarter: a quadratic step would take 16 times as long, not 4 times."""
