@@ -5,7 +5,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test check schemas lock clean
+.PHONY: help setup demo test check format schemas lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -24,6 +24,10 @@ check: setup ## Check format, style, types, import rules and generated files; a 
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m freshline.contracts --check
+
+format: setup ## Format the code, and mend what lint can mend
+	$(BIN)/ruff format
+	$(BIN)/ruff check --fix
 
 schemas: setup ## Generate docs/contracts and docs/configuration.md again
 	@$(BIN)/python -m freshline.contracts

@@ -1,10 +1,11 @@
 """``ingest`` and ``delete``: sending documents."""
 
 import asyncio
+import gzip
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -69,38 +70,14 @@ def ingest(
     wait_s = timeout_s if (sys.stderr.isatty() if wait is None else wait) else None
     try:
         with stopped_like_ctrl_c():
-            summary, outcomes = asyncio.run(_ingest(find(data), source, wait_s))
+            summary, outcomes = asyncio.run(send_and_wait(find(data), source, wait_s))
     except TooManyDeletions as error:
         raise fail(f"{error}: --yes") from None
     except KeyboardInterrupt:
         if source.endless:  # that is how watching ends
             return
         raise
-    for failure in summary.failed[:_SHOWN_FAILURES]:
-        err.print(f"not sent: {failure.document_id}: {failure.reason}", style="red")
-    if len(summary.failed) > _SHOWN_FAILURES:
-        err.print(f"… and {len(summary.failed) - _SHOWN_FAILURES} more", style="red")
-    dead = outcomes.get("dead_letter", 0)
-    if dead:
-        err.print(f"{dead} of the last events could not be processed: see `freshline verify`", style="red")
-    figures = {
-        "sent": summary.sent,
-        "unchanged": summary.skipped,
-        "deleted": summary.deleted,
-        "failed": len(summary.failed),
-        "searchable": wait_s is not None and not dead,
-        "positions": summary.positions,
-        "outcomes": outcomes,
-    }
-    if as_json:
-        print_json(figures)
-    else:
-        out.print(
-            f"{summary.sent} sent, {summary.skipped} unchanged, {summary.deleted} deleted, {len(summary.failed)} failed"
-            + ("; all that was sent is searchable" if figures["searchable"] else "")
-        )
-    if summary.failed or dead:
-        raise typer.Exit(FAILED)
+    _report(summary, outcomes, waited=wait_s is not None, as_json=as_json)
 
 
 def delete(
@@ -127,57 +104,100 @@ def delete(
         out.print(f"{document_id} {done}, version {accepted['version']}, position {accepted['position']}")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Manner:
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where documents come from: exactly one of the three; and how, as the options of ``ingest`` say."""
+
+    directory: Path | None = None
+    git: Path | None = None
+    events: Path | None = None
+    _: KW_ONLY
     start: str | None = None
     endless: bool = False
     yes: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Source(_Manner):
-    """Where documents come from: exactly one of the three; and how, as the options of ``ingest`` say."""
-
-    directory: Path | None
-    git: Path | None
-    events: Path | None
+    log_path: Path | None = None
 
     async def send(self, client: "IngestClient", told: "Progress") -> "Summary":
-        """Send everything; see the connectors for what can go wrong."""
+        """Send everything; see the connectors for what can go wrong and for ``log_path``."""
         from ingest.connectors.event_file import ingest_event_file  # noqa: PLC0415 - heavy
         from ingest.connectors.folder import ingest_folder  # noqa: PLC0415 - as above
         from ingest.connectors.git import ingest_git  # noqa: PLC0415 - as above
 
         if self.directory is not None:
-            return await ingest_folder(client, self.directory, watch=self.endless, yes=self.yes, progress=told)
+            return await ingest_folder(
+                client, self.directory, watch=self.endless, yes=self.yes, progress=told, log_path=self.log_path
+            )
         if self.git is not None:
             return await ingest_git(
-                client, self.git, start=self.start, follow=self.endless, yes=self.yes, progress=told
+                client,
+                self.git,
+                start=self.start,
+                follow=self.endless,
+                yes=self.yes,
+                progress=told,
+                log_path=self.log_path,
             )
         if self.events is not None:
-            return await ingest_event_file(client, self.events, progress=told)
+            return await ingest_event_file(client, self.events, progress=told, log_path=self.log_path)
         raise ValueError("there is no source")
 
     def count(self) -> int | None:
-        """How many events a first run would send, where that can be told beforehand."""
-        from ingest.connectors.event_file import read_events  # noqa: PLC0415 - heavy
-        from ingest.connectors.folder import list_folder  # noqa: PLC0415 - as above
+        """How many events a first run sends, where that can be told beforehand."""
+        from ingest.connectors.folder import list_folder  # noqa: PLC0415 - heavy
 
-        if self.endless:
-            return None
-        if self.directory is not None:
+        if self.directory is not None and not self.endless:
             root = self.directory.resolve()
             return len(list_folder(root, root))
-        return sum(1 for _ in read_events(self.events)) if self.events is not None else None
+        if self.events is not None:
+            with gzip.open(self.events) if self.events.suffix == ".gz" else self.events.open("rb") as lines:
+                return sum(1 for _ in lines)
+        return None
 
 
-async def _ingest(settings: "Settings", source: Source, wait_s: float | None) -> "tuple[Summary, dict[str, int]]":
+def _report(summary: "Summary", outcomes: dict[str, int], *, waited: bool, as_json: bool) -> None:
+    for failure in summary.failed[:_SHOWN_FAILURES]:
+        err.print(f"not sent: {failure.document_id}: {failure.reason}", style="red")
+    if len(summary.failed) > _SHOWN_FAILURES:
+        err.print(f"… and {len(summary.failed) - _SHOWN_FAILURES} more", style="red")
+    dead = outcomes.get("dead_letter", 0)
+    if dead:
+        err.print(f"{dead} of the last events could not be processed: see `freshline verify`", style="red")
+    searchable = waited and not dead
+    if as_json:
+        print_json(
+            {
+                "sent": summary.sent,
+                "unchanged": summary.skipped,
+                "deleted": summary.deleted,
+                "failed": len(summary.failed),
+                "searchable": searchable,
+                "positions": summary.positions,
+                "outcomes": outcomes,
+            }
+        )
+    else:
+        counts = f"{summary.sent} sent, {summary.skipped} unchanged, {summary.deleted} deleted"
+        tail = "; all that was sent is searchable" if searchable else ""
+        out.print(f"{counts}, {len(summary.failed)} failed{tail}")
+    if summary.failed or dead:
+        raise typer.Exit(FAILED)
+
+
+async def send_and_wait(settings: "Settings", source: Source, wait_s: float | None) -> "tuple[Summary, dict[str, int]]":
+    """Send everything, showing progress; then wait until it is searchable, unless ``wait_s`` is None.
+
+    Returns:
+        What was sent; and how the last event of each partition ended, outcome → partitions.
+
+    Raises:
+        TimeoutError: it is not searchable after ``wait_s``.
+    """
     from freshline.services import ingest_client  # noqa: PLC0415 - heavy
     from ingest.connectors.client import wait_until_applied  # noqa: PLC0415 - as above
 
     total = await asyncio.to_thread(source.count)
     async with ingest_client(settings) as client:
-        async with progress_shown(total) as told:
+        with _progress_shown(total) as told:
             summary = await source.send(client, told)
         if wait_s is None or not summary.last_events:
             return summary, {}
@@ -186,8 +206,8 @@ async def _ingest(settings: "Settings", source: Source, wait_s: float | None) ->
         return summary, {str(outcome): count for outcome, count in ended.items()}
 
 
-@asynccontextmanager
-async def progress_shown(total: int | None) -> "AsyncIterator[Progress]":
+@contextmanager
+def _progress_shown(total: int | None) -> "Iterator[Progress]":
     """A bar with the rate, while the context lasts."""
     from rich import progress  # noqa: PLC0415 - heavy
 

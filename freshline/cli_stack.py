@@ -74,7 +74,7 @@ def up(
             if detach or running:
                 return
             err.print("Ctrl-C ends it.")
-            ended = _stand_by(stack)
+            ended = stand_by(stack)
         except KeyboardInterrupt:
             err.print("stopping …")
             if not running:
@@ -149,7 +149,8 @@ def demo(
       freshline demo --docs ./handbook --question "How do I ask for leave?"
       freshline demo --once --json
     """
-    from freshline.demo import Sources, run_demo  # noqa: PLC0415 - heavy
+    from freshline.corpus import Sources  # noqa: PLC0415 - heavy
+    from freshline.demo import run_demo  # noqa: PLC0415 - as above
 
     if sum(source is not None for source in (docs, git, events)) > 1:
         raise fail("choose one of --docs, --git and --events", MISUSED)
@@ -178,7 +179,7 @@ async def _provision(settings: "Settings") -> None:
     await create_indices(settings)
 
 
-def _stand_by(stack: "Stack") -> "StackStatus":
+def stand_by(stack: "Stack") -> "StackStatus":
     """Tell of each crash until the installation has ended."""
     from infra.local import Phase  # noqa: PLC0415 - heavy
 

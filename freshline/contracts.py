@@ -1,18 +1,21 @@
 """Writes what others build on: JSON Schemas, OpenAPI, AsyncAPI, and the table of settings. CI compares them.
 
-``python -m freshline.contracts`` writes, ``--check`` compares and exits with 1 where a file is not current.
+``python -m freshline.contracts`` writes, ``--check`` compares and exits with 1 where a file is not current. The result
+depends on the code alone: not on the environment, a clock or a server.
 """
 
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final, TypeGuard, cast
+from typing import Any, Final, Literal, TypeGuard, cast, get_args, get_origin
 
 import orjson
+from annotated_types import Ge, Gt, Le
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 from pydantic import BaseModel
-from pydantic_core import PydanticUndefined
+from pydantic.fields import FieldInfo
+from pydantic.json_schema import GenerateJsonSchema
 
 from infra.blobs.memory import MemoryBlobStore
 from infra.kafka.memory import MemoryStreams
@@ -22,12 +25,13 @@ from infra.web.credentials import Credentials
 from ingest.accept import Stores
 from ingest.api import build_api
 from query.api import build_app
-from schemas.documents import Accepted, DocumentState, EventStatus
+from schemas.batches import BatchResponse
+from schemas.documents import Accepted, BatchItem, DocumentState, DocumentText, EventStatus
 from schemas.events import EVENT_TYPES, ChunkPlan, DocumentEvent, IndexChange
 from schemas.index import Manifest, StoredChunk
 from schemas.problems import Problem
 from schemas.queries import QueryRequest, QueryResponse
-from schemas.topics import FOREVER, TOPICS
+from schemas.topics import DOCUMENTS, FOREVER, TOPICS, Topic
 from streams.topology import TOPOLOGY
 
 MODELS: Final[tuple[type[BaseModel], ...]] = (
@@ -36,6 +40,9 @@ MODELS: Final[tuple[type[BaseModel], ...]] = (
     IndexChange,
     StoredChunk,
     Manifest,
+    DocumentText,
+    BatchItem,
+    BatchResponse,
     Accepted,
     DocumentState,
     EventStatus,
@@ -43,65 +50,91 @@ MODELS: Final[tuple[type[BaseModel], ...]] = (
     QueryResponse,
     Problem,
 )
+CLOUD_EVENT_HEADERS: Final[Mapping[str, Mapping[str, str]]] = {
+    "content-type": {"const": "application/json"},
+    "ce_specversion": {"const": "1.0"},
+    "ce_id": {"description": "Id of the document event; the same in every topic."},
+    "ce_source": {"const": "/freshline"},
+    "ce_type": {"description": "Name and version of the message."},
+    "ce_subject": {"description": "`tenant/document_id`, as the key."},
+    "ce_time": {"format": "date-time"},
+    "traceparent": {"description": "W3C trace context, where the sender gave one."},
+}
+DEAD_LETTER_HEADERS: Final[Mapping[str, str]] = {
+    "__connect.errors.topic": "Topic of the record.",
+    "__connect.errors.partition": "Its partition.",
+    "__connect.errors.offset": "Its offset.",
+    "__connect.errors.connector.name": "Always `freshline`.",
+    "__connect.errors.stage": "The step that gave up.",
+    "__connect.errors.exception.class.name": "Short stable name of the failure.",
+    "__connect.errors.exception.message": "What was wrong, for people.",
+}
+_DEAD_LETTER: Final = "DeadLetter"
 _ROOT: Final = Path(__file__).parent.parent / "docs"
+_CONTRACTS: Final = "contracts"
 
 
 def contracts() -> Iterator[tuple[str, str]]:
     """Path below ``docs`` and text of every generated file."""
+    # Not from the environment: the contracts of an installation are those of every installation.
+    settings = Settings.model_construct()
     for model in MODELS:
-        yield f"contracts/schemas/{model.__name__}.json", _json(model.model_json_schema())
-    yield "contracts/openapi-ingest.json", _json(_ingest_app().openapi())
-    yield "contracts/openapi-query.json", _json(_query_app().openapi())
-    yield "contracts/asyncapi.json", _json(_asyncapi())
+        dialect = {"$schema": GenerateJsonSchema.schema_dialect}
+        yield f"{_CONTRACTS}/schemas/{model.__name__}.json", _json(dialect | model.model_json_schema())
+    yield f"{_CONTRACTS}/openapi-ingest.json", _json(_ingest_app(settings).openapi())
+    yield f"{_CONTRACTS}/openapi-query.json", _json(_query_app(settings).openapi())
+    yield f"{_CONTRACTS}/asyncapi.json", _json(_asyncapi(settings))
     yield "configuration.md", _configuration()
 
 
 def main(arguments: list[str]) -> int:
     """Write or compare; 0 is success."""
     check = "--check" in arguments
-    stale = []
-    for name, text in contracts():
-        file = _ROOT / name
-        if file.is_file() and file.read_text() == text:
-            continue
-        stale.append(name)
-        if not check:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(text)
-    for name in stale:
-        sys.stderr.write(f"docs/{name} {'is not current: run `make schemas`' if check else 'written'}\n")
-    return int(check and bool(stale))
+    wanted = {_ROOT / name: text for name, text in contracts()}
+    stale = [file for file, text in wanted.items() if not file.is_file() or file.read_text(encoding="utf-8") != text]
+    leftover = sorted(set((_ROOT / _CONTRACTS).rglob("*.json")) - set(wanted))
+    for file in stale if not check else ():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(wanted[file], encoding="utf-8")
+    for file in leftover if not check else ():
+        file.unlink()
+    for file in stale:
+        _say(file, "is not current: run `make schemas`" if check else "written")
+    for file in leftover:
+        _say(file, "describes nothing any more: run `make schemas`" if check else "removed")
+    return int(check and bool(stale or leftover))
 
 
-def _ingest_app() -> FastAPI:
+def _say(file: Path, what: str) -> None:
+    sys.stderr.write(f"docs/{file.relative_to(_ROOT)} {what}\n")
+
+
+def _ingest_app(settings: Settings) -> FastAPI:
     # The twins serve: a description needs no servers.
     stores = Stores(MemoryBlobStore(), MemoryStreams(1), MemoryVersions(), MemoryEventStates(), cast("Any", None))
-    return build_api(Settings(), stores, required={}, useful={}, registry=CollectorRegistry())
+    return build_api(settings, stores, required={}, useful={}, registry=CollectorRegistry())
 
 
-def _query_app() -> FastAPI:
-    credentials = Credentials(Settings().tenant)
+def _query_app(settings: Settings) -> FastAPI:
+    credentials = Credentials(settings.tenant)
     return build_app(cast("Any", None), credentials=credentials, parts={}, registry=CollectorRegistry())
 
 
-def _asyncapi() -> dict[str, Any]:
-    channels: dict[str, Any] = {}
-    operations: dict[str, Any] = {}
-    messages = {row.reads.name: row.message for row in TOPOLOGY.values()}
-    for topic in TOPICS:
-        kept = "for ever" if topic.retention_ms == FOREVER else f"{topic.retention_ms // 86_400_000} days"
-        model = messages.get(topic.name)
-        channels[topic.name] = {
-            "address": f"{{namespace}}.{topic.name}",
-            "description": f"{topic.about}; kept {kept}",
-            "parameters": {"namespace": {"default": Settings().namespace}},
-            "messages": {} if model is None else {model.__name__: {"$ref": f"#/components/messages/{model.__name__}"}},
+def _asyncapi(settings: Settings) -> dict[str, Any]:
+    messages = {row.reads.name: row.message.__name__ for row in TOPOLOGY.values()}
+    operations: dict[str, Any] = {
+        "ingest.send.documents.v1": {
+            "action": "send",
+            "summary": "accept an upload, an update or a delete",
+            "channel": {"$ref": f"#/channels/{DOCUMENTS.name}"},
         }
+    }
     for step, row in TOPOLOGY.items():
-        operations[f"{step}.receive"] = {
+        operations[f"{step}.receive.{row.reads.name}"] = {
             "action": "receive",
             "summary": row.about,
             "channel": {"$ref": f"#/channels/{row.reads.name}"},
+            "bindings": {"kafka": {"groupId": {"const": settings.names.group(step)}}},
         }
         for written in (row.writes, row.dead_letters):
             if written is not None:
@@ -109,37 +142,67 @@ def _asyncapi() -> dict[str, Any]:
                     "action": "send",
                     "channel": {"$ref": f"#/channels/{written.name}"},
                 }
+    described = {row.message.__name__: _message(row.message) for row in TOPOLOGY.values()}
     return {
         "asyncapi": "3.0.0",
-        "info": {"title": "Freshline streams", "version": "1"},
+        "info": {
+            "title": "Freshline streams",
+            "version": "1",
+            "description": "Document events flow one way. All topics have the same partition count and the same key, "
+            "so one document is one ordered lane from end to end. Delivery is at least once; effects are idempotent.",
+        },
         "defaultContentType": "application/json",
-        "channels": channels,
+        "servers": {"kafka": {"host": settings.kafka.bootstrap_servers, "protocol": "kafka"}},
+        "channels": {topic.name: _channel(topic, messages.get(topic.name, _DEAD_LETTER), settings) for topic in TOPICS},
         "operations": operations,
-        "components": {"messages": {model.__name__: _message(model) for model in messages.values()}},
+        "components": {"messages": described | {_DEAD_LETTER: _dead_letter()}},
+    }
+
+
+def _channel(topic: Topic, message: str, settings: Settings) -> dict[str, Any]:
+    kept = "for ever" if topic.retention_ms == FOREVER else f"{topic.retention_ms // 86_400_000} days"
+    return {
+        "address": f"{{namespace}}.{topic.name}",
+        "description": f"{topic.about}; kept {kept}",
+        "parameters": {"namespace": {"default": settings.namespace, "description": "One for each installation."}},
+        "messages": {message: {"$ref": f"#/components/messages/{message}"}},
+        "bindings": {
+            "kafka": {
+                "partitions": settings.kafka.partitions,
+                "replicas": settings.kafka.replication,
+                "topicConfiguration": {"retention.ms": topic.retention_ms},
+            }
+        },
     }
 
 
 def _message(model: type[DocumentEvent | ChunkPlan | IndexChange]) -> dict[str, Any]:
-    text = {"type": "string"}
-    names = ("ce_specversion", "ce_id", "ce_source", "ce_type", "ce_subject", "ce_time", "traceparent")
-    headers = dict.fromkeys(names, text) | {"ce_type": {"const": EVENT_TYPES[model]}}
-    schema = model.model_json_schema(ref_template=f"schemas/{model.__name__}.json#/$defs/{{model}}")
+    headers: dict[str, Any] = {name: {"type": "string", **told} for name, told in CLOUD_EVENT_HEADERS.items()}
+    headers["ce_type"] = {"type": "string", "const": EVENT_TYPES[model]}
     return {
-        "summary": (schema.get("description") or "").splitlines()[0],
-        "headers": {"type": "object", "properties": headers},
+        "summary": (model.__doc__ or "").splitlines()[0],
+        "headers": {
+            "type": "object",
+            "properties": headers,
+            "required": [name for name in headers if name != "traceparent"],
+        },
         "payload": {"$ref": f"schemas/{model.__name__}.json"},
         "bindings": {"kafka": {"key": {"type": "string", "description": "tenant/document_id"}}},
     }
 
 
+def _dead_letter() -> dict[str, Any]:
+    told = {name: {"type": "string", "description": about} for name, about in DEAD_LETTER_HEADERS.items()}
+    return {
+        "summary": "A record that a step gave up on: key, value and headers as they were, and why.",
+        "headers": {"type": "object", "properties": told, "required": list(told)},
+        "payload": True,
+        "bindings": {"kafka": {"key": {"type": "string", "description": "the record's own"}}},
+    }
+
+
 def _configuration() -> str:
-    lines = [
-        "# Configuration",
-        "",
-        "Every process reads its settings from the environment, once, when it starts.",
-        "Generated by `make schemas` from `infra/settings.py`.",
-        "",
-    ]
+    lines = [_ABOUT_SETTINGS]
     plain = {name: one for name, one in Settings.model_fields.items() if not _is_section(one.annotation)}
     lines += ["## General", "", *_table("FRESHLINE_", plain), ""]
     for name, one in Settings.model_fields.items():
@@ -147,25 +210,62 @@ def _configuration() -> str:
         if section is not None and _is_section(section):
             about = (section.__doc__ or "").splitlines()[0]
             lines += [f"## {name}", "", about, "", *_table(f"FRESHLINE_{name.upper()}__", section.model_fields), ""]
-    return "\n".join(lines).rstrip() + "\n"
+    return "\n".join([*lines, _ABOUT_PLACES])
+
+
+_ABOUT_SETTINGS: Final = """# Configuration
+
+<!-- Generated from infra/settings.py by `make schemas`; the descriptions are edited there. -->
+
+Every process reads its settings from the environment, once, when it starts; one that is out of bounds ends it at once.
+`freshline up` and `freshline demo` set what points at their own servers. To run the same processes against MSK,
+OpenSearch Service, ElastiCache and S3, set the addresses of these.
+"""
+
+_ABOUT_PLACES: Final = """## Places on this machine
+
+Not settings of the processes, but of the commands that run the local stack and the tests.
+
+| variable | default | meaning |
+|---|---|---|
+| `FRESHLINE_HOME` | the user's data directory; for root `/var/lib/freshline` | Data of the local installation. |
+| `FRESHLINE_CACHE` | the user's cache directory; for root `/var/cache/freshline` | Downloaded servers and models. |
+| `OPENSEARCH_JAVA_HOME`, `JAVA_HOME` |  | Where to look first for a JDK. |
+| `FRESHLINE_TEST_STACK` |  | Data directory of a running stack that tests use, instead of starting one. |
+| `FRESHLINE_TEST_HOME` | a temporary directory | Data directory of the stack that tests start; it is kept then. |
+"""
 
 
 def _is_section(annotation: Any) -> TypeGuard[type[Section]]:
     return isinstance(annotation, type) and issubclass(annotation, Section)
 
 
-def _table(prefix: str, fields: Mapping[str, Any]) -> Iterator[str]:
+def _table(prefix: str, fields: Mapping[str, FieldInfo]) -> Iterator[str]:
     yield "| variable | default | meaning |"
     yield "|---|---|---|"
     for name, one in fields.items():
-        default = "" if one.default in {None, PydanticUndefined} else f"`{one.default}`"
-        words = getattr(one.annotation, "__args__", ()) if "Literal" in str(one.annotation) else ()
-        taken = f" One of {', '.join(f'`{word}`' for word in words)}." if words else ""
-        yield f"| `{prefix}{name.upper()}` | {default} | {one.description}{taken} |"
+        default = "" if one.default is None else f"`{one.default}`"
+        yield f"| `{prefix}{name.upper()}` | {default} | {one.description}{_taken(one)} |"
+
+
+def _taken(one: FieldInfo) -> str:
+    """The values that a setting takes, where they are few or bounded."""
+    if get_origin(one.annotation) is Literal:
+        return f" One of {', '.join(f'`{word}`' for word in get_args(one.annotation))}."
+    bounds = []
+    for bound in one.metadata:
+        match bound:
+            case Ge():
+                bounds.append(f"at least {bound.ge}")
+            case Gt():
+                bounds.append(f"more than {bound.gt}")
+            case Le():
+                bounds.append(f"at most {bound.le}")
+    return f" {', '.join(bounds).capitalize()}." if bounds else ""
 
 
 def _json(value: Mapping[str, Any]) -> str:
-    return orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS).decode() + "\n"
+    return orjson.dumps(value, option=orjson.OPT_INDENT_2).decode() + "\n"
 
 
 if __name__ == "__main__":

@@ -1,62 +1,147 @@
-"""The documents of the demo: the running Python's standard library, as pydoc describes it."""
+"""The documents of the demo: the running Python's standard library as pydoc describes it, or what the user brought."""
 
+import platform
+import shutil
 import subprocess
 import sys
-from pathlib import Path
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
 from typing import Final
 
-_MAX_CHARS: Final = 6_000
-"""Long pages are cut: a few hundred documents are to be embedded in well under a minute."""
+from freshline import module_pages
+from infra.local.fetch import cache_dir
+from ingest.connectors.event_file import read_events
+from ingest.connectors.folder import list_folder
+
+_LONGEST_PAGE_CHARS: Final = 5_000
+"""A few hundred documents are to be embedded in well under a minute."""
+
+_FORMAT: Final = 1
+"""To be raised whenever pages come out differently."""
 
 _TIMEOUT_S: Final = 120.0
-
-# Runs in a process of its own: importing two hundred modules is nothing to do to one's own process.
-_WRITE_PAGES: Final = """
-import importlib, io, pkgutil, pydoc, re, sys, warnings
-from pathlib import Path
-
-target, limit = Path(sys.argv[1]), int(sys.argv[2])
-warnings.simplefilter("ignore")
-passed_over = {"antigravity", "this", "idlelib", "lib2to3", "test", "tkinter", "turtle", "turtledemo"}
-names = [name for name in sorted(sys.stdlib_module_names) if not name.startswith("_") and name not in passed_over]
-for package in ("asyncio", "concurrent", "email", "http", "importlib", "json", "logging", "urllib", "xml.etree"):
-    found = pkgutil.iter_modules(importlib.import_module(package).__path__, package + ".")
-    names += [one.name for one in found if "._" not in one.name and not one.name.endswith("__main__")]
-for name in names:
-    try:
-        page = pydoc.plain(pydoc.render_doc(name, title="%s", renderer=pydoc.plaintext))
-    except BaseException:
-        continue  # a module of another platform
-    lines = ["# " + name, ""]
-    for line in page.splitlines()[1:]:
-        lines.append("## " + line.capitalize() if re.fullmatch("[A-Z][A-Z ]+", line) else line.removeprefix("    "))
-    (target / (name + ".md")).write_text("\\n".join(lines)[:limit], "utf-8", "replace")
-"""
+_EDITABLE: Final = {".md": "text/markdown", ".txt": "text/plain"}
+_MAX_EDITABLE_CHARS: Final = 200_000
 
 
 class NoCorpus(Exception):
     """The pages could not be made."""
 
 
-def standard_library_pages(directory: Path) -> Path:
-    """Write one Markdown page for each module; made once for each version of Python.
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """Documents that the user brought: one of these, or none."""
+
+    docs: Path | None = None
+    git: Path | None = None
+    events: Path | None = None
+
+    @property
+    def own(self) -> bool:
+        """True if the user brought documents."""
+        return any((self.docs, self.git, self.events))
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A document whose text is at hand."""
+
+    document_id: str
+    content: str
+
+    @property
+    def content_type(self) -> str:
+        """Media type."""
+        return _EDITABLE[PurePosixPath(self.document_id).suffix.lower()]
+
+    @property
+    def name(self) -> str:
+        """What people would call it."""
+        return PurePosixPath(self.document_id).stem.replace("_", " ").replace("-", " ")
+
+
+def standard_library_pages() -> Path:
+    """A folder with a Markdown page for each module; made once for each version of Python.
 
     Raises:
         NoCorpus: pydoc failed; the message tells how.
     """
-    pages = directory / f"python-{sys.version_info.major}.{sys.version_info.minor}"
+    cache = cache_dir()
+    pages = cache / f"pydoc-{platform.python_version()}-{_FORMAT}"
     if pages.is_dir():
         return pages
-    partial = pages.with_suffix(".partial")
-    partial.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-c", _WRITE_PAGES, str(partial), str(_MAX_CHARS)]
+    cache.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix="pydoc-", dir=cache))
+    try:
+        _write_pages(partial)
+        try:
+            partial.rename(pages)
+        except OSError:  # another demo was faster
+            if not pages.is_dir():
+                raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return pages
+
+
+def editable(sources: Sources, pages: Path | None) -> Text:
+    """A document of the corpus that is text; one of the demo's own where there is none.
+
+    Args:
+        sources: what the user brought.
+        pages: the folder that is ingested, if one is.
+    """
+    if not sources.own and pages is not None:
+        # A short page, so that an edit of it is as small as edits are.
+        return Text("sched.md", (pages / "sched.md").read_text("utf-8"))
+    for text in _texts(sources):
+        if 0 < len(text.content) <= _MAX_EDITABLE_CHARS:
+            return text
+    return Text("freshline-demo/notice.md", "# Notice board\n\nWhat this demo has to say.\n")
+
+
+def _texts(sources: Sources) -> Iterator[Text]:
+    if sources.docs is not None:
+        root = sources.docs.resolve()
+        for name, file in list_folder(root, root).items():
+            if file.suffix.lower() in _EDITABLE:
+                yield Text(name, file.read_text("utf-8", "replace"))
+    if sources.git is not None:
+        for name in _git(sources.git, "ls-tree", "-r", "-z", "--name-only", "--full-tree", "HEAD").split("\0"):
+            if PurePosixPath(name).suffix.lower() in _EDITABLE:
+                yield Text(name, _git(sources.git, "show", f"HEAD:{name}"))
+    if sources.events is not None:
+        contents: dict[str, str | None] = {}
+        for event in read_events(sources.events):
+            kept = event.type == "renamed" and event.content is None
+            contents[event.doc_id] = contents.get(event.doc_id) if kept else event.content
+        for name, content in contents.items():
+            if content is not None and PurePosixPath(name).suffix.lower() in _EDITABLE:
+                yield Text(name, content)
+
+
+def _git(repository: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(repository), *arguments]
+    return subprocess.run(command, check=True, capture_output=True).stdout.decode("utf-8", "replace")  # noqa: S603 - git
+
+
+def _write_pages(target: Path) -> None:
+    # -I: modules of the user's directory or environment are not the standard library's.
+    command = [sys.executable, "-I", module_pages.__file__, str(target), str(_LONGEST_PAGE_CHARS)]
     try:
         made = subprocess.run(  # noqa: S603 - our own program
-            command, check=False, capture_output=True, text=True, timeout=_TIMEOUT_S, stdin=subprocess.DEVNULL
+            command,
+            check=False,
+            capture_output=True,
+            text=True,
+            timeout=_TIMEOUT_S,
+            stdin=subprocess.DEVNULL,
+            cwd=target,
         )
     except subprocess.TimeoutExpired:
         raise NoCorpus(f"pydoc took more than {_TIMEOUT_S:.0f} s: use --docs DIR for documents of your own") from None
-    if made.returncode != 0 or not any(partial.iterdir()):
+    if made.returncode != 0 or not any(target.iterdir()):
         raise NoCorpus(f"pydoc failed: {made.stderr.strip()[-300:]}; use --docs DIR for documents of your own")
-    partial.rename(pages)
-    return pages
+    target.chmod(0o755)

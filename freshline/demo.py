@@ -1,32 +1,37 @@
 """The tour: real servers, real documents, an edit that changes an answer while one watches."""
 
 import asyncio
+import fcntl
 import secrets
+import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.console import Console
 
 from freshline.bench.freshness import spread
+from freshline.cli_documents import Source, send_and_wait
 from freshline.cli_questions import show_answer
-from freshline.corpus import standard_library_pages
-from freshline.installation import find, plan, remember
+from freshline.cli_stack import stand_by
+from freshline.corpus import Sources, Text, editable, standard_library_pages
+from freshline.installation import await_workers, find, plan, remember
 from freshline.services import ServiceFailed, Services, connect_services
 from freshline.terminal import err, out, print_json
-from infra.local import Stack, default_data_dir
+from infra.local import Phase, Stack, StackError, default_data_dir
 from infra.local.progress import shown
 from infra.opensearch.client import connect
 from infra.settings import Settings
-from ingest.connectors.client import Summary, connect_ingest, wait_until_applied
-from ingest.connectors.event_file import ingest_event_file
-from ingest.connectors.folder import ingest_folder
-from ingest.connectors.git import ingest_git
 
 _EDITS: Final = 10
+_TOP_K: Final = 3
 _INGEST_TIMEOUT_S: Final = 1_800.0
+_LOCK: Final = "demo.lock"
+_NAMESPACE: Final = "freshline-demo"
+_DAYS: Final = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday")
 _QUESTIONS: Final = (
     "How do I parse command line arguments?",
     "Which function compiles a regular expression?",
@@ -37,184 +42,267 @@ _QUESTIONS: Final = (
 
 
 @dataclass(frozen=True, slots=True)
-class _Sources:
-    """Documents that the user brought, one of these or none."""
+class _Edited:
+    """One edit.
 
-    docs: Path | None
-    git: Path | None
-    events: Path | None
+    Attributes:
+        fact: what it wrote; no other edit wrote the same.
+        freshness_ms: from the 202 to the answer that has it.
+        stages_ms: from acceptance to each stage of the pipeline.
+        answer: the first answer from its position on.
+    """
 
-    @property
-    def own(self) -> bool:
-        """True if the user brought documents."""
-        return any((self.docs, self.git, self.events))
+    fact: str
+    freshness_ms: float
+    stages_ms: Mapping[str, float]
+    answer: dict[str, Any]
 
 
 def run_demo(
-    *, docs: Path | None, git: Path | None, events: Path | None, once: bool, data_dir: Path | None, as_json: bool
+    sources: Sources, *, questions: Sequence[str] = (), once: bool, data_dir: Path | None, as_json: bool
 ) -> None:
-    """Run the tour in a data directory of its own, so that it never touches another installation.
+    """Run the tour in a data directory of its own, which it empties first, so that it touches no other installation.
+
+    Args:
+        sources: documents to use instead of the standard library's.
+        questions: to ask instead of the built-in ones.
+        once: end after the tour; otherwise serve until Ctrl-C.
+        data_dir: where; by default beside the user's.
+        as_json: report on standard output, everything else on standard error.
 
     Raises:
-        StackError: a server does not start.
+        StackError: a server does not start, or the directory belongs to somebody else.
         ServiceFailed: an answer was not what the tour promises.
     """
-    home = data_dir or default_data_dir().with_name("freshline-demo")
-    config, installation = plan(home, nodes=1, ports={}, fresh=False)
-    stack = Stack.open(config)
-    sources = _Sources(docs, git, events)
-    try:
-        with shown() as say:
-            stack.up(say=say)
-        remember(config.data_dir, installation)
-        settings = find(home)
-        report = asyncio.run(_tour(settings, sources, home, quiet=as_json))
-        if as_json:
-            print_json(report)
-        if once:
-            return
-        _say_addresses(settings, home)
-        stack.wait()
-    except KeyboardInterrupt:
-        err.print("stopping …")
-    finally:
-        stack.down()
+    default = default_data_dir()
+    home = data_dir or default.with_name(f"{default.name}-demo")
+    with _alone(home):
+        config, installation = plan(home, told={"FRESHLINE_NAMESPACE": _NAMESPACE})
+        stack = Stack.open(config)
+        stack.down()  # what a killed demo has left
+        remember(home, installation)
+        try:
+            with shown() as say:
+                pages = None if sources.own else _pages(say)
+                stack.up(fresh=True, say=say)
+                settings = find(home)
+                say("workers", "joining")
+                asyncio.run(await_workers(settings, stack))
+                say("workers", Phase.READY)
+            tour = _Tour(settings, sources, pages, home, console=err if as_json else out)
+            report = asyncio.run(tour.run(questions))
+            if as_json:
+                print_json(report)
+            if once:
+                return
+            _say_addresses(settings, home)
+            ended = stand_by(stack)
+            if ended.state is not Phase.STOPPED:
+                raise StackError(ended.error or f"the demo ended as {ended.state}")
+        except KeyboardInterrupt:
+            err.print("stopping …")
+            raise
+        finally:
+            stack.down()
 
 
-async def _tour(settings: Settings, sources: _Sources, home: Path, *, quiet: bool) -> dict[str, Any]:
-    show = err if quiet else out
-    began_s = time.perf_counter()
-    summary = await _ingest(settings, sources, home)
-    ingest_s = time.perf_counter() - began_s
-    chunks = await _count(settings, settings.names.chunks_alias)
-    documents = summary.sent + summary.skipped
-    show.print(f"\n{documents} documents, {chunks} passages searchable ({ingest_s:.1f} s)", style="bold")
-    async with connect_services(settings) as services:
-        asked = await _ask(services, sources, quiet=quiet)
-        stages, freshness_ms, deleted_ms = await _change(services, quiet=quiet)
-    return {
-        "documents": documents,
-        "chunks": chunks,
-        "ingest_s": round(ingest_s, 1),
-        "questions": asked,
-        "freshness_ms": freshness_ms,
-        "deleted_ms": deleted_ms,
-        "stages_ms": stages,
-    }
+@contextmanager
+def _alone(home: Path) -> Iterator[None]:
+    """Hold the directory against a second demo; the lock goes with this process, however it ends.
+
+    Raises:
+        StackError: a demo is running there, or the directory holds something else.
+    """
+    lock = home / _LOCK
+    if home.is_dir() and any(home.iterdir()) and not lock.exists():
+        raise StackError(f"{home} holds something else, and the demo begins with an empty directory: choose another")
+    home.mkdir(parents=True, exist_ok=True)
+    with lock.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StackError(f"a demo is running in {home}: end it with Ctrl-C, or choose another --data") from None
+        yield
 
 
-async def _ingest(settings: Settings, sources: _Sources, home: Path) -> Summary:
-    key = settings.tenant.api_key.get_secret_value() if settings.tenant.api_key else None
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=err) as bar:
-        task = bar.add_task("documents", total=None)
-
-        def told(summary: Summary) -> None:
-            bar.update(task, completed=summary.sent + summary.skipped + summary.deleted)
-
-        async with connect_ingest(f"http://{settings.ingest.host}:{settings.ingest.port}", key) as client:
-            if sources.git is not None:
-                summary = await ingest_git(client, sources.git, progress=told)
-            elif sources.events is not None:
-                summary = await ingest_event_file(client, sources.events, progress=told)
-            else:
-                pages = sources.docs
-                if pages is None:
-                    pages = await asyncio.to_thread(standard_library_pages, home / "corpus")
-                summary = await ingest_folder(client, pages, progress=told)
-            bar.update(task, description="embedding and indexing")
-            if summary.last_events:
-                await wait_until_applied(client, summary, timeout_s=_INGEST_TIMEOUT_S)
-            bar.update(task, description="documents", total=bar.tasks[task].completed)
-            return summary
+def _pages(say: Any) -> Path:
+    say("documents", "rendering the standard library's")
+    pages = standard_library_pages()
+    say("documents", Phase.READY)
+    return pages
 
 
-async def _ask(services: Services, sources: _Sources, *, quiet: bool) -> list[dict[str, Any]]:
-    questions = await _own_questions(services) if sources.own else _QUESTIONS
-    asked = []
-    for question in questions:
-        answer = await services.ask(question, generate=True, top_k=3)
-        again = await services.ask(question, generate=True, top_k=3)
-        if not quiet:
-            out.print(f"\n? {question}", style="bold green", markup=False)
-            show_answer(answer)
-            out.print(f"asked again: {again['query_time_ms']:.2f} ms, cached", style="dim")
-        asked.append(
-            {
-                "question": question,
-                "sources": [result["document_id"] for result in answer["results"]],
-                "query_ms": answer["query_time_ms"],
-                "cached_query_ms": again["query_time_ms"],
-            }
-        )
-    return asked
+class _Tour:
+    """What is shown, in order."""
 
+    def __init__(
+        self, settings: Settings, sources: Sources, pages: Path | None, home: Path, *, console: Console
+    ) -> None:
+        self._settings = settings
+        self._sources = sources
+        self._pages = pages
+        self._home = home
+        self._show = console
 
-async def _own_questions(services: Services) -> Sequence[str]:
-    """For documents nobody knows beforehand: their own headings."""
-    found = (await services.ask("overview introduction how to", top_k=20))["results"]
-    headings = [result["heading_path"][-1] if result["heading_path"] else result["title"] for result in found]
-    return list(dict.fromkeys(heading for heading in headings if heading))[:3]
-
-
-async def _change(services: Services, *, quiet: bool) -> tuple[dict[str, Any], dict[str, float], float]:
-    """Edit one document several times, then delete it; each time until the answers have it."""
-    show = err if quiet else out
-    document = "freshline-demo/notice.md"
-    notice = "# Notice board\n\nThe notice board tells the code words of the tour.\n"
-    first = await services.put(document, notice.encode(), "text/markdown")
-    await services.ended(first["event_id"])
-    elapsed_ms: list[float] = []
-    stages: list[Mapping[str, float]] = []
-    for number in range(1, _EDITS + 1):
-        word = secrets.token_hex(4)
-        notice += f"\n## Code word {number}\n\nThe code word of notice number {number} is {word}.\n"
-        question = f"What is the code word of notice number {number}?"
-        await services.ask(question, generate=True)  # now an answer without it is cached
-        accepted = await services.put(document, notice.encode(), "text/markdown")
+    async def run(self, questions: Sequence[str]) -> dict[str, Any]:
+        """All of it; the report."""
         began_s = time.perf_counter()
-        answer = await services.ask(question, generate=True, min_position=accepted["position"])
-        elapsed_ms.append((time.perf_counter() - began_s) * 1000)
-        if not any(word in result["text"] for result in answer["results"]):
-            raise ServiceFailed(f"the answer to {question!r} does not have the edit at {accepted['position']}")
-        status = await services.ended(accepted["event_id"])
-        stages.append(status["stages_ms"])
-        if number == 1:
-            show.print(f"\nedited {document}; the answer to “{question}” is now:", style="bold green")
-            show.print(str(answer["answer"]), markup=False)
-    freshness_ms = spread(elapsed_ms)
-    show.print(f"{_EDITS} edits, from 202 to the answer that has it: {_said(freshness_ms)}", style="bold")
-    by_stage = {name: spread([one[name] for one in stages]) for name in stages[0]}
-    for name, figures in by_stage.items():
-        show.print(f"  {name:12} {figures['p50']:7.1f} ms after acceptance (median)", style="dim")
-    question = "What is the code word of notice number 1?"
-    accepted = await services.delete(document)
+        documents = await self._ingest()
+        ingest_s = time.perf_counter() - began_s
+        chunks = await self._chunks()
+        self._show.print(f"\n{documents} documents, {chunks} passages searchable ({ingest_s:.1f} s)", style="bold")
+        async with connect_services(self._settings) as services:
+            asked = await self._ask(services, questions or await self._questions(services))
+            document = await asyncio.to_thread(editable, self._sources, self._pages)
+            edits = await self._edit(services, document)
+            deleted_ms = await self._delete(services, document)
+        return {
+            "documents": documents,
+            "chunks": chunks,
+            "ingest_s": round(ingest_s, 1),
+            "questions": len(asked),
+            "answers": asked,
+            "edits": len(edits),
+            "freshness_ms": spread([edit.freshness_ms for edit in edits]),
+            "deleted_ms": deleted_ms,
+            "stages_ms": _medians([edit.stages_ms for edit in edits]),
+        }
+
+    async def _ingest(self) -> int:
+        log_path = self._home / "sent.jsonl"
+        log_path.unlink(missing_ok=True)
+        own = self._sources
+        source = Source(own.docs or self._pages, own.git, own.events, log_path=log_path)
+        summary, outcomes = await send_and_wait(self._settings, source, _INGEST_TIMEOUT_S)
+        for failure in summary.failed:
+            err.print(f"not sent: {failure.document_id}: {failure.reason}", style="yellow")
+        if dead := outcomes.get("dead_letter"):
+            err.print(f"{dead} of the last events could not be processed", style="yellow")
+        return await self._documents()
+
+    async def _questions(self, services: Services) -> Sequence[str]:
+        """For documents that nobody knows beforehand: their own headings."""
+        if not self._sources.own:
+            return _QUESTIONS
+        found = (await services.ask("overview introduction how to", top_k=20))["results"]
+        headings = [result["heading_path"][-1] if result["heading_path"] else result["title"] for result in found]
+        return list(dict.fromkeys(heading for heading in headings if heading))[:3]
+
+    async def _ask(self, services: Services, questions: Sequence[str]) -> list[dict[str, Any]]:
+        asked = []
+        for question in questions:
+            answer = await services.ask(question, generate=True, top_k=_TOP_K)
+            again = await services.ask(question, generate=True, top_k=_TOP_K)
+            self._show.print(f"\n? {question}", style="bold green")
+            show_answer(answer, self._show)
+            how = "from the cache" if again["cached"] else "not cached"
+            self._show.print(f"asked again: {again['query_time_ms']:.2f} ms, {how}", style="dim")
+            asked.append(
+                {
+                    "question": question,
+                    "answer": answer["answer"],
+                    "sources": [result["document_id"] for result in answer["results"]],
+                    "query_ms": answer["query_time_ms"],
+                    "repeated_ms": again["query_time_ms"],
+                    "repeated_from_cache": again["cached"],
+                }
+            )
+        return asked
+
+    async def _edit(self, services: Services, document: Text) -> list[_Edited]:
+        """Edit a document several times; each time until the answer has it."""
+        question = _review_question(document)
+        before = await services.ask(question, generate=True, top_k=_TOP_K)
+        self._show.print(f"\n? {question}", style="bold green")
+        self._show.print(f"before the edit: {_said(before)}")
+        edits: list[_Edited] = []
+        for number in range(_EDITS):
+            # All minutes differ, so no edit can pass for another.
+            fact = f"{_DAYS[number % len(_DAYS)]} at {secrets.randbelow(24):02}:{number + 10}"
+            edits.append(await _time_edit(services, document, question, fact))
+        first, last = edits[0], edits[-1]
+        self._show.print(f"edited {document.document_id}, {first.freshness_ms:.1f} ms later: {_said(first.answer)}")
+        self._show.print(f"edited for the {_EDITS}th time, {last.freshness_ms:.1f} ms later: {_said(last.answer)}")
+        figures = spread([edit.freshness_ms for edit in edits])
+        self._show.print(
+            f"{_EDITS} edits, from the 202 to the answer that has it: median {figures['p50']} ms, "
+            f"95th percentile {figures['p95']} ms, longest {figures['max']} ms",
+            style="bold",
+        )
+        for name, median_ms in _medians([edit.stages_ms for edit in edits]).items():
+            self._show.print(f"  {name:12} {median_ms:7.1f} ms after acceptance (median)", style="dim")
+        return edits
+
+    async def _delete(self, services: Services, document: Text) -> float:
+        question = _review_question(document)
+        accepted = await services.delete(document.document_id)
+        began_s = time.perf_counter()
+        answer = await services.ask(question, generate=True, top_k=_TOP_K, min_position=accepted["position"])
+        deleted_ms = round((time.perf_counter() - began_s) * 1000, 1)
+        if any(result["document_id"] == document.document_id for result in answer["results"]):
+            raise ServiceFailed(f"{document.document_id} is still found at {accepted['position']}, where it is deleted")
+        self._show.print(
+            f"deleted {document.document_id}, gone from the answers {deleted_ms} ms later: {_said(answer)}",
+            style="bold",
+        )
+        return deleted_ms
+
+    async def _documents(self) -> int:
+        return await self._count(
+            self._settings.names.manifests_index(self._settings.generation), {"term": {"state": "live"}}
+        )
+
+    async def _chunks(self) -> int:
+        return await self._count(self._settings.names.chunks_alias, {"match_all": {}})
+
+    async def _count(self, index: str, query: dict[str, Any]) -> int:
+        client = connect(self._settings.opensearch)
+        try:
+            await client.indices.refresh(index=index)
+            return int((await client.count(index=index, body={"query": query}))["count"])
+        finally:
+            await client.close()
+
+
+async def _time_edit(services: Services, document: Text, question: str, fact: str) -> _Edited:
+    """Write a fact into a document and ask for it.
+
+    Raises:
+        ServiceFailed: the answer from the edit's position on does not have it.
+    """
+    heading = "\n## Review\n" if document.content_type == "text/markdown" else ""
+    content = f"{document.content}\n{heading}\nThe Freshline demo review of {document.name} is on {fact}.\n"
+    await services.ask(question, generate=True, top_k=_TOP_K)  # now the answer without it is cached
+    accepted = await services.put(document.document_id, content.encode(), document.content_type)
     began_s = time.perf_counter()
-    answer = await services.ask(question, generate=True, min_position=accepted["position"])
-    deleted_ms = round((time.perf_counter() - began_s) * 1000, 1)
-    if any(result["document_id"] == document for result in answer["results"]):
-        raise ServiceFailed(f"{document} is still found at {accepted['position']}, where it was deleted")
-    show.print(f"deleted {document}: gone from the answers after {deleted_ms} ms", style="bold")
-    return by_stage, freshness_ms, deleted_ms
+    answer = await services.ask(question, generate=True, top_k=_TOP_K, min_position=accepted["position"])
+    freshness_ms = (time.perf_counter() - began_s) * 1000
+    if not any(fact in result["text"] for result in answer["results"]):
+        raise ServiceFailed(f"the answer to {question!r} does not have the edit at {accepted['position']}")
+    status = await services.ended(accepted["event_id"])
+    return _Edited(fact, freshness_ms, status["stages_ms"], answer)
+
+
+def _review_question(document: Text) -> str:
+    return f"When is the Freshline demo review of {document.name}?"
+
+
+def _said(answer: Mapping[str, Any]) -> str:
+    return str(answer["answer"] or "no answer is known").replace("\n", " ")
+
+
+def _medians(stages: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Stage → median over all edits that tell of it."""
+    names = dict.fromkeys(name for one in stages for name in one)
+    return {name: round(statistics.median(one[name] for one in stages if name in one), 1) for name in names}
 
 
 def _say_addresses(settings: Settings, home: Path) -> None:
     key = settings.tenant.api_key
     err.print("\nServing until Ctrl-C:", style="bold")
-    err.print(f"  page and query API   http://{settings.query.host}:{settings.query.port}/", markup=False)
-    err.print(f"  ingest API           http://{settings.ingest.host}:{settings.ingest.port}/docs", markup=False)
+    err.print(f"  questions, in a browser  http://{settings.query.host}:{settings.query.port}/")
+    err.print(f"  query API                http://{settings.query.host}:{settings.query.port}/v1/query")
+    err.print(f"  ingest API               http://{settings.ingest.host}:{settings.ingest.port}/v1/documents")
     if key:
-        err.print(f"  key                  {key.get_secret_value()}", markup=False)
-    err.print(f'  in another terminal  FRESHLINE_HOME={home} freshline ask "…"', markup=False)
-
-
-async def _count(settings: Settings, index: str) -> int:
-    client = connect(settings.opensearch)
-    try:
-        return int((await client.count(index=index))["count"])
-    finally:
-        await client.close()
-
-
-def _said(figures: Mapping[str, float]) -> str:
-    return f"median {figures['p50']} ms, 95th percentile {figures['p95']} ms, longest {figures['max']} ms"
+        err.print(f"  their key                {key.get_secret_value()}")
+    err.print(f'  in another terminal      freshline ask --data {home} "…"')

@@ -58,16 +58,28 @@ class Installation(BaseModel):
 
 
 def plan(
-    data_dir: Path | None, *, nodes: int, ports: dict[str, int], servers_only: bool = False
+    data_dir: Path | None,
+    *,
+    nodes: int = 1,
+    ports: Mapping[str, int] | None = None,
+    servers_only: bool = False,
+    told: Mapping[str, str] | None = None,
 ) -> tuple[StackConfig, Installation]:
     """What to run: the servers, and unless only they are wanted, ingest, query and one worker for each step.
+
+    Args:
+        data_dir: where; by default the user's.
+        nodes: see ``StackConfig``.
+        ports: by name, for the services too; others are remembered ones, defaults or free ones.
+        servers_only: without the application.
+        told: settings of the application that win over the environment's.
 
     Raises:
         StackError: it runs already, with another port than told.
     """
     home = data_dir or default_data_dir()
     known = _read(home)
-    ports = _told_ports() | ports
+    ports = _told_ports() | dict(ports or {})
     if known is not None and Stack.open(StackConfig(data_dir=home)).status().state is Phase.READY:
         installation = known
         for name, port in (("ingest", known.ingest_port), ("query", known.query_port)):
@@ -78,7 +90,7 @@ def plan(
             api_key=os.environ.get(_KEY) or (known.api_key if known else secrets.token_urlsafe(24)),
             ingest_port=_port("ingest", ports, known.ingest_port if known else None),
             query_port=_port("query", ports, known.query_port if known else None),
-            told={name: value for name, value in os.environ.items() if _is_setting(name)},
+            told={name: value for name, value in os.environ.items() if _is_setting(name)} | dict(told or {}),
         )
     config = StackConfig(
         nodes=3 if nodes == 3 else 1,  # noqa: PLR2004 - the two layouts there are
@@ -104,8 +116,9 @@ def remember(data_dir: Path, installation: Installation) -> None:
 def find(data_dir: Path | None = None) -> Settings:
     """Settings of the installation that a command acts on.
 
-    What the environment says wins. For the rest, the local installation is asked if it runs; not so where the
-    environment names servers, as it does for the installation's own processes and for a deployment elsewhere.
+    A ``data_dir`` that is named wins; then what the environment says; and for the rest, the user's local installation
+    is asked if it runs. It is not where the environment names servers, as it does for the processes of an installation
+    and for a deployment elsewhere.
 
     Raises:
         NotRunning: nothing runs in the ``data_dir`` that was named.
@@ -116,7 +129,8 @@ def find(data_dir: Path | None = None) -> Settings:
     status = Stack.open(StackConfig(data_dir=home)).status()
     known = _read(home)
     if status.state is Phase.READY and known is not None:
-        return _settings(known.environment | dict(status.environment))
+        told = known.environment | dict(status.environment)
+        return _settings(told if data_dir else {name: told[name] for name in told.keys() - os.environ.keys()})
     if data_dir is not None:
         raise NotRunning(f"nothing runs in {home} ({status.state}): start it with `freshline up --data {home}`")
     return Settings()
@@ -196,11 +210,9 @@ def _is_setting(name: str) -> bool:
 
 
 def _settings(told: Mapping[str, str]) -> Settings:
-    """Settings from variables, below those of the environment."""
+    """Settings from these variables; the environment fills in the rest."""
     nested: dict[str, Any] = {}
     for name, value in told.items():
-        if name in os.environ:
-            continue
         *sections, field = name.removeprefix(PREFIX).lower().split("__")
         place = nested
         for section in sections:

@@ -1,47 +1,77 @@
-"""Whether index, manifests, contents and the stream agree, document by document.
+"""Whether stream, index and contents agree, document by document; and how to mend what can be mended.
 
-What is to be expected is computed from the stream alone: of each document the newest version that was not refused.
+What is to be expected is computed from the stream alone. The index is only read, unless repair is asked for.
 """
 
 import asyncio
-from collections import defaultdict
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import TypeVar
+from collections.abc import AsyncIterator, Iterable, Mapping
+from typing import Any, Final
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from pydantic import BaseModel, ConfigDict
 
+from freshline.agreement import ADVICE, SENT_AGAIN, Findings, Kind, compare, expected
 from infra.blobs import open_blob_store
-from infra.kafka.codec import Undecodable, decode
+from infra.blobs.port import BlobStore
+from infra.kafka.codec import Undecodable, decode, encode_event, header
+from infra.kafka.producer import KafkaProducer
+from infra.kafka.provision import StreamAdmin
 from infra.kafka.security import client_options
 from infra.opensearch.port import Hit
 from infra.opensearch.store import OpenSearchIndex
 from infra.settings import Settings
 from schemas.documents import DocumentKey, LifeState, Outcome
-from schemas.events import Change, ChunkPlan, DocumentEvent, IndexChange
+from schemas.events import ChunkPlan, DocumentEvent, IndexChange
 from schemas.index import Manifest, StoredChunk
 from schemas.positions import Position
-from schemas.topics import DOCUMENTS, INDEX_CHANGES, Topic
+from schemas.topics import CHUNKS, DEAD_LETTERS, DOCUMENTS, INDEX_CHANGES, Topic
+from streams.topology import TOPOLOGY, StepName
 
-M = TypeVar("M", bound=DocumentEvent | ChunkPlan | IndexChange)
+MAX_EXAMPLES: Final = 20
+_AT_A_TIME: Final = 32
+
+
+class EventsUnderWay(Exception):
+    """Repair now could undo what a worker is just doing."""
+
+
+class Finding(BaseModel):
+    """One kind of disagreement.
+
+    Attributes:
+        examples: the first of them, at most ``MAX_EXAMPLES``.
+        advice: what to do about it.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    count: int
+    examples: tuple[str, ...]
+    advice: str
 
 
 class Report(BaseModel):
     """What was found.
 
     Attributes:
-        findings: kind of disagreement → document or chunk ids.
-        repaired: ids that were repaired.
+        events: in the document stream.
+        documents: that are searchable.
+        tombstones: documents that are deleted.
+        chunks: searchable passages.
+        under_way: records that a step has not finished; each may be the cause of a finding.
+        findings: kind of disagreement → what was found.
+        repaired: what was done → how often.
     """
 
     model_config = ConfigDict(frozen=True)
 
+    events: int
     documents: int
     tombstones: int
     chunks: int
-    findings: dict[str, list[str]]
-    repaired: list[str] = []
+    under_way: int
+    findings: dict[str, Finding]
+    repaired: dict[str, int] = {}
 
     @property
     def ok(self) -> bool:
@@ -49,117 +79,144 @@ class Report(BaseModel):
         return not self.findings
 
 
-@dataclass(frozen=True, slots=True)
-class Expected:
-    """The newest version of a document that was not refused."""
-
-    version: int
-    deleted: bool
-
-
 async def verify(settings: Settings, *, repair: bool) -> Report:
-    """Compare everything. Events still under way show up as disagreements: wait until nothing lags.
+    """Compare everything.
 
-    With ``repair``, passages that no manifest knows are removed. Documents that lack passages are reported: sending
-    them again, with a new revision, mends them.
+    With ``repair``, the newest events of documents that lack them are sent once more, and passages that no manifest
+    knows are removed. What was removed is no finding any more; what was sent again is one until it has been processed.
+
+    Raises:
+        EventsUnderWay: something is to be repaired while workers have something to do.
     """
-    events, changes = await asyncio.gather(
-        _read(settings, DOCUMENTS, DocumentEvent), _read(settings, INDEX_CHANGES, IndexChange)
-    )
+    under_way, events, outcomes = await asyncio.gather(_under_way(settings), _events(settings), _outcomes(settings))
     index = OpenSearchIndex.open(settings)
     blobs = open_blob_store(settings.blobs)
     try:
-        manifests = {manifest.key: manifest async for manifest in index.scan_manifests()}
+        # Passages first: whatever is seen of a change that comes now, its manifest was written before it.
         chunks = [chunk async for chunk in index.scan_chunks()]
-        findings = compare(expected(events, changes), manifests, chunks)
-        for key, manifest in manifests.items():
-            if manifest.content is not None and not await blobs.exists(manifest.content):
-                findings["content lost"].append(str(key))
-        repaired: list[str] = []
-        if repair and (orphans := set(findings.pop("orphan passage", []))):
-            lost = [Hit(chunk.chunk_id, chunk.key, 0.0) for chunk in chunks if chunk.chunk_id in orphans]
-            await index.delete_chunks(lost)
-            repaired = sorted(orphans)
+        manifests = {manifest.key: manifest async for manifest in index.scan_manifests()}
+        wanted = expected(events, outcomes)
+        findings = compare(wanted, manifests, chunks)
+        if lost := await _lost(blobs, manifests.values()):
+            findings[Kind.CONTENT_LOST] = lost
+        repaired: dict[str, int] = {}
+        if repair and findings.keys() & {*SENT_AGAIN, Kind.ORPHAN}:
+            if under_way:
+                raise EventsUnderWay(f"{under_way} events are under way: repair when `freshline lag` shows none")
+            repaired = await _repair(settings, index, findings, wanted, chunks)
+            findings.pop(Kind.ORPHAN, None)
     finally:
         await blobs.close()
         await index.close()
     live = sum(manifest.state is LifeState.LIVE for manifest in manifests.values())
     return Report(
+        events=len(events),
         documents=live,
         tombstones=len(manifests) - live,
         chunks=len(chunks),
-        findings={kind: ids for kind, ids in findings.items() if ids},
+        under_way=under_way,
+        findings={
+            str(kind): Finding(count=len(found), examples=tuple(found[:MAX_EXAMPLES]), advice=ADVICE[kind])
+            for kind, found in findings.items()
+        },
         repaired=repaired,
     )
 
 
-def expected(
-    events: Mapping[Position, DocumentEvent], changes: Mapping[Position, IndexChange]
-) -> dict[DocumentKey, Expected]:
-    """What the stream says of each document: the newest version wins, of equal ones the first; refused ones do not."""
-    newest: dict[DocumentKey, Expected] = {}
-    for position, event in sorted(events.items()):
-        refused = position in changes and changes[position].outcome is Outcome.DEAD_LETTER
-        known = newest.get(event.key)
-        if not refused and (known is None or event.version > known.version):
-            newest[event.key] = Expected(event.version, event.change is Change.DELETED)
-    return newest
+async def _repair(
+    settings: Settings,
+    index: OpenSearchIndex,
+    findings: Findings,
+    wanted: Mapping[DocumentKey, DocumentEvent | None],
+    chunks: Iterable[StoredChunk],
+) -> dict[str, int]:
+    orphans = set(findings.get(Kind.ORPHAN, ()))
+    hits = [Hit(chunk.chunk_id, chunk.key, 0.0) for chunk in chunks if f"{chunk.key} {chunk.chunk_id}" in orphans]
+    if hits:
+        await index.delete_chunks(hits)
+    keys = [DocumentKey.parse(name) for kind in SENT_AGAIN for name in findings.get(kind, ())]
+    again = [event for key in keys if (event := wanted[key]) is not None]
+    if again:
+        producer = await KafkaProducer.open(settings)
+        try:
+            await producer.send_all([encode_event(event) for event in again])
+        finally:
+            await producer.close()
+    return {"passages removed": len(hits), "events sent again": len(again)}
 
 
-def compare(
-    wanted: Mapping[DocumentKey, Expected], manifests: Mapping[DocumentKey, Manifest], chunks: Iterable[StoredChunk]
-) -> dict[str, list[str]]:
-    """Every disagreement, by kind."""
-    findings: dict[str, list[str]] = defaultdict(list)
-    for key, one in wanted.items():
-        manifest = manifests.get(key)
-        if manifest is None:
-            findings["not indexed"].append(str(key))
-        elif not manifest.complete:
-            findings["unfinished change"].append(str(key))
-        # A refused version is spent: the manifest is then ahead of the content that it keeps.
-        elif manifest.version != one.version and manifest.failure is None:
-            findings["wrong version"].append(str(key))
-        elif (manifest.state is LifeState.DELETED) != one.deleted:
-            findings["not deleted" if one.deleted else "wrongly deleted"].append(str(key))
-    findings["unknown to the stream"] += [str(key) for key in manifests.keys() - wanted.keys()]
-    owners = {chunk_id: key for key, manifest in manifests.items() for chunk_id in manifest.chunks}
-    seen = set()
-    for chunk in chunks:
-        seen.add(chunk.chunk_id)
-        owner = owners.get(chunk.chunk_id)
-        if owner is None:
-            findings["orphan passage"].append(chunk.chunk_id)
-        elif owner != chunk.key:
-            findings["passage of another document"].append(chunk.chunk_id)
-        elif frozenset(chunk.groups) != frozenset(manifests[owner].groups):
-            findings["passage with other groups"].append(chunk.chunk_id)
-    findings["missing passage"] += sorted({str(owners[chunk_id]) for chunk_id in owners.keys() - seen})
-    return findings
+async def _lost(blobs: BlobStore, manifests: Iterable[Manifest]) -> list[str]:
+    """Documents whose content is not in the store."""
+    stored = [(manifest.key, manifest.content) for manifest in manifests if manifest.content is not None]
+    lost: list[str] = []
+    for start in range(0, len(stored), _AT_A_TIME):
+        some = stored[start : start + _AT_A_TIME]
+        there = await asyncio.gather(*(blobs.exists(content) for _, content in some))
+        lost += [str(key) for (key, _), exists in zip(some, there, strict=True) if not exists]
+    return sorted(lost)
 
 
-async def _read(settings: Settings, topic: Topic, model: type[M]) -> dict[Position, M]:
-    """All messages of a topic up to its present end, by the position of their event in the document stream."""
-    name = settings.names.topic(topic.name)
-    partitions = [TopicPartition(name, number) for number in range(settings.kafka.partitions)]
+async def _under_way(settings: Settings) -> int:
+    async with StreamAdmin(settings) as admin:
+        lags = [await admin.lag(row.reads, settings.names.group(step)) for step, row in TOPOLOGY.items()]
+    return sum(one.behind for lag in lags for one in lag)
+
+
+async def _events(settings: Settings) -> dict[Position, DocumentEvent]:
+    events = {}
+    async for record in _records(settings, DOCUMENTS):
+        try:
+            event = decode(DocumentEvent, record.value, record.headers)
+        except Undecodable:  # it is a dead letter, and names no document
+            continue
+        events[Position(record.partition, record.offset)] = event
+    return events
+
+
+async def _outcomes(settings: Settings) -> dict[Position, Outcome]:
+    """How events ended, as far back as these topics go. Dead letters are kept longer than index changes."""
+    outcomes: dict[Position, Outcome] = {}
+    async for record in _records(settings, DEAD_LETTERS):
+        if (position := _refused_position(record)) is not None:
+            outcomes[position] = Outcome.DEAD_LETTER
+    async for record in _records(settings, INDEX_CHANGES):
+        change = decode(IndexChange, record.value, record.headers)
+        outcomes[Position.parse(change.position)] = change.outcome
+    return outcomes
+
+
+def _refused_position(record: Any) -> Position | None:
+    """The event that a dead letter is of; None where the event did become searchable, or cannot be told."""
+    topic = header(record.headers, "__connect.errors.topic")
+    if topic == TOPOLOGY[StepName.PREPARE].reads.name:
+        return Position(record.partition, int(header(record.headers, "__connect.errors.offset") or -1))
+    if topic != CHUNKS.name:
+        return None
+    try:
+        return Position.parse(decode(ChunkPlan, record.value, record.headers).position)
+    except Undecodable:
+        return None
+
+
+async def _records(settings: Settings, topic: Topic) -> AsyncIterator[Any]:
+    """All records of a topic up to its present end."""
+    partitions = [
+        TopicPartition(settings.names.topic(topic.name), number) for number in range(settings.kafka.partitions)
+    ]
     consumer = AIOKafkaConsumer(**client_options(settings.kafka), enable_auto_commit=False)
     await consumer.start()
     try:
         consumer.assign(partitions)
         await consumer.seek_to_beginning()
         ends = await consumer.end_offsets(partitions)
-        messages: dict[Position, M] = {}
         for partition in partitions:
             while await consumer.position(partition) < ends[partition]:
-                for records in (await consumer.getmany(timeout_ms=1_000)).values():
-                    for record in records:
-                        try:
-                            message = decode(model, record.value, record.headers)
-                        except Undecodable:
-                            continue  # a dead letter; it names no document
-                        at = Position(record.partition, record.offset)
-                        position = Position.parse(message.position) if isinstance(message, IndexChange) else at
-                        messages[position] = message
-        return messages
+                for record in await _some(consumer, partition):
+                    yield record
     finally:
         await consumer.stop()
+
+
+async def _some(consumer: AIOKafkaConsumer, partition: TopicPartition) -> list[Any]:
+    got = await consumer.getmany(partition, timeout_ms=1_000)
+    return list(got.get(partition, ()))

@@ -5,14 +5,18 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
+import stamina
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
-from aiokafka.errors import KafkaError, TopicAlreadyExistsError, for_code
+from aiokafka.errors import GroupCoordinatorNotAvailableError, KafkaError, TopicAlreadyExistsError, for_code
 
 from infra.kafka.port import StreamUnavailable
 from infra.kafka.security import client_options
 from infra.settings import Settings
 from schemas.topics import MAX_RECORD_BYTES, TOPICS, Topic
+
+_while_groups_start = stamina.retry(on=GroupCoordinatorNotAvailableError, timeout=15.0)
+"""A new broker makes its topic of group offsets when it is first asked for a group; that takes it a second or two."""
 
 
 class TopicMismatch(Exception):
@@ -94,12 +98,14 @@ class StreamAdmin:
             await consumer.stop()
         return [PartitionLag(tp.partition, committed.get(tp, 0), ends[tp]) for tp in partitions]
 
+    @_while_groups_start
     async def is_consumed(self, group: str) -> bool:
         """True if the group has a member and is not rebalancing."""
         [answer] = await self._client.describe_consumer_groups([group])
         _error, _name, state, *_rest = answer.groups[0]
         return bool(state == "Stable")
 
+    @_while_groups_start
     async def _committed(self, group: str) -> Mapping[TopicPartition, int]:
         offsets = await self._client.list_consumer_group_offsets(group)
         return {tp: meta.offset for tp, meta in offsets.items() if meta.offset >= 0}

@@ -28,6 +28,9 @@ _BYTES_PER_CHAR: Final = 12
 _DOCUMENTS_PER_CHILD: Final = 1_000
 """Parsers leak; a child's address space is limited over its whole life, so that life is bounded."""
 
+_ENDING_S: Final = 5.0
+"""Longest a process takes to end after its pipe has closed; freeing gigabytes is not instant."""
+
 
 class _Child:
     """A parser process, how many documents it has read, and the exchange with it."""
@@ -58,6 +61,15 @@ class _Child:
             raise ParseFailed("too-large", "its text is longer than a document may have")
         answer: dict[str, str] = orjson.loads(await self.process.stdout.readexactly(length))
         return answer
+
+    async def exit_code(self) -> int:
+        """How it ended, now that its pipe has; a process that only closed its pipe is ended."""
+        # Not killed at once: asyncio's kill() may reap a process that is just ending, and its code is lost.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_ENDING_S):
+                return await self.process.wait()
+        self.kill()
+        return await self.process.wait()
 
     def kill(self) -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -100,7 +112,11 @@ class ParserPool:
         # A guess at an unknown encoding takes a second at worst, so that is the child's work too.
         if is_plain(media_type) and len(content) <= _PLAIN_BYTES and unicode_text(content, charset) is not None:
             return self._bounded(parse(content, media_type, charset))
-        answer = await self._ask(orjson.dumps({"media_type": media_type, "charset": charset}), content)
+        head = orjson.dumps({"media_type": media_type, "charset": charset})
+        try:
+            answer = await self._ask(head, content)
+        except _Killed:
+            answer = await self._ask(head, content)
         if "kind" in answer:
             raise ParseFailed(answer["kind"], answer["message"])
         return self._bounded(ParsedDocument(answer["text"], answer["title"], media_type))
@@ -126,9 +142,7 @@ class ParserPool:
         except (EOFError, ConnectionError):  # IncompleteReadError is an EOFError
             if child is None or self._closed:
                 raise RuntimeError("the parser pool was closed") from None
-            # It may have closed its pipe without ending; a process that is ending keeps its own exit code.
-            child.kill()
-            raise _death(await child.process.wait(), settings) from None
+            raise _death(await child.exit_code(), settings) from None
         finally:
             # No await in here: a second cancellation must not lose the place in the pool. A child whose answer was not
             # awaited would give it to the next document; one that ran out of memory has little left.
@@ -165,7 +179,13 @@ def _charset(content_type: str | None) -> str | None:
     return message.get_param("charset", None) and message.get_content_charset()
 
 
+class _Killed(ParseFailed):
+    """Somebody else ended the child, perhaps before it saw the document: blaming that takes a second time."""
+
+
 def _death(code: int, settings: ParseSettings) -> ParseFailed:
+    if code == -signal.SIGKILL:
+        return _Killed("crashed", "its parser was killed twice; by the system, if memory is short")
     if code == -signal.SIGXCPU:
         return ParseFailed("time", f"reading it took more than {settings.cpu_s:g} s of processor time")
     return ParseFailed("crashed", f"its parser ended with code {code}")

@@ -148,12 +148,35 @@ async def test_a_child_that_dies_fails_its_document_only(pool_with):
     await assert_works(pool)
 
 
-async def test_a_child_that_died_idle_costs_nothing(pool_with):
+async def test_a_child_that_somebody_kills_costs_nothing(pool_with):
     pool = await pool_with()
     await assert_works(pool)
+    parsers_of(os.getpid())[0].kill()
+    await assert_works(pool)
+    # Not even while it reads: the document is read again.
     (child,) = parsers_of(os.getpid())
+    reading = asyncio.create_task(pool.parse(PAGE + b"<i>word</i> " * 20_000, "text/html", None))
+    idle_s = child.cpu_times().user
+    await until(lambda: child.cpu_times().user > idle_s + 0.05)
     child.kill()
-    await until(lambda: not parsers_of(os.getpid()))
+    assert (await reading).title == "Pay"
+
+
+async def test_a_document_whose_child_is_killed_each_time_fails(pool_with):
+    pool = await pool_with()
+    killed = set()
+    reading = asyncio.create_task(pool.parse(ENDLESS, "text/html", None))
+
+    def kill_next() -> bool:
+        for child in parsers_of(os.getpid()):
+            child.kill()
+            killed.add(child.pid)
+        return reading.done()
+
+    await until(kill_next)
+    with pytest.raises(ParseFailed, match="killed twice"):
+        await reading
+    assert len(killed) == 2
     await assert_works(pool)
 
 

@@ -1,0 +1,80 @@
+"""Writes the documentation of the standard library, one Markdown page for each module, as pydoc renders it.
+
+Run as a program, in a process of its own that has nothing to lose: describing a module imports it. It needs nothing
+but the standard library: ``python -I module_pages.py DIRECTORY LONGEST_PAGE_CHARS``.
+"""
+
+import importlib
+import pkgutil
+import pydoc
+import re
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+PASSED_OVER = frozenset(
+    "antigravity this idlelib lib2to3 test tkinter turtle turtledemo ensurepip venv distutils".split()
+)
+"""Modules that do something when imported, open windows, or are about installing Python."""
+
+PACKAGES = ("asyncio", "concurrent", "email", "http", "importlib", "json", "logging", "urllib", "xml.etree")
+"""Packages whose modules are read one by one."""
+
+FIRST = ("Description", "Functions", "Classes")
+"""What pages are cut after says least about a module."""
+
+LEFT_OUT = frozenset({"Module reference", "Module docs", "File", "Package contents"})
+"""The same words on every page, and where files lie on this machine."""
+
+
+def module_names() -> Iterator[str]:
+    """Public modules of the standard library; some may belong to other platforms."""
+    yield from (
+        name for name in sorted(sys.stdlib_module_names) if not name.startswith("_") and name not in PASSED_OVER
+    )
+    for package in PACKAGES:
+        path = importlib.import_module(package).__path__
+        yield from (found.name for found in pkgutil.iter_modules(path, f"{package}.") if "._" not in found.name)
+
+
+def page(name: str, longest_chars: int) -> str:
+    """The page of a module, cut between paragraphs.
+
+    Raises:
+        Exception: the module cannot be imported here.
+    """
+    sections: dict[str, list[str]] = {"": []}
+    lines = sections[""]
+    rendered = pydoc.plain(pydoc.render_doc(name, title="%s", renderer=pydoc.plaintext))
+    for line in re.sub(" at 0x[0-9a-f]+", "", rendered).splitlines()[1:]:
+        if re.fullmatch("[A-Z][A-Z ]+", line):
+            lines = sections.setdefault(line.capitalize(), [])
+        else:
+            lines.append(re.sub(r"^ *\|  ?", "", line.removeprefix("    ")).rstrip())
+    synopsis = " ".join(" ".join(sections.pop("Name", [])).split())
+    parts = [f"# {synopsis or name}"]
+    for title in (*FIRST, *(title for title in sections if title and title not in (*FIRST, *LEFT_OUT))):
+        if text := "\n".join(sections.get(title, [])).strip("\n"):
+            parts.append(f"## {title}\n\n{text}")
+    whole = "\n\n".join(parts)
+    if len(whole) <= longest_chars:
+        return f"{whole}\n"
+    cut = whole[:longest_chars]
+    return f"{cut[: cut.rfind(chr(10) * 2)]}\n"
+
+
+def main() -> None:
+    """Write all pages that can be written."""
+    target, longest_chars = Path(sys.argv[1]), int(sys.argv[2])
+    warnings.simplefilter("ignore")
+    for name in module_names():
+        try:
+            text = page(name, longest_chars)
+        except (Exception, SystemExit):  # noqa: BLE001 - whatever a module of another platform may do
+            continue
+        (target / f"{name}.md").write_text(text, "utf-8", "replace")
+
+
+if __name__ == "__main__":
+    main()
