@@ -19,6 +19,21 @@ for group in (cli_stack, cli_documents, cli_questions, cli_workers):
     group.register(app)
 
 
+@app.callback()
+def begin() -> None:
+    """Keep what libraries log off the screen: what matters of it comes as an exception. Processes set up their own."""
+    import logging  # noqa: PLC0415 - heavy
+
+    import structlog  # noqa: PLC0415 - as above
+
+    level = logging.DEBUG if debugging() else logging.CRITICAL
+    logging.basicConfig(level=level)
+    structlog.configure(
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+
+
 @app.command(
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, add_help_option=False, name="bench"
 )

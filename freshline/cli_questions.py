@@ -58,7 +58,8 @@ def show_answer(answer: dict[str, Any], console: Console) -> None:
         console.print(answer["answer"], style="bold")
         console.print()
     for number, result in enumerate(answer["results"], start=1):
-        place = " > ".join([result["title"] or result["document_id"], *result["heading_path"]])
+        # A title is often the first heading too.
+        place = " > ".join(dict.fromkeys([result["title"] or result["document_id"], *result["heading_path"]]))
         console.print(f"[{number}] {place}", style="cyan")
         console.print(
             f"    {result['document_id']}, version {result['version']}, score {result['score']:.4f}", style="dim"

@@ -2,7 +2,7 @@
 
 import asyncio
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -142,11 +142,11 @@ def verify(
         raise typer.Exit(FAILED)
 
 
-async def _lag(settings: "Settings") -> dict[str, dict[str, object]]:
+async def _lag(settings: "Settings") -> dict[str, dict[str, Any]]:
     from infra.kafka.provision import StreamAdmin  # noqa: PLC0415 - heavy
     from streams.topology import TOPOLOGY  # noqa: PLC0415 - as above
 
-    figures: dict[str, dict[str, object]] = {}
+    figures: dict[str, dict[str, Any]] = {}
     async with StreamAdmin(settings) as admin:
         for step, row in TOPOLOGY.items():
             group = settings.names.group(step)

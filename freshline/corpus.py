@@ -104,22 +104,35 @@ def editable(sources: Sources, pages: Path | None) -> Text:
 
 def _texts(sources: Sources) -> Iterator[Text]:
     if sources.docs is not None:
-        root = sources.docs.resolve()
-        for name, file in list_folder(root, root).items():
-            if file.suffix.lower() in _EDITABLE:
-                yield Text(name, file.read_text("utf-8", "replace"))
+        yield from _in_folder(sources.docs.resolve())
     if sources.git is not None:
-        for name in _git(sources.git, "ls-tree", "-r", "-z", "--name-only", "--full-tree", "HEAD").split("\0"):
-            if PurePosixPath(name).suffix.lower() in _EDITABLE:
-                yield Text(name, _git(sources.git, "show", f"HEAD:{name}"))
+        yield from _in_repository(sources.git)
     if sources.events is not None:
-        contents: dict[str, str | None] = {}
-        for event in read_events(sources.events):
-            kept = event.type == "renamed" and event.content is None
-            contents[event.doc_id] = contents.get(event.doc_id) if kept else event.content
-        for name, content in contents.items():
-            if content is not None and PurePosixPath(name).suffix.lower() in _EDITABLE:
-                yield Text(name, content)
+        yield from _in_history(sources.events)
+
+
+def _in_folder(root: Path) -> Iterator[Text]:
+    for name, file in list_folder(root, root).items():
+        if _is_text(name):
+            yield Text(name, file.read_text("utf-8", "replace"))
+
+
+def _in_repository(repository: Path) -> Iterator[Text]:
+    for name in _git(repository, "ls-tree", "-r", "-z", "--name-only", "--full-tree", "HEAD").split("\0"):
+        if _is_text(name):
+            yield Text(name, _git(repository, "show", f"HEAD:{name}"))
+
+
+def _in_history(events: Path) -> Iterator[Text]:
+    contents: dict[str, str | None] = {}
+    for event in read_events(events):
+        keeps = event.type == "renamed" and event.new_content() is None
+        contents[event.doc_id] = contents.get(event.doc_id) if keeps else event.content
+    yield from (Text(name, content) for name, content in contents.items() if content is not None and _is_text(name))
+
+
+def _is_text(name: str) -> bool:
+    return PurePosixPath(name).suffix.lower() in _EDITABLE
 
 
 def _git(repository: Path, *arguments: str) -> str:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 PASSED_OVER = frozenset(
-    "antigravity this idlelib lib2to3 test tkinter turtle turtledemo ensurepip venv distutils".split()
+    {"antigravity", "this", "idlelib", "lib2to3", "test", "tkinter", "turtle", "turtledemo", "ensurepip", "venv"}
 )
 """Modules that do something when imported, open windows, or are about installing Python."""
 
@@ -46,17 +46,16 @@ def page(name: str, longest_chars: int) -> str:
     """
     sections: dict[str, list[str]] = {"": []}
     lines = sections[""]
-    rendered = pydoc.plain(pydoc.render_doc(name, title="%s", renderer=pydoc.plaintext))
+    rendered = pydoc.plain(pydoc.render_doc(name, title="%s"))
     for line in re.sub(" at 0x[0-9a-f]+", "", rendered).splitlines()[1:]:
         if re.fullmatch("[A-Z][A-Z ]+", line):
             lines = sections.setdefault(line.capitalize(), [])
         else:
             lines.append(re.sub(r"^ *\|  ?", "", line.removeprefix("    ")).rstrip())
     synopsis = " ".join(" ".join(sections.pop("Name", [])).split())
-    parts = [f"# {synopsis or name}"]
-    for title in (*FIRST, *(title for title in sections if title and title not in (*FIRST, *LEFT_OUT))):
-        if text := "\n".join(sections.get(title, [])).strip("\n"):
-            parts.append(f"## {title}\n\n{text}")
+    titles = (*FIRST, *(title for title in sections if title and title not in (*FIRST, *LEFT_OUT)))
+    texts = {title: "\n".join(sections.get(title, [])).strip("\n") for title in titles}
+    parts = [f"# {synopsis or name}", *(f"## {title}\n\n{text}" for title, text in texts.items() if text)]
     whole = "\n\n".join(parts)
     if len(whole) <= longest_chars:
         return f"{whole}\n"
@@ -72,8 +71,9 @@ def main() -> None:
         try:
             text = page(name, longest_chars)
         except (Exception, SystemExit):  # noqa: BLE001 - whatever a module of another platform may do
-            continue
-        (target / f"{name}.md").write_text(text, "utf-8", "replace")
+            text = ""
+        if text:
+            (target / f"{name}.md").write_text(text, "utf-8", "replace")
 
 
 if __name__ == "__main__":

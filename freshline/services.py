@@ -11,7 +11,9 @@ import httpx
 from pydantic import ValidationError
 
 from infra.settings import HttpSettings, Settings
-from ingest.connectors.client import IngestClient, connect_ingest
+from ingest.connectors.client import IngestClient, connect_ingest, upload_headers
+from ingest.core.changes import Upload
+from schemas.documents import DocumentAttributes
 from schemas.problems import Problem
 
 _END_TIMEOUT_S: Final = 60.0
@@ -31,10 +33,9 @@ class Services:
         self.query_url = query_url
 
     async def put(self, document_id: str, content: bytes, content_type: str) -> dict[str, Any]:
-        """Upload a document; what the service promises of it."""
-        return await self._call(
-            "PUT", self._document(document_id), content=content, headers={"content-type": content_type}
-        )
+        """Upload a document whose id says where it is from; what the service promises of it."""
+        upload = Upload(document_id, content, content_type, DocumentAttributes(source=document_id))
+        return await self._call("PUT", self._document(document_id), content=content, headers=upload_headers(upload))
 
     async def delete(self, document_id: str) -> dict[str, Any]:
         """Delete a document; what the service promises of it."""

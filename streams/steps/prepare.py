@@ -30,6 +30,9 @@ from streams.topology import StepName
 _INLINE_BYTES = MAX_RECORD_BYTES * 3 // 4
 """Chunks beyond this go to the blob store; the rest of a plan is far smaller than what is left."""
 
+_QUICK_CHARS = 100_000
+"""Text up to this length is split in some 30 ms at most; longer ones must not hold up the heartbeats and other events."""
+
 
 @dataclass(frozen=True, slots=True)
 class Prepare:
@@ -83,7 +86,9 @@ class Prepare:
         content = await self.blobs.get(cast("BlobRef", event.content))
         parsed = await self.parsers.parse(content, event.content_type, event.file_name)
         title = event.title or parsed.title
-        return title, self.splitter.split(parsed.text, title)
+        if len(parsed.text) <= _QUICK_CHARS:
+            return title, self.splitter.split(parsed.text, title)
+        return title, await asyncio.to_thread(self.splitter.split, parsed.text, title)
 
     def _dead(self, task: Task, kind: str, reason: str) -> DeadLetter:
         return DeadLetter(kind, reason, self.give_up(task, reason))

@@ -1,0 +1,255 @@
+"""Many connections at once, while documents change: no answer may be older than what was applied before its question.
+
+One client over raw connections, so that what is measured is the service. What is checked is right and wrong, not speed.
+"""
+
+import asyncio
+import json
+import random
+import sys
+import time
+from collections import Counter
+from contextlib import AsyncExitStack, asynccontextmanager
+from urllib.parse import urlsplit
+
+import psutil
+import pytest
+
+from infra.embedding.opening import open_embedder
+from infra.opensearch.port import ChunkChange, ChunkWrite
+from infra.opensearch.provision import create_indices
+from infra.opensearch.store import OpenSearchIndex
+from infra.redis.answers import RedisAnswerCache
+from infra.redis.connect import connect_redis
+from schemas.documents import LifeState
+from schemas.index import Manifest, StoredChunk
+from schemas.queries import QueryResponse
+
+pytestmark = pytest.mark.stack
+
+TENANT = "local"
+CONNECTIONS = 200
+QUESTIONS_EACH = 20
+QUESTIONS = 50
+CHANGE_EVERY = 160
+"""Answers between two changes."""
+PARTITIONS = 3
+LIMIT_S = 60
+GROWTH_BYTES = 64_000_000
+"""Resident memory that the second half of the load may add to the first."""
+
+ROOMS = tuple(
+    f"{colour} {thing}"
+    for colour in ("amber", "teal", "violet", "scarlet", "ivory")
+    for thing in ("falcon", "otter", "walrus", "heron", "lynx", "badger", "beetle", "salmon", "bison", "cobra")
+)
+WEIGHTS = tuple(1 / rank for rank in range(1, QUESTIONS + 1))
+"""Zipf's law: the first question is asked fifty times as often as the last."""
+
+
+class Library:
+    """Documents that change, written to the stores in the order of the write path, and how far that is applied.
+
+    Attributes:
+        applied: last applied offset of each partition.
+        versions: applied version of each document.
+    """
+
+    def __init__(self, index, cache, embedder):
+        self._index = index
+        self._cache = cache
+        self._embedder = embedder
+        self._one_at_a_time = asyncio.Lock()
+        self._offset = 0
+        self.applied: dict[int, int] = {}
+        self.versions: dict[str, int] = {}
+        self.changes = 0
+
+    async def change(self, documents):
+        """New versions of ``documents``; returns when they are applied."""
+        async with self._one_at_a_time:
+            chunks = [self._next_chunk(document) for document in documents]
+            vectors = await self._embedder.embed_passages([chunk.text for chunk in chunks])
+            changes = [
+                ChunkChange(chunk.key, chunk.version, (ChunkWrite(chunk, vector),), ())
+                for chunk, vector in zip(chunks, vectors, strict=True)
+            ]
+            assert await self._index.apply(changes) == [None] * len(chunks)
+            manifests = [_manifest(chunk) for chunk in chunks]
+            assert await self._index.put_manifests(manifests) == [True] * len(chunks)
+            positions = {chunk.version % PARTITIONS: chunk.version for chunk in chunks}
+            await self._cache.apply(TENANT, positions, drop=True)
+            self.applied |= positions
+            self.versions |= {chunk.document_id: chunk.version for chunk in chunks}
+            self.changes += 1
+
+    def _next_chunk(self, document):
+        self._offset += 1
+        text = f"The room {document} is booked by team {self._offset}."
+        return StoredChunk(
+            chunk_id=f"c-{document.replace(' ', '-')}",
+            tenant=TENANT,
+            document_id=document,
+            version=self._offset,
+            position=f"documents.v1-{self._offset % PARTITIONS}:{self._offset}",
+            text=text,
+            text_sha256="0",
+            start=0,
+            end=len(text),
+        )
+
+
+def _manifest(chunk):
+    return Manifest(
+        tenant=TENANT,
+        document_id=chunk.document_id,
+        version=chunk.version,
+        complete=True,
+        state=LifeState.LIVE,
+        position=chunk.position,
+        profile="test",
+        chunks=(chunk.chunk_id,),
+        updated_ms=time.time() * 1_000,
+    )
+
+
+@pytest.fixture
+async def library(settings):
+    await create_indices(settings)
+    async with AsyncExitStack() as ending:
+        index = OpenSearchIndex.open(settings)
+        ending.push_async_callback(index.close)
+        redis = connect_redis(settings.redis)
+        ending.push_async_callback(redis.aclose)
+        embedder = open_embedder(settings.embedding)
+        ending.push_async_callback(embedder.close)
+        library = Library(index, RedisAnswerCache(redis, settings.names), embedder)
+        await library.change(ROOMS)
+        yield library
+
+
+@asynccontextmanager
+async def _query_process(monkeypatch):
+    """The query service in a process of its own; yields that process and the service's host and port."""
+    monkeypatch.setenv("FRESHLINE_QUERY__PORT", "0")
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "freshline",
+        "serve",
+        "query",
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    said = []
+    reading = None
+    try:
+        async with asyncio.timeout(LIMIT_S):
+            async for line in process.stdout:
+                said.append(line)
+                if b'"query_serving"' in line:
+                    break
+            else:
+                pytest.fail(f"the query service did not start: {b''.join(said).decode()}")
+        reading = asyncio.create_task(process.stdout.read())
+        address = urlsplit(json.loads(said[-1])["url"])
+        yield psutil.Process(process.pid), (address.hostname, address.port)
+        process.terminate()
+        async with asyncio.timeout(LIMIT_S):
+            assert (await process.wait(), await reading) == (0, b""), "it complained, or did not stop as told"
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+        if reading is not None:
+            await reading
+
+
+class Connection:
+    """One kept HTTP connection."""
+
+    def __init__(self, reader, writer):
+        self._reader = reader
+        self._writer = writer
+
+    @classmethod
+    @asynccontextmanager
+    async def to(cls, address):
+        reader, writer = await asyncio.open_connection(*address)
+        try:
+            yield cls(reader, writer)
+        finally:
+            writer.close()
+            await writer.wait_closed()
+
+    async def post(self, path, message):
+        """Status and body of the response."""
+        body = json.dumps(message).encode()
+        self._writer.write(
+            f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+            f"Content-Length: {len(body)}\r\n\r\n".encode()
+            + body
+        )
+        head = (await self._reader.readuntil(b"\r\n\r\n")).decode().lower()
+        length = int(head.partition("content-length:")[2].partition("\r\n")[0])
+        return int(head.split(" ", 2)[1]), await self._reader.readexactly(length)
+
+
+class Load:
+    """What the connections ask together, and what came of it."""
+
+    def __init__(self, library):
+        self._library = library
+        self._all_connected = asyncio.Barrier(CONNECTIONS)
+        self.answers = 0
+        self.served = Counter()
+        self.asked = Counter()
+
+    async def run(self, address, seed):
+        """All questions of all connections, each with a random order of its own."""
+        async with asyncio.timeout(LIMIT_S), asyncio.TaskGroup() as group:
+            for number in range(CONNECTIONS):
+                group.create_task(self._ask_in_turn(address, random.Random(f"{seed}-{number}")))
+
+    async def _ask_in_turn(self, address, chance):
+        async with Connection.to(address) as connection:
+            await self._all_connected.wait()
+            for _ in range(QUESTIONS_EACH):
+                [room] = chance.choices(ROOMS, WEIGHTS)
+                await self._ask(connection, room)
+                self.answers += 1
+                if self.answers % CHANGE_EVERY == 0:
+                    await self._library.change(chance.choices(ROOMS, WEIGHTS))
+
+    async def _ask(self, connection, room):
+        applied, version = dict(self._library.applied), self._library.versions[room]
+        status, body = await connection.post("/v1/query", {"query": f"Who booked the room {room}?", "generate": True})
+        assert status == 200, body
+        answer = QueryResponse.model_validate_json(body)
+        behind = {
+            partition: offset
+            for partition, offset in applied.items()
+            if answer.as_of.positions.get(partition, -1) < offset
+        }
+        assert not behind, f"true for {answer.as_of.positions} only"
+        [found] = [result for result in answer.results if result.document_id == room]
+        assert found.version >= version, f"says it is true for {answer.as_of.positions}, and is not"
+        assert found.text.endswith(f"team {found.version}.")
+        self.served["hit" if answer.cached else "miss"] += 1
+        self.asked[room] += 1
+
+
+async def test_two_hundred_connections_get_true_answers_while_documents_change(library, monkeypatch):
+    load = Load(library)
+    async with _query_process(monkeypatch) as (process, address):
+        await load.run(address, seed=1)
+        first_bytes = process.memory_info().rss
+        changes = library.changes
+        await load.run(address, seed=2)
+        grown_bytes = process.memory_info().rss - first_bytes
+    assert load.answers == 2 * CONNECTIONS * QUESTIONS_EACH
+    assert library.changes - changes >= load.answers // 2 // CHANGE_EVERY
+    assert load.served["hit"] > 0 < load.served["miss"]
+    assert load.asked[ROOMS[0]] > load.answers / 10
+    assert grown_bytes < GROWTH_BYTES
+    print(load.served, first_bytes, grown_bytes, library.changes, min(load.asked.values()), len(load.asked))
