@@ -80,6 +80,15 @@ def expected(
     return standing
 
 
+def refused(events: Mapping[Position, DocumentEvent], outcomes: Mapping[Position, Outcome]) -> list[str]:
+    """Documents whose newest version was refused."""
+    newest: dict[DocumentKey, tuple[int, bool]] = {}
+    for position, event in sorted(events.items()):
+        if event.version > newest.get(event.key, (-1, False))[0]:
+            newest[event.key] = (event.version, outcomes.get(position) is Outcome.DEAD_LETTER)
+    return sorted(str(key) for key, (_, is_refused) in newest.items() if is_refused)
+
+
 def compare(
     wanted: Mapping[DocumentKey, DocumentEvent | None],
     manifests: Mapping[DocumentKey, Manifest],

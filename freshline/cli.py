@@ -5,7 +5,7 @@ import sys
 import typer
 
 from freshline import cli_documents, cli_questions, cli_stack, cli_workers
-from freshline.terminal import FAILED, INTERRUPTED, debugging, explain, fail
+from freshline.terminal import FAILED, INTERRUPTED, add_command, debugging, explain, fail
 
 app = typer.Typer(
     name="freshline",
@@ -34,13 +34,9 @@ def begin() -> None:
     )
 
 
-@app.command(
-    context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, add_help_option=False, name="bench"
-)
 def bench(context: typer.Context) -> None:
-    r"""Measure this installation on this machine: ingest, freshness, retrieval.
+    """Measure this installation on this machine: ingest, freshness, retrieval.
 
-    \b
     Examples:
       freshline bench --help
       freshline bench freshness --events history.jsonl.gz
@@ -48,6 +44,11 @@ def bench(context: typer.Context) -> None:
     from freshline.bench.cli import app as bench_app  # noqa: PLC0415 - heavy
 
     bench_app(context.args, prog_name="freshline bench")
+
+
+add_command(
+    app, bench, context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, add_help_option=False
+)
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from freshline.terminal import FAILED, MISUSED, Data, Json, err, fail, out, print_json, stopped_like_ctrl_c
+from freshline.terminal import FAILED, MISUSED, Data, Json, add_command, err, fail, out, print_json, stopped_like_ctrl_c
 
 if TYPE_CHECKING:  # the connectors are heavy, and only run when a command does
     from infra.settings import Settings
@@ -22,8 +22,8 @@ _SHOWN_FAILURES: Final = 20
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    app.command()(ingest)
-    app.command()(delete)
+    add_command(app, ingest)
+    add_command(app, delete)
 
 
 def ingest(
@@ -48,11 +48,10 @@ def ingest(
     data: Data = None,
     as_json: Json = False,
 ) -> None:
-    r"""Send documents, their updates and their deletes. Running it again sends only what has changed.
+    """Send documents, their updates and their deletes. Running it again sends only what has changed.
 
     Exits with 1 if a document was refused, or one of the last ones could not be processed; the others are sent.
 
-    \b
     Examples:
       freshline ingest ./handbook
       freshline ingest ./handbook --watch
@@ -87,9 +86,8 @@ def delete(
     data: Data = None,
     as_json: Json = False,
 ) -> None:
-    r"""Delete a document; it is gone from all answers when this returns.
+    """Delete a document; it is gone from all answers when this returns.
 
-    \b
     Examples:
       freshline delete guides/travel.md
       freshline delete guides/travel.md --no-wait --json

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 from rich.console import Console
 
-from freshline.terminal import Data, Json, out, print_json
+from freshline.terminal import Data, Json, add_command, out, print_json
 
 if TYPE_CHECKING:  # heavy, and only there when a command has run
     from infra.settings import Settings
@@ -18,7 +18,7 @@ _SNIPPET_CHARS: Final = 200
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command()(ask)
+    add_command(app, ask)
 
 
 def ask(
@@ -32,9 +32,8 @@ def ask(
     data: Data = None,
     as_json: Json = False,
 ) -> None:
-    r"""Ask a question; prints the answer, its sources, and what it is true for.
+    """Ask a question; prints the answer, its sources, and what it is true for.
 
-    \b
     Examples:
       freshline ask "How do I ask for leave?"
       freshline ask "travel" --no-generate --top-k 10

@@ -7,7 +7,18 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from freshline.terminal import INTERRUPTED, MISUSED, Data, Json, err, fail, out, print_json, stopped_like_ctrl_c
+from freshline.terminal import (
+    INTERRUPTED,
+    MISUSED,
+    Data,
+    Json,
+    add_command,
+    err,
+    fail,
+    out,
+    print_json,
+    stopped_like_ctrl_c,
+)
 
 if TYPE_CHECKING:  # heavy, and only there when a command has run
     from infra.local import Stack, StackStatus
@@ -18,10 +29,10 @@ _LOOK_S: Final = 0.5
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    app.command()(up)
-    app.command()(down)
-    app.command()(status)
-    app.command()(demo)
+    add_command(app, up)
+    add_command(app, down)
+    add_command(app, status)
+    add_command(app, demo)
 
 
 def up(
@@ -36,12 +47,11 @@ def up(
     data: Data = None,
     as_json: Json = False,
 ) -> None:
-    r"""Start Kafka, OpenSearch, Redis and Freshline on this machine, and wait until they are ready.
+    """Start Kafka, OpenSearch, Redis and Freshline on this machine, and wait until they are ready.
 
     Running it again is harmless. Ctrl-C ends everything, unless it was started with --detach. All of it listens on
     this machine only; requests need the key that is made for the data directory, which the commands know.
 
-    \b
     Examples:
       freshline up
       freshline up --detach --port query=8090
@@ -89,9 +99,8 @@ def up(
 
 
 def down(*, data: Data = None) -> None:
-    r"""End the local installation and everything it started; its data stays.
+    """End the local installation and everything it started; its data stays.
 
-    \b
     Examples:
       freshline down
       freshline down --data /var/tmp/faults
@@ -105,9 +114,8 @@ def down(*, data: Data = None) -> None:
 
 
 def status(*, data: Data = None, as_json: Json = False) -> None:
-    r"""Show what runs; exits with 1 when it is not ready.
+    """Show what runs; exits with 1 when it is not ready.
 
-    \b
     Examples:
       freshline status
       freshline status --data /var/tmp/faults --json
@@ -138,12 +146,11 @@ def demo(
     data: Data = None,
     as_json: Json = False,
 ) -> None:
-    r"""Show everything on real servers: ingest documents, ask, edit one, delete one, with times.
+    """Show everything on real servers: ingest documents, ask, edit one, delete one, with times.
 
     The documents are the running Python's own documentation, unless you bring yours. It has a data directory of its
     own, begins anew each time and does not touch another installation.
 
-    \b
     Examples:
       freshline demo
       freshline demo --docs ./handbook --question "How do I ask for leave?"

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from freshline.terminal import FAILED, MISUSED, Data, Json, fail, out, print_json
+from freshline.terminal import FAILED, MISUSED, Data, Json, add_command, fail, out, print_json
 
 if TYPE_CHECKING:  # heavy, and only there when a command has run
     from infra.settings import Settings
@@ -21,10 +21,10 @@ class Service(StrEnum):
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    app.command()(worker)
-    app.command()(serve)
-    app.command()(lag)
-    app.command()(verify)
+    add_command(app, worker)
+    add_command(app, serve)
+    add_command(app, lag)
+    add_command(app, verify)
 
 
 def worker(
@@ -32,12 +32,11 @@ def worker(
     steps: Annotated[list[str] | None, typer.Argument(help="prepare, index, invalidate; all if none.")] = None,
     data: Data = None,
 ) -> None:
-    r"""Run steps of the stream in this process, until Ctrl-C or SIGTERM.
+    """Run steps of the stream in this process, until Ctrl-C or SIGTERM.
 
     Its servers are those of the environment's settings, else those of the local installation. Several workers of one
     step share its partitions.
 
-    \b
     Examples:
       freshline worker
       freshline worker prepare
@@ -59,11 +58,10 @@ def worker(
 
 
 def serve(*, service: Annotated[Service, typer.Argument(help="Which service.")], data: Data = None) -> None:
-    r"""Run a service in this process, until Ctrl-C or SIGTERM.
+    """Run a service in this process, until Ctrl-C or SIGTERM.
 
     Its servers are those of the environment's settings, else those of the local installation.
 
-    \b
     Examples:
       freshline serve ingest
       FRESHLINE_QUERY__PORT=8090 freshline serve query
@@ -80,9 +78,8 @@ def serve(*, service: Annotated[Service, typer.Argument(help="Which service.")],
 
 
 def lag(*, data: Data = None, as_json: Json = False) -> None:
-    r"""Show how far each step is behind, in records, and whether a worker is there.
+    """Show how far each step is behind, in records, and whether a worker is there.
 
-    \b
     Examples:
       freshline lag
       freshline lag --json
@@ -108,12 +105,11 @@ def verify(
     data: Data = None,
     as_json: Json = False,
 ) -> None:
-    r"""Check that index, manifests, contents and the stream agree; exits with 1 when they do not.
+    """Check that index, manifests, contents and the stream agree; exits with 1 when they do not.
 
     Events still under way would look like disagreements: it says so, and when `freshline lag` shows none is the time
     to ask.
 
-    \b
     Examples:
       freshline verify
       freshline verify --repair --json
@@ -133,6 +129,11 @@ def verify(
             more = " …" if found.count > len(found.examples) else ""
             out.print(f"{kind}: {found.count}, such as {', '.join(found.examples[:3])}{more}", style="red")
             out.print(f"  {found.advice}", style="dim")
+        if report.refused.count:
+            out.print(
+                f"newest version refused: {report.refused.count}, such as {', '.join(report.refused.examples[:3])}"
+            )
+            out.print(f"  {report.refused.advice}", style="dim")
         if report.repaired:
             out.print(f"repaired: {', '.join(f'{what} {count}' for what, count in report.repaired.items())}")
         if report.under_way:

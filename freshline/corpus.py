@@ -18,7 +18,7 @@ from ingest.connectors.folder import list_folder
 _LONGEST_PAGE_CHARS: Final = 5_000
 """A few hundred documents are to be embedded in well under a minute."""
 
-_FORMAT: Final = 1
+_FORMAT: Final = 2
 """To be raised whenever pages come out differently."""
 
 _TIMEOUT_S: Final = 120.0

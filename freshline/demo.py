@@ -33,11 +33,11 @@ _LOCK: Final = "demo.lock"
 _NAMESPACE: Final = "freshline-demo"
 _DAYS: Final = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday")
 _QUESTIONS: Final = (
-    "How do I parse command line arguments?",
+    "How do I generate cryptographically strong random numbers?",
+    "What is the difference between shallow and deep copying?",
+    "How do I compute the greatest common divisor?",
     "Which function compiles a regular expression?",
-    "How can I run a function in a pool of processes?",
-    "How do I read a zip archive?",
-    "What computes a SHA-256 digest?",
+    "How do I compare two directories?",
 )
 
 

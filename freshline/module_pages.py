@@ -24,8 +24,10 @@ PACKAGES = ("asyncio", "concurrent", "email", "http", "importlib", "json", "logg
 FIRST = ("Description", "Functions", "Classes")
 """What pages are cut after says least about a module."""
 
-LEFT_OUT = frozenset({"Module reference", "Module docs", "File", "Package contents"})
-"""The same words on every page, and where files lie on this machine."""
+LEFT_OUT = frozenset(
+    {"Author", "Credits", "Data", "Date", "File", "Module docs", "Module reference", "Package contents", "Version"}
+)
+"""The same words on every page, tables of constants, and where files lie on this machine."""
 
 
 def module_names() -> Iterator[str]:

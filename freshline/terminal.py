@@ -1,9 +1,10 @@
 """What the commands say, where, and how they fail."""
 
+import inspect
 import os
 import signal
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Final, NoReturn
@@ -28,6 +29,13 @@ Json = Annotated[bool, typer.Option("--json", help="One line of JSON, last on st
 Data = Annotated[
     Path | None, typer.Option("--data", help="Data directory of the local installation; by default the user's.")
 ]
+
+
+def add_command(app: typer.Typer, command: Callable[..., None], **options: Any) -> None:
+    """Add a command whose docstring ends with a section ``Examples:``, the lines of which stay lines in its help."""
+    about, _, examples = (inspect.getdoc(command) or "").partition("\nExamples:\n")
+    # A backspace alone on a line keeps the paragraph after it from being filled.
+    app.command(help=f"{about}\n\b\nExamples:\n{examples}", **options)(command)
 
 
 def print_json(figures: Mapping[str, Any]) -> None:

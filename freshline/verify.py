@@ -4,13 +4,13 @@ What is to be expected is computed from the stream alone. The index is only read
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from pydantic import BaseModel, ConfigDict
 
-from freshline.agreement import ADVICE, SENT_AGAIN, Findings, Kind, compare, expected
+from freshline.agreement import ADVICE, SENT_AGAIN, Findings, Kind, compare, expected, refused
 from infra.blobs import open_blob_store
 from infra.blobs.port import BlobStore
 from infra.kafka.codec import Undecodable, decode, encode_event, header
@@ -59,6 +59,7 @@ class Report(BaseModel):
         tombstones: documents that are deleted.
         chunks: searchable passages.
         under_way: records that a step has not finished; each may be the cause of a finding.
+        refused: documents whose newest version could not be processed; as it should be, they keep the one before.
         findings: kind of disagreement → what was found.
         repaired: what was done → how often.
     """
@@ -70,6 +71,7 @@ class Report(BaseModel):
     tombstones: int
     chunks: int
     under_way: int
+    refused: Finding
     findings: dict[str, Finding]
     repaired: dict[str, int] = {}
 
@@ -115,12 +117,14 @@ async def verify(settings: Settings, *, repair: bool) -> Report:
         tombstones=len(manifests) - live,
         chunks=len(chunks),
         under_way=under_way,
-        findings={
-            str(kind): Finding(count=len(found), examples=tuple(found[:MAX_EXAMPLES]), advice=ADVICE[kind])
-            for kind, found in findings.items()
-        },
+        refused=_finding(refused(events, outcomes), "`GET /v1/events/ID` says why; upload what can be read"),
+        findings={str(kind): _finding(found, ADVICE[kind]) for kind, found in findings.items()},
         repaired=repaired,
     )
+
+
+def _finding(found: Sequence[str], advice: str) -> Finding:
+    return Finding(count=len(found), examples=tuple(found[:MAX_EXAMPLES]), advice=advice)
 
 
 async def _repair(

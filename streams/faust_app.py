@@ -7,6 +7,8 @@ typed values would acknowledge a record that it cannot decode, and an exception 
 
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterator, Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import faust
@@ -79,7 +81,9 @@ class FaustWorker:
 
     def __init__(self, settings: Settings, step: StepName, take: Callable[[Delivery], Awaitable[None]]) -> None:
         self._take = take
-        self._app = _make_app(settings, step)
+        # Faust wants a directory for tables, and has none here.
+        self._tables = TemporaryDirectory(prefix=f"freshline-{step}-")
+        self._app = _make_app(settings, step, Path(self._tables.name))
         topic = self._app.topic(
             settings.names.topic(TOPOLOGY[step].reads.name),
             key_type=bytes,
@@ -97,6 +101,7 @@ class FaustWorker:
     async def stop(self) -> None:
         """Commit what is finished and leave the group."""
         await self._app.stop()
+        self._tables.cleanup()
 
     @property
     def assigned(self) -> set[int]:
@@ -126,13 +131,14 @@ class FaustWorker:
             )
 
 
-def _make_app(settings: Settings, step: StepName) -> faust.App:
+def _make_app(settings: Settings, step: StepName, tables: Path) -> faust.App:
     kafka = settings.kafka
     group = settings.names.group(step)
     app = faust.App(
         group,
         broker=[f"kafka://{address}" for address in kafka.bootstrap_servers.split(",")],
         autodiscover=False,
+        datadir=tables,
         web_enabled=False,
         topic_allow_declare=False,
         topic_disable_leader=True,

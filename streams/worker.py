@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from contextlib import AsyncExitStack
 
 import structlog
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, start_http_server
 
 from infra.blobs import open_blob_store
 from infra.embedding.onnx import load_tokenizer
@@ -52,7 +52,11 @@ async def work(settings: Settings, steps: Sequence[StepName]) -> None:
         producer = await KafkaProducer.open(settings)
         closing.push_async_callback(producer.close)
         built = await _build(settings, steps, closing)
-        metrics = WorkerMetrics(CollectorRegistry())
+        registry = CollectorRegistry()
+        metrics = WorkerMetrics(registry)
+        if settings.streams.metrics_port is not None:
+            server, _thread = start_http_server(settings.streams.metrics_port, "127.0.0.1", registry)
+            closing.callback(server.shutdown)
         watched = [await _start(settings, step, producer, metrics, closing) for step in built]
         log.info("worker started", steps=[str(step) for step in steps])
         watching = asyncio.create_task(watch(settings, watched), name="watchdog")

@@ -7,7 +7,7 @@ import shutil
 import socket
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,12 +41,23 @@ class Installation:
         ingest_url: address of the way in.
         query_url: address of the way out.
         pids: process id of each server and each process of the installation.
+        launcher: starts more of its processes.
     """
 
     settings: Settings
     ingest_url: str
     query_url: str
     pids: Mapping[str, int]
+    launcher: "_Launcher"
+
+    @asynccontextmanager
+    async def workers(self) -> AsyncIterator[None]:
+        """One more worker for each step, until the context is left."""
+        started = [await self.launcher.start("worker", str(step)) for step in TOPOLOGY]
+        try:
+            yield
+        finally:
+            await _end(started)
 
     def cpu_s(self) -> dict[str, float]:
         """Processor seconds that each process has used so far, its children and this one included."""
@@ -100,52 +111,79 @@ async def installed(stack: Stack, overrides: Mapping[str, str] | None = None) ->
         **(overrides or {}),
     }
     environment = {name: value for name, value in os.environ.items() if not name.startswith("FRESHLINE_")} | told
+    launcher = _Launcher(home, environment)
     settings = _settings(told)
     processes: list[asyncio.subprocess.Process] = []
     try:
         # One worker process for each step, as an installation has them.
-        commands = [["worker", str(step)] for step in TOPOLOGY] + [["serve", "ingest"], ["serve", "query"]]
-        for command in commands:
-            log = (home / f"{'-'.join(command)}.log").open("wb")
-            processes.append(
-                await asyncio.create_subprocess_exec(
-                    sys.executable, "-m", "freshline", *command, env=environment, stdout=log, stderr=log
-                )
-            )
-            log.close()
+        commands = [("worker", str(step)) for step in TOPOLOGY] + [("serve", "ingest"), ("serve", "query")]
+        processes += [await launcher.start(*command) for command in commands]
         pids = {one.name: one.pid for one in stack.status().processes if one.pid is not None}
         pids |= {" ".join(command): process.pid for command, process in zip(commands, processes, strict=True)}
-        installation = Installation(
-            settings, f"http://127.0.0.1:{ports['INGEST']}", f"http://127.0.0.1:{ports['QUERY']}", pids
-        )
+        ingest_url, query_url = (f"http://127.0.0.1:{ports[name]}" for name in ("INGEST", "QUERY"))
+        installation = Installation(settings, ingest_url, query_url, pids, launcher)
         await _await_ready(installation, processes, home)
         yield installation
     finally:
-        for process in processes:
-            if process.returncode is None:
-                process.terminate()
-        for process in processes:
-            try:
-                await asyncio.wait_for(process.wait(), _STOP_S)
-            except TimeoutError:
-                process.kill()
-                await process.wait()
+        await _end(processes)
         await _remove(settings)
         await asyncio.to_thread(shutil.rmtree, home)
 
 
-async def _await_ready(installation: Installation, processes: list[asyncio.subprocess.Process], home: Path) -> None:
-    async with httpx.AsyncClient() as client:
+@dataclass(frozen=True, slots=True)
+class _Launcher:
+    """Starts processes of an installation.
+
+    Attributes:
+        home: where their logs go.
+        environment: theirs, with all settings.
+    """
+
+    home: Path
+    environment: Mapping[str, str]
+
+    async def start(self, *command: str) -> asyncio.subprocess.Process:
+        """Start a freshline command."""
+        with (self.home / f"{'-'.join(command)}.log").open("ab") as log:
+            return await asyncio.create_subprocess_exec(
+                sys.executable, "-m", "freshline", *command, env=self.environment, stdout=log, stderr=log
+            )
+
+
+async def _end(processes: Sequence[asyncio.subprocess.Process]) -> None:
+    for process in processes:
+        if process.returncode is None:
+            process.terminate()
+    for process in processes:
         try:
-            async with asyncio.timeout(_READY_S):
-                for url in (installation.ingest_url, installation.query_url):
-                    while not await _answers(client, url):
-                        if any(process.returncode is not None for process in processes):
-                            raise BenchmarkFailed(f"a process ended at the start:\n{_log_tails(home)}")
-                        await asyncio.sleep(_POLL_S)
-                await _workers_joined(installation)
+            await asyncio.wait_for(process.wait(), _STOP_S)
         except TimeoutError:
-            raise BenchmarkFailed(f"not ready after {_READY_S:.0f} s:\n{_log_tails(home)}") from None
+            process.kill()
+            await process.wait()
+
+
+async def _await_ready(installation: Installation, processes: Sequence[asyncio.subprocess.Process], home: Path) -> None:
+    try:
+        async with (
+            asyncio.timeout(_READY_S),
+            httpx.AsyncClient() as client,
+            StreamAdmin(installation.settings) as admin,
+        ):
+            while not await _is_ready(installation, client, admin):
+                if any(process.returncode is not None for process in processes):
+                    raise BenchmarkFailed(f"a process ended at the start:\n{_log_tails(home)}")
+                await asyncio.sleep(_POLL_S)
+    except TimeoutError:
+        raise BenchmarkFailed(f"not ready after {_READY_S:.0f} s:\n{_log_tails(home)}") from None
+
+
+async def _is_ready(installation: Installation, client: httpx.AsyncClient, admin: StreamAdmin) -> bool:
+    """Both services answer, and each step has its partitions, so the first event does not wait for a rebalance."""
+    for url in (installation.ingest_url, installation.query_url):
+        if not await _answers(client, url):
+            return False
+    groups = [installation.settings.names.group(step) for step in TOPOLOGY]
+    return all([await admin.is_consumed(group) for group in groups])
 
 
 async def _answers(client: httpx.AsyncClient, url: str) -> bool:
@@ -153,14 +191,6 @@ async def _answers(client: httpx.AsyncClient, url: str) -> bool:
         return (await client.get(f"{url}/ready")).is_success
     except httpx.TransportError:
         return False
-
-
-async def _workers_joined(installation: Installation) -> None:
-    """Each step's group has all its partitions: the first event does not wait for a rebalance."""
-    async with StreamAdmin(installation.settings) as admin:
-        for step in TOPOLOGY:
-            while not await admin.is_consumed(installation.settings.names.group(step)):  # noqa: ASYNC110 - as above
-                await asyncio.sleep(_POLL_S)
 
 
 async def _remove(settings: Settings) -> None:

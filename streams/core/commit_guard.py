@@ -5,7 +5,7 @@ class LaneCommits:
     """The records of one partition since it was assigned.
 
     Records are delivered in offset order; between two of them offsets may be missing (transaction markers, compaction).
-    They may finish in any order. Committable is the lowest open offset, or one past the highest delivered.
+    They may finish in any order. Committable is the lowest offset that is open or still to be delivered.
     """
 
     __slots__ = ("_committed", "_next", "_open")
@@ -34,7 +34,7 @@ class LaneCommits:
         """The offset to read next after a restart, or None where the broker knows it already."""
         if self._next is None:
             return None
-        offset = min(self._open, default=self._next)
+        offset = min(self._next, *self._open) if self._open else self._next
         return offset if offset > self._committed else None
 
     def committed(self, offset: int) -> None:

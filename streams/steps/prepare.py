@@ -31,7 +31,7 @@ _INLINE_BYTES = MAX_RECORD_BYTES * 3 // 4
 """Chunks beyond this go to the blob store; the rest of a plan is far smaller than what is left."""
 
 _QUICK_CHARS = 100_000
-"""Text up to this length is split in some 30 ms at most; longer ones must not hold up the heartbeats and other events."""
+"""Text up to this length is split in some 30 ms at most; longer ones must not hold up other events."""
 
 
 @dataclass(frozen=True, slots=True)

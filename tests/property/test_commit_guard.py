@@ -1,0 +1,145 @@
+"""The commit guard under every order of events: nothing unfinished is ever committed past, everything finished is (I5)."""
+
+import pytest
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+
+from streams.core.commit_guard import LaneCommits
+
+
+class Partition(RuleBasedStateMachine):
+    """One partition of a broker, its consumer, and whoever finishes the records, in any order."""
+
+    lane_type = LaneCommits
+
+    def __init__(self):
+        super().__init__()
+        self.lane = self.lane_type()
+        self.log: list[int] = []
+        self.read = 0  # place in the log of the record to deliver next
+        self.committed = 0  # offset, at the broker
+        self.under_way: set[int] = set()
+        self.open: set[int] = set()  # delivered, or delivered again, and not ended since
+        self.finished: set[int] = set()
+
+    @rule(gap=st.sampled_from([0, 0, 0, 1, 7]))
+    def produce(self, gap):
+        self.log.append((self.log[-1] + 1 if self.log else 0) + gap)
+
+    @precondition(lambda self: self.read < len(self.log))
+    @rule(count=st.integers(1, 5))
+    def deliver(self, count):
+        for offset in self.log[self.read : self.read + count]:
+            self.lane.deliver(offset)
+            self.open.add(offset)
+            self.under_way.add(offset)
+            self.read += 1
+
+    @precondition(lambda self: self.under_way)
+    @rule(data=st.data())
+    def finish(self, data):
+        offset = data.draw(st.sampled_from(sorted(self.under_way)))
+        self.under_way.discard(offset)
+        self.open.discard(offset)
+        self.lane.finish(offset)
+        self.finished.add(offset)
+
+    @rule(data=st.data(), taken=st.booleans())
+    def commit(self, data, taken):
+        offset = self.lane.committable()
+        if offset is None:
+            return
+        if taken:
+            # While the broker was asked, more records may have ended.
+            if self.under_way and data.draw(st.booleans()):
+                self.finish(data)
+            assert offset > self.committed, "a commit never goes back"
+            self.committed = offset
+            self.lane.committed(offset)
+
+    @rule()
+    def seek_to_committed(self):
+        """A rebalance: the lane begins anew, and what was under way goes on behind its back."""
+        self.lane = self.lane_type()
+        self.read = sum(offset < self.committed for offset in self.log)
+        self.open.clear()
+
+    @rule()
+    def read_from_committed_again(self):
+        """The same without the lane being told: it sees an offset below the last one."""
+        self.read = min(self.read, sum(offset < self.committed for offset in self.log))
+
+    @invariant()
+    def nothing_unfinished_lies_below_a_commit(self):
+        below = {offset for offset in self.log if offset < max(self.committed, self.lane.committable() or 0)}
+        assert below <= self.finished
+        offset = self.lane.committable()
+        assert offset is None or not any(unfinished < offset for unfinished in self.open)
+
+    def teardown(self):
+        """Once all is delivered and has ended, all is committed: no record is kept from it for ever."""
+        for offset in self.log[self.read :]:
+            self.lane.deliver(offset)
+        for offset in self.log:
+            self.lane.finish(offset)
+        assert self.lane.open_count == 0
+        refused = self.lane.committable()
+        offset = self.lane.committable()
+        assert offset == refused, "the broker did not take it, so it is tried again"
+        if offset is not None:
+            self.committed = offset
+            self.lane.committed(offset)
+        assert self.committed >= (self.log[-1] + 1 if self.log else 0)
+        assert self.lane.committable() is None
+
+
+TestPartition = Partition.TestCase
+TestPartition.settings = hypothesis_settings(max_examples=300, stateful_step_count=40, deadline=None)
+
+
+class CommitsTheHighestFinished(LaneCommits):
+    """What Faust's bookkeeping comes to when the first records are still under way."""
+
+    def __init__(self):
+        super().__init__()
+        self._highest = None
+
+    def finish(self, offset):
+        super().finish(offset)
+        self._highest = max(offset, self._highest or 0)
+
+    def committable(self):
+        return None if self._highest is None or self._highest < self._committed else self._highest + 1
+
+
+class TakesAFailedCommitForDone(LaneCommits):
+    def committable(self):
+        offset = super().committable()
+        if offset is not None:
+            self.committed(offset)
+        return offset
+
+
+@pytest.mark.parametrize("planted", [CommitsTheHighestFinished, TakesAFailedCommitForDone])
+def test_the_model_catches(planted):
+    mistaken = type("Mistaken", (Partition,), {"lane_type": planted})
+    with pytest.raises(AssertionError):
+        run_state_machine_as_test(
+            mistaken,
+            settings=hypothesis_settings(
+                max_examples=300, deadline=None, derandomize=True, database=None, report_multiple_bugs=False
+            ),
+        )
+
+
+def test_re_reading_further_back_holds_commits_until_all_has_ended_again():
+    lane = LaneCommits()
+    for offset in range(3, 7):
+        lane.deliver(offset)
+    for offset in (3, 4, 6):
+        lane.finish(offset)
+    assert lane.committable() == 5
+    lane.deliver(2)
+    lane.finish(2)
+    assert lane.committable() == 3, "5 is open, but 3 and 4 are handed out again first"

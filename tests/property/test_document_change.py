@@ -1,0 +1,131 @@
+"""Stops anywhere, deliveries again, writers that come late: the newest version is what is searchable in the end."""
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from schemas.documents import LifeState
+from schemas.events import BlobRef, Change, ChunkPlan, DocumentEvent
+from streams.core.document_change import AlreadyDone, Superseded, Write, completed, decide, supersede_within
+
+PASSAGES = st.lists(st.sampled_from("abcde"), max_size=4, unique=True)
+
+
+def plan(version: int, passages: list[str] | None, title: str = "t") -> ChunkPlan:
+    deleted = passages is None
+    event = DocumentEvent(
+        event_id=f"e{version}",
+        tenant="local",
+        document_id="d",
+        version=version,
+        change=Change.DELETED if deleted else Change.UPSERTED,
+        accepted_ms=0,
+        content=None if deleted else BlobRef(sha256="0" * 64, size_bytes=1),
+    )
+    return ChunkPlan(event=event, position=f"documents.v1-0:{version}", profile="p", chunked_ms=0, title=title)
+
+
+class Index:
+    """External versions as OpenSearch keeps them: equal or newer writes pass, older ones do nothing."""
+
+    def __init__(self):
+        self.manifest = None
+        self.passages = {}
+        self.versions = {}
+
+    def put_manifest(self, manifest) -> bool:
+        if self.manifest is not None and manifest.external_version < self.manifest.external_version:
+            return False
+        self.manifest = manifest
+        return True
+
+    def put(self, passage, version, title):
+        if version >= self.versions.get(passage, 0):
+            self.versions[passage], self.passages[passage] = version, title
+
+    def remove(self, passage, version):
+        if version >= self.versions.get(passage, 0):
+            self.versions[passage] = version
+            self.passages.pop(passage, None)
+
+
+def steps(index: Index, version: int, passages: list[str] | None, title: str):
+    """The index step as single actions; it may be left off after any of them."""
+    one = plan(version, passages, title)
+    standing = index.manifest
+    yield
+    decision = decide(one, passages or [], standing, now_ms=0)
+    if not isinstance(decision, Write):
+        return
+    yield
+    if not index.put_manifest(decision.claim):
+        return
+    for number in decision.add:
+        yield
+        index.put(decision.claim.chunks[number], version, title)
+    for passage in decision.remove:
+        yield
+        index.remove(passage, version)
+    yield
+    index.put_manifest(completed(decision.claim, now_ms=0))
+
+
+VERSIONS = st.lists(st.tuples(PASSAGES | st.none(), st.sampled_from(["t", "u"])), min_size=1, max_size=5)
+
+
+@settings(max_examples=400, deadline=None)
+@given(versions=VERSIONS, data=st.data())
+def test_newest_version_stands_whatever_happens(versions, data):
+    index = Index()
+    running = []
+    for number, (passages, title) in enumerate(versions, start=1):
+        # Each version is tried once or more; all but the last try stop somewhere, and stopped ones may go on later
+        # (a worker that lost its partition and does not know).
+        for _ in range(data.draw(st.integers(0, 2))):
+            zombie = steps(index, number, passages, title)
+            for _ in range(data.draw(st.integers(0, 6))):
+                next(zombie, None)
+            running.append(zombie)
+        for _ in steps(index, number, passages, title):
+            for zombie in data.draw(st.lists(st.sampled_from(running), max_size=2)) if running else []:
+                next(zombie, None)
+    for zombie in running:
+        for _ in zombie:
+            pass
+    passages, title = versions[-1]
+    assert index.passages == dict.fromkeys(passages or [], title)
+    assert index.manifest.version == len(versions)
+    assert index.manifest.complete
+    assert (index.manifest.state is LifeState.DELETED) == (passages is None)
+
+
+@given(PASSAGES)
+def test_same_event_again_is_known(passages):
+    first = decide(plan(3, passages), passages, None, now_ms=0)
+    assert isinstance(first, Write)
+    done = completed(first.claim, now_ms=0)
+    assert decide(plan(3, passages), passages, done, now_ms=9) == AlreadyDone(done)
+    assert decide(plan(2, passages), passages, done, now_ms=9) == Superseded(3)
+
+
+def test_unchanged_passages_are_not_written_again():
+    first = decide(plan(1, ["a", "b", "c"]), ["a", "b", "c"], None, now_ms=0)
+    second = decide(plan(2, ["a", "x", "c"]), ["a", "x", "c"], completed(first.claim, now_ms=0), now_ms=0)
+    assert second.add == (1,)
+    assert second.remove == ("b",)
+
+
+def test_changed_attribute_writes_all_passages_again():
+    first = decide(plan(1, ["a", "b"]), ["a", "b"], None, now_ms=0)
+    second = decide(plan(2, ["a", "b"], title="u"), ["a", "b"], completed(first.claim, now_ms=0), now_ms=0)
+    assert second.add == (0, 1)
+    assert second.remove == ()
+
+
+@given(st.lists(st.tuples(st.sampled_from("xy"), st.integers(0, 4))))
+def test_of_events_on_their_way_together_one_for_each_document_is_processed(events):
+    superseded = supersede_within(events)
+    for key in {key for key, _ in events}:
+        kept = [number for number, (one, _) in enumerate(events) if one == key and superseded[number] is None]
+        newest = max(version for one, version in events if one == key)
+        assert [events[number][1] for number in kept] == [newest]
+        assert kept[0] == events.index((key, newest))

@@ -1,0 +1,157 @@
+"""The runner: every record ends exactly once, in order, whatever the step and the stores do."""
+
+import asyncio
+
+from infra.kafka.codec import encode_event
+from infra.kafka.memory import MemoryStreams
+from infra.opensearch.port import IndexUnavailable
+from infra.settings import StreamSettings
+from schemas.events import Change, DocumentEvent
+from schemas.topics import CHUNKS, DEAD_LETTERS
+from streams.core.outcomes import DeadLetter, Finished
+from streams.runner import Delivery, Record, Runner
+from streams.topology import StepName
+
+SETTINGS = StreamSettings(retry_first_ms=1, retry_max_ms=2, attempts=3, batch_events=4)
+
+
+class Fake:
+    """A step that fails as told, by document id."""
+
+    name = StepName.PREPARE
+
+    def __init__(self):
+        self.failures = {}
+        self.batches = []
+
+    async def run(self, tasks):
+        self.batches.append([task.message.document_id for task in tasks])
+        for task in tasks:
+            waiting = self.failures.get(task.message.document_id, [])
+            if waiting:
+                error = waiting[0] if waiting[0] is POISON else waiting.pop(0)
+                raise error
+        return [Finished((Record(CHUNKS.name, b"k", task.message.document_id.encode(), (), 0),)) for task in tasks]
+
+    def give_up(self, task, reason):
+        return (Record(CHUNKS.name, b"k", f"gave up {task.message.document_id}: {reason}".encode(), (), 0),)
+
+
+POISON = ValueError("this document is poison")
+
+
+def record(document_id: str) -> Record:
+    event = DocumentEvent(
+        event_id="e", tenant="local", document_id=document_id, version=1, change=Change.DELETED, accepted_ms=0
+    )
+    return encode_event(event)
+
+
+async def ended(step: Fake, records: list[Record]) -> tuple[MemoryStreams, list[int], list]:
+    """Run the records through a runner until all have ended."""
+    streams, done, outcomes, all_ended = MemoryStreams(1), [], [], asyncio.Event()
+
+    def note(_step, _task, outcome):
+        outcomes.append(outcome)
+        if len(outcomes) == len(records):
+            all_ended.set()
+
+    runner = Runner(step, streams, SETTINGS, on_finished=note)
+    running = asyncio.create_task(runner.run())
+    try:
+        async with asyncio.timeout(10):
+            for offset, one in enumerate(records):
+                finish = lambda offset=offset: done.append(offset)  # noqa: E731
+                await runner.take(Delivery(0, offset, one.key, one.value, one.headers, finish))
+            await all_ended.wait()
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+    return streams, done, outcomes
+
+
+def values(streams: MemoryStreams, topic: str) -> list[str]:
+    return [one.value.decode() for one in streams.log[topic, 0]]
+
+
+async def test_records_end_in_order_and_are_emitted_in_order():
+    names = [f"d{number}" for number in range(20)]
+    streams, done, _ = await ended(Fake(), [record(name) for name in names])
+    assert done == list(range(20))
+    assert values(streams, CHUNKS.name) == names
+
+
+async def test_store_that_is_down_loses_nothing_and_dead_letters_nothing():
+    step = Fake()
+    step.failures["d1"] = [IndexUnavailable("down")] * 30
+    streams, done, outcomes = await ended(step, [record(name) for name in ("d0", "d1", "d2")])
+    assert done == [0, 1, 2]
+    assert values(streams, CHUNKS.name) == ["d0", "d1", "d2"]
+    assert not any(isinstance(outcome, DeadLetter) for outcome in outcomes)
+
+
+async def test_one_poisonous_record_costs_only_itself():
+    step = Fake()
+    step.failures["bad"] = [POISON]
+    streams, done, _ = await ended(step, [record(name) for name in ("d0", "bad", "d2")])
+    assert done == [0, 1, 2]
+    told = values(streams, CHUNKS.name)
+    assert (told[0], told[2]) == ("d0", "d2")
+    assert told[1].startswith("gave up bad: failed 3 times, at last with ValueError: this document is poison")
+    [letter] = streams.log[DEAD_LETTERS.name, 0]
+    headers = dict(letter.headers)
+    assert headers["__connect.errors.topic"] == b"documents.v1"
+    assert headers["__connect.errors.offset"] == b"1"
+    assert headers["__connect.errors.stage"] == b"prepare"
+    assert b"poison" in headers["__connect.errors.exception.message"]
+    assert letter.value == record("bad").value
+    assert letter.key == b"local/bad"
+
+
+async def test_error_that_passes_is_not_dead_lettered():
+    step = Fake()
+    step.failures["d0"] = [ValueError("once")]
+    _, done, outcomes = await ended(step, [record("d0")])
+    assert done == [0]
+    assert isinstance(outcomes[0], Finished)
+
+
+async def test_undecodable_records_are_dead_lettered_with_their_reason():
+    broken = [
+        Record("documents.v1", b"k", b"\xff\x00 no json", (("ce_type", b"freshline.document.changed.v1"),)),
+        Record("documents.v1", b"k", b"{}", ()),
+        Record("documents.v1", b"k", b"{}", (("ce_type", b"freshline.document.changed.v9"),)),
+    ]
+    streams, done, outcomes = await ended(Fake(), [*broken, record("d3")])
+    assert done == [0, 1, 2, 3]
+    assert [isinstance(outcome, DeadLetter) for outcome in outcomes] == [True, True, True, False]
+    reasons = [dict(one.headers)["__connect.errors.exception.message"] for one in streams.log[DEAD_LETTERS.name, 0]]
+    assert b"event_id" in reasons[1]
+    assert b"changed.v9" in reasons[2]
+    assert values(streams, CHUNKS.name) == ["d3"]
+
+
+async def test_what_waits_is_bounded():
+    step, started = Fake(), asyncio.Event()
+
+    async def never(_tasks):
+        started.set()
+        await asyncio.Event().wait()
+
+    step.run = never
+    runner = Runner(step, MemoryStreams(1), SETTINGS, on_finished=lambda *_: None)
+    running = asyncio.create_task(runner.run())
+    one = record("d")
+    taken = 0
+    try:
+        for offset in range(100):
+            async with asyncio.timeout(0.2):
+                await runner.take(Delivery(0, offset, one.key, one.value, one.headers, lambda: None))
+            taken += 1
+    except TimeoutError:
+        pass
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+    assert started.is_set()
+    assert taken <= 3 * SETTINGS.batch_events
