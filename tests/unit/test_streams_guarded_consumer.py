@@ -19,11 +19,11 @@ def message(offset):
 
 
 @pytest.fixture
-async def consumers():
+async def consumers(tmp_path):
     """A stock consumer and ours, as their transports make them, with a broker that takes or refuses commits."""
     made = {}
     for transport_type in (Transport, GuardedTransport):
-        app = _make_app(Settings(), StepName.PREPARE)
+        app = _make_app(Settings(), StepName.PREPARE, tmp_path)
         app.topics.acking_topics.add(LANE.topic)
         app.producer.flush = AsyncMock()
         app.transport = transport_type(app.conf.broker_consumer, app)
