@@ -18,6 +18,7 @@ from infra.redis.answers import RedisAnswerCache
 from infra.redis.connect import connect_redis, redis_errors
 from infra.redis.port import CacheUnavailable
 from infra.settings import Settings
+from infra.telemetry.logging import configure_logging
 from infra.web.credentials import Credentials
 from infra.web.server import listening, until_told_to_stop
 from query.answering import Answering
@@ -40,6 +41,7 @@ async def serve(settings: Settings) -> None:
         UnsafeBind, CannotListen: see ``infra.web.server.listening``.
         ValueError, FileNotFoundError: the embedding model is not as the settings say.
     """
+    configure_logging(settings)
     async with serving(settings):
         await until_told_to_stop()
 

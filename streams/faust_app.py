@@ -41,7 +41,7 @@ class GuardedConsumer(Consumer):  # type: ignore[misc]  # Faust is not typed
         return lane is not None
 
     async def on_partitions_revoked(self, revoked: set[TP]) -> None:
-        """Forget the lanes that go to another worker, after Faust's last commit of them."""
+        """Forget the lanes that go to another worker: what of them is not committed yet, it reads again."""
         await super().on_partitions_revoked(revoked)
         for tp in revoked:
             self.lanes.pop(tp, None)
@@ -125,7 +125,8 @@ class FaustWorker:
                     offset=message.offset,
                     key=message.key,
                     value=message.value,
-                    headers=tuple(message.headers or ()),
+                    # A stranger's header may have no value.
+                    headers=tuple((name, value or b"") for name, value in message.headers or ()),
                     done=event.ack,
                 )
             )

@@ -20,6 +20,7 @@ from infra.opensearch.port import IndexUnavailable
 from infra.redis.port import CacheUnavailable
 from infra.settings import StreamSettings
 from schemas.events import ChunkPlan, DocumentEvent, IndexChange
+from schemas.topics import MAX_RECORD_BYTES
 from streams.core.outcomes import DeadLetter, Outcome
 from streams.topology import TOPOLOGY, StepName
 
@@ -126,24 +127,28 @@ class Runner:
         return [next(outcomes) if isinstance(task, Task) else task for task in tasks]
 
     async def _run(self, tasks: Sequence[Task]) -> list[Outcome]:
+        if len(tasks) == 1:
+            return [await self._run_alone(tasks[0])]
         try:
             return await self._until_available(lambda: self._step.run(tasks))
         except Exception:
-            if len(tasks) > 1:
-                # One of them is at fault, or all: alone, each gets its own tries, and only the faulty one is given up.
-                log.exception("a batch failed; its records are tried one by one", step=self._step.name)
-                return [outcome for task in tasks for outcome in await self._run([task])]
-        return [await self._try_alone(tasks[0])]
+            # One of them is at fault, or all: alone, each gets its own tries, and only the faulty one is given up.
+            log.exception("a batch failed; its records are tried one by one", step=self._step.name)
+            return [await self._run_alone(task) for task in tasks]
 
-    async def _try_alone(self, task: Task) -> Outcome:
-        for attempt in range(2, self._settings.attempts + 1):
-            await asyncio.sleep(self._pause_s(attempt - 1))
+    async def _run_alone(self, task: Task) -> Outcome:
+        attempt = 1
+        while True:
             try:
                 return (await self._until_available(lambda: self._step.run([task])))[0]
             except Exception as error:
                 log.exception("a record failed", step=self._step.name, offset=task.offset, attempt=attempt)
-                reason = f"failed {attempt} times, at last with {type(error).__name__}: {error}"[:_MAX_REASON_CHARS]
-        return DeadLetter("failed", reason, self._step.give_up(task, reason))
+                if attempt == self._settings.attempts:
+                    reason = f"failed {attempt} times, at last with {type(error).__name__}: {error}"
+                    reason = reason[:_MAX_REASON_CHARS]
+                    return DeadLetter("failed", reason, self._step.give_up(task, reason))
+            await asyncio.sleep(self._pause_s(attempt))
+            attempt += 1
 
     async def _until_available(self, attempt: Callable[[], Awaitable[T]]) -> T:
         tries = 0
@@ -184,7 +189,8 @@ class Runner:
             "exception.message": letter.reason[:_MAX_REASON_CHARS],
         }
         headers = tuple((f"__connect.errors.{name}", text.encode()) for name, text in told.items())
-        value = delivery.value or b""
+        # A stranger's record may be a little larger than what we produce: better cut than in the way for ever.
+        value = (delivery.value or b"")[:MAX_RECORD_BYTES]
         return Record(
             self._row.dead_letters.name, delivery.key or b"", value, delivery.headers + headers, delivery.partition
         )

@@ -17,13 +17,17 @@ class MemoryStreams:
 
     async def send(self, record: Record) -> Placed:
         """See ``Producer.send``. The partition of a key differs from Kafka's; that equal keys share one does not."""
-        if len(record.value) > MAX_RECORD_BYTES:
-            raise RecordTooLarge(f"record of {len(record.value)} bytes exceeds {MAX_RECORD_BYTES}")
+        return (await self.send_all([record]))[0]
+
+    async def send_all(self, records: Sequence[Record]) -> list[Placed]:
+        """See ``Producer.send_all``."""
+        for record in records:
+            if len(record.value) > MAX_RECORD_BYTES:
+                raise RecordTooLarge(f"record of {len(record.value)} bytes exceeds {MAX_RECORD_BYTES}")
+        return [self._place(record) for record in records]
+
+    def _place(self, record: Record) -> Placed:
         partition = crc32(record.key) % self._partitions if record.partition is None else record.partition
         lane = self.log[record.topic, partition]
         lane.append(record)
         return Placed(partition, len(lane) - 1)
-
-    async def send_all(self, records: Sequence[Record]) -> list[Placed]:
-        """See ``Producer.send_all``."""
-        return [await self.send(record) for record in records]

@@ -277,6 +277,8 @@ def _got(doc: Mapping[str, Any]) -> Mapping[str, Any] | None:
 
 
 def _raise_if_unavailable(result: Mapping[str, Any]) -> None:
-    if result["status"] in {200, 201, _NOT_FOUND, _CONFLICT, _BAD_REQUEST}:
+    if result["status"] in {200, 201, _CONFLICT, _BAD_REQUEST}:
+        return
+    if result["status"] == _NOT_FOUND and "error" not in result:  # nothing to delete; a missing index is an error
         return
     raise IndexUnavailable(f"OpenSearch answered {result['status']}: {result.get('error')}")

@@ -77,11 +77,12 @@ def completed(claim: Manifest, *, now_ms: float) -> Manifest:
 
 def refused(claim: Manifest, standing: Manifest | None, reason: str, *, now_ms: float) -> Manifest:
     """The manifest after the index refused the new content: the version is spent, the old content stays (I3)."""
-    old = {"complete": True, "version": claim.version, "position": claim.position, "failure": reason}
+    spent = {"complete": True, "failure": reason, "updated_ms": now_ms}
     if standing is None:
-        nothing = {"state": LifeState.DELETED, "chunks": (), "added": (), "removed": (), "content": None}
-        return claim.model_copy(update=old | nothing | {"updated_ms": now_ms})
-    return standing.model_copy(update=old | {"added": (), "removed": (), "updated_ms": now_ms})
+        return claim.model_copy(update=spent | {"state": LifeState.DELETED, "chunks": (), "content": None})
+    # What the refused version touched is no longer certain: the next version writes or removes it in any case.
+    touched = {"version": claim.version, "position": claim.position, "added": claim.added, "removed": claim.removed}
+    return standing.model_copy(update=spent | touched)
 
 
 def supersede_within(versions: Sequence[tuple[object, int]]) -> list[int | None]:
@@ -105,12 +106,11 @@ def _present(standing: Manifest | None) -> tuple[frozenset[str], tuple[str, ...]
     """Which passages are surely searchable, and which may be, in a stable order."""
     if standing is None:
         return frozenset(), ()
-    if standing.complete:
+    if standing.complete and standing.failure is None:
         return frozenset(standing.chunks), standing.chunks
-    # A claim whose writer was stopped somewhere: what it added may be missing, what it removed may still be there.
-    return frozenset(standing.chunks) - frozenset(standing.added), tuple(
-        dict.fromkeys((*standing.chunks, *standing.added, *standing.removed))
-    )
+    # Its writer was stopped somewhere, or refused: what it added may be missing, what it removed may still be there.
+    touched = (*standing.added, *standing.removed)
+    return frozenset(standing.chunks).difference(touched), tuple(dict.fromkeys((*standing.chunks, *touched)))
 
 
 def _claim(plan: ChunkPlan, chunk_ids: Sequence[str], *, now_ms: float) -> Manifest:

@@ -130,12 +130,12 @@ class Index:
         # Fresh vectors are kept beside the way and not on it: losing one costs an embedding, nothing else.
         await asyncio.gather(self._make_searchable(mine, vectors), self.index.store_vectors(fresh))
         await self._complete(mine)
-        # A refused claim: a newer version was claimed since the manifests were read. What it was is of no consequence.
+        # A refused claim: since the manifests were read, a newer version was claimed, or this one was completed by a
+        # worker that had the partition before. What stands now tells which, and what the news of it are.
+        overtaken = [change.task for change, granted in zip(changes, claimed, strict=True) if not granted]
+        again = iter(await self.run(overtaken) if overtaken else ())
         return [
-            self._outcome(change)
-            if granted
-            else self._news(change.task, EventOutcome.SUPERSEDED, "a newer version came while this one was under way")
-            for change, granted in zip(changes, claimed, strict=True)
+            self._outcome(change) if granted else next(again) for change, granted in zip(changes, claimed, strict=True)
         ]
 
     async def _vectors(self, changes: Sequence[_Change]) -> tuple[dict[str, Vector], dict[str, Vector]]:
@@ -196,10 +196,10 @@ class Index:
         )
         return self._news(change.task, EventOutcome.DONE, added=claim.added, removed=claim.removed, times=times)
 
-    def _repeated(self, task: Task, manifest: Manifest) -> Finished:
+    def _repeated(self, task: Task, manifest: Manifest) -> Outcome:
         """The news of a change that is complete already; what it changed is in the manifest."""
         if manifest.failure is not None:
-            return self._news(task, EventOutcome.DEAD_LETTER, manifest.failure)
+            return DeadLetter("refused", manifest.failure, self.give_up(task, manifest.failure))
         return self._news(task, EventOutcome.DONE, added=manifest.added, removed=manifest.removed)
 
     def _superseded(self, task: Task, superseded: Superseded) -> Finished:

@@ -27,8 +27,12 @@ from streams.progress import ProgressLog
 from streams.runner import Task
 from streams.topology import StepName
 
-_INLINE_BYTES = MAX_RECORD_BYTES * 3 // 4
-"""Chunks beyond this go to the blob store; the rest of a plan is far smaller than what is left."""
+_INLINE_BYTES = MAX_RECORD_BYTES // 2
+"""Chunks beyond this go to the blob store; the rest of a plan, mostly metadata, is smaller than what is left."""
+
+_MAX_PASSAGES = 8_000
+"""One index change names what it added and removed, 29 bytes each. It fits a record even where it also removes what
+two versions before it left half done."""
 
 _QUICK_CHARS = 100_000
 """Text up to this length is split in some 30 ms at most; longer ones must not hold up other events."""
@@ -54,17 +58,25 @@ class Prepare:
     async def run(self, tasks: Sequence[Task]) -> list[Outcome]:
         """See ``Step.run``."""
         events = [cast("DocumentEvent", task.message) for task in tasks]
-        newer = supersede_within([(event.key, event.version) for event in events])
-        return list(await asyncio.gather(*map(self._outcome, tasks, events, newer)))
+        outcomes: dict[int, Outcome] = {}
+        while waiting := [number for number in range(len(tasks)) if number not in outcomes]:
+            newer = supersede_within([(events[number].key, events[number].version) for number in waiting])
+            by_version = dict(zip(waiting, newer, strict=True))
+            newest = [number for number, version in by_version.items() if version is None]
+            outcomes |= zip(newest, await asyncio.gather(*(self._outcome(tasks[at]) for at in newest)), strict=True)
+            # A version that cannot be read changes nothing, so it supersedes nothing: the one before it is next.
+            failed = {events[number].key for number in newest if isinstance(outcomes[number], DeadLetter)}
+            for number, version in by_version.items():
+                if version is not None and events[number].key not in failed:
+                    outcomes[number] = self._superseded(tasks[number], version)
+        return [outcomes[number] for number in range(len(tasks))]
 
     def give_up(self, task: Task, reason: str) -> tuple[Record, ...]:
         """See ``Step.give_up``."""
         return (self._ended(task, EventOutcome.DEAD_LETTER, reason),)
 
-    async def _outcome(self, task: Task, event: DocumentEvent, newer: int | None) -> Outcome:
-        if newer is not None:
-            reason = f"version {event.version} is not newer than version {newer}, which came right behind it"
-            return Finished((self._ended(task, EventOutcome.SUPERSEDED, reason),))
+    async def _outcome(self, task: Task) -> Outcome:
+        event = cast("DocumentEvent", task.message)
         try:
             title, chunks = await self._chunks(event)
         except ParseFailed as failure:
@@ -88,7 +100,15 @@ class Prepare:
         title = event.title or parsed.title
         if len(parsed.text) <= _QUICK_CHARS:
             return title, self.splitter.split(parsed.text, title)
-        return title, await asyncio.to_thread(self.splitter.split, parsed.text, title)
+        chunks = await asyncio.to_thread(self.splitter.split, parsed.text, title)
+        if len(chunks) > _MAX_PASSAGES:
+            raise ParseFailed("too-large", f"it has {len(chunks)} passages, the limit is {_MAX_PASSAGES}: divide it")
+        return title, chunks
+
+    def _superseded(self, task: Task, newer: int) -> Finished:
+        version = cast("DocumentEvent", task.message).version
+        reason = f"version {version} is not newer than version {newer}, which came right behind it"
+        return Finished((self._ended(task, EventOutcome.SUPERSEDED, reason),))
 
     def _dead(self, task: Task, kind: str, reason: str) -> DeadLetter:
         return DeadLetter(kind, reason, self.give_up(task, reason))

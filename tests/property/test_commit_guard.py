@@ -1,4 +1,4 @@
-"""The commit guard under every order of events: nothing unfinished is ever committed past, everything finished is (I5)."""
+"""The commit guard, in every order: nothing unfinished is committed past, everything finished is committed (I5)."""
 
 import pytest
 from hypothesis import settings as hypothesis_settings

@@ -1,0 +1,257 @@
+"""The index in this process: the in-memory twin of both sides of the port, for tests and simulation."""
+
+import math
+import re
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from infra.opensearch.port import ChunkChange, ChunkWrite, Hit, HybridSearch, IndexUnavailable, Vector, Windows
+from schemas.documents import DocumentKey
+from schemas.index import Manifest, StoredChunk, metadata_terms, metadata_text
+from schemas.positions import Position
+
+_WORD: Final = re.compile(r"\w+")
+_STOP_WORDS: Final = frozenset(
+    "a an and are as at be by for if in is it no not of on or that the this to was with".split()
+)
+_BM25_K1: Final = 1.2
+_BM25_B: Final = 0.75
+
+
+@dataclass(frozen=True, slots=True)
+class _Deleted:
+    version: int
+    at_s: float
+
+
+async def _at_once() -> None:
+    """The default pause: none."""
+
+
+class MemoryIndex:
+    """See ``DocumentIndex`` and ``SearchIndex``.
+
+    It keeps what makes the real index hard to use: external versions that deleted ids keep only for a while, and
+    writes that nothing finds before a refresh. A refresh reaches the documents of its request alone; the real one
+    reaches whole shards, which is more.
+
+    Attributes:
+        available: while False, every method raises IndexUnavailable.
+
+    Args:
+        dimension: vectors of another length are refused.
+        gc_deletes_s: how long the version of a deleted passage is remembered.
+        now_s: the index's clock.
+        pause: awaited before every single write of a request; one that raises leaves the request half done.
+    """
+
+    def __init__(
+        self,
+        dimension: int,
+        *,
+        gc_deletes_s: float = 3_600.0,
+        now_s: Callable[[], float] = time.monotonic,
+        pause: Callable[[], Awaitable[None]] = _at_once,
+    ) -> None:
+        self.available = True
+        self._dimension = dimension
+        self._gc_deletes_s = gc_deletes_s
+        self._now_s = now_s
+        self._pause = pause
+        self._written: dict[str, ChunkWrite | _Deleted] = {}
+        self._searchable: dict[str, ChunkWrite] = {}
+        self._manifests: dict[DocumentKey, Manifest] = {}
+        self._vectors: dict[str, Vector] = {}
+
+    # Read side
+
+    async def search(self, searches: Sequence[HybridSearch]) -> list[Windows]:
+        """See ``SearchIndex.search``: exact cosine, and BM25 with statistics of the whole index."""
+        self._check_available()
+        return [self._search(search) for search in searches]
+
+    async def fetch(self, hits: Sequence[Hit]) -> dict[str, StoredChunk]:
+        """See ``SearchIndex.fetch``."""
+        self._check_available()
+        found = {hit.chunk_id: self._searchable[hit.chunk_id] for hit in hits if hit.chunk_id in self._searchable}
+        return {chunk_id: write.chunk.model_copy(update={"text_sha256": ""}) for chunk_id, write in found.items()}
+
+    async def positions(self, tenant: str) -> dict[int, int]:
+        """See ``SearchIndex.positions``; of this instant, where the real index may be a second behind."""
+        self._check_available()
+        done: dict[int, int] = {}
+        under_way: dict[int, int] = {}
+        for manifest in self._manifests.values():
+            if manifest.tenant == tenant:
+                partition, offset = Position.parse(manifest.position)
+                if manifest.complete:
+                    done[partition] = max(offset, done.get(partition, offset))
+                else:
+                    under_way[partition] = min(offset, under_way.get(partition, offset))
+        certain = {
+            partition: min(offset, under_way.get(partition, offset + 1) - 1) for partition, offset in done.items()
+        }
+        return {partition: offset for partition, offset in certain.items() if offset >= 0}
+
+    # Write side
+
+    async def manifests(self, keys: Sequence[DocumentKey]) -> dict[DocumentKey, Manifest]:
+        """See ``DocumentIndex.manifests``."""
+        self._check_available()
+        return {key: self._manifests[key] for key in keys if key in self._manifests}
+
+    async def put_manifests(self, manifests: Sequence[Manifest]) -> list[bool]:
+        """See ``DocumentIndex.put_manifests``."""
+        self._check_available()
+        put = []
+        for manifest in manifests:
+            await self._pause()
+            standing = self._manifests.get(manifest.key)
+            put.append(standing is None or standing.external_version <= manifest.external_version)
+            if put[-1]:
+                self._manifests[manifest.key] = manifest
+        return put
+
+    async def apply(self, changes: Sequence[ChunkChange]) -> list[str | None]:
+        """See ``DocumentIndex.apply``."""
+        self._check_available()
+        refused: list[str | None] = []
+        for change in changes:
+            refused.append(await self._put(change))
+            gone = change.remove if refused[-1] is None else [write.chunk.chunk_id for write in change.put]
+            for chunk_id in gone:
+                await self._pause()
+                if self._version(chunk_id) <= change.version:
+                    self._written[chunk_id] = _Deleted(change.version, self._now_s())
+        await self._pause()
+        self._refresh(change.key for change in changes)
+        return refused
+
+    async def stored_vectors(self, keys: Sequence[str]) -> dict[str, Vector]:
+        """See ``DocumentIndex.stored_vectors``."""
+        self._check_available()
+        return {key: self._vectors[key].copy() for key in keys if key in self._vectors}
+
+    async def store_vectors(self, vectors: Mapping[str, Vector]) -> None:
+        """See ``DocumentIndex.store_vectors``."""
+        self._check_available()
+        for key, vector in vectors.items():
+            await self._pause()
+            self._vectors[key] = vector.astype(np.float32)
+
+    # Operators
+
+    async def scan_manifests(self) -> AsyncIterator[Manifest]:
+        """See ``DocumentIndex.scan_manifests``."""
+        self._check_available()
+        for manifest in list(self._manifests.values()):
+            yield manifest
+
+    async def scan_chunks(self) -> AsyncIterator[StoredChunk]:
+        """See ``DocumentIndex.scan_chunks``."""
+        self._check_available()
+        for write in list(self._searchable.values()):
+            yield write.chunk.model_copy(update={"text": ""})
+
+    async def delete_chunks(self, hits: Sequence[Hit]) -> None:
+        """See ``DocumentIndex.delete_chunks``."""
+        self._check_available()
+        for hit in hits:
+            # Deleting without a version of one's own counts the stored one up.
+            self._written[hit.chunk_id] = _Deleted(self._version(hit.chunk_id) + 1, self._now_s())
+        self._refresh(hit.key for hit in hits)
+
+    async def _put(self, change: ChunkChange) -> str | None:
+        refused = None
+        for write in change.put:
+            await self._pause()
+            if write.vector.shape != (self._dimension,):
+                refused = f"vector has shape {write.vector.shape}, the index takes ({self._dimension},)"
+            elif self._version(write.chunk.chunk_id) <= change.version:
+                self._written[write.chunk.chunk_id] = write
+        return refused
+
+    def _version(self, chunk_id: str) -> int:
+        """What the index remembers of an id; below every version where it remembers nothing."""
+        match self._written.get(chunk_id):
+            case ChunkWrite(chunk):
+                return chunk.version
+            case _Deleted(version, at_s) if self._now_s() - at_s <= self._gc_deletes_s:
+                return version
+            case _:
+                return -1
+
+    def _refresh(self, keys: Iterable[DocumentKey]) -> None:
+        touched = set(keys)
+        kept = {chunk_id: write for chunk_id, write in self._searchable.items() if write.chunk.key not in touched}
+        for chunk_id, write in self._written.items():
+            if isinstance(write, ChunkWrite) and write.chunk.key in touched:
+                kept[chunk_id] = write
+        self._searchable = kept
+
+    def _search(self, search: HybridSearch) -> Windows:
+        everything = list(self._searchable.values())
+        weights = _term_weights(search.text, everything)
+        average_length = sum(len(_terms(write.chunk)) for write in everything) / max(len(everything), 1)
+        vector: list[Hit] = []
+        lexical: list[Hit] = []
+        for write in everything:
+            if _allowed(search, write.chunk):
+                chunk_id, key = write.chunk.chunk_id, write.chunk.key
+                vector.append(Hit(chunk_id, key, (1 + _cosine(search.vector, write.vector)) / 2))
+                if (score := _bm25(weights, _terms(write.chunk), average_length)) > 0:
+                    lexical.append(Hit(chunk_id, key, score))
+        return Windows(_best(vector, search.window), _best(lexical, search.window))
+
+    def _check_available(self) -> None:
+        if not self.available:
+            raise IndexUnavailable("the index was made unavailable")
+
+
+def _allowed(search: HybridSearch, chunk: StoredChunk) -> bool:
+    if chunk.tenant != search.access.tenant or (chunk.groups and not set(chunk.groups) & set(search.access.groups)):
+        return False
+    terms = metadata_terms(chunk.metadata)
+    for name, wanted in search.filters.items():
+        values = [metadata_text(value) for value in (wanted if isinstance(wanted, tuple) else (wanted,))]
+        metadata_name = name.removeprefix("metadata.")
+        if metadata_name != name:
+            if not any(f"{metadata_name}={value}" in terms for value in values):
+                return False
+        elif getattr(chunk, name) not in values:
+            return False
+    return True
+
+
+def _best(hits: Iterable[Hit], window: int) -> tuple[Hit, ...]:
+    return tuple(sorted(hits, key=lambda hit: (-hit.score, hit.chunk_id))[:window])
+
+
+def _cosine(one: Vector, other: Vector) -> float:
+    return float(np.dot(one, other) / (np.linalg.norm(one) * np.linalg.norm(other)))
+
+
+def _words(text: str) -> list[str]:
+    return [word.removesuffix("s") for word in _WORD.findall(text.lower()) if word not in _STOP_WORDS]
+
+
+def _terms(chunk: StoredChunk) -> list[str]:
+    return _words(" ".join((chunk.title or "", *chunk.heading_path, chunk.text)))
+
+
+def _term_weights(text: str, everything: Sequence[ChunkWrite]) -> dict[str, float]:
+    wanted = set(_words(text))
+    holding = Counter(term for write in everything for term in wanted & set(_terms(write.chunk)))
+    total = len(everything)
+    return {term: math.log(1 + (total - count + 0.5) / (count + 0.5)) for term, count in holding.items()}
+
+
+def _bm25(weights: Mapping[str, float], terms: Sequence[str], average_length: float) -> float:
+    counts = Counter(terms)
+    norm = _BM25_K1 * (1 - _BM25_B + _BM25_B * len(terms) / max(average_length, 1))
+    return sum(weight * counts[term] / (counts[term] + norm) for term, weight in weights.items())

@@ -1,0 +1,515 @@
+"""The contract of DocumentIndex and SearchIndex, run on the twin and on an OpenSearch server."""
+
+import numpy as np
+import pytest
+
+from infra.opensearch.memory import MemoryIndex
+from infra.opensearch.port import Access, ChunkChange, ChunkWrite, Hit, HybridSearch, IndexUnavailable
+from infra.opensearch.provision import IndexMismatch, create_indices
+from infra.opensearch.store import OpenSearchIndex
+from infra.settings import Settings
+from schemas.documents import MAX_VERSION, DocumentKey, LifeState
+from schemas.events import BlobRef
+from schemas.index import Manifest, StoredChunk
+
+DIMENSION = 8
+TRAVEL, LEAVE = DocumentKey("acme", "hr/travel.md"), DocumentKey("acme", "hr/leave ä.md")
+
+
+def small(settings: Settings) -> Settings:
+    embedding = settings.embedding.model_copy(update={"dimension": DIMENSION})
+    return settings.model_copy(update={"embedding": embedding})
+
+
+@pytest.fixture(params=["memory", pytest.param("opensearch", marks=pytest.mark.stack)])
+async def index(request):
+    if request.param == "memory":
+        yield MemoryIndex(DIMENSION)
+        return
+    settings = small(request.getfixturevalue("settings"))
+    await create_indices(settings)
+    index = OpenSearchIndex.open(settings)
+    yield index
+    await index.close()
+
+
+def vector(*direction: float) -> np.ndarray:
+    full = np.array([*direction, *[0.0] * (DIMENSION - len(direction))], dtype=np.float32)
+    return full / np.linalg.norm(full)
+
+
+def write(key: DocumentKey, name: str, version: int, text: str, direction=(1.0,), **attributes) -> ChunkWrite:
+    chunk = StoredChunk(
+        chunk_id=f"{key.document_id[3:5]}-{name}",
+        tenant=key.tenant,
+        document_id=key.document_id,
+        version=version,
+        position=f"documents.v1-1:{version}",
+        text=text,
+        text_sha256="5" * 64,
+        start=0,
+        end=len(text),
+        **attributes,
+    )
+    return ChunkWrite(chunk, vector(*direction))
+
+
+def change(key: DocumentKey, version: int, *put: ChunkWrite, remove=()) -> ChunkChange:
+    return ChunkChange(key, version, put, tuple(remove))
+
+
+def claim(key: DocumentKey, version: int, *, offset: int = 0, partition: int = 1, **fields) -> Manifest:
+    return Manifest(
+        tenant=key.tenant,
+        document_id=key.document_id,
+        version=version,
+        complete=False,
+        state=LifeState.LIVE,
+        position=f"documents.v1-{partition}:{offset}",
+        profile="p",
+        updated_ms=1.5,
+        **fields,
+    )
+
+
+def complete(manifest: Manifest) -> Manifest:
+    return manifest.model_copy(update={"complete": True})
+
+
+def question(text="hotel", direction=(1.0,), *, tenant="acme", groups=(), window=10, **filters) -> HybridSearch:
+    return HybridSearch(text, vector(*direction), Access(tenant, groups), window, filters)
+
+
+async def found(index, search: HybridSearch | None = None) -> tuple[list[str], list[str]]:
+    """Ids that the vector leg and the lexical leg find, best first."""
+    [windows] = await index.search([search or question()])
+    return [hit.chunk_id for hit in windows.vector], [hit.chunk_id for hit in windows.lexical]
+
+
+async def both_find(index, *ids: str, search: HybridSearch | None = None) -> None:
+    assert tuple(map(sorted, await found(index, search))) == (sorted(ids), sorted(ids))
+
+
+# Manifests
+
+
+async def test_manifest_reads_back_whole_and_at_once(index):
+    full = claim(
+        TRAVEL,
+        MAX_VERSION,
+        title="Travel — «rules»",
+        source="https://example.org/ä?x=1",
+        groups=("hr", "all staff"),
+        metadata={"owner": "Zoë", "final": True, "year": 2024, "share": 0.25},
+        content=BlobRef(sha256="a" * 64, size_bytes=3),
+        content_type="text/markdown",
+        chunks=("a", "b"),
+        added=("b",),
+        removed=("c",),
+    )
+    assert await index.put_manifests([full]) == [True]
+    assert await index.manifests([TRAVEL, LEAVE]) == {TRAVEL: full}
+    assert await index.put_manifests([complete(full)]) == [True]
+    assert await index.manifests([TRAVEL]) == {TRAVEL: complete(full)}
+
+
+async def test_nothing_asked_is_nothing_answered(index):
+    assert await index.manifests([]) == {}
+    assert await index.put_manifests([]) == []
+    assert await index.apply([]) == []
+    assert await index.search([]) == []
+    assert await index.fetch([]) == {}
+    assert await index.stored_vectors([]) == {}
+    await index.store_vectors({})
+    await index.delete_chunks([])
+
+
+async def test_claim_below_a_claim_or_a_completion_is_refused(index):
+    await index.put_manifests([claim(TRAVEL, 5)])
+    assert await index.put_manifests([claim(TRAVEL, 4), complete(claim(TRAVEL, 4))]) == [False, False]
+    assert await index.put_manifests([complete(claim(TRAVEL, 5))]) == [True]
+    assert await index.put_manifests([claim(TRAVEL, 5)]) == [False], "a complete version is not begun again"
+    assert await index.manifests([TRAVEL]) == {TRAVEL: complete(claim(TRAVEL, 5))}
+
+
+async def test_claim_whose_writer_stopped_is_taken_up_and_a_completion_may_be_repeated(index):
+    assert await index.put_manifests([claim(TRAVEL, 5)]) == [True]
+    resumed = claim(TRAVEL, 5, chunks=("x",))
+    assert await index.put_manifests([resumed]) == [True]
+    assert await index.manifests([TRAVEL]) == {TRAVEL: resumed}
+    assert await index.put_manifests([complete(resumed)]) == [True]
+    assert await index.put_manifests([complete(resumed)]) == [True]
+
+
+async def test_one_refused_manifest_does_not_stop_the_others(index):
+    await index.put_manifests([claim(TRAVEL, 5)])
+    assert await index.put_manifests([claim(TRAVEL, 3), claim(LEAVE, 1), claim(TRAVEL, 6)]) == [False, True, True]
+
+
+async def test_longest_document_id_that_is_accepted_has_a_manifest(index):
+    # Server limits are in bytes, ours in characters.
+    for document_id in ("x" * 512, "ä" * 512, "𝄞" * 512):
+        key = DocumentKey("a" * 63, document_id)
+        other = DocumentKey("a" * 63, document_id[:-1] + "y")
+        assert await index.put_manifests([claim(key, 1), claim(other, 2)]) == [True, True]
+        assert {key: one.version for key, one in (await index.manifests([key, other])).items()} == {key: 1, other: 2}
+        passage = write(key, "0", 1, "A hotel.")
+        assert await index.apply([change(key, 1, passage)]) == [None]
+        assert await index.apply([change(key, 2, remove=[passage.chunk.chunk_id])]) == [None]
+
+
+# Passages
+
+
+async def test_change_is_searchable_when_apply_returns(index):
+    assert await index.apply([change(TRAVEL, 1, write(TRAVEL, "0", 1, "A hotel costs 120 dollars."))]) == [None]
+    await both_find(index, "tr-0")
+    assert await index.apply([change(TRAVEL, 2, write(TRAVEL, "1", 2, "No hotel."), remove=["tr-0"])]) == [None]
+    await both_find(index, "tr-1")
+    assert await index.apply([change(TRAVEL, 3, remove=["tr-1"])]) == [None]
+    await both_find(index)
+
+
+async def test_fetched_passage_is_what_was_written(index):
+    passage = write(
+        TRAVEL,
+        "0",
+        7,
+        "A hotel\ncosts «120» dollars.",
+        title="Travel",
+        source="https://example.org/travel",
+        heading_path=("Travel", "Hotels"),
+        groups=("hr",),
+        metadata={"owner": "Zoë", "final": True, "year": 2024, "share": 0.25},
+    )
+    await index.apply([change(TRAVEL, 7, passage)])
+    [windows] = await index.search([question(groups=("hr",))])
+    fetched = await index.fetch(windows.vector)
+    assert fetched == {"tr-0": passage.chunk.model_copy(update={"text_sha256": ""})}
+    assert fetched["tr-0"].key == TRAVEL
+
+
+async def test_fetch_leaves_out_what_has_vanished_since_the_search(index):
+    await index.apply([change(TRAVEL, 1, write(TRAVEL, "0", 1, "hotel"), write(TRAVEL, "1", 1, "hotel too"))])
+    [windows] = await index.search([question()])
+    await index.apply([change(TRAVEL, 2, remove=["tr-0"])])
+    assert set(await index.fetch(windows.vector)) == {"tr-1"}
+    assert await index.fetch([Hit("never", LEAVE, 1.0)]) == {}
+
+
+async def test_stale_writes_and_removals_change_nothing_and_count_as_done(index):
+    await index.apply([change(TRAVEL, 5, write(TRAVEL, "0", 5, "hotel, new"), write(TRAVEL, "1", 5, "hotel, kept"))])
+    stale = change(TRAVEL, 4, write(TRAVEL, "0", 4, "hotel, old"), remove=["tr-1"])
+    assert await index.apply([stale]) == [None]
+    await both_find(index, "tr-0", "tr-1")
+    fetched = await index.fetch([Hit("tr-0", TRAVEL, 0), Hit("tr-1", TRAVEL, 0)])
+    assert {one.text for one in fetched.values()} == {"hotel, new", "hotel, kept"}
+
+
+async def test_passage_removed_by_a_newer_version_is_not_written_by_an_older_one(index):
+    await index.apply([change(TRAVEL, 1, write(TRAVEL, "0", 1, "hotel"))])
+    await index.apply([change(TRAVEL, 5, remove=["tr-0", "tr-never-was"])])
+    late = change(TRAVEL, 4, write(TRAVEL, "0", 4, "hotel"), write(TRAVEL, "never-was", 4, "hotel"))
+    assert await index.apply([late]) == [None]
+    await both_find(index)
+
+
+async def test_passage_comes_back_with_a_newer_version(index):
+    for version, there in ((1, True), (2, False), (3, True), (4, False), (5, True)):
+        puts = [write(TRAVEL, "0", version, "hotel")] if there else []
+        await index.apply([change(TRAVEL, version, *puts, remove=() if there else ["tr-0"])])
+        await both_find(index, *(["tr-0"] if there else []))
+
+
+async def test_same_change_again_changes_nothing(index):
+    await index.apply([change(TRAVEL, 1, write(TRAVEL, "0", 1, "hotel, old"))])
+    twice = change(TRAVEL, 2, write(TRAVEL, "1", 2, "hotel, new"), remove=["tr-0"])
+    for _ in range(2):
+        assert await index.apply([twice]) == [None]
+        await both_find(index, "tr-1")
+
+
+@pytest.mark.parametrize("removing", [True, False])
+async def test_refused_content_leaves_the_old_passages(index, removing):
+    await index.apply([change(TRAVEL, 1, write(TRAVEL, "0", 1, "hotel, old"))])
+    wrong = ChunkWrite(write(TRAVEL, "2", 2, "hotel, wrong").chunk, np.ones(DIMENSION - 1, np.float32))
+    refused = change(TRAVEL, 2, write(TRAVEL, "1", 2, "hotel, new"), wrong, remove=["tr-0"] if removing else [])
+    fine = change(LEAVE, 3, write(LEAVE, "0", 3, "hotel, other"))
+    [reason, nothing] = await index.apply([refused, fine])
+    assert "vector" in reason.lower()
+    assert nothing is None
+    await both_find(index, "tr-0", "le-0")
+
+
+async def test_many_changes_at_once_are_all_searchable(index):
+    keys = [DocumentKey("acme", f"n/{number:03}") for number in range(120)]
+    await index.apply([change(key, 1, write(key, "a", 1, "hotel"), write(key, "b", 1, "hotel")) for key in keys])
+    hits, _ = await found(index, question(window=300))
+    assert len(set(hits)) == len({key.document_id[3:5] for key in keys}) * 2
+    await index.apply([change(keys[-1], 2, remove=["19-a"])])
+
+
+async def test_repair_removes_what_no_manifest_knows(index):
+    await index.apply([change(TRAVEL, 1, write(TRAVEL, "0", 1, "hotel"), write(TRAVEL, "1", 1, "hotel"))])
+    await index.delete_chunks([Hit("tr-0", TRAVEL, 0.0), Hit("never", LEAVE, 0.0)])
+    await both_find(index, "tr-1")
+    await index.apply([change(TRAVEL, 3, write(TRAVEL, "0", 3, "hotel"))])
+    await both_find(index, "tr-0", "tr-1")
+
+
+async def test_scans_see_every_manifest_and_every_searchable_passage(index):
+    keys = [DocumentKey("acme", f"{number:03}/x") for number in range(30)]
+    tombstone = claim(LEAVE, 9).model_copy(update={"state": LifeState.DELETED, "complete": True})
+    await index.put_manifests([claim(key, 1) for key in keys] + [tombstone])
+    await index.apply([change(key, 1, write(key, key.document_id, 1, "hotel")) for key in keys])
+    manifests = {manifest.key: manifest async for manifest in index.scan_manifests()}
+    assert manifests == {key: claim(key, 1) for key in keys} | {LEAVE: tombstone}
+    passages = [chunk async for chunk in index.scan_chunks()]
+    expected = [write(key, key.document_id, 1, "hotel").chunk.model_copy(update={"text": ""}) for key in keys]
+    assert sorted(passages, key=lambda one: one.chunk_id) == sorted(expected, key=lambda one: one.chunk_id)
+
+
+# Search
+
+
+async def test_each_leg_ranks_by_its_own_likeness(index):
+    near, middle, far = (1.0, 0.1), (1.0, 1.0), (0.0, 1.0)
+    await index.apply(
+        [
+            change(
+                TRAVEL,
+                1,
+                write(TRAVEL, "near", 1, "hotel and flights and trains and buses and much more text", near),
+                write(TRAVEL, "middle", 1, "no such word", middle),
+                write(TRAVEL, "far", 1, "hotel hotel hotel", far),
+            )
+        ]
+    )
+    vector_leg, lexical_leg = await found(index)
+    assert vector_leg == ["tr-near", "tr-middle", "tr-far"]
+    assert lexical_leg == ["tr-far", "tr-near"]
+    [windows] = await index.search([question()])
+    cosines = [float(vector(*one) @ vector(1.0)) for one in (near, middle, far)]
+    assert [hit.score for hit in windows.vector] == pytest.approx([(1 + one) / 2 for one in cosines], abs=1e-5)
+    assert all(hit.key == TRAVEL for hit in (*windows.vector, *windows.lexical))
+    assert [hit.score for hit in windows.lexical] == sorted((hit.score for hit in windows.lexical), reverse=True)
+
+
+async def test_title_and_headings_are_found_by_the_lexical_leg(index):
+    titled = write(TRAVEL, "0", 1, "It costs 120 dollars.", title="Hotels", heading_path=("Lodging",))
+    await index.apply([change(TRAVEL, 1, titled)])
+    for word in ("hotel", "lodging", "dollars"):
+        _, lexical = await found(index, question(word))
+        assert lexical == ["tr-0"], word
+    assert (await found(index, question("zeppelin")))[1] == []
+
+
+async def test_window_bounds_each_leg(index):
+    puts = [write(TRAVEL, f"{number}", 1, "hotel " * (number + 1), (1.0, number / 10)) for number in range(9)]
+    await index.apply([change(TRAVEL, 1, *puts)])
+    vector_leg, lexical_leg = await found(index, question(window=4))
+    assert vector_leg == ["tr-0", "tr-1", "tr-2", "tr-3"]
+    assert len(lexical_leg) == 4
+
+
+async def test_tenants_and_groups_are_kept_apart_in_both_legs(index):
+    other = DocumentKey("umbrella", TRAVEL.document_id)
+    secret, public = DocumentKey("acme", "s/secret"), DocumentKey("acme", "p/public")
+    await index.apply(
+        [
+            change(other, 1, *(write(other, f"{number}", 1, "hotel") for number in range(20))),
+            change(secret, 1, write(secret, "0", 1, "hotel", groups=("hr", "board"))),
+            change(public, 1, write(public, "0", 1, "hotel", (0.0, 1.0))),
+        ]
+    )
+    await both_find(index, "ub-0", search=question(window=3))
+    await both_find(index, "ub-0", search=question(groups=("sales",)))
+    await both_find(index, "ub-0", "cr-0", search=question(groups=("sales", "board")))
+    await both_find(index, search=question(tenant="nobody", groups=("hr", "board")))
+
+
+@pytest.mark.parametrize(
+    ("filters", "ids"),
+    [
+        ({"document_id": TRAVEL.document_id}, ["tr-0"]),
+        ({"document_id": (TRAVEL.document_id, LEAVE.document_id)}, ["tr-0", "le-0"]),
+        ({"title": "Leave"}, ["le-0"]),
+        ({"source": "git:travel"}, ["tr-0"]),
+        ({"metadata.year": 2024}, ["tr-0", "le-0"]),
+        ({"metadata.year": (2023, 2025)}, []),
+        ({"metadata.final": True}, ["tr-0"]),
+        ({"metadata.final": True, "title": "Leave"}, []),
+        ({"metadata.owner": "Zoë Q"}, ["le-0"]),
+        ({"metadata.unknown": "x"}, []),
+    ],
+    ids=str,
+)
+async def test_filters_hold_in_both_legs(index, filters, ids):
+    travel = {"title": "Travel", "source": "git:travel", "metadata": {"year": 2024, "final": True}}
+    leave = {"title": "Leave", "metadata": {"year": 2024, "final": False, "owner": "Zoë Q"}}
+    await index.apply(
+        [
+            change(TRAVEL, 1, write(TRAVEL, "0", 1, "hotel", **travel)),
+            change(LEAVE, 1, write(LEAVE, "0", 1, "hotel", **leave)),
+        ]
+    )
+    await both_find(index, *ids, search=question(**filters))
+
+
+async def test_several_searches_keep_their_answers_apart(index):
+    await index.apply(
+        [
+            change(TRAVEL, 1, write(TRAVEL, "0", 1, "hotel", (1.0,)), write(TRAVEL, "1", 1, "flight", (0.0, 1.0))),
+            change(LEAVE, 1, write(LEAVE, "0", 1, "sabbatical", (0.0, 0.0, 1.0))),
+        ]
+    )
+    searches = [
+        question("flight", (0.0, 1.0), window=1),
+        question("nothing", (1.0,), window=1, tenant="nobody"),
+        question("sabbatical", (0.0, 0.0, 1.0), window=1),
+    ]
+    windows = await index.search(searches)
+    legs = [[[hit.chunk_id for hit in leg] for leg in (one.vector, one.lexical)] for one in windows]
+    assert legs == [[["tr-1"], ["tr-1"]], [[], []], [["le-0"], ["le-0"]]]
+
+
+# Positions
+
+
+async def refreshed(index) -> None:
+    """Real manifests are searched up to a second late; a scan waits for them."""
+    async for _ in index.scan_manifests():
+        pass
+
+
+async def test_positions_are_the_highest_complete_ones_of_the_tenant(index):
+    other = DocumentKey("umbrella", "x")
+    named = {number: DocumentKey("acme", f"doc-{number}") for number in range(5)}
+    await index.put_manifests(
+        [
+            complete(claim(named[0], 1, partition=0, offset=4)),
+            complete(claim(named[1], 1, partition=0, offset=9)),
+            complete(claim(named[2], 1, partition=2, offset=0)),
+            complete(claim(other, 1, partition=0, offset=99)),
+        ]
+    )
+    await refreshed(index)
+    assert await index.positions("acme") == {0: 9, 2: 0}
+    assert await index.positions("nobody") == {}
+
+
+async def test_nothing_at_or_beyond_a_change_under_way_is_certain(index):
+    one, two, three = (DocumentKey("acme", name) for name in ("one", "two", "three"))
+    await index.put_manifests(
+        [complete(claim(one, 1, offset=9)), claim(two, 1, offset=6), claim(three, 1, partition=2, offset=3)]
+    )
+    await refreshed(index)
+    assert await index.positions("acme") == {1: 5}
+    await index.put_manifests([claim(two, 2, offset=0)])
+    await refreshed(index)
+    assert await index.positions("acme") == {}
+    await index.put_manifests([complete(claim(two, 2, offset=0))])
+    await refreshed(index)
+    assert await index.positions("acme") == {1: 9}
+
+
+# Stored vectors
+
+
+async def test_stored_vectors_come_back_bit_by_bit(index):
+    random = np.random.default_rng(7)
+    vectors = {f"model-1:{number}": random.standard_normal(DIMENSION).astype(np.float32) for number in range(20)}
+    vectors["model-1:odd"] = np.array([0.1, -0.0, 1e-45, 3.4e38, 1 / 3, -1, 0, 2**-126], dtype=np.float32)
+    await index.store_vectors(vectors)
+    stored = await index.stored_vectors([*vectors, "model-2:0"])
+    assert stored.keys() == vectors.keys()
+    for key, kept in stored.items():
+        assert kept.dtype == np.float32
+        assert kept.tobytes() == vectors[key].tobytes()
+
+
+# What only one of them can show
+
+
+async def test_twin_finds_only_what_was_refreshed():
+    class Stopped(Exception):
+        pass
+
+    writes_left = 2
+
+    async def stop_after_two_writes():
+        nonlocal writes_left
+        writes_left -= 1
+        if writes_left < 0:
+            raise Stopped
+
+    index = MemoryIndex(DIMENSION, pause=stop_after_two_writes)
+    puts = [write(TRAVEL, f"{number}", 1, "hotel") for number in range(3)]
+    with pytest.raises(Stopped):
+        await index.apply([change(TRAVEL, 1, *puts)])
+    await both_find(index)
+    writes_left = 99
+    await index.apply([change(TRAVEL, 1, puts[2])])
+    await both_find(index, "tr-0", "tr-1", "tr-2")
+
+
+async def test_twin_forgets_versions_of_deleted_passages_as_the_server_does():
+    now_s = 0.0
+    index = MemoryIndex(DIMENSION, gc_deletes_s=60, now_s=lambda: now_s)
+    await index.apply([change(TRAVEL, 5, remove=["tr-0"])])
+    late = change(TRAVEL, 4, write(TRAVEL, "0", 4, "hotel"))
+    now_s = 60.0
+    await index.apply([late])
+    await both_find(index)
+    now_s = 60.1
+    await index.apply([late])
+    await both_find(index, "tr-0")
+
+
+async def test_unavailable_is_said():
+    index = MemoryIndex(DIMENSION)
+    index.available = False
+    opensearch = Settings().opensearch.model_copy(update={"url": "http://127.0.0.1:1"})
+    nobody = OpenSearchIndex.open(Settings(opensearch=opensearch))
+    try:
+        for one in (index, nobody):
+            for call in (
+                one.search([question()]),
+                one.fetch([Hit("a", TRAVEL, 0.0)]),
+                one.positions("acme"),
+                one.manifests([TRAVEL]),
+                one.put_manifests([claim(TRAVEL, 1)]),
+                one.apply([change(TRAVEL, 1, write(TRAVEL, "0", 1, "hotel"))]),
+                one.stored_vectors(["a"]),
+                one.store_vectors({"a": vector(1.0)}),
+                one.delete_chunks([Hit("a", TRAVEL, 0.0)]),
+            ):
+                with pytest.raises(IndexUnavailable):
+                    await call
+    finally:
+        await nobody.close()
+
+
+@pytest.mark.stack
+async def test_index_that_is_gone_is_unavailable_and_takes_no_change_for_done(settings):
+    settings = small(settings)
+    index = OpenSearchIndex.open(settings)
+    try:
+        with pytest.raises(IndexUnavailable):
+            await index.apply([change(TRAVEL, 1, write(TRAVEL, "0", 1, "hotel"))])
+        with pytest.raises(IndexUnavailable):
+            await index.put_manifests([claim(TRAVEL, 1)])
+        with pytest.raises(IndexUnavailable):
+            await index.ready()
+        await create_indices(settings)
+        await create_indices(settings)
+        await index.ready()
+    finally:
+        await index.close()
+
+
+@pytest.mark.stack
+async def test_index_of_another_model_is_not_written(settings):
+    await create_indices(small(settings))
+    with pytest.raises(IndexMismatch, match="length 8, the model makes 384"):
+        await create_indices(settings)
