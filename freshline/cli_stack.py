@@ -58,7 +58,7 @@ def up(
       freshline up --fresh --servers-only
       freshline up --nodes 3 --data /var/tmp/faults
     """
-    from freshline.installation import await_workers, find, plan, remember  # noqa: PLC0415 - heavy
+    from freshline.installation import await_workers, find, is_up, plan, remember  # noqa: PLC0415 - heavy
     from infra.local import Phase, Stack  # noqa: PLC0415 - as above
     from infra.local.progress import shown  # noqa: PLC0415 - as above
 
@@ -66,7 +66,7 @@ def up(
         raise fail(f"--nodes is 1 or 3, not {nodes}", MISUSED)
     config, installation = plan(data, nodes=nodes, ports=_ports(port or []), servers_only=servers_only)
     stack = Stack.open(config)
-    running = stack.status().state is Phase.READY
+    running = is_up(stack)
     if not running:
         remember(config.data_dir, installation)
     with stopped_like_ctrl_c():

@@ -80,7 +80,7 @@ def plan(
     home = data_dir or default_data_dir()
     known = _read(home)
     ports = _told_ports() | dict(ports or {})
-    if known is not None and Stack.open(StackConfig(data_dir=home)).status().state is Phase.READY:
+    if known is not None and is_up(Stack.open(StackConfig(data_dir=home))):
         installation = known
         for name, port in (("ingest", known.ingest_port), ("query", known.query_port)):
             if ports.get(name, port) != port:
@@ -99,6 +99,11 @@ def plan(
         apps=() if servers_only else _apps(installation),
     )
     return config, installation
+
+
+def is_up(stack: Stack) -> bool:
+    """Whether somebody runs it, or is about to."""
+    return stack.status().state not in {Phase.STOPPED, Phase.FAILED}
 
 
 def remember(data_dir: Path, installation: Installation) -> None:

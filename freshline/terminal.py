@@ -57,9 +57,8 @@ def explain(error: BaseException) -> str:
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     if isinstance(error, ValidationError):
-        problems = error.errors(
-            include_url=False, include_input=False
-        )  # a wrong value may be a secret in a wrong place
+        # Without the value: it may be a secret in a wrong place.
+        problems = error.errors(include_url=False, include_input=False)
         return "; ".join(f"FRESHLINE_{'__'.join(map(str, one['loc'])).upper()}: {one['msg']}" for one in problems)
     text = str(error)
     if text and type(error).__module__.partition(".")[0] in _OURS:
@@ -74,7 +73,9 @@ def stopped_like_ctrl_c() -> Iterator[None]:
     def interrupt(_number: int, _frame: object) -> NoReturn:
         raise KeyboardInterrupt
 
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
+    # One that is ignored stays so: that is what nohup is for.
+    heard = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, interrupt) for number in heard}
     try:
         yield
     finally:

@@ -151,8 +151,8 @@ class StreamSettings(Section):
     retry_first_ms: int = Field(100, ge=1, description="First pause before a step is tried again.")
     retry_max_ms: int = Field(10_000, ge=1, description="Longest such pause.")
     attempts: int = Field(5, ge=1, description="Tries of a failing event before it goes to the dead letters.")
-    metrics_port: int | None = Field(
-        None, ge=0, le=65535, description="Port on which a worker serves its metrics, on loopback; none if not set."
+    metrics_port: int = Field(
+        0, ge=0, le=65535, description="Port on which a worker serves its metrics, on loopback; 0 serves none."
     )
     stall_s: float = Field(60.0, gt=0, description="No progress for so long with work waiting ends the process.")
 

@@ -54,7 +54,7 @@ async def work(settings: Settings, steps: Sequence[StepName]) -> None:
         built = await _build(settings, steps, closing)
         registry = CollectorRegistry()
         metrics = WorkerMetrics(registry)
-        if settings.streams.metrics_port is not None:
+        if settings.streams.metrics_port:
             server, _thread = start_http_server(settings.streams.metrics_port, "127.0.0.1", registry)
             closing.callback(server.shutdown)
         watched = [await _start(settings, step, producer, metrics, closing) for step in built]

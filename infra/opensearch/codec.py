@@ -2,6 +2,7 @@
 
 import base64
 from collections.abc import Mapping
+from hashlib import sha256
 from typing import Any, Final
 
 import numpy as np
@@ -13,6 +14,9 @@ from schemas.positions import Position
 
 CHUNK_SOURCE: Final = [name for name in StoredChunk.model_fields if name != "text_sha256"]
 """What an answer needs of a passage: everything but its vector, its lexical field and its text's hash."""
+
+
+_MAX_ID_BYTES: Final = 512
 
 
 def chunk_body(write: ChunkWrite) -> dict[str, Any]:
@@ -32,6 +36,13 @@ def read_chunk(source: Mapping[str, Any]) -> StoredChunk:
     """A passage from its stored form; ``text`` and its hash may have been left out of the request."""
     groups = tuple(group for group in source["groups"] if group != PUBLIC_GROUP)
     return StoredChunk.model_validate({"text": "", "text_sha256": "", **source, "groups": groups})
+
+
+def manifest_id(key: DocumentKey) -> str:
+    """Name of a document's manifest: the key itself, or its hash where the key is longer than OpenSearch takes."""
+    name = str(key)
+    # The slash keeps the two kinds apart: a key has one, a hash has none.
+    return name if len(name.encode()) <= _MAX_ID_BYTES else sha256(name.encode()).hexdigest()
 
 
 def manifest_body(manifest: Manifest) -> dict[str, Any]:

@@ -16,9 +16,7 @@ from schemas.index import Manifest, StoredChunk, metadata_terms, metadata_text
 from schemas.positions import Position
 
 _WORD: Final = re.compile(r"\w+")
-_STOP_WORDS: Final = frozenset(
-    "a an and are as at be by for if in is it no not of on or that the this to was with".split()
-)
+_STOP_WORDS: Final = frozenset(("a", "an", "and", "are", "for", "in", "is", "it", "of", "on", "or", "the", "to"))
 _BM25_K1: Final = 1.2
 _BM25_B: Final = 0.75
 
@@ -93,9 +91,7 @@ class MemoryIndex:
                     done[partition] = max(offset, done.get(partition, offset))
                 else:
                     under_way[partition] = min(offset, under_way.get(partition, offset))
-        certain = {
-            partition: min(offset, under_way.get(partition, offset + 1) - 1) for partition, offset in done.items()
-        }
+        certain = {at: min(offset, under_way.get(at, offset + 1) - 1) for at, offset in done.items()}
         return {partition: offset for partition, offset in certain.items() if offset >= 0}
 
     # Write side
@@ -188,11 +184,11 @@ class MemoryIndex:
 
     def _refresh(self, keys: Iterable[DocumentKey]) -> None:
         touched = set(keys)
-        kept = {chunk_id: write for chunk_id, write in self._searchable.items() if write.chunk.key not in touched}
-        for chunk_id, write in self._written.items():
-            if isinstance(write, ChunkWrite) and write.chunk.key in touched:
-                kept[chunk_id] = write
-        self._searchable = kept
+        passages = {chunk_id: write for chunk_id, write in self._written.items() if isinstance(write, ChunkWrite)}
+        self._searchable = {
+            **{chunk_id: write for chunk_id, write in self._searchable.items() if write.chunk.key not in touched},
+            **{chunk_id: write for chunk_id, write in passages.items() if write.chunk.key in touched},
+        }
 
     def _search(self, search: HybridSearch) -> Windows:
         everything = list(self._searchable.values())

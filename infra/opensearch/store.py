@@ -56,6 +56,8 @@ class OpenSearchIndex:
 
     async def search(self, searches: Sequence[HybridSearch]) -> list[Windows]:
         """See ``SearchIndex.search``."""
+        if not searches:
+            return []
         lines: list[dict[str, Any]] = []
         for search in searches:
             for body in codec.search_bodies(search):
@@ -102,7 +104,7 @@ class OpenSearchIndex:
         """See ``DocumentIndex.manifests``."""
         if not keys:
             return {}
-        docs = [{"_id": str(key), "_source": ["manifest"]} for key in keys]
+        docs = [{"_id": codec.manifest_id(key), "_source": ["manifest"]} for key in keys]
         with unavailable_is_said():
             answer = await self._client.mget(index=self._manifests, body={"docs": docs})
         found = (_got(doc) for doc in answer["docs"])
@@ -113,8 +115,8 @@ class OpenSearchIndex:
         """See ``DocumentIndex.put_manifests``."""
         lines: list[dict[str, Any]] = []
         for manifest in manifests:
-            action = {"_id": str(manifest.key), "version": manifest.external_version, "version_type": "external_gte"}
-            lines += [{"index": action}, codec.manifest_body(manifest)]
+            placed = {"_id": codec.manifest_id(manifest.key), "version": manifest.external_version}
+            lines += [{"index": placed | {"version_type": "external_gte"}}, codec.manifest_body(manifest)]
         results = await self._bulk(self._manifests, lines, refresh=False)
         for result in results:
             _raise_if_unavailable(result)

@@ -1,0 +1,155 @@
+from typing import Any
+
+import pytest
+
+from freshline.agreement import ADVICE, Kind, compare, expected, refused
+from schemas.documents import DocumentKey, LifeState, Outcome
+from schemas.events import BlobRef, Change, DocumentEvent
+from schemas.index import Manifest, StoredChunk
+from schemas.positions import Position
+
+KEY = DocumentKey("local", "travel.md")
+DEAD, DONE, SUPERSEDED = Outcome.DEAD_LETTER, Outcome.DONE, Outcome.SUPERSEDED
+
+
+def blob(number: int) -> BlobRef:
+    return BlobRef(sha256=f"{number:064x}", size_bytes=1)
+
+
+def event(version: int, **fields: Any) -> DocumentEvent:
+    deleted = fields.get("change") is Change.DELETED
+    told = {
+        "event_id": f"e{version}",
+        "tenant": KEY.tenant,
+        "document_id": KEY.document_id,
+        "version": version,
+        "change": Change.UPSERTED,
+        "accepted_ms": 0,
+        "content": None if deleted else blob(version),
+    }
+    return DocumentEvent(**told | fields)
+
+
+def manifest(version: int, **fields: Any) -> Manifest:
+    return Manifest(
+        tenant=KEY.tenant,
+        document_id=KEY.document_id,
+        version=version,
+        position="documents.v1-0:0",
+        profile="p",
+        updated_ms=0,
+        **{"complete": True, "state": LifeState.LIVE, "content": blob(version), "chunks": ("c1", "c2")} | fields,
+    )
+
+
+def chunk(chunk_id: str, **fields: Any) -> StoredChunk:
+    told = {
+        "tenant": KEY.tenant,
+        "document_id": KEY.document_id,
+        "version": 1,
+        "position": "documents.v1-0:0",
+        "text": "",
+        "text_sha256": "",
+        "start": 0,
+        "end": 1,
+    }
+    return StoredChunk(chunk_id=chunk_id, **told | fields)
+
+
+def stream(*ends: tuple[DocumentEvent, Outcome | None]) -> tuple[dict, dict]:
+    events = {Position(0, offset): event for offset, (event, _) in enumerate(ends)}
+    outcomes = {Position(0, offset): outcome for offset, (_, outcome) in enumerate(ends) if outcome is not None}
+    return events, outcomes
+
+
+def standing_version(*ends: tuple[DocumentEvent, Outcome | None]) -> int | None:
+    standing = expected(*stream(*ends))[KEY]
+    return standing.version if standing else None
+
+
+def found(wanted: DocumentEvent | None, there: Manifest | None, *chunks: StoredChunk) -> dict[Kind, list[str]]:
+    return compare({KEY: wanted}, {} if there is None else {KEY: there}, chunks)
+
+
+def test_newest_version_stands_whatever_the_order() -> None:
+    assert standing_version((event(1), DONE), (event(3), DONE), (event(2), SUPERSEDED)) == 3
+    assert standing_version((event(1), None), (event(2), None)) == 2
+
+
+def test_first_of_equal_versions_stands() -> None:
+    events, outcomes = stream((event(1, content=blob(7)), DONE), (event(1, content=blob(8)), SUPERSEDED))
+    assert expected(events, outcomes)[KEY].content == blob(7)
+
+
+def test_refused_version_leaves_the_one_before() -> None:
+    assert standing_version((event(1), DONE), (event(2), DEAD)) == 1
+    assert standing_version((event(1), DEAD)) is None
+
+
+def test_version_that_gave_way_to_a_refused_one_does_not_stand() -> None:
+    assert standing_version((event(1), DONE), (event(2), SUPERSEDED), (event(3), DEAD)) == 1
+
+
+def test_version_that_gave_way_to_nothing_refused_is_still_expected() -> None:
+    assert standing_version((event(1), DONE), (event(2), SUPERSEDED)) == 2
+
+
+def test_refused_documents_are_those_whose_newest_version_was() -> None:
+    assert refused(*stream((event(1), DONE), (event(2), DEAD))) == ["local/travel.md"]
+    assert refused(*stream((event(1), DEAD), (event(2), DONE))) == []
+
+
+def test_agreement_finds_nothing() -> None:
+    assert found(event(1), manifest(1), chunk("c1"), chunk("c2")) == {}
+    gone = manifest(2, state=LifeState.DELETED, content=None, chunks=())
+    assert found(event(2, change=Change.DELETED), gone) == {}
+    spent = manifest(2, content=blob(1), failure="the index refused it")
+    assert found(event(1), spent, chunk("c1"), chunk("c2")) == {}
+    assert found(None, None) == {}
+    assert found(None, manifest(1, state=LifeState.DELETED, content=None, chunks=(), failure="refused")) == {}
+
+
+@pytest.mark.parametrize(
+    ("wanted", "there", "kind"),
+    [
+        (event(1), None, Kind.NOT_INDEXED),
+        (event(2), manifest(1), Kind.OUTDATED),
+        (event(1), manifest(1, complete=False), Kind.UNFINISHED),
+        (event(1), manifest(2), Kind.AHEAD),
+        (None, manifest(1), Kind.AHEAD),
+        (event(1, change=Change.DELETED), manifest(1), Kind.NOT_DELETED),
+        (event(1), manifest(1, state=LifeState.DELETED), Kind.WRONGLY_DELETED),
+        (event(1), manifest(1, content=blob(9)), Kind.OTHER_CONTENT),
+        (event(1, groups=("legal",)), manifest(1), Kind.OTHER_CONTENT),
+        (event(1, metadata={"a": 1}), manifest(1), Kind.OTHER_CONTENT),
+    ],
+)
+def test_document_that_is_not_as_the_stream_says(
+    wanted: DocumentEvent | None, there: Manifest | None, kind: Kind
+) -> None:
+    chunks = [] if there is None else [chunk("c1"), chunk("c2")]
+    assert found(wanted, there, *chunks) == {kind: ["local/travel.md"]}
+
+
+def test_manifest_without_any_event_is_unknown() -> None:
+    assert compare({}, {KEY: manifest(1)}, [chunk("c1"), chunk("c2")]) == {Kind.UNKNOWN: ["local/travel.md"]}
+
+
+@pytest.mark.parametrize(
+    ("chunks", "findings"),
+    [
+        ([chunk("c1")], {Kind.MISSING_PASSAGES: ["local/travel.md"]}),
+        ([chunk("c1"), chunk("c2"), chunk("c3")], {Kind.ORPHAN: ["local/travel.md c3"]}),
+        ([chunk("c1"), chunk("c2", document_id="b")], {Kind.FOREIGN: ["local/b c2"]}),
+        ([chunk("c1"), chunk("c2", tenant="other")], {Kind.FOREIGN: ["other/travel.md c2"]}),
+        ([chunk("c1"), chunk("c2", groups=("legal",))], {Kind.OTHER_GROUPS: ["local/travel.md c2"]}),
+    ],
+)
+def test_passages_that_the_manifest_does_not_have_so(
+    chunks: list[StoredChunk], findings: dict[Kind, list[str]]
+) -> None:
+    assert found(event(1), manifest(1), *chunks) == findings
+
+
+def test_every_kind_comes_with_advice() -> None:
+    assert ADVICE.keys() == set(Kind)
