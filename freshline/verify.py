@@ -19,6 +19,8 @@ from infra.kafka.provision import StreamAdmin
 from infra.kafka.security import client_options
 from infra.opensearch.port import Hit
 from infra.opensearch.store import OpenSearchIndex
+from infra.redis.answers import RedisAnswerCache
+from infra.redis.connect import connect_redis
 from infra.settings import Settings
 from schemas.documents import DocumentKey, LifeState, Outcome
 from schemas.events import ChunkPlan, DocumentEvent, IndexChange
@@ -138,6 +140,7 @@ async def _repair(
     hits = [Hit(chunk.chunk_id, chunk.key, 0.0) for chunk in chunks if f"{chunk.key} {chunk.chunk_id}" in orphans]
     if hits:
         await index.delete_chunks(hits)
+        await _drop_answers(settings, {hit.key.tenant for hit in hits})
     keys = [DocumentKey.parse(name) for kind in SENT_AGAIN for name in findings.get(kind, ())]
     again = [event for key in keys if (event := wanted[key]) is not None]
     if again:
@@ -147,6 +150,17 @@ async def _repair(
         finally:
             await producer.close()
     return {"passages removed": len(hits), "events sent again": len(again)}
+
+
+async def _drop_answers(settings: Settings, tenants: Iterable[str]) -> None:
+    """Cached answers may stand on what was removed, and no event tells of it."""
+    redis = connect_redis(settings.redis)
+    try:
+        cache = RedisAnswerCache(redis, settings.names)
+        for tenant in tenants:
+            await cache.apply(tenant, {}, drop=True)
+    finally:
+        await redis.aclose()
 
 
 async def _lost(blobs: BlobStore, manifests: Iterable[Manifest]) -> list[str]:

@@ -4,10 +4,11 @@ import asyncio
 
 from infra.kafka.codec import encode_event
 from infra.kafka.memory import MemoryStreams
+from infra.kafka.port import StreamUnavailable
 from infra.opensearch.port import IndexUnavailable
 from infra.settings import StreamSettings
 from schemas.events import Change, DocumentEvent
-from schemas.topics import CHUNKS, DEAD_LETTERS
+from schemas.topics import CHUNKS, DEAD_LETTERS, MAX_RECORD_BYTES
 from streams.core.outcomes import DeadLetter, Finished
 from streams.runner import Delivery, Record, Runner
 from streams.topology import StepName
@@ -47,7 +48,9 @@ def record(document_id: str) -> Record:
     return encode_event(event)
 
 
-async def ended(step: Fake, records: list[Record]) -> tuple[MemoryStreams, list[int], list]:
+async def ended(
+    step: Fake, records: list[Record], settings: StreamSettings = SETTINGS
+) -> tuple[MemoryStreams, list[int], list]:
     """Run the records through a runner until all have ended."""
     streams, done, outcomes, all_ended = MemoryStreams(1), [], [], asyncio.Event()
 
@@ -56,7 +59,7 @@ async def ended(step: Fake, records: list[Record]) -> tuple[MemoryStreams, list[
         if len(outcomes) == len(records):
             all_ended.set()
 
-    runner = Runner(step, streams, SETTINGS, on_finished=note)
+    runner = Runner(step, streams, settings, on_finished=note)
     running = asyncio.create_task(runner.run())
     try:
         async with asyncio.timeout(10):
@@ -155,3 +158,46 @@ async def test_what_waits_is_bounded():
         await asyncio.gather(running, return_exceptions=True)
     assert started.is_set()
     assert taken <= 3 * SETTINGS.batch_events
+
+
+async def test_a_single_attempt_may_be_all_there_is():
+    step = Fake()
+    step.failures["bad"] = [POISON]
+    settings = SETTINGS.model_copy(update={"attempts": 1})
+    streams, done, _ = await ended(step, [record("bad"), record("d1")], settings)
+    assert done == [0, 1]
+    assert values(streams, CHUNKS.name)[0].startswith("gave up bad: failed 1 times, at last with ValueError")
+
+
+async def test_a_strangers_record_larger_than_ours_may_be_does_not_stop_the_stream():
+    strange = Record("documents.v1", b"k", b"x" * (MAX_RECORD_BYTES + 1), ())
+    streams, done, _ = await ended(Fake(), [strange, record("d1")])
+    assert done == [0, 1]
+    [letter] = streams.log[DEAD_LETTERS.name, 0]
+    assert letter.value == b"x" * MAX_RECORD_BYTES
+    assert values(streams, CHUNKS.name) == ["d1"]
+
+
+async def test_nothing_counts_as_ended_before_the_broker_has_what_it_led_to():
+    order, all_ended = [], asyncio.Event()
+
+    class Unsteady(MemoryStreams):
+        async def send_all(self, records):
+            order.append("asked")
+            if len(order) < 20:
+                raise StreamUnavailable("no acknowledgement")
+            return await super().send_all(records)
+
+    step, streams = Fake(), Unsteady(1)
+    runner = Runner(step, streams, SETTINGS, on_finished=lambda *_: all_ended.set())
+    one = record("d0")
+    await runner.take(Delivery(0, 0, one.key, one.value, one.headers, lambda: order.append("ended")))
+    running = asyncio.create_task(runner.run())
+    try:
+        await asyncio.wait_for(all_ended.wait(), 10)
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+    assert order == ["asked"] * 20 + ["ended"]
+    assert values(streams, CHUNKS.name) == ["d0"]
+    assert step.batches == [["d0"]], "the step is not run again for the broker's sake"

@@ -1,0 +1,125 @@
+"""Twins of the stores that may take time or fail at any await, and a parser and a splitter of few lines."""
+
+import asyncio
+import random
+from collections.abc import Callable
+from hashlib import sha256
+
+from infra.blobs.memory import MemoryBlobStore
+from infra.blobs.port import BlobStoreUnavailable
+from infra.embedding.hashing import HashingEmbedder
+from infra.embedding.port import EmbeddingThrottled
+from infra.kafka.memory import MemoryStreams
+from infra.kafka.port import StreamUnavailable
+from infra.opensearch.memory import MemoryIndex
+from infra.redis.memory_answers import MemoryAnswerCache
+from infra.redis.port import CacheUnavailable
+from schemas.documents import DocumentKey
+from schemas.events import PlannedChunk
+from streams.core.splitting import embedding_text
+from streams.parsing.parse import ParsedDocument
+from streams.parsing.sandbox import ParseFailed
+
+PARTITIONS = 2
+DIMENSION = 16
+BROKEN = b"%BROKEN"
+
+
+class Faults:
+    """Where anything may take time or fail; nothing does any more once it is calm."""
+
+    def __init__(self, rng: random.Random) -> None:
+        self.rng = rng
+        self.calm = False
+
+    async def point(self, *errors: Exception) -> None:
+        await asyncio.sleep(self.rng.choice((0, 0, 0, self.rng.expovariate(20))))
+        if not self.calm and self.rng.random() < 0.02:
+            await asyncio.sleep(self.rng.uniform(1, 10))  # the process is stopped, or a request is on its way for long
+        if errors and not self.calm and self.rng.random() < 0.03:
+            raise self.rng.choice(errors)
+
+
+class Streams(MemoryStreams):
+    """Takes only the first of several records now and then, or takes all and loses the acknowledgement."""
+
+    def __init__(self, faults: Faults) -> None:
+        super().__init__(PARTITIONS)
+        self._faults = faults
+        self.on_placed: Callable[[], None] = lambda: None
+
+    async def send_all(self, records):
+        taken = self._faults.rng.randint(0, len(records))
+        await self._faults.point(StreamUnavailable("not taken"))
+        await super().send_all(records[:taken])
+        self.on_placed()
+        await self._faults.point(StreamUnavailable("half taken"))
+        placed = await super().send_all(records[taken:])
+        self.on_placed()
+        await self._faults.point(StreamUnavailable("acknowledgement lost"))
+        return placed
+
+
+class Blobs(MemoryBlobStore):
+    def __init__(self, faults: Faults) -> None:
+        super().__init__()
+        self._faults = faults
+
+    async def get(self, ref):
+        await self._faults.point(BlobStoreUnavailable("no"))
+        return await super().get(ref)
+
+
+class Embedder(HashingEmbedder):
+    def __init__(self, faults: Faults) -> None:
+        super().__init__(DIMENSION)
+        self._faults = faults
+
+    async def embed_passages(self, texts):
+        await self._faults.point(EmbeddingThrottled("later", retry_after_s=0.2))
+        return await super().embed_passages(texts)
+
+
+class Cache(MemoryAnswerCache):
+    def __init__(self, faults: Faults, now_us: Callable[[], int]) -> None:
+        super().__init__(now_us)
+        self._faults = faults
+
+    async def apply(self, tenant, positions, *, drop):
+        await self._faults.point(CacheUnavailable("no"))
+        await super().apply(tenant, positions, drop=drop)
+        await self._faults.point(CacheUnavailable("applied, but nobody heard"))
+
+
+class WatchedIndex(MemoryIndex):
+    """Tells when something else may have become searchable."""
+
+    on_refresh: Callable[[], None] = staticmethod(lambda: None)
+
+    def _refresh(self, keys):
+        super()._refresh(keys)
+        self.on_refresh()
+
+    def searchable(self, key: DocumentKey) -> dict[str, int]:
+        return {name: one.chunk.version for name, one in sorted(self._searchable.items()) if one.chunk.key == key}
+
+
+class Parsers:
+    async def parse(self, content, _content_type, _file_name):
+        if content.startswith(BROKEN):
+            raise ParseFailed("broken", "it is")
+        return ParsedDocument(content.decode(), None, "text/plain")
+
+
+class Splitter:
+    """One passage for each line."""
+
+    def split(self, text, title):
+        chunks = []
+        at = 0
+        for line in text.splitlines():
+            bare = PlannedChunk(text=line, start=at, end=at + len(line), text_sha256="")
+            named = sha256(embedding_text(title, bare).encode()).hexdigest()
+            chunks.append(bare.model_copy(update={"text_sha256": named}))
+            at += len(line) + 1
+        return chunks

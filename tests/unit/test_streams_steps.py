@@ -1,0 +1,353 @@
+"""What the steps make of single situations that are rare, and that random histories seldom reach."""
+
+from contextlib import suppress
+from dataclasses import replace
+from hashlib import sha256
+
+import numpy as np
+import pytest
+
+from infra.blobs.memory import MemoryBlobStore
+from infra.blobs.port import ref_of
+from infra.embedding.hashing import HashingEmbedder
+from infra.kafka.codec import decode
+from infra.opensearch.memory import MemoryIndex
+from infra.opensearch.port import IndexUnavailable
+from infra.redis.memory_answers import MemoryAnswerCache
+from infra.redis.memory_states import MemoryEventStates
+from schemas.documents import DocumentKey, LifeState, Outcome, Stage
+from schemas.events import Change, ChunkPlan, DocumentEvent, IndexChange, PlannedChunk, StageTimes
+from schemas.topics import MAX_RECORD_BYTES
+from streams.core.outcomes import DeadLetter, Finished
+from streams.core.planned_chunks import load_chunks
+from streams.core.splitting import embedding_text
+from streams.parsing.parse import ParsedDocument
+from streams.parsing.sandbox import ParseFailed
+from streams.runner import Task
+from streams.steps.index import Index
+from streams.steps.invalidate import Invalidate
+from streams.steps.prepare import Prepare
+
+KEY = DocumentKey("acme", "a.md")
+DIMENSION = 16
+
+
+class Progress:
+    def __init__(self):
+        self.stages = []
+
+    def reached(self, event, stage, _at_ms):
+        self.stages.append((event.event_id, stage))
+
+
+class CountingEmbedder(HashingEmbedder):
+    def __init__(self):
+        super().__init__(DIMENSION)
+        self.texts = []
+
+    async def embed_passages(self, texts):
+        self.texts += texts
+        return await super().embed_passages(texts)
+
+
+class Parsers:
+    async def parse(self, content, _content_type, _file_name):
+        if content == b"broken":
+            raise ParseFailed("broken", "it has no end")
+        return ParsedDocument(content.decode(), None, "text/plain")
+
+
+class Lines:
+    def split(self, text, title):
+        return passages(text.splitlines(), title)
+
+
+def passages(lines, title=None):
+    bare = [PlannedChunk(text=line, start=0, end=len(line), text_sha256="") for line in lines]
+    return tuple(
+        one.model_copy(update={"text_sha256": sha256(embedding_text(title, one).encode()).hexdigest()}) for one in bare
+    )
+
+
+def event(version, content=b"text", document_id=KEY.document_id, **fields):
+    deleted = content is None
+    return DocumentEvent(
+        event_id=f"e{version}",
+        tenant=KEY.tenant,
+        document_id=document_id,
+        version=version,
+        change=Change.DELETED if deleted else Change.UPSERTED,
+        accepted_ms=1.0,
+        content=None if deleted else ref_of(content),
+        **fields,
+    )
+
+
+def task(message, offset=None):
+    version = message.event.version if isinstance(message, ChunkPlan) else message.version
+    return Task(message, 1, version if offset is None else offset, None)
+
+
+# prepare
+
+
+@pytest.fixture
+def blobs():
+    return MemoryBlobStore()
+
+
+@pytest.fixture
+def prepare(blobs):
+    return Prepare(blobs, Parsers(), Lines(), "profile", Progress())
+
+
+async def prepared(prepare, *events):
+    """Each event's outcome and plan."""
+    outcomes = await prepare.run([task(one) for one in events])
+    return [(outcome, decode(ChunkPlan, outcome.emit[0].value, outcome.emit[0].headers)) for outcome in outcomes]
+
+
+async def test_only_the_newest_of_several_versions_on_their_way_is_prepared(prepare, blobs):
+    await blobs.put(b"text")
+    told = await prepared(prepare, event(1), event(3), event(2), event(7, document_id="other.md"))
+    assert [plan.outcome for _, plan in told] == [Outcome.SUPERSEDED, None, Outcome.SUPERSEDED, None]
+    assert told[2][1].reason == "version 2 is not newer than version 3, which came right behind it"
+    assert [plan.position for _, plan in told] == [f"documents.v1-1:{offset}" for offset in (1, 3, 2, 7)]
+    assert all(outcome.emit[0].partition == 1 for outcome, _ in told)
+
+
+@pytest.mark.parametrize("content", [None, b"text"], ids=["delete", "upload"])
+async def test_a_version_that_cannot_be_read_does_not_supersede_the_one_before_it(prepare, blobs, content):
+    for one in (b"text", b"broken"):
+        await blobs.put(one)
+    told = await prepared(prepare, event(1), event(2, content), event(3, b"broken"), event(4, b"broken"))
+    assert [type(outcome) for outcome, _ in told] == [Finished, Finished, DeadLetter, DeadLetter]
+    assert [plan.outcome for _, plan in told] == [Outcome.SUPERSEDED, None, Outcome.DEAD_LETTER, Outcome.DEAD_LETTER]
+    assert (told[2][0].kind, told[2][1].reason) == ("broken", "it has no end")
+
+
+async def test_content_that_is_lost_is_a_dead_letter_with_advice(prepare):
+    [(outcome, plan)] = await prepared(prepare, event(1))
+    assert (outcome.kind, plan.outcome) == ("content-lost", Outcome.DEAD_LETTER)
+    assert "upload the content again" in plan.reason
+
+
+async def test_a_plan_too_large_for_a_record_travels_by_reference(prepare, blobs):
+    content = b"\n".join(b"%08d" % number + b"x" * 992 for number in range(1_000))
+    await blobs.put(content)
+    [(outcome, plan)] = await prepared(prepare, event(1, content, metadata={f"m{n}": "ä" * 1_000 for n in range(64)}))
+    assert len(outcome.emit[0].value) < MAX_RECORD_BYTES
+    assert plan.chunks == ()
+    assert load_chunks(await blobs.get(plan.chunks_blob)) == passages(content.decode().splitlines())
+
+
+async def test_more_passages_than_one_index_change_can_name_are_a_dead_letter(prepare, blobs):
+    content = b"\n".join(b"line %09d" % number for number in range(8_001))
+    await blobs.put(content)
+    [(outcome, plan)] = await prepared(prepare, event(1, content))
+    assert outcome.kind == "too-large"
+    assert plan.reason == "it has 8001 passages, the limit is 8000: divide it"
+
+
+# index
+
+
+def longer(write):
+    return replace(write, vector=np.append(write.vector, np.float32(0)))
+
+
+class Bench:
+    """The step on a twin on which something may happen before any single write."""
+
+    def __init__(self, blobs):
+        self.before_write = []
+        self.index = MemoryIndex(DIMENSION, pause=self._pause)
+        self.embedder = CountingEmbedder()
+        self.step = Index(self.index, self.embedder, blobs, "g1", Progress())
+
+    async def _pause(self):
+        if self.before_write and (happens := self.before_write.pop(0)):
+            await happens()
+
+    async def run(self, *plans):
+        outcomes = await self.step.run([task(plan) for plan in plans])
+        return [(one, decode(IndexChange, one.emit[0].value, one.emit[0].headers)) for one in outcomes]
+
+    async def refuse(self, changes):
+        """What ``apply`` does where the index takes none of the passages."""
+        return await MemoryIndex.apply(self.index, [replace(one, put=tuple(map(longer, one.put))) for one in changes])
+
+    async def texts(self):
+        fetched = {one.chunk.chunk_id: one.chunk for one in self.index._searchable.values()}
+        return sorted(one.text for one in fetched.values())
+
+    async def manifest(self):
+        return (await self.index.manifests([KEY]))[KEY]
+
+
+@pytest.fixture
+def bench(blobs):
+    return Bench(blobs)
+
+
+def plan(version, *lines, deleted=False, position=None, **fields):
+    return ChunkPlan(
+        event=event(version, None if deleted else b"text", **fields),
+        position=f"documents.v1-1:{version if position is None else position}",
+        profile="profile",
+        chunked_ms=2.0,
+        chunks=passages(lines),
+    )
+
+
+async def test_a_version_that_another_worker_completes_meanwhile_is_told_as_done(bench):
+    """Told as superseded, its change would drop no cached answer."""
+    one = plan(1, "a")
+
+    async def other_worker():
+        await bench.run(one)
+
+    bench.before_write = [other_worker]
+    [(_, change)] = await bench.run(one)
+    assert change.outcome is Outcome.DONE
+    assert change.added == (await bench.manifest()).chunks != ()
+
+
+async def test_a_version_that_a_newer_one_overtakes_is_told_as_superseded(bench):
+    async def other_worker():
+        await bench.run(plan(2, "b"))
+
+    bench.before_write = [other_worker]
+    told = await bench.run(plan(1, "a"), plan(5, "z", document_id="other.md"))
+    assert [change.outcome for _, change in told] == [Outcome.SUPERSEDED, Outcome.DONE]
+    assert told[0][1].reason == "version 1 is not newer than version 2"
+    assert await bench.texts() == ["b", "z"]
+
+
+@pytest.mark.parametrize("writes", range(7))
+async def test_a_stop_before_any_write_is_made_good_by_the_next_version(bench, writes):
+    await bench.run(plan(1, "a", "b"))
+
+    async def stop():
+        raise IndexUnavailable("stopped")
+
+    bench.before_write = [None] * writes + [stop]
+    with suppress(IndexUnavailable):
+        await bench.run(plan(2, "b", "c"))
+    bench.before_write = []
+    [(_, change)] = await bench.run(plan(3, "a", "c"))
+    assert change.outcome is Outcome.DONE
+    assert await bench.texts() == ["a", "c"]
+    assert set(bench.index._written) >= {*(await bench.manifest()).chunks}
+
+
+async def test_a_text_that_was_embedded_before_is_not_embedded_again(bench):
+    await bench.run(plan(1, "a", "b"))
+    assert bench.embedder.texts == ["a", "b"]
+    await bench.run(plan(2, "b", "c"))
+    await bench.run(plan(3, "a", "b"))
+    await bench.run(plan(1, "a", "c", document_id="copy.md"))
+    assert bench.embedder.texts == ["a", "b", "c"]
+
+
+async def test_refused_content_is_a_dead_letter_each_time_and_the_old_passages_stay(bench, monkeypatch):
+    await bench.run(plan(1, "a", "b"))
+    with monkeypatch.context() as patched:
+        patched.setattr(bench.index, "apply", bench.refuse)
+        [(first, change)] = await bench.run(plan(2, "b", "c"))
+    [(again, _)] = await bench.run(plan(2, "b", "c"))
+    assert [type(one) for one in (first, again)] == [DeadLetter, DeadLetter]
+    assert (change.outcome, change.added) == (Outcome.DEAD_LETTER, ())
+    assert "vector has shape" in change.reason
+    assert again.reason == first.reason
+    assert await bench.texts() == ["a", "b"]
+    manifest = await bench.manifest()
+    assert (manifest.version, manifest.complete, manifest.state) == (2, True, LifeState.LIVE)
+    await bench.run(plan(3, "b", "d"))
+    assert await bench.texts() == ["b", "d"]
+
+
+async def test_content_refused_upon_a_claim_left_half_done_hides_nothing_from_the_next_version(bench, monkeypatch):
+    await bench.run(plan(1, "a"))
+
+    async def stop():
+        raise IndexUnavailable("stopped")
+
+    bench.before_write = [None, None, stop]
+    with pytest.raises(IndexUnavailable):
+        await bench.run(plan(2, "b", "c"))
+    bench.before_write = []
+
+    with monkeypatch.context() as patched:
+        patched.setattr(bench.index, "apply", bench.refuse)
+        await bench.run(plan(3, "d"))
+    await bench.run(plan(4, "b", "c"))
+    assert await bench.texts() == ["b", "c"]
+
+
+async def test_an_event_that_ended_before_is_told_onward_untouched(bench):
+    ended = plan(3).model_copy(update={"outcome": Outcome.DEAD_LETTER, "reason": "it has no end"})
+    [(outcome, change)] = await bench.run(ended)
+    assert isinstance(outcome, Finished), "its dead letter was written by the step that gave it up"
+    assert (change.outcome, change.reason, change.added) == (Outcome.DEAD_LETTER, "it has no end", ())
+    assert await bench.index.manifests([KEY]) == {}
+
+
+async def test_a_vector_that_is_no_number_is_never_written(bench, monkeypatch):
+    async def broken(texts):
+        return np.full((len(texts), DIMENSION), np.nan, np.float32)
+
+    monkeypatch.setattr(bench.embedder, "embed_passages", broken)
+    with pytest.raises(ValueError, match="not all finite"):
+        await bench.run(plan(1, "a"))
+    assert await bench.texts() == []
+
+
+# invalidate
+
+
+def changed(offset, outcome=Outcome.DONE, *, tenant="acme", added=("x",), partition=0):
+    return IndexChange(
+        event_id=f"{tenant}-{offset}",
+        tenant=tenant,
+        document_id="a.md",
+        version=offset,
+        position=f"documents.v1-{partition}:{offset}",
+        generation="g1",
+        outcome=outcome,
+        added=added,
+        times=StageTimes(accepted_ms=1.0, chunked_ms=2.0, searchable_ms=3.0),
+    )
+
+
+async def test_answers_are_dropped_where_something_changed_and_positions_advance_in_any_case():
+    cache = MemoryAnswerCache()
+    step = Invalidate(cache, MemoryEventStates())
+    for tenant in ("acme", "umbrella"):
+        epoch = (await cache.lookup(tenant, "q")).epoch
+        assert await cache.store(tenant, "q", b"answer", epoch=epoch, ttl_s=60)
+    messages = [
+        changed(4),
+        changed(3),
+        changed(9, partition=2),
+        changed(7, Outcome.SUPERSEDED, tenant="umbrella", added=()),
+    ]
+    assert await step.run([task(one) for one in messages]) == [Finished()] * 4
+    acme, umbrella = [await cache.lookup(tenant, "q") for tenant in ("acme", "umbrella")]
+    assert (acme.entry, acme.positions) == (None, {0: 4, 2: 9})
+    assert (umbrella.entry, umbrella.positions) == (b"answer", {0: 7})
+
+
+async def test_an_event_that_did_not_become_searchable_is_not_told_as_purged():
+    states = MemoryEventStates()
+    await Invalidate(MemoryAnswerCache(), states).run([task(changed(1, Outcome.DEAD_LETTER)), task(changed(2))])
+    recorded = [states._fields["acme", f"acme-{offset}"] for offset in (1, 2)]
+    assert Stage.PURGED not in str(recorded[0])
+    assert Stage.PURGED in str(recorded[1])
+
+
+async def test_states_out_of_reach_do_not_hold_back_invalidation():
+    cache, states = MemoryAnswerCache(), MemoryEventStates()
+    states.available = False
+    assert await Invalidate(cache, states).run([task(changed(1))]) == [Finished()]
+    assert (await cache.lookup("acme", "q")).positions == {0: 1}
