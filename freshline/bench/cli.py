@@ -17,6 +17,7 @@ from freshline.bench.freshness import bench_freshness
 from freshline.bench.ingest import bench_ingest
 from freshline.bench.installation import BenchmarkFailed
 from freshline.bench.retrieval import MODELS, bench_retrieval
+from freshline.terminal import add_command
 from infra.local import Phase, Stack, StackConfig, StackError
 
 app = typer.Typer(
@@ -34,11 +35,9 @@ _Json = Annotated[bool, typer.Option("--json", help="One line of JSON, last on s
 _Data = Annotated[Path | None, typer.Option(help="Data directory of the local stack.")]
 
 
-@app.command()
 def ingest(events: _Events, model: _Model = None, data: _Data = None, as_json: _Json = False) -> None:  # noqa: FBT002 - an option
-    r"""Run a whole history through the pipeline, beside its embedder alone, and verify the end.
+    """Run a whole history through the pipeline, beside its embedder alone, and verify the end.
 
-    \b
     Examples:
       freshline bench ingest --events history.jsonl.gz
       freshline bench ingest --events history.jsonl.gz --model all-minilm-l6-v2 --json
@@ -46,7 +45,6 @@ def ingest(events: _Events, model: _Model = None, data: _Data = None, as_json: _
     _measure(lambda stack: bench_ingest(stack, events, overrides=_overrides(model)), data, as_json=as_json)
 
 
-@app.command()
 def freshness(
     events: _Events,
     edits: Annotated[int, typer.Option(min=1, help="Single edits to time.")] = 40,
@@ -54,9 +52,8 @@ def freshness(
     data: _Data = None,
     as_json: _Json = False,  # noqa: FBT002 - an option
 ) -> None:
-    r"""Time single edits and deletes, from the 202 to the first answer that has them.
+    """Time single edits and deletes, from the 202 to the first answer that has them.
 
-    \b
     Examples:
       freshline bench freshness --events history.jsonl.gz
       freshline bench freshness --events history.jsonl.gz --edits 10 --json
@@ -66,7 +63,6 @@ def freshness(
     )
 
 
-@app.command()
 def retrieval(
     collection: Annotated[
         Path,
@@ -78,9 +74,8 @@ def retrieval(
     data: _Data = None,
     as_json: _Json = False,  # noqa: FBT002 - an option
 ) -> None:
-    r"""Measure nDCG@10 of the lexical leg, the vector leg and both on a judged collection.
+    """Measure nDCG@10 of the lexical leg, the vector leg and both on a judged collection.
 
-    \b
     Examples:
       freshline bench retrieval beir/scifact
       freshline bench retrieval beir/scifact --model bge-small-en-v1.5 --json
@@ -128,3 +123,7 @@ def _say(what: str, state: str) -> None:
 def _machine() -> dict[str, Any]:
     """What shares the cores: everything does, the load and all servers."""
     return {"cores": os.cpu_count(), "machine": platform.machine(), "python": platform.python_version()}
+
+
+for _command in (ingest, freshness, retrieval):
+    add_command(app, _command)

@@ -1,0 +1,156 @@
+"""The commands on an installation that ``freshline up`` started: what one types is what is tested."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from freshline.installation import find
+from infra.settings import Settings
+
+pytestmark = pytest.mark.stack
+
+LEAVE = "# Leave\n\nAsk your lead for leave two weeks before.\n"
+TRAVEL = "# Travel\n\nYou may work from abroad for 30 days a year.\n"
+ABROAD = "How long may I work from abroad?"
+
+
+def freshline(*arguments: str, status: int = 0) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "freshline", *arguments]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=200)
+    assert ended.returncode == status, (ended.stdout, ended.stderr)
+    assert "Traceback" not in ended.stderr
+    return ended
+
+
+def told(*arguments: str, status: int = 0) -> dict:
+    return json.loads(freshline(*arguments, "--json", status=status).stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def home() -> Iterator[Path]:
+    """The data directory of a running installation, which commands find as the user's own."""
+    place = Path(tempfile.mkdtemp(prefix="freshline-tests-", dir="/var/tmp"))
+    place.chmod(0o711)
+    before = dict(os.environ)
+    # Nothing that other tests have set may point the commands, or the installation, elsewhere.
+    for name in before:
+        if name.startswith("FRESHLINE_") and name != "FRESHLINE_CACHE":
+            del os.environ[name]
+    os.environ["FRESHLINE_HOME"] = str(place)
+    try:
+        freshline("up", "--detach")
+        yield place
+        pids = [process["pid"] for process in told("status")["processes"]]
+        freshline("down")
+        assert [pid for pid in pids if psutil.pid_exists(pid)] == []
+        freshline("status", status=1)
+    finally:
+        freshline("down")
+        os.environ.clear()
+        os.environ.update(before)
+        shutil.rmtree(place)
+
+
+@pytest.fixture(scope="module")
+def handbook(home: Path) -> Path:
+    """A folder that has been ingested."""
+    folder = home / "handbook"
+    folder.mkdir()
+    (folder / "travel.md").write_text(TRAVEL)
+    (folder / "leave.md").write_text(LEAVE)
+    summary = told("ingest", str(folder), "--wait")
+    assert (summary["sent"], summary["failed"], summary["searchable"]) == (2, 0, True)
+    return folder
+
+
+@pytest.fixture
+def settings(handbook: Path) -> Settings:  # noqa: ARG001 - it is there
+    return find()
+
+
+def index(settings: Settings) -> httpx.Client:
+    return httpx.Client(base_url=settings.opensearch.url, trust_env=False)
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.usefixtures("home")
+def test_starting_again_changes_nothing() -> None:
+    before = {process["name"]: process["pid"] for process in told("status")["processes"]}
+    assert {"kafka-1", "opensearch-1", "redis", "prepare", "index", "invalidate", "ingest", "query"} == before.keys()
+    after = {process["name"]: process["pid"] for process in told("up")["processes"]}
+    assert after == before
+
+
+@pytest.mark.timeout(300)
+def test_key_is_needed_and_known_to_the_commands(settings: Settings) -> None:
+    answer = told("ask", ABROAD)
+    assert answer["results"][0]["document_id"] == "travel.md"
+    assert "30 days" in answer["answer"]
+    url = f"http://127.0.0.1:{settings.query.port}/v1/query"
+    assert httpx.post(url, json={"query": ABROAD}, trust_env=False).status_code == 401
+
+
+def test_change_in_the_folder_is_all_that_is_sent(handbook: Path) -> None:
+    (handbook / "leave.md").write_text(LEAVE.replace("two weeks", "one month"))
+    summary = told("ingest", str(handbook), "--wait")
+    assert (summary["sent"], summary["unchanged"], summary["deleted"]) == (1, 1, 0)
+    assert "one month" in told("ask", "When do I ask for leave?")["answer"]
+
+
+@pytest.mark.usefixtures("handbook")
+def test_document_that_cannot_be_read_fails_the_command(home: Path) -> None:
+    folder = home / "broken"
+    folder.mkdir()
+    (folder / "broken.pdf").write_bytes(b"no PDF")
+    summary = told("ingest", str(folder), "--wait", status=1)
+    assert summary["outcomes"] == {"dead_letter": 1}
+    report = told("verify")
+    assert report["ok"]
+    assert report["refused"]["examples"] == ["local/broken.pdf"]
+
+
+@pytest.mark.usefixtures("handbook")
+def test_every_step_is_worked_on() -> None:
+    lag = told("lag")
+    assert lag.keys() == {"prepare", "index", "invalidate"}
+    assert all(step["consumed"] for step in lag.values())
+
+
+def test_orphaned_passage_is_found_and_removed_with_the_answers_from_it(settings: Settings) -> None:
+    chunks = settings.names.chunks_alias
+    with index(settings) as client:
+        passage = {"query": {"term": {"document_id": "travel.md"}}}
+        [hit] = client.post(f"/{chunks}/_search", json=passage).json()["hits"]["hits"]
+        orphan = hit["_source"] | {"chunk_id": "stray", "document_id": "stray.md"}
+        where = {"routing": "local/stray.md", "refresh": "true"}
+        client.put(f"/{chunks}/_doc/stray", json=orphan, params=where).raise_for_status()
+    question = "For how many days may I be abroad?"
+    assert "stray.md" in [result["document_id"] for result in told("ask", question)["results"]]
+    report = told("verify", status=1)
+    assert report["findings"].keys() == {"orphaned passage"}
+    assert report["findings"]["orphaned passage"]["examples"] == ["local/stray.md stray"]
+    assert told("verify", "--repair")["repaired"] == {"passages removed": 1, "events sent again": 0}
+    assert told("verify")["ok"]
+    answer = told("ask", question)
+    assert not answer["cached"]
+    assert "stray.md" not in [result["document_id"] for result in answer["results"]]
+
+
+@pytest.mark.usefixtures("handbook")
+def test_deleted_document_is_gone_when_the_command_returns() -> None:
+    assert told("ask", ABROAD)["results"][0]["document_id"] == "travel.md"
+    accepted = told("delete", "travel.md")
+    assert accepted["document_id"] == "travel.md"
+    assert "travel.md" not in [result["document_id"] for result in told("ask", ABROAD)["results"]]
+    report = told("verify")
+    assert report["ok"]
+    assert report["tombstones"] == 1
