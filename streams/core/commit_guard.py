@@ -21,8 +21,9 @@ class LaneCommits:
         An offset below the last one means that reading began again further back (a rebalance, a seek): everything from
         there on is handed out again, and nothing beyond it is committable before it has ended again.
         """
-        if self._next is None or offset < self._next:
-            self._committed = offset if self._next is None else min(self._committed, offset)
+        if self._next is None:
+            # Reading begins where the group has committed. Later, only commits move this: it never goes back.
+            self._committed = offset
         self._open.add(offset)
         self._next = offset + 1
 

@@ -35,9 +35,7 @@ PASSAGES = {
 
 
 @pytest.fixture(scope="module")
-def stack_settings():
-    stack = Stack.open()
-    stack.up()
+def stack_settings(stack: Stack):
     with mock.patch.dict(os.environ, stack.environment()):
         yield Settings(
             namespace=f"query-test-{uuid4().hex[:8]}", query=QuerySettings(port=0, min_position_wait_s=WAIT_S)
