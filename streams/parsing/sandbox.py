@@ -22,6 +22,9 @@ _PLAIN_BYTES: Final = 1_000_000
 """Plain text up to this size is read in the worker: no third-party parser is involved, and a hop to a child would cost
 every edit of a page a millisecond. A page of 10 kB takes 0.1 ms this way, 1 MB some 10 ms."""
 
+_NO_THREAD_MEMORY: Final = 127
+"""How glibc ends a process that has no memory left for a library's thread-local data; it cannot raise MemoryError."""
+
 _BYTES_PER_CHAR: Final = 12
 """Most bytes that a character of JSON takes: an escaped surrogate pair."""
 
@@ -186,6 +189,8 @@ class _Killed(ParseFailed):
 def _death(code: int, settings: ParseSettings) -> ParseFailed:
     if code == -signal.SIGKILL:
         return _Killed("crashed", "its parser was killed twice; by the system, if memory is short")
+    if code == _NO_THREAD_MEMORY:
+        return ParseFailed("memory", "reading it takes more memory than a document may use")
     if code == -signal.SIGXCPU:
         return ParseFailed("time", f"reading it took more than {settings.cpu_s:g} s of processor time")
     return ParseFailed("crashed", f"its parser ended with code {code}")
