@@ -129,7 +129,7 @@ class Kafka:
         text = "".join(f"{key}={value}\n" for key, value in self._properties().items())
         properties.write_text(text, encoding="utf-8")
         formatted = (self._directory / "data" / "meta.properties").exists()
-        new = ("kafka.tools.StorageTool", "format", "-t", self._cluster_id(), "-c", str(properties))
+        new = ("kafka.tools.StorageTool", "format", f"--cluster-id={self._cluster_id()}", "-c", str(properties))
         return Command(
             argv=self._java("-Xms256m", "-Xmx512m", "kafka.Kafka", str(properties)),
             first=None if formatted else self._java(*new),

@@ -132,6 +132,8 @@ def test_life_of_a_stack_beside_another(stack: Stack, home: Path) -> None:
         "import http.server, os, sys; print(os.environ['GREETING'], os.environ['FRESHLINE_REDIS__URL'], flush=True); "
         f"http.server.test(http.server.SimpleHTTPRequestHandler, port={httpx.URL(url).port}, bind='127.0.0.1')"
     )
+    # One identity in 64 begins like an option of a command line.
+    (home / "kafka-cluster-id").write_text("-yRQ9lrMTcOcOI3dTHFMWA", encoding="ascii")
     own = Stack.open(StackConfig(data_dir=home, apps=(_app("web", serve, url),)))
     told: list[tuple[str, str]] = []
     status = own.up(say=lambda subject, text: told.append((subject, text)))
