@@ -135,7 +135,7 @@ def find(data_dir: Path | None = None) -> Settings:
     known = _read(home)
     if status.state is Phase.READY and known is not None:
         told = known.environment | dict(status.environment)
-        return _settings(told if data_dir else {name: told[name] for name in told.keys() - os.environ.keys()})
+        return settings_from(told if data_dir else {name: told[name] for name in told.keys() - os.environ.keys()})
     if data_dir is not None:
         raise NotRunning(f"nothing runs in {home} ({status.state}): start it with `freshline up --data {home}`")
     return Settings()
@@ -214,8 +214,8 @@ def _is_setting(name: str) -> bool:
     return name.startswith(PREFIX) and name not in _SERVERS and section in Settings.model_fields
 
 
-def _settings(told: Mapping[str, str]) -> Settings:
-    """Settings from these variables; the environment fills in the rest."""
+def settings_from(told: Mapping[str, str]) -> Settings:
+    """Settings that a process with these variables has; the present environment fills in the rest."""
     nested: dict[str, Any] = {}
     for name, value in told.items():
         *sections, field = name.removeprefix(PREFIX).lower().split("__")

@@ -4,10 +4,9 @@ What is to be expected is computed from the stream alone. The index is only read
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
-from aiokafka import AIOKafkaConsumer, TopicPartition
 from pydantic import BaseModel, ConfigDict
 
 from freshline.agreement import ADVICE, SENT_AGAIN, Findings, Kind, compare, expected, refused
@@ -16,7 +15,7 @@ from infra.blobs.port import BlobStore
 from infra.kafka.codec import Undecodable, decode, encode_event, header
 from infra.kafka.producer import KafkaProducer
 from infra.kafka.provision import StreamAdmin
-from infra.kafka.security import client_options
+from infra.kafka.reading import read_to_end
 from infra.opensearch.port import Hit
 from infra.opensearch.store import OpenSearchIndex
 from infra.redis.answers import RedisAnswerCache
@@ -26,7 +25,7 @@ from schemas.documents import DocumentKey, LifeState, Outcome
 from schemas.events import ChunkPlan, DocumentEvent, IndexChange
 from schemas.index import Manifest, StoredChunk
 from schemas.positions import Position
-from schemas.topics import CHUNKS, DEAD_LETTERS, DOCUMENTS, INDEX_CHANGES, Topic
+from schemas.topics import CHUNKS, DEAD_LETTERS, DOCUMENTS, INDEX_CHANGES
 from streams.topology import TOPOLOGY, StepName
 
 MAX_EXAMPLES: Final = 20
@@ -182,7 +181,7 @@ async def _under_way(settings: Settings) -> int:
 
 async def _events(settings: Settings) -> dict[Position, DocumentEvent]:
     events = {}
-    async for record in _records(settings, DOCUMENTS):
+    async for record in read_to_end(settings, DOCUMENTS):
         try:
             event = decode(DocumentEvent, record.value, record.headers)
         except Undecodable:  # it is a dead letter, and names no document
@@ -194,10 +193,10 @@ async def _events(settings: Settings) -> dict[Position, DocumentEvent]:
 async def _outcomes(settings: Settings) -> dict[Position, Outcome]:
     """How events ended, as far back as these topics go. Dead letters are kept longer than index changes."""
     outcomes: dict[Position, Outcome] = {}
-    async for record in _records(settings, DEAD_LETTERS):
+    async for record in read_to_end(settings, DEAD_LETTERS):
         if (position := _refused_position(record)) is not None:
             outcomes[position] = Outcome.DEAD_LETTER
-    async for record in _records(settings, INDEX_CHANGES):
+    async for record in read_to_end(settings, INDEX_CHANGES):
         change = decode(IndexChange, record.value, record.headers)
         outcomes[Position.parse(change.position)] = change.outcome
     return outcomes
@@ -214,27 +213,3 @@ def _refused_position(record: Any) -> Position | None:
         return Position.parse(decode(ChunkPlan, record.value, record.headers).position)
     except Undecodable:
         return None
-
-
-async def _records(settings: Settings, topic: Topic) -> AsyncIterator[Any]:
-    """All records of a topic up to its present end."""
-    partitions = [
-        TopicPartition(settings.names.topic(topic.name), number) for number in range(settings.kafka.partitions)
-    ]
-    consumer = AIOKafkaConsumer(**client_options(settings.kafka), enable_auto_commit=False)
-    await consumer.start()
-    try:
-        consumer.assign(partitions)
-        await consumer.seek_to_beginning()
-        ends = await consumer.end_offsets(partitions)
-        for partition in partitions:
-            while await consumer.position(partition) < ends[partition]:
-                for record in await _some(consumer, partition):
-                    yield record
-    finally:
-        await consumer.stop()
-
-
-async def _some(consumer: AIOKafkaConsumer, partition: TopicPartition) -> list[Any]:
-    got = await consumer.getmany(partition, timeout_ms=1_000)
-    return list(got.get(partition, ()))

@@ -17,6 +17,7 @@ from freshline.bench.freshness import bench_freshness
 from freshline.bench.ingest import bench_ingest
 from freshline.bench.installation import BenchmarkFailed
 from freshline.bench.retrieval import MODELS, bench_retrieval
+from freshline.services import ServiceFailed
 from freshline.terminal import add_command
 from infra.local import Phase, Stack, StackConfig, StackError
 
@@ -91,7 +92,7 @@ def _measure(run: Callable[[Stack], Awaitable[dict[str, Any]]], data: Path | Non
     try:
         with _running(data) as stack:
             figures = _machine() | asyncio.run(_awaited(run(stack)))
-    except (BenchmarkFailed, StackError) as error:
+    except (BenchmarkFailed, ServiceFailed, StackError) as error:
         _err.print(f"error: {error}", markup=False, highlight=False)
         raise typer.Exit(1) from None
     option = 0 if as_json else orjson.OPT_INDENT_2

@@ -5,7 +5,6 @@ send the edit, and ask again with the position that the 202 gave. The clock runs
 holds the new text. Deletes likewise, to the first answer without the document.
 """
 
-import asyncio
 import re
 import statistics
 import time
@@ -14,9 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import httpx
-
 from freshline.bench.installation import BenchmarkFailed, installed
+from freshline.services import Services, connect_services
 from infra.embedding.onnx import load_tokenizer
 from infra.local import Stack
 from infra.settings import Settings
@@ -28,7 +26,6 @@ _TRIES: Final = 500
 _FEWEST_WORDS: Final = 12
 _MOST_WORDS: Final = 40
 _TOP_K: Final = 20
-_POLL_S: Final = 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,18 +50,17 @@ async def bench_freshness(stack: Stack, events: Path, *, edits: int, overrides: 
     Raises:
         BenchmarkFailed: an answer never had the new text.
     """
-    async with installed(stack, overrides) as installation, httpx.AsyncClient(timeout=30) as client:
-        services = _Services(client, installation.ingest_url, installation.query_url)
+    async with installed(stack, overrides) as installation, connect_services(installation.settings) as services:
         snapshot, planned = _plan(events, _splitter(installation.settings), edits)
         for event in snapshot:
-            await services.put(event)
+            await _put(services, event)
         await installation.caught_up(timeout_s=600)
         timed: list[tuple[float, dict[str, float]]] = []
         questions: dict[str, str] = {}
         for event, edit in planned:
             if edit is None:
-                accepted = await services.put(event)
-                await services.stages(accepted["event_id"])
+                accepted = await _put(services, event)
+                await services.ended(accepted["event_id"])
             else:
                 timed.append(await _time_edit(services, edit))
                 questions[event.doc_id] = edit.question
@@ -126,60 +122,35 @@ def _words(line: str) -> list[str]:
     return re.findall(r"[^\W\d_]{2,}", re.sub(r"\([^)]*\)|\{[^}]*\}|https?://\S+", " ", line))
 
 
-@dataclass(frozen=True, slots=True)
-class _Services:
-    client: httpx.AsyncClient
-    ingest_url: str
-    query_url: str
-
-    async def put(self, event: RecordedEvent) -> dict[str, Any]:
-        response = await self.client.put(
-            f"{self.ingest_url}/v1/documents/{event.doc_id}",
-            content=event.new_content(),
-            headers={"content-type": "text/markdown"},
-        )
-        return dict(response.raise_for_status().json())
-
-    async def delete(self, document_id: str) -> dict[str, Any]:
-        response = await self.client.delete(f"{self.ingest_url}/v1/documents/{document_id}")
-        return dict(response.raise_for_status().json())
-
-    async def ask(self, question: str, position: str | None = None) -> list[dict[str, Any]]:
-        body = {"query": question, "top_k": _TOP_K} | ({"min_position": position} if position else {})
-        response = await self.client.post(f"{self.query_url}/v1/query", json=body)
-        return list(response.raise_for_status().json()["results"])
-
-    async def stages(self, event_id: str) -> dict[str, float]:
-        """Milliseconds from acceptance to each stage; the last one is recorded just after the answers have it."""
-        for _ in range(_TRIES):
-            response = await self.client.get(f"{self.ingest_url}/v1/events/{event_id}")
-            status = response.raise_for_status().json()
-            if status["outcome"] is not None:
-                return {name: float(at_ms) for name, at_ms in status["stages_ms"].items()}
-            await asyncio.sleep(_POLL_S)
-        raise BenchmarkFailed(f"event {event_id} never ended")
+async def _ask(services: Services, question: str, **parameters: str) -> list[dict[str, Any]]:
+    answer = await services.ask(question, top_k=_TOP_K, **parameters)
+    return list(answer["results"])
 
 
-async def _time_edit(services: _Services, edit: Edit) -> tuple[float, dict[str, float]]:
-    await services.ask(edit.question)
-    accepted = await services.put(edit.event)
+async def _put(services: Services, event: RecordedEvent) -> dict[str, Any]:
+    return await services.put(event.doc_id, event.new_content() or b"", "text/markdown")
+
+
+async def _time_edit(services: Services, edit: Edit) -> tuple[float, dict[str, float]]:
+    await _ask(services, edit.question)
+    accepted = await _put(services, edit.event)
     began_s = time.perf_counter()
     for _ in range(_TRIES):
-        results = await services.ask(edit.question, accepted["position"])
+        results = await _ask(services, edit.question, min_position=accepted["position"])
         elapsed_ms = (time.perf_counter() - began_s) * 1000
         if any(edit.line in result["text"] for result in results):
-            return elapsed_ms, await services.stages(accepted["event_id"])
+            return elapsed_ms, (await services.ended(accepted["event_id"]))["stages_ms"]
     raise BenchmarkFailed(f"no answer to {edit.question!r} had the new text of {edit.event.path}")
 
 
-async def _time_delete(services: _Services, document_id: str, question: str) -> float:
-    before = await services.ask(question)
+async def _time_delete(services: Services, document_id: str, question: str) -> float:
+    before = await _ask(services, question)
     if all(result["document_id"] != document_id for result in before):
         raise BenchmarkFailed(f"{document_id} was not found before it was deleted")
     accepted = await services.delete(document_id)
     began_s = time.perf_counter()
     for _ in range(_TRIES):
-        results = await services.ask(question, accepted["position"])
+        results = await _ask(services, question, min_position=accepted["position"])
         elapsed_ms = (time.perf_counter() - began_s) * 1000
         if all(result["document_id"] != document_id for result in results):
             return elapsed_ms

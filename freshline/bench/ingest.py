@@ -11,18 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from aiokafka import AIOKafkaConsumer, TopicPartition
-
-from freshline.bench.installation import Installation, installed
+from freshline.bench.installation import installed
+from freshline.services import ingest_client
 from freshline.verify import verify
 from infra.embedding.onnx import load_tokenizer
 from infra.embedding.opening import open_embedder
 from infra.kafka.codec import decode
-from infra.kafka.security import client_options
+from infra.kafka.reading import read_to_end
 from infra.local import Stack
 from infra.opensearch.store import OpenSearchIndex
 from infra.settings import Settings
-from ingest.connectors.client import connect_ingest
 from ingest.connectors.event_file import ingest_event_file, read_events
 from schemas.documents import LifeState, Outcome
 from schemas.events import IndexChange
@@ -69,7 +67,7 @@ async def bench_ingest(stack: Stack, events: Path, *, overrides: Mapping[str, st
         alone_s = await _embed_alone(settings, texts[:half])
         used_s = installation.cpu_s()
         began_s = time.perf_counter()
-        async with connect_ingest(installation.ingest_url) as client:
+        async with ingest_client(settings) as client:
             summary = await ingest_event_file(client, events, log_path=settings.blobs.path.parent / "sent.log")
         sent_s = time.perf_counter() - began_s
         await installation.caught_up(timeout_s=_TIMEOUT_S)
@@ -77,7 +75,7 @@ async def bench_ingest(stack: Stack, events: Path, *, overrides: Mapping[str, st
         used_s = {name: round(now_s - used_s[name], 1) for name, now_s in installation.cpu_s().items()}
         alone_s += await _embed_alone(settings, texts[half:])
         embedded = await installation.embedded_count()
-        changes = await _changes(installation)
+        changes = await _changes(settings)
         report = await verify(settings, repair=False)
         live = await _live(settings)
     pipeline_per_s, alone_per_s = embedded / pipeline_s, len(texts) / alone_s
@@ -162,26 +160,13 @@ async def _embed_alone(settings: Settings, texts: Sequence[str]) -> float:
         await embedder.close()
 
 
-async def _changes(installation: Installation) -> list[IndexChange]:
+async def _changes(settings: Settings) -> list[IndexChange]:
     """How each event ended: the last word on each position."""
-    settings = installation.settings
-    topic = settings.names.topic(INDEX_CHANGES.name)
-    partitions = [TopicPartition(topic, number) for number in range(settings.kafka.partitions)]
-    consumer = AIOKafkaConsumer(**client_options(settings.kafka), enable_auto_commit=False)
-    await consumer.start()
-    try:
-        consumer.assign(partitions)
-        await consumer.seek_to_beginning()
-        ends = await consumer.end_offsets(partitions)
-        changes: dict[str, IndexChange] = {}
-        while any([await consumer.position(partition) < ends[partition] for partition in partitions]):
-            for records in (await consumer.getmany(timeout_ms=1_000)).values():
-                for record in records:
-                    change = decode(IndexChange, record.value, record.headers)
-                    changes[change.position] = change
-        return list(changes.values())
-    finally:
-        await consumer.stop()
+    changes: dict[str, IndexChange] = {}
+    async for record in read_to_end(settings, INDEX_CHANGES):
+        change = decode(IndexChange, record.value, record.headers)
+        changes[change.position] = change
+    return list(changes.values())
 
 
 async def _live(settings: Settings) -> frozenset[str]:

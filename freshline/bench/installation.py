@@ -16,6 +16,7 @@ from typing import Final
 import httpx
 import psutil
 
+from freshline.installation import settings_from
 from infra.kafka.provision import StreamAdmin
 from infra.local import Stack
 from infra.opensearch.client import connect
@@ -110,9 +111,8 @@ async def installed(stack: Stack, overrides: Mapping[str, str] | None = None) ->
         "FRESHLINE_LOG_LEVEL": "warning",
         **(overrides or {}),
     }
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("FRESHLINE_")} | told
-    launcher = _Launcher(home, environment)
-    settings = _settings(told)
+    launcher = _Launcher(home, os.environ | told)
+    settings = settings_from(told)
     processes: list[asyncio.subprocess.Process] = []
     try:
         # One worker process for each step, as an installation has them.
@@ -197,16 +197,6 @@ async def _remove(settings: Settings) -> None:
     async with StreamAdmin(settings) as admin:
         await admin.delete_topics()
     await delete_indices(settings)
-
-
-def _settings(told: Mapping[str, str]) -> Settings:
-    before = dict(os.environ)
-    try:
-        os.environ.update(told)
-        return Settings()
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
 
 
 def _free_port() -> int:

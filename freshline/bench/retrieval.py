@@ -15,6 +15,7 @@ from typing import Any, Final
 import numpy as np
 import orjson
 
+from freshline.installation import settings_from
 from infra.embedding.onnx import load_tokenizer
 from infra.embedding.opening import open_embedder
 from infra.embedding.port import Embedder
@@ -64,7 +65,8 @@ async def _measure(
     judged: Mapping[str, Mapping[str, int]],
 ) -> tuple[dict[str, Any], list[float]]:
     """Figures of one model, and the hybrid score of each query."""
-    settings = _settings(stack, model)
+    told = {"FRESHLINE_NAMESPACE": f"bench-{secrets.token_hex(4)}", "FRESHLINE_EMBEDDING__MODEL": model}
+    settings = settings_from(stack.environment() | told)
     await create_indices(settings)
     index = OpenSearchIndex.open(settings)
     embedder = open_embedder(settings.embedding)
@@ -140,18 +142,6 @@ async def _fill(
             total += len(put)
         await index.apply(changes)
     return total
-
-
-def _settings(stack: Stack, model: str) -> Settings:
-    # Only the addresses matter here; every other setting is the product's own default.
-    told = {name: value for name, value in stack.environment().items() if name.startswith("FRESHLINE_")}
-    sections: dict[str, dict[str, str]] = {}
-    for name, value in told.items():
-        section, _, field = name.removeprefix("FRESHLINE_").lower().partition("__")
-        if field:
-            sections.setdefault(section, {})[field] = value
-    sections.setdefault("embedding", {})["model"] = model
-    return Settings.model_validate({"namespace": f"bench-{secrets.token_hex(4)}", **sections})
 
 
 def _documents(keys: Iterable[DocumentKey]) -> list[str]:

@@ -4,8 +4,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from zlib import crc32
 
-from infra.kafka.port import Placed, Record, RecordTooLarge
-from schemas.topics import MAX_RECORD_BYTES
+from infra.kafka.port import Placed, Record, check_sizes
 
 
 class MemoryStreams:
@@ -21,9 +20,7 @@ class MemoryStreams:
 
     async def send_all(self, records: Sequence[Record]) -> list[Placed]:
         """See ``Producer.send_all``."""
-        for record in records:
-            if len(record.value) > MAX_RECORD_BYTES:
-                raise RecordTooLarge(f"record of {len(record.value)} bytes exceeds {MAX_RECORD_BYTES}")
+        check_sizes(records)
         return [self._place(record) for record in records]
 
     def _place(self, record: Record) -> Placed:

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
+from schemas.topics import MAX_RECORD_BYTES
+
 Headers = tuple[tuple[str, bytes], ...]
 
 
@@ -32,6 +34,17 @@ class Record:
     value: bytes
     headers: Headers = ()
     partition: int | None = None
+
+
+def check_sizes(records: Sequence[Record]) -> None:
+    """Refuse what the stream would, before any of ``records`` is sent.
+
+    Raises:
+        RecordTooLarge: see there.
+    """
+    for record in records:
+        if len(record.value) > MAX_RECORD_BYTES:
+            raise RecordTooLarge(f"record of {len(record.value)} bytes exceeds {MAX_RECORD_BYTES}")
 
 
 class Placed(NamedTuple):

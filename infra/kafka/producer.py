@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final, Self
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError, MessageSizeTooLargeError
 
-from infra.kafka.port import Placed, Record, RecordTooLarge, StreamUnavailable
+from infra.kafka.port import Placed, Record, RecordTooLarge, StreamUnavailable, check_sizes
 from infra.kafka.security import client_options
 from infra.settings import Settings
 from schemas.topics import MAX_RECORD_BYTES
@@ -56,9 +56,7 @@ class KafkaProducer:
 
     async def send_all(self, records: Sequence[Record]) -> list[Placed]:
         """See ``Producer.send_all``."""
-        for record in records:
-            if len(record.value) > MAX_RECORD_BYTES:
-                raise RecordTooLarge(f"record of {len(record.value)} bytes exceeds {MAX_RECORD_BYTES}")
+        check_sizes(records)
         try:
             # Handed over one after the other, which fixes their order, then awaited together.
             under_way = [await self._hand_over(record) for record in records]

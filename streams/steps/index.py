@@ -3,8 +3,8 @@
 The order, and why a stop anywhere is harmless:
 
 1. Read the standing manifests in real time and decide what each version changes.
-2. Claim: write the manifests as incomplete. A claim that is refused belongs to a version that is not the newest.
-   Whoever finds an incomplete claim knows every passage that may or may not be there. Meanwhile, embed.
+2. Embed, then claim: write the manifests as incomplete. A claim that is refused belongs to a version that is not the
+   newest. Whoever finds an incomplete claim knows every passage that may or may not be there.
 3. Write the new passages; if the index takes all of them, remove the old ones; refresh. Until then the old ones serve.
 4. Complete the manifests, and produce the index changes: each may come first. A change that was completed but not
    produced is produced when its record comes again.
@@ -123,9 +123,9 @@ class Index:
     async def _write(self, changes: Sequence[_Change]) -> list[Outcome]:
         if not changes:
             return []
-        claimed, (vectors, fresh) = await asyncio.gather(
-            self.index.put_manifests([change.write.claim for change in changes]), self._vectors(changes)
-        )
+        vectors, fresh = await self._vectors(changes)
+        # Only now: what cannot be embedded leaves no claim behind, so its document is as it was.
+        claimed = await self.index.put_manifests([change.write.claim for change in changes])
         mine = [change for change, granted in zip(changes, claimed, strict=True) if granted]
         # Fresh vectors are kept beside the way and not on it: losing one costs an embedding, nothing else.
         await asyncio.gather(self._make_searchable(mine, vectors), self.index.store_vectors(fresh))

@@ -13,6 +13,7 @@ from infra.kafka.memory import MemoryStreams
 from infra.kafka.port import Placed, Record, RecordTooLarge, StreamUnavailable
 from infra.kafka.producer import KafkaProducer
 from infra.kafka.provision import PartitionLag, StreamAdmin, TopicMismatch
+from infra.kafka.reading import read_to_end
 from infra.settings import KafkaSettings, Settings
 from schemas.documents import Outcome
 from schemas.events import BlobRef, Change, ChunkPlan, DocumentEvent, IndexChange, PlannedChunk, StageTimes
@@ -46,22 +47,12 @@ async def read(producer, broker, topic=TOPIC) -> dict[Placed, Record]:
     if broker is None:
         lanes = [(at, lane) for (name, at), lane in producer.log.items() if name == topic]
         return {Placed(at, offset): record for at, lane in lanes for offset, record in enumerate(lane)}
-    partitions = [TopicPartition(broker.names.topic(topic), number) for number in range(PARTITIONS)]
-    consumer = AIOKafkaConsumer(bootstrap_servers=broker.kafka.bootstrap_servers, enable_auto_commit=False)
-    await consumer.start()
-    try:
-        consumer.assign(partitions)
-        await consumer.seek_to_beginning()
-        ends = await consumer.end_offsets(partitions)
-        found: dict[Placed, Record] = {}
-        async with asyncio.timeout(WAIT_S):
-            while len(found) < sum(ends.values()):
-                got = await consumer.getmany(timeout_ms=500)
-                for one in (one for batch in got.values() for one in batch):
-                    found[Placed(one.partition, one.offset)] = Record(topic, one.key, one.value, one.headers)
-        return found
-    finally:
-        await consumer.stop()
+    [which] = [one for one in TOPICS if one.name == topic]
+    async with asyncio.timeout(WAIT_S):
+        return {
+            Placed(one.partition, one.offset): Record(topic, one.key, one.value, one.headers)
+            async for one in read_to_end(broker, which)
+        }
 
 
 async def test_equal_keys_share_a_partition_and_different_ones_spread(producer):

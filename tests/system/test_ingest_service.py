@@ -313,18 +313,22 @@ async def test_process_finishes_what_is_under_way_and_exits_cleanly(settings, nu
         async with asyncio.timeout(WAIT_S):
             while (line := orjson.loads(await child.stderr.readline()))["event"] != "ingest_listening":
                 pass
-        told = asyncio.Event()
+        told, stopping = asyncio.Event(), asyncio.Event()
 
         async def slow_body():
             yield b"first half, "
             told.set()
-            await asyncio.sleep(0.5)
+            await stopping.wait()
             yield b"second half"
 
         async with httpx.AsyncClient(base_url=line["url"], timeout=WAIT_S) as client:
             putting = asyncio.create_task(client.put("/v1/documents/a.md", content=slow_body()))
             await told.wait()
             child.send_signal(number)
+            async with asyncio.timeout(WAIT_S):
+                while orjson.loads(await child.stderr.readline())["event"] != "ingest_stopping":
+                    pass
+            stopping.set()
             response = await putting
         assert response.status_code == 202
         record = await record_at(settings, response.json()["position"])

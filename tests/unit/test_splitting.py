@@ -33,10 +33,7 @@ def words_tokenizer() -> str:
 
 def model_tokenizer() -> Tokenizer:
     embedding = Settings().embedding
-    try:
-        return load_tokenizer(embedding.models_path, embedding.model)
-    except FileNotFoundError:
-        pytest.skip(f"no model in {embedding.models_path}: set FRESHLINE_EMBEDDING__MODELS_PATH to run this")
+    return load_tokenizer(embedding.models_path, embedding.model)
 
 
 def splitter(chunk_tokens: int = 20, overlap_tokens: int = 0) -> Splitter:

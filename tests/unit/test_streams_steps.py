@@ -10,6 +10,7 @@ import pytest
 from infra.blobs.memory import MemoryBlobStore
 from infra.blobs.port import ref_of
 from infra.embedding.hashing import HashingEmbedder
+from infra.embedding.port import EmbeddingError
 from infra.kafka.codec import decode
 from infra.opensearch.memory import MemoryIndex
 from infra.opensearch.port import IndexUnavailable
@@ -301,6 +302,21 @@ async def test_a_vector_that_is_no_number_is_never_written(bench, monkeypatch):
     with pytest.raises(ValueError, match="not all finite"):
         await bench.run(plan(1, "a"))
     assert await bench.texts() == []
+    assert await bench.index.manifests([KEY]) == {}, "nor is there a claim, which nobody would ever complete"
+
+
+async def test_a_version_that_cannot_be_embedded_leaves_the_document_as_it_was(bench, monkeypatch):
+    await bench.run(plan(1, "a"))
+    standing = await bench.index.manifests([KEY])
+
+    async def refusing(_texts):
+        raise EmbeddingError("the model refuses this text")
+
+    monkeypatch.setattr(bench.embedder, "embed_passages", refusing)
+    with pytest.raises(EmbeddingError):
+        await bench.run(plan(2, "b"))
+    assert await bench.texts() == ["a"]
+    assert await bench.index.manifests([KEY]) == standing
 
 
 # invalidate
