@@ -11,7 +11,8 @@ import httpx
 from pydantic import ValidationError
 
 from infra.settings import HttpSettings, Settings
-from ingest.connectors.client import IngestClient, connect_ingest, upload_headers
+from ingest.connectors.client import IngestClient, connect_ingest
+from ingest.connectors.encoding import upload_headers
 from ingest.core.changes import Upload
 from schemas.documents import DocumentAttributes
 from schemas.problems import Problem

@@ -116,11 +116,11 @@ def _request(item: BatchItem, max_content_bytes: int) -> DocumentRequest:
     if len(content) > max_content_bytes:
         raise too_large(max_content_bytes, given[0])
     usual = "text/markdown" if item.text is not None else None
-    content_type = content_type_or_problem(item.content_type or usual, item.document_id)
+    content_type = content_type_or_problem(item.content_type or usual, item.file_name or item.document_id)
     attributes = DocumentAttributes.model_construct(
         title=item.title, source=item.source, groups=item.groups, metadata=item.metadata, revision=item.revision
     )
-    return Upload(item.document_id, content, content_type, attributes)
+    return Upload(item.document_id, content, content_type, attributes, item.file_name)
 
 
 def _decoded(text: str) -> bytes:

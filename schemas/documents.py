@@ -77,6 +77,7 @@ class BatchItem(DocumentAttributes):
     text: str | None = None
     content_b64: str | None = None
     content_type: str | None = None
+    file_name: Annotated[str, StringConstraints(max_length=1_000)] | None = None
     deleted: bool = False
 
 

@@ -2,30 +2,31 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterable, AsyncIterator, Callable
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Final
-from urllib.parse import quote
+from typing import Final, cast
 
 import httpx
-import orjson
 import stamina
 from pydantic import ValidationError
 
+from ingest.connectors.encoding import batch_line, document_path, revision_header, upload_headers
+from ingest.connectors.rounds import Outgoing, rounds
 from ingest.connectors.sent_log import SentLog
-from ingest.core.attributes import header_name
-from ingest.core.changes import DocumentRequest, Removal, Upload
+from ingest.core.changes import DocumentRequest, Removal
+from schemas.batches import BatchResponse
 from schemas.documents import Accepted, EventStatus
 from schemas.positions import Position
 from schemas.problems import Problem
 
-PARALLEL: Final = 16
 RETRY_STATUSES: Final = frozenset({429, 502, 503, 504})
 RETRY_TIMEOUT_S: Final = 120.0
-_LANE_DEPTH: Final = 2
+_CONNECTIONS: Final = 16
 _POLL_FIRST_S: Final = 0.05
 _POLL_MAX_S: Final = 1.0
+_WAIT_MAX_S: Final = 10.0
+_NDJSON: Final = "application/x-ndjson"
 
 
 class ServiceUnavailable(Exception):
@@ -36,16 +37,12 @@ class Refused(Exception):
     """The service will not take this event, however often it is sent."""
 
 
-@dataclass(frozen=True, slots=True)
-class Outgoing:
-    """An event to send.
+class TooLarge(Refused):
+    """The service will not take so much at once."""
 
-    Attributes:
-        mark: what the log remembers once it is accepted; None forgets the document.
-    """
 
-    request: DocumentRequest
-    mark: str | None
+class _Busy(Exception):
+    """The service could not take some events of a batch now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,11 +83,12 @@ class Summary:
             self.last_events[position.partition] = accepted.event_id
 
 
-_Lane = asyncio.Queue[Outgoing | None]
-"""Events of some documents, in order; None ends it."""
-
 Progress = Callable[[Summary], None]
-"""Called after each event with the summary so far."""
+"""Called after each request with the summary so far."""
+
+
+_Note = Callable[[Outgoing, Accepted | str], None]
+"""Told how the sending of an event ended: accepted, or refused and why."""
 
 
 def no_progress(_summary: Summary) -> None:
@@ -116,9 +114,9 @@ class IngestClient:
             Refused: the service says that it is wrong.
             ServiceUnavailable: it did not take it in time.
         """
-        path = _document_path(request.document_id)
+        path = document_path(request.document_id)
         if isinstance(request, Removal):
-            response = await self._call("DELETE", path, headers=_revision_header(request.revision))
+            response = await self._call("DELETE", path, headers=revision_header(request.revision))
         else:
             response = await self._call("PUT", path, headers=upload_headers(request), content=request.content)
         return Accepted.model_validate_json(response.content)
@@ -126,45 +124,78 @@ class IngestClient:
     async def send_all(self, outgoing: AsyncIterable[Outgoing], log: SentLog, summary: Summary, told: Progress) -> None:
         """Send everything; what is accepted is noted in ``log`` and ``summary``.
 
-        Events of one document share a lane, and so keep their order.
-
         Raises:
             ServiceUnavailable: the rest was not sent; a later run goes on from the log.
             Exception: what ``outgoing`` raised, once everything before it is sent.
         """
-        lanes = [_Lane(_LANE_DEPTH) for _ in range(PARALLEL)]
-        broken: list[Exception] = []
 
-        async def feed() -> None:
-            try:
-                async for item in outgoing:
-                    await lanes[hash(item.request.document_id) % PARALLEL].put(item)
-            except Exception as error:  # noqa: BLE001 - raised below
-                broken.append(error)
-            for lane in lanes:
-                await lane.put(None)
-
-        try:
-            async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(feed())
-                for lane in lanes:
-                    tasks.create_task(self._send_lane(lane, log, summary, told))
-        except ExceptionGroup as errors:
-            # The first failure ended the others; it alone says why.
-            raise errors.exceptions[0] from None
-        if broken:
-            raise broken[0]
-
-    async def _send_lane(self, lane: _Lane, log: SentLog, summary: Summary, told: Progress) -> None:
-        while (item := await lane.get()) is not None:
-            try:
-                accepted = await self.send(item.request)
-            except Refused as error:
-                summary.failed.append(Failure(item.request.document_id, str(error)))
+        def note(event: Outgoing, end: Accepted | str) -> None:
+            if isinstance(end, Accepted):
+                log.note(event.request.document_id, event.mark)
+                summary.note_accepted(end, deleted=isinstance(event.request, Removal))
             else:
-                log.note(item.request.document_id, item.mark)
-                summary.note_accepted(accepted, deleted=isinstance(item.request, Removal))
-            told(summary)
+                summary.failed.append(Failure(event.request.document_id, end))
+
+        async for together in rounds(outgoing):
+            try:
+                async with asyncio.TaskGroup() as requests:
+                    if together.batched:
+                        requests.create_task(self._send_batch(together.batched, note))
+                    for event in together.alone:
+                        requests.create_task(self._send_alone(event, note))
+            except ExceptionGroup as errors:
+                # The first failure ended the others; it alone says why.
+                raise errors.exceptions[0] from None
+            finally:
+                told(summary)
+
+    async def _send_alone(self, event: Outgoing, note: _Note) -> None:
+        try:
+            note(event, await self.send(event.request))
+        except Refused as error:
+            note(event, str(error))
+
+    async def _send_batch(self, events: Sequence[Outgoing], note: _Note) -> None:
+        """Send in one request; what the service cannot take now is tried again, without what it took."""
+        waiting = list(events)
+        try:
+            async for attempt in stamina.retry_context(
+                on=_Busy, attempts=None, timeout=self._retry_timeout_s, wait_max=_WAIT_MAX_S
+            ):
+                with attempt:
+                    await self._post_batch(waiting, note)
+        except _Busy as error:
+            raise ServiceUnavailable(f"{self.url}: {error}") from error
+        except TooLarge:
+            # The service is set to smaller batches than ours.
+            if len(waiting) == 1:
+                await self._send_alone(waiting[0], note)
+                return
+            middle = len(waiting) // 2
+            await self._send_batch(waiting[:middle], note)
+            await self._send_batch(waiting[middle:], note)
+        except Refused as error:
+            for event in waiting:
+                note(event, str(error))
+
+    async def _post_batch(self, waiting: list[Outgoing], note: _Note) -> None:
+        """Send once; events that ended are taken out of ``waiting``.
+
+        Raises:
+            _Busy: some did not.
+        """
+        content = b"".join(batch_line(event.request) for event in waiting)
+        response = await self._call("POST", "/v1/documents:batch", headers={"Content-Type": _NDJSON}, content=content)
+        outcomes = BatchResponse.model_validate_json(response.content).outcomes
+        busy = ""
+        for event, outcome in zip(tuple(waiting), outcomes, strict=True):
+            if outcome.problem is not None and outcome.problem.status in RETRY_STATUSES:
+                busy = said(outcome.problem)
+                continue
+            note(event, cast("Accepted", outcome.accepted) if outcome.problem is None else said(outcome.problem))
+            waiting.remove(event)
+        if busy:
+            raise _Busy(busy)
 
     async def status(self, event_id: str) -> EventStatus | None:
         """Where an event is; None where the service does not know it (any more)."""
@@ -173,7 +204,7 @@ class IngestClient:
 
     async def knows(self, document_id: str) -> bool:
         """False if the service has never indexed the document."""
-        response = await self._call("GET", _document_path(document_id), missing_ok=True)
+        response = await self._call("GET", document_path(document_id), missing_ok=True)
         return response.is_success
 
     async def _call(
@@ -187,7 +218,7 @@ class IngestClient:
     ) -> httpx.Response:
         try:
             async for attempt in stamina.retry_context(
-                on=_retry, attempts=None, timeout=self._retry_timeout_s, wait_max=10.0
+                on=_retry, attempts=None, timeout=self._retry_timeout_s, wait_max=_WAIT_MAX_S
             ):
                 with attempt:
                     response = await self._http.request(method, path, headers=headers, content=content)
@@ -198,7 +229,9 @@ class IngestClient:
         except httpx.TransportError as error:
             raise ServiceUnavailable(f"{self.url} does not answer ({error!r}): is the service running?") from error
         if not response.is_success and not (missing_ok and response.status_code == httpx.codes.NOT_FOUND):
-            raise Refused(problem_text(response))
+            raise (TooLarge if response.status_code == httpx.codes.REQUEST_ENTITY_TOO_LARGE else Refused)(
+                problem_text(response)
+            )
         return response
 
 
@@ -206,7 +239,7 @@ class IngestClient:
 async def connect_ingest(url: str, api_key: str | None = None) -> AsyncIterator[IngestClient]:
     """A client of the service at ``url``."""
     headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-    limits = httpx.Limits(max_connections=PARALLEL, max_keepalive_connections=PARALLEL)
+    limits = httpx.Limits(max_connections=_CONNECTIONS, max_keepalive_connections=_CONNECTIONS)
     async with httpx.AsyncClient(base_url=url, headers=headers, limits=limits, timeout=30.0) as http:
         yield IngestClient(http)
 
@@ -249,32 +282,16 @@ async def begin_with(client: IngestClient, log: SentLog) -> None:
         log.forget()
 
 
-def upload_headers(upload: Upload) -> dict[str, str]:
-    """The headers that carry an upload's type and attributes."""
-    given = upload.attributes
-    texts = {
-        "title": given.title,
-        "source": given.source,
-        "groups": ",".join(given.groups) or None,
-        "metadata": orjson.dumps(given.metadata).decode() if given.metadata else None,
-        "file_name": upload.file_name,
-    }
-    headers = {header_name(name): header_value(text) for name, text in texts.items() if text is not None}
-    return {"Content-Type": upload.content_type} | headers | _revision_header(given.revision)
-
-
-def header_value(text: str) -> str:
-    """Text as a header value: as it is where that is safe and unambiguous, else as RFC 8187 says."""
-    plain = text.isascii() and text.isprintable() and text == text.strip() and not text.lower().startswith("utf-8'")
-    return text if plain else f"UTF-8''{quote(text, safe='')}"
-
-
 def problem_text(response: httpx.Response) -> str:
     """What an error response says, in one line."""
     try:
-        problem = Problem.model_validate_json(response.content)
+        return said(Problem.model_validate_json(response.content))
     except ValidationError:
         return f"HTTP {response.status_code}"
+
+
+def said(problem: Problem) -> str:
+    """What a problem says, in one line."""
     return f"{problem.title}: {problem.detail}"
 
 
@@ -284,11 +301,3 @@ def _retry(error: Exception) -> bool | float:
         advised = error.response.headers.get("retry-after", "")
         return float(advised) if advised.isdecimal() else True
     return isinstance(error, httpx.TransportError)
-
-
-def _document_path(document_id: str) -> str:
-    return f"/v1/documents/{quote(document_id, safe='')}"
-
-
-def _revision_header(revision: int | None) -> dict[str, str]:
-    return {} if revision is None else {header_name("revision"): str(revision)}

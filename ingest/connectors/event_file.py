@@ -12,7 +12,8 @@ from typing import Any, BinaryIO, Literal, cast
 
 from pydantic import Base64Bytes, Field, ValidationError
 
-from ingest.connectors.client import Failure, IngestClient, Outgoing, Progress, Summary, begin_with, no_progress
+from ingest.connectors.client import Failure, IngestClient, Progress, Summary, begin_with, no_progress
+from ingest.connectors.rounds import Outgoing
 from ingest.connectors.sent_log import SentLog, default_log_path
 from ingest.core.changes import Removal, Upload
 from ingest.core.content import TYPE_OF_SUFFIX
@@ -51,7 +52,7 @@ async def ingest_event_file(
     Args:
         client: the service.
         path: the file.
-        progress: called after each event.
+        progress: called after each request.
         log_path: where to remember what was sent; by default a file of this user, one per service and event file.
 
     Raises:

@@ -10,8 +10,9 @@ from typing import Final, NamedTuple
 
 from watchfiles import awatch
 
-from ingest.connectors.client import Failure, IngestClient, Outgoing, Progress, Summary, begin_with, no_progress
+from ingest.connectors.client import Failure, IngestClient, Progress, Summary, begin_with, no_progress
 from ingest.connectors.guard import check_deletions
+from ingest.connectors.rounds import Outgoing
 from ingest.connectors.sent_log import SentLog, default_log_path
 from ingest.core.changes import Removal, Upload
 from ingest.core.content import TYPE_OF_SUFFIX
@@ -43,7 +44,7 @@ async def ingest_folder(
         path: the folder.
         watch: keep sending changes as they happen.
         yes: delete even if very much is gone.
-        progress: called after each event.
+        progress: called after each request.
         log_path: where to remember what was sent; by default a file of this user, one per service and folder.
 
     Raises:

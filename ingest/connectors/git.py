@@ -10,8 +10,9 @@ from contextlib import aclosing
 from pathlib import Path, PurePosixPath
 from typing import Final, Self
 
-from ingest.connectors.client import IngestClient, Outgoing, Progress, Summary, begin_with, no_progress
+from ingest.connectors.client import IngestClient, Progress, Summary, begin_with, no_progress
 from ingest.connectors.guard import check_deletions
+from ingest.connectors.rounds import Outgoing
 from ingest.connectors.sent_log import SentLog, default_log_path
 from ingest.core.changes import Removal, Upload
 from ingest.core.content import TYPE_OF_SUFFIX
@@ -46,7 +47,7 @@ async def ingest_git(
         start: send this revision first, then each first-parent commit after it; by default the newest state only.
         follow: go on with new commits until cancelled.
         yes: delete even if a commit takes very much away.
-        progress: called after each event.
+        progress: called after each request.
         log_path: where to remember what was sent; by default a file of this user, one per service and repository.
 
     Raises:

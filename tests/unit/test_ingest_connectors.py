@@ -5,7 +5,9 @@ import gzip
 import os
 import re
 import subprocess
+from base64 import b64decode
 from collections import defaultdict
+from typing import Any
 from urllib.parse import unquote
 
 import httpx
@@ -15,20 +17,20 @@ import stamina
 
 from ingest.connectors.client import (
     IngestClient,
-    Outgoing,
     Refused,
     ServiceUnavailable,
     Summary,
-    header_value,
-    upload_headers,
+    no_progress,
     wait_until_applied,
 )
+from ingest.connectors.encoding import header_value, upload_headers
 from ingest.connectors.event_file import BadEventFile, ingest_event_file
 from ingest.connectors.folder import ingest_folder
 from ingest.connectors.git import GitFailed, ingest_git
 from ingest.connectors.guard import TooManyDeletions, check_deletions
+from ingest.connectors.rounds import ALONE_BYTES, ROUND_BYTES, ROUND_EVENTS, Outgoing
 from ingest.connectors.sent_log import SentLog, default_log_path
-from ingest.core.attributes import header_text
+from ingest.core.attributes import as_attributes, from_headers, header_text
 from ingest.core.changes import Removal, Upload
 from schemas.documents import DocumentAttributes
 
@@ -40,13 +42,15 @@ class Service:
 
     def __init__(self):
         self.contents: dict[str, bytes] = {}
-        self.headers: dict[str, httpx.Headers] = {}
+        self.given: dict[str, dict[str, Any]] = {}
         self.log: list[tuple[str, str, bytes]] = []
         self.offsets: defaultdict[int, int] = defaultdict(int)
         self.indexed: set[str] = set()
         self.outcomes: dict[str, str] = {}
         self.answers: list[httpx.Response | Exception] = []
         self.refuse: set[str] = set()
+        self.busy: dict[str, int] = {}
+        self.most_lines = 1_000
         self.under_way = self.most_under_way = 0
         self.changed = asyncio.Condition()
 
@@ -63,35 +67,57 @@ class Service:
         path = request.url.raw_path.decode()
         if path.startswith("/v1/events/"):
             return self._status(path.removeprefix("/v1/events/"))
+        if path == "/v1/documents:batch":
+            return await self._batch([orjson.loads(line) for line in request.content.splitlines()])
         document_id = unquote(path.removeprefix("/v1/documents/"))
         if request.method == "GET":
             return httpx.Response(200 if document_id in self.indexed else 404, json={})
         if document_id in self.refuse:
-            problem = {"type": "/problems/too-large", "title": "Too large", "status": 413, "detail": "body: less"}
-            return httpx.Response(413, json=problem)
+            return problem(413, "less")
         async with self.changed:
-            accepted = self._take(request, document_id)
+            accepted = self._take(request.method, document_id, request.content, as_given(request.headers))
             self.changed.notify_all()
-        return accepted
+        return httpx.Response(202, json=accepted)
 
-    def _take(self, request, document_id):
-        self.log.append((request.method, document_id, request.content))
-        self.headers[document_id] = request.headers
+    async def _batch(self, lines):
+        if len(lines) > self.most_lines:
+            return problem(413, "fewer lines")
+        async with self.changed:
+            outcomes = [self._line(number, line) for number, line in enumerate(lines, start=1)]
+            self.changed.notify_all()
+        return httpx.Response(200, json={"accepted": 0, "refused": 0, "outcomes": outcomes})
+
+    def _line(self, number, line):
+        document_id = line.pop("document_id")
+        outcome = {"line": number, "document_id": document_id}
+        if document_id in self.refuse:
+            return outcome | {"problem": problem(413, "less").json()}
+        if self.busy.get(document_id):
+            self.busy[document_id] -= 1
+            return outcome | {"problem": problem(503, "later").json()}
+        method = "DELETE" if line.pop("deleted", False) else "PUT"
+        text, coded = line.pop("text", None), line.pop("content_b64", "")
+        content = b64decode(coded) if text is None else text.encode()
+        given = {name: value for name, value in line.items() if value is not None}
+        return outcome | {"accepted": self._take(method, document_id, content, given)}
+
+    def _take(self, method, document_id, content, given):
+        self.log.append((method, document_id, content))
+        self.given[document_id] = given
         self.indexed.add(document_id)
-        if request.method == "PUT":
-            self.contents[document_id] = request.content
+        if method == "PUT":
+            self.contents[document_id] = content
         else:
             self.contents.pop(document_id, None)
         partition = sum(document_id.encode()) % 3
         offset = self.offsets[partition]
         self.offsets[partition] += 1
-        accepted = {
+        return {
             "event_id": f"event-{partition}-{offset}",
             "document_id": document_id,
-            "version": int(request.headers.get("freshline-revision", 1)),
+            "version": given.get("revision", 1),
             "position": f"documents.v1-{partition}:{offset}",
         }
-        return httpx.Response(202, json=accepted)
 
     def _status(self, event_id):
         if event_id not in self.outcomes:
@@ -115,6 +141,21 @@ class Service:
     @property
     def sent(self):
         return [(method, document_id) for method, document_id, _ in self.log]
+
+
+def problem(status, detail):
+    told = {"type": "/problems/some", "title": "Too large" if status == 413 else "Busy", "status": status}
+    return httpx.Response(status, json=told | {"detail": f"body: {detail}"})
+
+
+def as_given(headers):
+    """The headers' attributes as a batch has them."""
+    texts = from_headers({name.lower(): value for name, value in headers.items()})
+    attributes = as_attributes(texts, orjson.loads(texts.get("metadata", "null")))
+    given = {"content_type": headers["content-type"]} if "content-type" in headers else {}
+    if "revision" in attributes:
+        attributes["revision"] = int(attributes["revision"])
+    return attributes | given | ({"file_name": texts["file_name"]} if "file_name" in texts else {})
 
 
 @pytest.fixture
@@ -155,22 +196,39 @@ def upload(document_id="a", content=b"x", **attributes):
     return Upload(document_id, content, "text/markdown", DocumentAttributes(**attributes))
 
 
+GIVEN = {
+    "title": "Größe",
+    "source": "x y",
+    "groups": ["g", "h"],
+    "metadata": {"k": "ü"},
+    "revision": 4,
+    "content_type": "text/markdown",
+    "file_name": "b.md",
+}
+
+
+def upload_with_everything():
+    attributes = DocumentAttributes(title="Größe", source="x y", groups=("g", "h"), metadata={"k": "ü"}, revision=4)
+    return Upload("a/b c?#%.md", b"text", "text/markdown", attributes, "b.md")
+
+
 async def test_upload_carries_attributes(service, client):
-    request = Upload(
-        "a/b c?#%.md",
-        b"text",
-        "text/markdown",
-        DocumentAttributes(title="Größe", source="x y", groups=("g", "h"), metadata={"k": "ü"}, revision=4),
-        "b.md",
-    )
-    accepted = await client.send(request)
+    accepted = await client.send(upload_with_everything())
     assert accepted.version == 4
     assert service.contents == {"a/b c?#%.md": b"text"}
-    headers = service.headers["a/b c?#%.md"]
-    assert headers["content-type"] == "text/markdown"
-    assert header_text(headers["freshline-title"]) == "Größe"
-    assert orjson.loads(header_text(headers["freshline-metadata"])) == {"k": "ü"}
-    assert (headers["freshline-groups"], headers["freshline-file-name"]) == ("g,h", "b.md")
+    assert service.given["a/b c?#%.md"] == GIVEN
+
+
+async def test_batch_carries_attributes(service, client, log_path):
+    async def outgoing():
+        yield Outgoing(upload_with_everything(), "1")
+        yield Outgoing(Upload("b.pdf", b"%PDF\xff", "application/pdf", DocumentAttributes(revision=5)), "1")
+
+    with SentLog(log_path) as log:
+        await client.send_all(outgoing(), log, Summary(), no_progress)
+    assert service.given["a/b c?#%.md"] == GIVEN
+    assert service.given["b.pdf"] == {"content_type": "application/pdf", "revision": 5}
+    assert service.contents == {"a/b c?#%.md": b"text", "b.pdf": b"%PDF\xff"}
 
 
 @pytest.mark.parametrize("text", ["plain", "Größe", " padded ", "UTF-8''%41", "100% sure", "a\nb", "", "日本"])
@@ -219,26 +277,83 @@ async def test_refusal_is_not_tried_again(service, client):
     assert service.most_under_way == 1
 
 
-async def test_documents_go_side_by_side_and_each_in_order(service, client, log_path):
+async def send_all(client, log_path, *events):
     async def outgoing():
-        for number in range(300):
-            document_id = f"doc-{number % 20}"
-            removal = number % 50 == 49
-            request = Removal(document_id) if removal else upload(document_id, str(number).encode())
-            yield Outgoing(request, None if removal else str(number))
+        for request in events:
+            yield Outgoing(request, None if isinstance(request, Removal) else "1")
 
-    summary = Summary()
-    told = []
+    summary, told = Summary(), []
     with SentLog(log_path) as log:
         await client.send_all(outgoing(), log, summary, lambda so_far: told.append(so_far.sent + so_far.deleted))
-    assert service.most_under_way > 1
-    for document in range(20):
-        order = [int(content) for _, document_id, content in service.log if document_id == f"doc-{document}" if content]
-        assert order == sorted(order)
-    assert (summary.sent, summary.deleted, summary.failed) == (294, 6, [])
-    assert sorted(told) == list(range(1, 301))
+    return summary, told
+
+
+async def test_events_share_requests_and_keep_their_order(service, client, log_path):
+    events = [
+        Removal(f"doc-{number % 20}", number)
+        if number % 50 == 49
+        else upload(f"doc-{number % 20}", b"x", revision=number)
+        for number in range(3 * ROUND_EVENTS)
+    ]
+    summary, told = await send_all(client, log_path, *events)
+    assert [service.given[f"doc-{document}"]["revision"] for document in range(20)] == list(range(580, 600))
+    assert (summary.sent, summary.deleted, summary.failed) == (588, 12, [])
+    assert told == [ROUND_EVENTS, 2 * ROUND_EVENTS, 3 * ROUND_EVENTS]
     assert summary.positions == {partition: offset - 1 for partition, offset in service.offsets.items()}
     assert summary.last_events == {p: f"event-{p}-{offset}" for p, offset in summary.positions.items()}
+
+
+async def test_without_revisions_a_document_has_one_event_in_a_round(service, client, log_path):
+    service.busy = {"a": 1}
+    with stamina.set_testing(True, attempts=3):
+        _, told = await send_all(client, log_path, upload("a", b"1"), upload("b", b"1"), upload("a", b"2"))
+    assert [(document_id, content) for _, document_id, content in service.log] == [
+        ("b", b"1"),
+        ("a", b"1"),
+        ("a", b"2"),
+    ]
+    assert told == [2, 3]
+
+
+async def test_only_what_was_not_taken_is_sent_again(service, client, log_path):
+    service.busy = {"b": 2}
+    service.refuse = {"c"}
+    with stamina.set_testing(True, attempts=3):
+        summary, _ = await send_all(client, log_path, *(upload(name) for name in "abcd"))
+    assert service.sent == [("PUT", "a"), ("PUT", "d"), ("PUT", "b")]
+    assert [(failure.document_id, failure.reason) for failure in summary.failed] == [("c", "Too large: body: less")]
+
+
+async def test_line_that_stays_busy_ends_it(service, client, log_path):
+    service.busy = {"b": 9}
+    with stamina.set_testing(True, attempts=3), pytest.raises(ServiceUnavailable, match="Busy: body: later"):
+        await send_all(client, log_path, upload("a"), upload("b"))
+    with SentLog(log_path) as log:
+        assert log.marks == {"a": "1"}
+
+
+async def test_service_set_to_smaller_batches_gets_them(service, client, log_path):
+    service.most_lines = 3
+    summary, _ = await send_all(client, log_path, *(upload(str(number)) for number in range(10)))
+    assert (summary.sent, summary.failed) == (10, [])
+    service.most_lines = 0
+    assert (await send_all(client, log_path, upload("alone")))[0].sent == 1
+
+
+async def test_unauthorised_batch_is_a_refusal_of_each(service, client, log_path):
+    service.answers = [problem(401, "who?")]
+    summary, _ = await send_all(client, log_path, upload("a"), upload("b"))
+    assert [failure.document_id for failure in summary.failed] == ["a", "b"]
+
+
+async def test_large_contents_travel_alone_and_side_by_side(service, client, log_path):
+    large = b"x" * ALONE_BYTES
+    summary, told = await send_all(
+        client, log_path, upload("a", large), upload("b"), upload("c", large), upload("d", b"x" * ROUND_BYTES)
+    )
+    assert summary.sent == 4
+    assert service.most_under_way == 3
+    assert told == [3, 4]
 
 
 async def test_wait_ends_with_the_last_event_of_each_partition(service, client):
@@ -372,22 +487,20 @@ async def test_refused_document_does_not_stop_the_others_and_is_tried_in_the_nex
 
 
 async def test_broken_run_goes_on_where_it_was(service, client, folder, log_path):
-    write(folder, **{f"{number}_md": str(number) for number in range(50)})
+    write(folder, **{f"{number}_md": str(number) for number in range(ROUND_EVENTS + 50)})
 
     def told(summary):
-        if summary.sent == 30:
+        if summary.sent == ROUND_EVENTS:
             service.answers = [httpx.ConnectError("gone")] * 200
 
     with stamina.set_testing(True, attempts=2), pytest.raises(ServiceUnavailable):
         await ingest_folder(client, folder, log_path=log_path, progress=told)
     service.answers = []
-    noted = 30
-    assert len(service.contents) >= noted
+    assert len(service.contents) == ROUND_EVENTS
     service.log.clear()
     summary = await ingest_folder(client, folder, log_path=log_path)
-    assert summary.skipped >= noted
-    assert summary.sent == len(service.log) == 50 - summary.skipped
-    assert len(service.contents) == 50
+    assert (summary.skipped, summary.sent, len(service.log)) == (ROUND_EVENTS, 50, 50)
+    assert len(service.contents) == ROUND_EVENTS + 50
 
 
 async def test_service_set_up_anew_gets_everything_again(service, client, folder, log_path):
@@ -468,7 +581,7 @@ async def test_git_snapshot_then_changes(service, client, repository, log_path):
     repository.commit()
     summary = await ingest_git(client, repository.path, log_path=log_path)
     assert service.contents == {"a.md": b"A2", "sub/b.md": b"B"}
-    assert {headers["freshline-revision"] for headers in service.headers.values()} == {"3"}
+    assert {given["revision"] for given in service.given.values()} == {3}
     assert summary.sent == 2
 
     service.log.clear()
@@ -476,7 +589,7 @@ async def test_git_snapshot_then_changes(service, client, repository, log_path):
     repository.commit(a_md="A3")
     await ingest_git(client, repository.path, log_path=log_path)
     assert sorted(service.sent) == [("DELETE", "sub/b.md"), ("PUT", "a.md")]
-    assert service.headers["sub/b.md"]["freshline-revision"] == "4"
+    assert service.given["sub/b.md"]["revision"] == 4
     assert (await ingest_git(client, repository.path, log_path=log_path)).sent == 0
 
 
@@ -492,11 +605,7 @@ async def test_git_history_from_a_revision_is_sent_commit_by_commit(service, cli
     of_a = [content for _, document_id, content in service.log if document_id == "a.md"]
     assert of_a == [b"A1", b"side", b"A9"]
     assert service.contents == {"a.md": b"A9", "b.md": b"B", "s.md": b"S"}
-    assert {name: headers["freshline-revision"] for name, headers in service.headers.items()} == {
-        "a.md": "4",
-        "b.md": "2",
-        "s.md": "3",
-    }
+    assert {name: given["revision"] for name, given in service.given.items()} == {"a.md": 4, "b.md": 2, "s.md": 3}
 
 
 async def test_rewritten_branch_is_newer_than_what_it_replaces(service, client, repository, log_path):
@@ -507,7 +616,7 @@ async def test_rewritten_branch_is_newer_than_what_it_replaces(service, client, 
     repository("reset", "-q", "--hard", first)
     await ingest_git(client, repository.path, log_path=log_path)
     assert service.contents == {"a.md": b"A1"}
-    assert service.headers["a.md"]["freshline-revision"] == "4"
+    assert service.given["a.md"]["revision"] == 4
 
 
 async def test_git_follow_sends_new_commits(service, client, repository, log_path, monkeypatch):
@@ -568,12 +677,15 @@ async def test_event_file(service, client, tmp_path, log_path, name):
     )
     summary = await ingest_event_file(client, path, log_path=log_path)
     assert service.contents == {"1": b"# two", "2": b"%PDF"}
-    first = service.headers["1"]
-    assert (first["freshline-revision"], first["content-type"]) == ("6", "text/plain")
-    assert (first["freshline-source"], first["freshline-file-name"]) == ("new/name.txt", "name.txt")
-    assert orjson.loads(first["freshline-metadata"]) == {"path": "new/name.txt"}
-    assert service.headers["2"]["content-type"] == "application/pdf"
-    assert service.headers["3"]["freshline-revision"] == "5"
+    assert service.given["1"] == {
+        "content_type": "text/plain",
+        "file_name": "name.txt",
+        "source": "new/name.txt",
+        "metadata": {"path": "new/name.txt"},
+        "revision": 6,
+    }
+    assert service.given["2"]["content_type"] == "application/pdf"
+    assert service.given["3"] == {"revision": 5}
     assert (summary.sent, summary.deleted) == (5, 1)
     assert [failure.document_id for failure in summary.failed] == ["4", "5"]
 
@@ -588,7 +700,7 @@ async def test_resumed_rename_knows_content_sent_by_the_run_before(service, clie
     event_file(path, created, {"type": "renamed", "doc_id": "1", "path": "b.md"})
     await ingest_event_file(client, path, log_path=log_path)
     assert service.log[-1] == ("PUT", "1", b"A")
-    assert service.headers["1"]["freshline-source"] == "b.md"
+    assert service.given["1"]["source"] == "b.md"
 
 
 async def test_bad_line_is_named_and_what_comes_before_is_sent(service, client, tmp_path, log_path):

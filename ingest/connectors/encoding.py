@@ -1,0 +1,57 @@
+"""How connectors write what they send: an upload's attributes as headers, or a request as a line of a batch."""
+
+import base64
+from typing import Any
+from urllib.parse import quote
+
+import orjson
+
+from ingest.core.attributes import header_name
+from ingest.core.changes import DocumentRequest, Removal, Upload
+
+
+def upload_headers(upload: Upload) -> dict[str, str]:
+    """The headers that carry an upload's type and attributes."""
+    given = upload.attributes
+    texts = {
+        "title": given.title,
+        "source": given.source,
+        "groups": ",".join(given.groups) or None,
+        "metadata": orjson.dumps(given.metadata).decode() if given.metadata else None,
+        "file_name": upload.file_name,
+    }
+    headers = {header_name(name): header_value(text) for name, text in texts.items() if text is not None}
+    return {"Content-Type": upload.content_type} | headers | revision_header(given.revision)
+
+
+def batch_line(request: DocumentRequest) -> bytes:
+    """The request as a line of a batch."""
+    if isinstance(request, Removal):
+        fields: dict[str, Any] = {"document_id": request.document_id, "deleted": True, "revision": request.revision}
+    else:
+        fields = request.attributes.model_dump(exclude_defaults=True) | {
+            "document_id": request.document_id,
+            "content_type": request.content_type,
+            "file_name": request.file_name,
+        }
+        try:
+            fields["text"] = request.content.decode()
+        except UnicodeDecodeError:
+            fields["content_b64"] = base64.b64encode(request.content).decode()
+    return orjson.dumps(fields, option=orjson.OPT_APPEND_NEWLINE)
+
+
+def header_value(text: str) -> str:
+    """Text as a header value: as it is where that is safe and unambiguous, else as RFC 8187 says."""
+    plain = text.isascii() and text.isprintable() and text == text.strip() and not text.lower().startswith("utf-8'")
+    return text if plain else f"UTF-8''{quote(text, safe='')}"
+
+
+def document_path(document_id: str) -> str:
+    """Path of a document below the service's address."""
+    return f"/v1/documents/{quote(document_id, safe='')}"
+
+
+def revision_header(revision: int | None) -> dict[str, str]:
+    """The header that carries a revision, if there is one."""
+    return {} if revision is None else {header_name("revision"): str(revision)}
