@@ -146,8 +146,10 @@ class QuerySettings(HttpSettings):
 class StreamSettings(Section):
     """How the processors behave."""
 
-    batch_events: int = Field(64, ge=1, le=10_000, description="Most events one step takes at once.")
-    batch_chunks: int = Field(512, ge=1, description="Most chunks one step embeds and writes at once.")
+    batch_events: int = Field(128, ge=1, le=10_000, description="Most events one step takes at once.")
+    batch_chunks: int = Field(
+        256, ge=1, description="Most chunks embedded and written at once; a document is not divided."
+    )
     retry_first_ms: int = Field(100, ge=1, description="First pause before a step is tried again.")
     retry_max_ms: int = Field(10_000, ge=1, description="Longest such pause.")
     attempts: int = Field(5, ge=1, description="Tries of a failing event before it goes to the dead letters.")

@@ -6,7 +6,9 @@ It knows nothing of Faust. Records of one partition are taken, ended and marked 
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Sequence
+from collections import deque
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Final, Protocol, TypeVar
 
@@ -61,11 +63,13 @@ class Step(Protocol):
 
     name: StepName
 
-    async def run(self, tasks: Sequence[Task]) -> list[Outcome]:
-        """Process a batch; one outcome for each task, in order. Must be repeatable at any point.
+    def run(self, tasks: Sequence[Task]) -> AsyncGenerator[Sequence[Outcome], None]:
+        """Process a batch: outcomes of the first tasks, then of those that follow, each as soon as it is final.
+
+        Must be repeatable at any point.
 
         Raises:
-            one of UNAVAILABLE: a store cannot serve now; the whole batch is tried again.
+            one of UNAVAILABLE: a store cannot serve now; what has no outcome yet is tried again.
         """
         ...
 
@@ -108,47 +112,75 @@ class Runner:
             await self._finish(batch)
 
     async def _finish(self, batch: Sequence[Delivery]) -> None:
-        tasks = [self._decoded(delivery) for delivery in batch]
-        outcomes = await self._outcomes(tasks)
+        unended = deque((delivery, self._decoded(delivery)) for delivery in batch)
+        decoded = [task for _, task in unended if isinstance(task, Task)]
+        async with aclosing(self._run(decoded)) as results:
+            async for outcomes in results:
+                await self._end(unended, outcomes)
+        if unended:
+            await self._end(unended, ())
+
+    async def _end(self, unended: deque[tuple[Delivery, Task | DeadLetter]], outcomes: Sequence[Outcome]) -> None:
+        """End the first deliveries: as many decoded ones as there are outcomes, and undecodable ones up to the next."""
+        final = deque(outcomes)
+        ends: list[tuple[Delivery, Task | None, Outcome]] = []
+        while unended and (final or isinstance(unended[0][1], DeadLetter)):
+            delivery, task = unended.popleft()
+            ends.append((delivery, None, task) if isinstance(task, DeadLetter) else (delivery, task, final.popleft()))
         records: list[Record] = []
-        for delivery, outcome in zip(batch, outcomes, strict=True):
+        for delivery, _, outcome in ends:
             if isinstance(outcome, DeadLetter):
                 records.append(self._letter(delivery, outcome))
             records += outcome.emit
         await self._until_available(lambda: self._producer.send_all(records))
-        for delivery, task, outcome in zip(batch, tasks, outcomes, strict=True):
+        for delivery, ended_task, outcome in ends:
             delivery.done()
-            self._on_finished(self._step.name, task if isinstance(task, Task) else None, outcome)
-        self.finished_count += len(batch)
+            self._on_finished(self._step.name, ended_task, outcome)
+        self.finished_count += len(ends)
 
-    async def _outcomes(self, tasks: Sequence[Task | DeadLetter]) -> list[Outcome]:
-        decoded = [task for task in tasks if isinstance(task, Task)]
-        outcomes = iter(await self._run(decoded) if decoded else [])
-        return [next(outcomes) if isinstance(task, Task) else task for task in tasks]
-
-    async def _run(self, tasks: Sequence[Task]) -> list[Outcome]:
-        if len(tasks) == 1:
-            return [await self._run_alone(tasks[0])]
-        try:
-            return await self._until_available(lambda: self._step.run(tasks))
-        except Exception:
-            # One of them is at fault, or all: alone, each gets its own tries, and only the faulty one is given up.
-            log.exception("a batch failed; its records are tried one by one", step=self._step.name)
-            return [await self._run_alone(task) for task in tasks]
+    async def _run(self, tasks: Sequence[Task]) -> AsyncGenerator[Sequence[Outcome], None]:
+        left = tasks
+        if len(tasks) > 1:
+            try:
+                async with aclosing(self._attempt(tasks)) as results:
+                    async for outcomes in results:
+                        left = left[len(outcomes) :]
+                        yield outcomes
+            except Exception:
+                # One of them is at fault, or all: alone, each gets its own tries, and only the faulty one is given up.
+                log.exception("a batch failed; its records are tried one by one", step=self._step.name)
+        for task in left:
+            yield [await self._run_alone(task)]
 
     async def _run_alone(self, task: Task) -> Outcome:
         attempt = 1
         while True:
             try:
-                return (await self._until_available(lambda: self._step.run([task])))[0]
+                [outcome] = [one async for some in self._attempt([task]) for one in some]
             except Exception as error:
                 log.exception("a record failed", step=self._step.name, offset=task.offset, attempt=attempt)
                 if attempt == self._settings.attempts:
                     reason = f"failed {attempt} times, at last with {type(error).__name__}: {error}"
                     reason = reason[:_MAX_REASON_CHARS]
                     return DeadLetter("failed", reason, self._step.give_up(task, reason))
+            else:
+                return outcome
             await asyncio.sleep(self._pause_s(attempt))
             attempt += 1
+
+    async def _attempt(self, tasks: Sequence[Task]) -> AsyncGenerator[Sequence[Outcome], None]:
+        """Outcomes of all tasks, whatever waiting for stores that takes."""
+        left, tries = tasks, 0
+        while left:
+            try:
+                async with aclosing(self._step.run(left)) as results:
+                    async for outcomes in results:
+                        self.waiting_for, tries = None, 0
+                        left = left[len(outcomes) :]
+                        yield outcomes
+            except UNAVAILABLE as error:
+                tries += 1
+                await self._wait(error, tries)
 
     async def _until_available(self, attempt: Callable[[], Awaitable[T]]) -> T:
         tries = 0
@@ -157,13 +189,16 @@ class Runner:
                 result = await attempt()
             except UNAVAILABLE as error:
                 tries += 1
-                self.waiting_for = str(error)
-                pause_s = max(self._pause_s(tries), getattr(error, "retry_after_s", 0.0))
-                log.warning("waiting for a store", step=self._step.name, reason=str(error), pause_s=pause_s)
-                await asyncio.sleep(pause_s)
+                await self._wait(error, tries)
             else:
                 self.waiting_for = None
                 return result
+
+    async def _wait(self, error: Exception, tries: int) -> None:
+        self.waiting_for = str(error)
+        pause_s = max(self._pause_s(tries), getattr(error, "retry_after_s", 0.0))
+        log.warning("waiting for a store", step=self._step.name, reason=str(error), pause_s=pause_s)
+        await asyncio.sleep(pause_s)
 
     def _pause_s(self, tries: int) -> float:
         """Exponential, with jitter, so that workers that failed together do not come back together."""

@@ -110,7 +110,7 @@ async def _build(settings: Settings, steps: Sequence[StepName], closing: AsyncEx
         closing.push_async_callback(index.close)
         embedder = open_embedder(settings.embedding)
         closing.push_async_callback(embedder.close)
-        built.append(Index(index, embedder, blobs, settings.generation, progress))
+        built.append(Index(index, embedder, blobs, settings.generation, settings.streams.batch_chunks, progress))
     if StepName.INVALIDATE in steps:
         built.append(Invalidate(RedisAnswerCache(redis, settings.names), states))
     return built

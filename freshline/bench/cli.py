@@ -36,14 +36,24 @@ _Json = Annotated[bool, typer.Option("--json", help="One line of JSON, last on s
 _Data = Annotated[Path | None, typer.Option(help="Data directory of the local stack.")]
 
 
-def ingest(events: _Events, model: _Model = None, data: _Data = None, as_json: _Json = False) -> None:  # noqa: FBT002 - an option
+def ingest(
+    events: _Events,
+    model: _Model = None,
+    cold: Annotated[bool, typer.Option(help="Do not warm the servers up before.")] = False,  # noqa: FBT002 - an option
+    data: _Data = None,
+    as_json: _Json = False,  # noqa: FBT002 - an option
+) -> None:
     """Run a whole history through the pipeline, beside its embedder alone, and verify the end.
 
     Examples:
       freshline bench ingest --events history.jsonl.gz
       freshline bench ingest --events history.jsonl.gz --model all-minilm-l6-v2 --json
     """
-    _measure(lambda stack: bench_ingest(stack, events, overrides=_overrides(model)), data, as_json=as_json)
+    _measure(
+        lambda stack: bench_ingest(stack, events, overrides=_overrides(model), cold=cold, say=_say),
+        data,
+        as_json=as_json,
+    )
 
 
 def freshness(

@@ -13,6 +13,7 @@ import zlib
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from hashlib import sha256
 from itertools import accumulate, pairwise
 from typing import Final
@@ -36,6 +37,8 @@ _MARGIN: Final = 0.25
 _CHARS_PER_TOKEN: Final = 8
 """A passage is also as long as this many characters for each token: some tokenizers count a word of any length as one
 unknown token."""
+_COUNTS_KEPT: Final = 20_000
+"""Blocks whose token counts are remembered, some 10 MB: most blocks of an edited document were counted before."""
 _HASHED_CHARS: Final = 40
 
 _HEADING: Final = re.compile(r" {0,3}(#{1,6})[ \t]+(.*)$")
@@ -100,6 +103,12 @@ class Splitter:
                 f"overlap_tokens is {overlap_tokens}; it must be at most half of chunk_tokens {chunk_tokens}"
             )
         self._tokenizer = tokenizer
+
+        @lru_cache(maxsize=_COUNTS_KEPT)
+        def tokens(block: str) -> int:
+            return len(tokenizer.encode_batch_fast([block], add_special_tokens=False)[0])
+
+        self._tokens = tokens
         self._room = room
         self._overlap = overlap_tokens
 
@@ -169,10 +178,9 @@ class Splitter:
     def _count(self, text: str, pieces: Sequence[_Piece]) -> list[int]:
         """Tokens of each piece, without special ones; an over-long piece is not read to its end."""
         longest = self._room * _CHARS_PER_TOKEN
-        sizes = [piece.end - piece.start for piece in pieces]
-        texts = (text[piece.start : min(piece.end, piece.start + longest)] for piece in pieces)
-        encoded = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [max(len(one), -(-size // _CHARS_PER_TOKEN)) for one, size in zip(encoded, sizes, strict=True)]
+        sizes = (piece.end - piece.start for piece in pieces)
+        counts = (self._tokens(text[piece.start : min(piece.end, piece.start + longest)]) for piece in pieces)
+        return [max(count, -(-size // _CHARS_PER_TOKEN)) for count, size in zip(counts, sizes, strict=True)]
 
     def _groups(self, text: str, pieces: Sequence[_Piece]) -> Iterator[tuple[int, int]]:
         """Ranges of pieces that make one passage each."""

@@ -12,8 +12,10 @@ The order, and why a stop anywhere is harmless:
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
+from itertools import takewhile, zip_longest
 from typing import cast
 
 import numpy as np
@@ -69,6 +71,7 @@ class Index:
 
     Attributes:
         generation: index generation that is written.
+        batch_chunks: most passages that are embedded and written at once; a change is never divided.
         report: told when an event is embedded and when it is searchable.
     """
 
@@ -76,12 +79,30 @@ class Index:
     embedder: Embedder
     blobs: BlobStore
     generation: str
+    batch_chunks: int
     report: ProgressLog
 
     name = StepName.INDEX
 
-    async def run(self, tasks: Sequence[Task]) -> list[Outcome]:
+    async def run(self, tasks: Sequence[Task]) -> AsyncGenerator[Sequence[Outcome], None]:
         """See ``Step.run``."""
+        outcomes, changes = await self._decided(tasks)
+        told = 0
+        async with aclosing(self._written(changes)) as groups:
+            async for written in groups:
+                outcomes |= written
+                final = list(takewhile(outcomes.__contains__, range(told, len(tasks))))
+                yield [outcomes[number] for number in final]
+                told += len(final)
+        if told < len(tasks):
+            yield [outcomes[number] for number in range(told, len(tasks))]
+
+    def give_up(self, task: Task, reason: str) -> tuple[Record, ...]:
+        """See ``Step.give_up``."""
+        return self._news(task, EventOutcome.DEAD_LETTER, reason).emit
+
+    async def _decided(self, tasks: Sequence[Task]) -> tuple[dict[int, Outcome], dict[int, _Change]]:
+        """Tasks, by their numbers, that change nothing, and those that do, no two of them of one document."""
         outcomes: dict[int, Outcome] = {}
         changes: dict[int, _Change] = {}
         plans = [cast("ChunkPlan", task.message) for task in tasks]
@@ -101,12 +122,7 @@ class Index:
                 changes[number] = decided
             else:
                 outcomes[number] = decided
-        outcomes |= zip(changes, await self._write(list(changes.values())), strict=True)
-        return [outcomes[number] for number in range(len(tasks))]
-
-    def give_up(self, task: Task, reason: str) -> tuple[Record, ...]:
-        """See ``Step.give_up``."""
-        return self._news(task, EventOutcome.DEAD_LETTER, reason).emit
+        return outcomes, changes
 
     async def _decide(self, task: Task, standing: Manifest | None) -> _Change | Outcome:
         plan = cast("ChunkPlan", task.message)
@@ -120,10 +136,29 @@ class Index:
             case Write():
                 return _Change(task, plan, chunks, standing, decision)
 
-    async def _write(self, changes: Sequence[_Change]) -> list[Outcome]:
-        if not changes:
-            return []
-        vectors, fresh = await self._vectors(changes)
+    async def _written(self, changes: Mapping[int, _Change]) -> AsyncGenerator[dict[int, Outcome], None]:
+        """Write in groups: while one is written, the next is embedded, so that the model does not wait for the index.
+
+        The groups have no order among them that matters, as no two changes are of one document.
+        """
+        groups = _groups(changes, self.batch_chunks)
+        vectors: dict[str, Vector] = {}
+        embedding = asyncio.create_task(self._embed(list(groups[0].values()), vectors)) if groups else None
+        try:
+            for group, following in zip_longest(groups, groups[1:]):
+                fresh = await cast("asyncio.Task[dict[str, Vector]]", embedding)
+                if following:
+                    embedding = asyncio.create_task(self._embed(list(following.values()), vectors))
+                yield dict(zip(group, await self._write(list(group.values()), vectors, fresh), strict=True))
+        finally:
+            # Nothing of this try may go on beside the next one.
+            if embedding is not None:
+                embedding.cancel()
+                await asyncio.gather(embedding, return_exceptions=True)
+
+    async def _write(
+        self, changes: Sequence[_Change], vectors: Mapping[str, Vector], fresh: Mapping[str, Vector]
+    ) -> list[Outcome]:
         # Only now: what cannot be embedded leaves no claim behind, so its document is as it was.
         claimed = await self.index.put_manifests([change.write.claim for change in changes])
         mine = [change for change, granted in zip(changes, claimed, strict=True) if granted]
@@ -133,24 +168,25 @@ class Index:
         # A refused claim: since the manifests were read, a newer version was claimed, or this one was completed by a
         # worker that had the partition before. What stands now tells which, and what the news of it are.
         overtaken = [change.task for change, granted in zip(changes, claimed, strict=True) if not granted]
-        again = iter(await self.run(overtaken) if overtaken else ())
+        again = iter([outcome async for some in self.run(overtaken) for outcome in some] if overtaken else ())
         return [
             self._outcome(change) if granted else next(again) for change, granted in zip(changes, claimed, strict=True)
         ]
 
-    async def _vectors(self, changes: Sequence[_Change]) -> tuple[dict[str, Vector], dict[str, Vector]]:
-        """Vector of every passage to write, by ``text_sha256``; and those embedded just now, by their storage key.
+    async def _embed(self, changes: Sequence[_Change], vectors: dict[str, Vector]) -> dict[str, Vector]:
+        """Add to ``vectors``, by ``text_sha256``, what the changes' new passages lack.
 
-        Only what was never embedded is embedded.
+        Only what was never embedded is embedded; that is returned, by its storage key.
         """
         wanted = {
             chunk.text_sha256: embedding_text(change.plan.title, chunk)
             for change in changes
             for chunk in change.to_embed
+            if chunk.text_sha256 not in vectors
         }
         keys = {sha256: f"{self.embedder.model.fingerprint}:{sha256}" for sha256 in wanted}
         stored = await self.index.stored_vectors(list(keys.values()))
-        vectors = {sha256: stored[key] for sha256, key in keys.items() if key in stored}
+        vectors |= {sha256: stored[key] for sha256, key in keys.items() if key in stored}
         missing = [sha256 for sha256 in wanted if sha256 not in vectors]
         fresh: dict[str, Vector] = {}
         if missing:
@@ -163,7 +199,7 @@ class Index:
         for change in changes:
             change.embedded_ms = now_ms
             self.report.reached(change.plan.event, Stage.EMBEDDED, now_ms)
-        return vectors, fresh
+        return fresh
 
     async def _make_searchable(self, changes: Sequence[_Change], vectors: Mapping[str, Vector]) -> None:
         refusals = await self.index.apply([_chunk_change(change, vectors) for change in changes])
@@ -233,6 +269,19 @@ class Index:
             times=times or StageTimes(accepted_ms=event.accepted_ms, chunked_ms=plan.chunked_ms),
         )
         return Finished((encode_change(change, task.partition, task.traceparent),))
+
+
+def _groups(changes: Mapping[int, _Change], most_chunks: int) -> list[dict[int, _Change]]:
+    """The changes in order, in groups that add at most so many passages, or have one change."""
+    groups: list[dict[int, _Change]] = []
+    size = 0
+    for number, change in changes.items():
+        size += len(change.write.add)
+        if not groups or size > most_chunks:
+            groups.append({})
+            size = len(change.write.add)
+        groups[-1][number] = change
+    return groups
 
 
 def _chunk_change(change: _Change, vectors: Mapping[str, Vector]) -> ChunkChange:

@@ -5,7 +5,7 @@ The order is the promise: whoever reads a position reads answers from which ever
 
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -33,7 +33,7 @@ class Invalidate:
 
     name = StepName.INVALIDATE
 
-    async def run(self, tasks: Sequence[Task]) -> list[Outcome]:
+    async def run(self, tasks: Sequence[Task]) -> AsyncGenerator[Sequence[Outcome], None]:
         """See ``Step.run``."""
         changes = [cast("IndexChange", task.message) for task in tasks]
         by_tenant: dict[str, list[IndexChange]] = defaultdict(list)
@@ -47,7 +47,7 @@ class Invalidate:
             drop = any(change.changes_answers for change in its_changes)
             await self.cache.apply(tenant, positions, drop=drop)
         await self._record(changes, time.time() * 1000)
-        return [Finished()] * len(tasks)
+        yield [Finished()] * len(tasks)
 
     def give_up(self, task: Task, reason: str) -> tuple[Record, ...]:  # noqa: ARG002 - nothing follows this step
         """See ``Step.give_up``."""

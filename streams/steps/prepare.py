@@ -6,7 +6,7 @@ say what a version changes. That keeps this step a function of the event alone.
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -34,6 +34,9 @@ _MAX_PASSAGES = 8_000
 """One index change names what it added and removed, 29 bytes each. It fits a record even where it also removes what
 two versions before it left half done."""
 
+_CONTENTS_AT_ONCE = 8
+"""Of one batch in memory: enough to fill the waits, and each may be as large as an upload."""
+
 _QUICK_CHARS = 100_000
 """Text up to this length is split in some 30 ms at most; longer ones must not hold up other events."""
 
@@ -55,7 +58,7 @@ class Prepare:
 
     name = StepName.PREPARE
 
-    async def run(self, tasks: Sequence[Task]) -> list[Outcome]:
+    async def run(self, tasks: Sequence[Task]) -> AsyncGenerator[Sequence[Outcome], None]:
         """See ``Step.run``."""
         events = [cast("DocumentEvent", task.message) for task in tasks]
         outcomes: dict[int, Outcome] = {}
@@ -63,22 +66,26 @@ class Prepare:
             newer = supersede_within([(events[number].key, events[number].version) for number in waiting])
             by_version = dict(zip(waiting, newer, strict=True))
             newest = [number for number, version in by_version.items() if version is None]
-            outcomes |= zip(newest, await asyncio.gather(*(self._outcome(tasks[at]) for at in newest)), strict=True)
+            free = asyncio.Semaphore(_CONTENTS_AT_ONCE)
+            outcomes |= zip(
+                newest, await asyncio.gather(*(self._outcome(tasks[at], free) for at in newest)), strict=True
+            )
             # A version that cannot be read changes nothing, so it supersedes nothing: the one before it is next.
             failed = {events[number].key for number in newest if isinstance(outcomes[number], DeadLetter)}
             for number, version in by_version.items():
                 if version is not None and events[number].key not in failed:
                     outcomes[number] = self._superseded(tasks[number], version)
-        return [outcomes[number] for number in range(len(tasks))]
+        yield [outcomes[number] for number in range(len(tasks))]
 
     def give_up(self, task: Task, reason: str) -> tuple[Record, ...]:
         """See ``Step.give_up``."""
         return (self._ended(task, EventOutcome.DEAD_LETTER, reason),)
 
-    async def _outcome(self, task: Task) -> Outcome:
+    async def _outcome(self, task: Task, free: asyncio.Semaphore) -> Outcome:
         event = cast("DocumentEvent", task.message)
         try:
-            title, chunks = await self._chunks(event)
+            async with free:
+                title, chunks = await self._chunks(event)
         except ParseFailed as failure:
             return self._dead(task, failure.kind, str(failure))
         except (BlobMissing, BlobCorrupt) as failure:

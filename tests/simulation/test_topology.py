@@ -4,6 +4,7 @@ A failure names its seed. ``SIMULATION_SEED=N pytest tests/simulation`` runs tha
 ``SIMULATION_HISTORIES=N`` runs more of them.
 """
 
+import asyncio
 import os
 import traceback
 
@@ -107,8 +108,8 @@ class IgnoresVersions(WatchedIndex):
 class LetsABrokenVersionSupersede(Prepare):
     async def run(self, tasks):
         newer = supersede_within([(task.message.key, task.message.version) for task in tasks])
-        return [
-            await self._outcome(task) if version is None else self._superseded(task, version)
+        yield [
+            await self._outcome(task, asyncio.Semaphore(1)) if version is None else self._superseded(task, version)
             for task, version in zip(tasks, newer, strict=True)
         ]
 

@@ -310,7 +310,7 @@ class Worker:
         if step is StepName.PREPARE:
             return world.parts.prepare(world.blobs, Parsers(), Splitter(), "profile", progress)
         if step is StepName.INDEX:
-            return world.parts.step(world.index, world.embedder, world.blobs, "g1", progress)
+            return world.parts.step(world.index, world.embedder, world.blobs, "g1", 3, progress)
         return Invalidate(world.cache, world.states)
 
     async def _read(self) -> None:

@@ -21,9 +21,10 @@ class Fake:
 
     name = StepName.PREPARE
 
-    def __init__(self):
+    def __init__(self, *, one_by_one=False):
         self.failures = {}
         self.batches = []
+        self.one_by_one = one_by_one
 
     async def run(self, tasks):
         self.batches.append([task.message.document_id for task in tasks])
@@ -32,7 +33,13 @@ class Fake:
             if waiting:
                 error = waiting[0] if waiting[0] is POISON else waiting.pop(0)
                 raise error
-        return [Finished((Record(CHUNKS.name, b"k", task.message.document_id.encode(), (), 0),)) for task in tasks]
+            if self.one_by_one:
+                yield [self._outcome(task)]
+        if not self.one_by_one:
+            yield [self._outcome(task) for task in tasks]
+
+    def _outcome(self, task):
+        return Finished((Record(CHUNKS.name, b"k", task.message.document_id.encode(), (), 0),))
 
     def give_up(self, task, reason):
         return (Record(CHUNKS.name, b"k", f"gave up {task.message.document_id}: {reason}".encode(), (), 0),)
@@ -93,6 +100,27 @@ async def test_store_that_is_down_loses_nothing_and_dead_letters_nothing():
     assert not any(isinstance(outcome, DeadLetter) for outcome in outcomes)
 
 
+async def test_what_has_an_outcome_ends_before_the_rest_of_its_batch():
+    step = Fake(one_by_one=True)
+    step.failures["d2"] = [IndexUnavailable("down")] * 2
+    broken = Record("documents.v1", b"k", b"{}", ())
+    records = [record("d0"), broken, record("d2"), record("d3")]
+    streams, done, outcomes = await ended(step, records)
+    assert done == [0, 1, 2, 3]
+    assert [isinstance(outcome, DeadLetter) for outcome in outcomes] == [False, True, False, False]
+    assert values(streams, CHUNKS.name) == ["d0", "d2", "d3"]
+    assert step.batches == [["d0", "d2", "d3"], ["d2", "d3"], ["d2", "d3"]], "what ended is not run again"
+
+
+async def test_poison_in_the_middle_costs_only_itself():
+    step = Fake(one_by_one=True)
+    step.failures["bad"] = [POISON]
+    streams, done, _ = await ended(step, [record(name) for name in ("d0", "bad", "d2")])
+    assert done == [0, 1, 2]
+    assert step.batches == [["d0", "bad", "d2"], ["bad"], ["bad"], ["bad"], ["d2"]]
+    assert values(streams, CHUNKS.name)[::2] == ["d0", "d2"]
+
+
 async def test_one_poisonous_record_costs_only_itself():
     step = Fake()
     step.failures["bad"] = [POISON]
@@ -140,6 +168,7 @@ async def test_what_waits_is_bounded():
     async def never(_tasks):
         started.set()
         await asyncio.Event().wait()
+        yield []
 
     step.run = never
     runner = Runner(step, MemoryStreams(1), SETTINGS, on_finished=lambda *_: None)

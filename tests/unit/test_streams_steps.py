@@ -1,6 +1,7 @@
 """What the steps make of single situations that are rare, and that random histories seldom reach."""
 
-from contextlib import suppress
+import asyncio
+from contextlib import aclosing, suppress
 from dataclasses import replace
 from hashlib import sha256
 
@@ -89,6 +90,10 @@ def task(message, offset=None):
     return Task(message, 1, version if offset is None else offset, None)
 
 
+async def outcomes_of(step, *messages):
+    return [outcome async for some in step.run([task(one) for one in messages]) for outcome in some]
+
+
 # prepare
 
 
@@ -104,7 +109,7 @@ def prepare(blobs):
 
 async def prepared(prepare, *events):
     """Each event's outcome and plan."""
-    outcomes = await prepare.run([task(one) for one in events])
+    outcomes = await outcomes_of(prepare, *events)
     return [(outcome, decode(ChunkPlan, outcome.emit[0].value, outcome.emit[0].headers)) for outcome in outcomes]
 
 
@@ -164,14 +169,14 @@ class Bench:
         self.before_write = []
         self.index = MemoryIndex(DIMENSION, pause=self._pause)
         self.embedder = CountingEmbedder()
-        self.step = Index(self.index, self.embedder, blobs, "g1", Progress())
+        self.step = Index(self.index, self.embedder, blobs, "g1", 8, Progress())
 
     async def _pause(self):
         if self.before_write and (happens := self.before_write.pop(0)):
             await happens()
 
     async def run(self, *plans):
-        outcomes = await self.step.run([task(plan) for plan in plans])
+        outcomes = await outcomes_of(self.step, *plans)
         return [(one, decode(IndexChange, one.emit[0].value, one.emit[0].headers)) for one in outcomes]
 
     async def refuse(self, changes):
@@ -319,6 +324,52 @@ async def test_a_version_that_cannot_be_embedded_leaves_the_document_as_it_was(b
     assert await bench.index.manifests([KEY]) == standing
 
 
+async def test_one_group_is_embedded_while_another_is_written_and_each_is_told_when_searchable(
+    bench, monkeypatch
+):
+    """Groups of at most 8 passages here: the first two documents, then the third."""
+    plans = [plan(1, *lines, document_id=f"{lines}.md") for lines in ("abc", "defgh", "ijklmnop")]
+
+    all_embedded, embed = asyncio.Event(), bench.embedder.embed_passages
+
+    async def noting(texts):
+        vectors = await embed(texts)
+        if "p" in texts:
+            all_embedded.set()
+        return vectors
+
+    monkeypatch.setattr(bench.embedder, "embed_passages", noting)
+    bench.before_write = [all_embedded.wait]
+    async with asyncio.timeout(10), aclosing(bench.step.run([task(one) for one in plans])) as results:
+        assert len(await anext(results)) == 2
+        assert await bench.texts() == list("abcdefgh")
+        assert len(await anext(results)) == 1
+    assert await bench.texts() == list("abcdefghijklmnop")
+    assert bench.embedder.texts == list("abcdefghijklmnop")
+
+
+async def test_nothing_is_embedded_on_when_a_batch_fails(bench):
+    embedding = asyncio.Event()
+
+    async def slow(_texts):
+        embedding.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            embedding.clear()
+            raise
+
+    async def stop():
+        bench.embedder.embed_passages = slow
+        await asyncio.wait_for(embedding.wait(), 10)
+        raise IndexUnavailable("stopped")
+
+    bench.before_write = [stop]
+    with pytest.raises(IndexUnavailable):
+        await bench.run(plan(1, *"abcdefgh"), plan(1, "i", document_id="other.md"))
+    assert not embedding.is_set()
+
+
 # invalidate
 
 
@@ -348,7 +399,7 @@ async def test_answers_are_dropped_where_something_changed_and_positions_advance
         changed(9, partition=2),
         changed(7, Outcome.SUPERSEDED, tenant="umbrella", added=()),
     ]
-    assert await step.run([task(one) for one in messages]) == [Finished()] * 4
+    assert await outcomes_of(step, *messages) == [Finished()] * 4
     acme, umbrella = [await cache.lookup(tenant, "q") for tenant in ("acme", "umbrella")]
     assert (acme.entry, acme.positions) == (None, {0: 4, 2: 9})
     assert (umbrella.entry, umbrella.positions) == (b"answer", {0: 7})
@@ -356,7 +407,7 @@ async def test_answers_are_dropped_where_something_changed_and_positions_advance
 
 async def test_an_event_that_did_not_become_searchable_is_not_told_as_purged():
     states = MemoryEventStates()
-    await Invalidate(MemoryAnswerCache(), states).run([task(changed(1, Outcome.DEAD_LETTER)), task(changed(2))])
+    await outcomes_of(Invalidate(MemoryAnswerCache(), states), changed(1, Outcome.DEAD_LETTER), changed(2))
     recorded = [states._fields["acme", f"acme-{offset}"] for offset in (1, 2)]
     assert Stage.PURGED not in str(recorded[0])
     assert Stage.PURGED in str(recorded[1])
@@ -365,5 +416,5 @@ async def test_an_event_that_did_not_become_searchable_is_not_told_as_purged():
 async def test_states_out_of_reach_do_not_hold_back_invalidation():
     cache, states = MemoryAnswerCache(), MemoryEventStates()
     states.available = False
-    assert await Invalidate(cache, states).run([task(changed(1))]) == [Finished()]
+    assert await outcomes_of(Invalidate(cache, states), changed(1)) == [Finished()]
     assert (await cache.lookup("acme", "q")).positions == {0: 1}
