@@ -48,9 +48,10 @@ class StoredChunk(Message):
 class Manifest(Message):
     """What is, or is being made, searchable of one document; the arbiter between writers.
 
-    A change writes it twice: first as a claim (``complete`` false, external version 2 v), then, when the passages are
-    searchable, as complete (2 v + 1). A writer whose claim is refused is not the newest and must not write passages.
-    One that finds an incomplete claim knows from it every passage that may or may not be there.
+    A change writes it twice: first as a claim (``complete`` false), then, when the passages are searchable, as
+    complete. Each write replaces exactly the manifest that it was made from. A writer whose claim is refused knew of an
+    older state and must not write passages. One that finds an incomplete claim knows from it every passage that may or
+    may not be there.
 
     A delete leaves it as tombstone: that is what keeps an old event from resurrecting the document, however late (I2).
     """
@@ -78,11 +79,6 @@ class Manifest(Message):
     def key(self) -> DocumentKey:
         """The document's identity."""
         return DocumentKey(self.tenant, self.document_id)
-
-    @property
-    def external_version(self) -> int:
-        """What OpenSearch orders the writes of this manifest by."""
-        return 2 * self.version + int(self.complete)
 
 
 def metadata_terms(metadata: Mapping[str, object]) -> list[str]:

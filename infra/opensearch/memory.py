@@ -10,7 +10,18 @@ from typing import Final
 
 import numpy as np
 
-from infra.opensearch.port import ChunkChange, ChunkWrite, Hit, HybridSearch, IndexUnavailable, Vector, Windows
+from infra.opensearch.port import (
+    ChunkChange,
+    ChunkWrite,
+    Hit,
+    HybridSearch,
+    IndexUnavailable,
+    ManifestWrite,
+    Revision,
+    Standing,
+    Vector,
+    Windows,
+)
 from schemas.documents import DocumentKey
 from schemas.index import Manifest, StoredChunk, metadata_terms, metadata_text
 from schemas.positions import Position
@@ -63,7 +74,8 @@ class MemoryIndex:
         self._pause = pause
         self._written: dict[str, ChunkWrite | _Deleted] = {}
         self._searchable: dict[str, ChunkWrite] = {}
-        self._manifests: dict[DocumentKey, Manifest] = {}
+        self._manifests: dict[DocumentKey, Standing] = {}
+        self._manifest_writes = 0
         self._vectors: dict[str, Vector] = {}
 
     # Read side
@@ -84,7 +96,7 @@ class MemoryIndex:
         self._check_available()
         done: dict[int, int] = {}
         under_way: dict[int, int] = {}
-        for manifest in self._manifests.values():
+        for manifest in [standing.manifest for standing in self._manifests.values()]:
             if manifest.tenant == tenant:
                 partition, offset = Position.parse(manifest.position)
                 if manifest.complete:
@@ -98,19 +110,27 @@ class MemoryIndex:
 
     async def manifests(self, keys: Sequence[DocumentKey]) -> dict[DocumentKey, Manifest]:
         """See ``DocumentIndex.manifests``."""
+        return {key: found.manifest for key, found in (await self.standing(keys)).items()}
+
+    async def standing(self, keys: Sequence[DocumentKey]) -> dict[DocumentKey, Standing]:
+        """See ``DocumentIndex.standing``."""
         self._check_available()
         return {key: self._manifests[key] for key in keys if key in self._manifests}
 
-    async def put_manifests(self, manifests: Sequence[Manifest]) -> list[bool]:
+    async def put_manifests(self, writes: Sequence[ManifestWrite]) -> list[Revision | None]:
         """See ``DocumentIndex.put_manifests``."""
         self._check_available()
-        put = []
-        for manifest in manifests:
+        put: list[Revision | None] = []
+        for write in writes:
             await self._pause()
-            standing = self._manifests.get(manifest.key)
-            put.append(standing is None or standing.external_version <= manifest.external_version)
-            if put[-1]:
-                self._manifests[manifest.key] = manifest
+            key = write.manifest.key
+            standing = self._manifests.get(key)
+            revision: Revision | None = None
+            if (standing.revision if standing else None) == write.replaces:
+                self._manifest_writes += 1
+                revision = Revision(self._manifest_writes, 1)
+                self._manifests[key] = Standing(write.manifest, revision)
+            put.append(revision)
         return put
 
     async def apply(self, changes: Sequence[ChunkChange]) -> list[str | None]:
@@ -145,8 +165,8 @@ class MemoryIndex:
     async def scan_manifests(self) -> AsyncIterator[Manifest]:
         """See ``DocumentIndex.scan_manifests``."""
         self._check_available()
-        for manifest in list(self._manifests.values()):
-            yield manifest
+        for standing in list(self._manifests.values()):
+            yield standing.manifest
 
     async def scan_chunks(self) -> AsyncIterator[StoredChunk]:
         """See ``DocumentIndex.scan_chunks``."""

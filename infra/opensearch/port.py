@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -82,6 +82,33 @@ class ChunkChange:
     remove: tuple[str, ...]
 
 
+class Revision(NamedTuple):
+    """Names one write of a manifest; the next write of it has another."""
+
+    sequence: int
+    term: int
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """A manifest as it was read, to be replaced."""
+
+    manifest: Manifest
+    revision: Revision
+
+
+@dataclass(frozen=True, slots=True)
+class ManifestWrite:
+    """A manifest to write in place of the one that was read.
+
+    Attributes:
+        replaces: what stood when it was read; None where there was none.
+    """
+
+    manifest: Manifest
+    replaces: Revision | None
+
+
 class SearchIndex(Protocol):
     """The read side: searchable state only."""
 
@@ -109,8 +136,15 @@ class DocumentIndex(Protocol):
         """Current manifests, in real time; one that never was is absent."""
         ...
 
-    async def put_manifests(self, manifests: Sequence[Manifest]) -> list[bool]:
-        """Write claims or completions; False where a newer or complete one of the same version stands already."""
+    async def standing(self, keys: Sequence[DocumentKey]) -> dict[DocumentKey, Standing]:
+        """As ``manifests``, for a writer."""
+        ...
+
+    async def put_manifests(self, writes: Sequence[ManifestWrite]) -> list[Revision | None]:
+        """Write each manifest whose predecessor still stands, and return its revision; None where another came before.
+
+        After a failure some may be written.
+        """
         ...
 
     async def apply(self, changes: Sequence[ChunkChange]) -> list[str | None]:

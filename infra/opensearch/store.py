@@ -9,7 +9,17 @@ from opensearchpy import AsyncOpenSearch
 
 from infra.opensearch import codec
 from infra.opensearch.client import connect, unavailable_is_said
-from infra.opensearch.port import ChunkChange, Hit, HybridSearch, IndexUnavailable, Vector, Windows
+from infra.opensearch.port import (
+    ChunkChange,
+    Hit,
+    HybridSearch,
+    IndexUnavailable,
+    ManifestWrite,
+    Revision,
+    Standing,
+    Vector,
+    Windows,
+)
 from infra.settings import Settings
 from schemas.documents import DocumentKey
 from schemas.index import Manifest, StoredChunk
@@ -102,27 +112,36 @@ class OpenSearchIndex:
 
     async def manifests(self, keys: Sequence[DocumentKey]) -> dict[DocumentKey, Manifest]:
         """See ``DocumentIndex.manifests``."""
+        return {key: found.manifest for key, found in (await self.standing(keys)).items()}
+
+    async def standing(self, keys: Sequence[DocumentKey]) -> dict[DocumentKey, Standing]:
+        """See ``DocumentIndex.standing``."""
         if not keys:
             return {}
         docs = [{"_id": codec.manifest_id(key), "_source": ["manifest"]} for key in keys]
         with unavailable_is_said():
             answer = await self._client.mget(index=self._manifests, body={"docs": docs})
-        found = (_got(doc) for doc in answer["docs"])
-        manifests = (codec.read_manifest(doc["_source"]) for doc in found if doc is not None)
-        return {manifest.key: manifest for manifest in manifests}
+        found = [doc for doc in map(_got, answer["docs"]) if doc is not None]
+        standing = [Standing(codec.read_manifest(doc["_source"]), _revision(doc)) for doc in found]
+        return {one.manifest.key: one for one in standing}
 
-    async def put_manifests(self, manifests: Sequence[Manifest]) -> list[bool]:
+    async def put_manifests(self, writes: Sequence[ManifestWrite]) -> list[Revision | None]:
         """See ``DocumentIndex.put_manifests``."""
         lines: list[dict[str, Any]] = []
-        for manifest in manifests:
-            placed = {"_id": codec.manifest_id(manifest.key), "version": manifest.external_version}
-            lines += [{"index": placed | {"version_type": "external_gte"}}, codec.manifest_body(manifest)]
+        for write in writes:
+            name = {"_id": codec.manifest_id(write.manifest.key)}
+            if write.replaces is None:
+                action: dict[str, Any] = {"create": name}
+            else:
+                sequence, term = write.replaces
+                action = {"index": name | {"if_seq_no": sequence, "if_primary_term": term}}
+            lines += [action, codec.manifest_body(write.manifest)]
         results = await self._bulk(self._manifests, lines, refresh=False)
         for result in results:
             _raise_if_unavailable(result)
             if result["status"] not in {200, 201, _CONFLICT}:
                 raise ValueError(f"a manifest was refused: {result['error']}")
-        return [result["status"] != _CONFLICT for result in results]
+        return [None if result["status"] == _CONFLICT else _revision(result) for result in results]
 
     async def apply(self, changes: Sequence[ChunkChange]) -> list[str | None]:
         """See ``DocumentIndex.apply``."""
@@ -276,6 +295,10 @@ def _got(doc: Mapping[str, Any]) -> Mapping[str, Any] | None:
     if "error" in doc:
         raise IndexUnavailable(f"a read failed: {doc['error'].get('reason')}")
     return doc if doc["found"] else None
+
+
+def _revision(written: Mapping[str, Any]) -> Revision:
+    return Revision(written["_seq_no"], written["_primary_term"])
 
 
 def _raise_if_unavailable(result: Mapping[str, Any]) -> None:

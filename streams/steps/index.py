@@ -12,6 +12,7 @@ The order, and why a stop anywhere is harmless:
 
 import asyncio
 import time
+from collections import defaultdict
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from infra.blobs.port import BlobStore
 from infra.embedding.port import Embedder, Vector
 from infra.kafka.codec import encode_change
 from infra.kafka.port import Record
-from infra.opensearch.port import ChunkChange, ChunkWrite, DocumentIndex
+from infra.opensearch.port import ChunkChange, ChunkWrite, DocumentIndex, ManifestWrite, Revision, Standing
 from schemas.documents import Outcome as EventOutcome
 from schemas.documents import Stage
 from schemas.events import ChunkPlan, IndexChange, PlannedChunk, StageTimes
@@ -54,7 +55,7 @@ class _Change:
     task: Task
     plan: ChunkPlan
     chunks: tuple[PlannedChunk, ...]
-    standing: Manifest | None
+    standing: Standing | None
     write: Write
     embedded_ms: float = 0.0
     searchable_ms: float = 0.0
@@ -86,48 +87,62 @@ class Index:
 
     async def run(self, tasks: Sequence[Task]) -> AsyncGenerator[Sequence[Outcome], None]:
         """See ``Step.run``."""
-        outcomes, changes = await self._decided(tasks)
+        plans = [cast("ChunkPlan", task.message) for task in tasks]
+        newer = supersede_within([_version(plan) for plan in plans])
+        taken = {
+            number: task for number, (task, version) in enumerate(zip(tasks, newer, strict=True)) if version is None
+        }
+        older: dict[object, list[int]] = defaultdict(list)
+        for number, version in enumerate(newer):
+            if version is not None:
+                older[plans[number].event.key].append(number)
+        outcomes: dict[int, Outcome] = {}
         told = 0
-        async with aclosing(self._written(changes)) as groups:
-            async for written in groups:
-                outcomes |= written
+        async with aclosing(self._ended(taken)) as results:
+            async for ended in results:
+                outcomes |= ended
+                for newest in [number for number in ended if plans[number].outcome is None]:
+                    for number in older.pop(plans[newest].event.key, ()):
+                        # Told behind what supersedes it, never before: a position is not reached until its content is.
+                        outcomes[number] = Finished()
+                        news = self._superseded(tasks[number], Superseded(plans[newest].event.version))
+                        last = max(newest, number)
+                        outcomes[last] = outcomes[last].followed_by(*news.emit)
                 final = list(takewhile(outcomes.__contains__, range(told, len(tasks))))
-                yield [outcomes[number] for number in final]
-                told += len(final)
-        if told < len(tasks):
-            yield [outcomes[number] for number in range(told, len(tasks))]
+                if final:
+                    yield [outcomes[number] for number in final]
+                    told += len(final)
 
     def give_up(self, task: Task, reason: str) -> tuple[Record, ...]:
         """See ``Step.give_up``."""
         return self._news(task, EventOutcome.DEAD_LETTER, reason).emit
 
-    async def _decided(self, tasks: Sequence[Task]) -> tuple[dict[int, Outcome], dict[int, _Change]]:
-        """Tasks, by their numbers, that change nothing, and those that do, no two of them of one document."""
+    async def _ended(self, tasks: Mapping[int, Task]) -> AsyncGenerator[dict[int, Outcome], None]:
+        """How tasks end, by their numbers, as that becomes known; no two are versions of one document."""
+        plans = {number: cast("ChunkPlan", task.message) for number, task in tasks.items()}
+        standing = await self.index.standing([plan.event.key for plan in plans.values() if plan.outcome is None])
         outcomes: dict[int, Outcome] = {}
         changes: dict[int, _Change] = {}
-        plans = [cast("ChunkPlan", task.message) for task in tasks]
-        open_plans = [number for number, plan in enumerate(plans) if plan.outcome is None]
-        for number in set(range(len(plans))).difference(open_plans):
-            plan = plans[number]
-            outcomes[number] = self._news(tasks[number], cast("EventOutcome", plan.outcome), plan.reason)
-        newer = supersede_within([(plans[number].event.key, plans[number].event.version) for number in open_plans])
-        for number, version in zip(open_plans, newer, strict=True):
-            if version is not None:
-                outcomes[number] = self._superseded(tasks[number], Superseded(version))
-        newest = [number for number in open_plans if number not in outcomes]
-        standing = await self.index.manifests([plans[number].event.key for number in newest])
-        for number in newest:
-            decided = await self._decide(tasks[number], standing.get(plans[number].event.key))
+        for number, plan in plans.items():
+            if plan.outcome is not None:
+                outcomes[number] = self._news(tasks[number], plan.outcome, plan.reason)
+                continue
+            decided = await self._decide(tasks[number], standing.get(plan.event.key))
             if isinstance(decided, _Change):
                 changes[number] = decided
             else:
                 outcomes[number] = decided
-        return outcomes, changes
+        yield outcomes
+        async with aclosing(self._written(changes)) as groups:
+            async for group in groups:
+                yield group
 
-    async def _decide(self, task: Task, standing: Manifest | None) -> _Change | Outcome:
+    async def _decide(self, task: Task, standing: Standing | None) -> _Change | Outcome:
         plan = cast("ChunkPlan", task.message)
         chunks = plan.chunks if plan.chunks_blob is None else load_chunks(await self.blobs.get(plan.chunks_blob))
-        decision = decide(plan, chunk_ids(plan.event.key, chunks), standing, now_ms=_now_ms())
+        decision = decide(
+            plan, chunk_ids(plan.event.key, chunks), standing.manifest if standing else None, now_ms=_now_ms()
+        )
         match decision:
             case Superseded():
                 return self._superseded(task, decision)
@@ -160,18 +175,23 @@ class Index:
         self, changes: Sequence[_Change], vectors: Mapping[str, Vector], fresh: Mapping[str, Vector]
     ) -> list[Outcome]:
         # Only now: what cannot be embedded leaves no claim behind, so its document is as it was.
-        claimed = await self.index.put_manifests([change.write.claim for change in changes])
-        mine = [change for change, granted in zip(changes, claimed, strict=True) if granted]
+        claims = await self.index.put_manifests(
+            [
+                ManifestWrite(change.write.claim, change.standing.revision if change.standing else None)
+                for change in changes
+            ]
+        )
+        mine = [(change, claim) for change, claim in zip(changes, claims, strict=True) if claim is not None]
         # Fresh vectors are kept beside the way and not on it: losing one costs an embedding, nothing else.
-        await asyncio.gather(self._make_searchable(mine, vectors), self.index.store_vectors(fresh))
-        await self._complete(mine)
-        # A refused claim: since the manifests were read, a newer version was claimed, or this one was completed by a
-        # worker that had the partition before. What stands now tells which, and what the news of it are.
-        overtaken = [change.task for change, granted in zip(changes, claimed, strict=True) if not granted]
+        await asyncio.gather(
+            self._make_searchable([change for change, _ in mine], vectors), self.index.store_vectors(fresh)
+        )
+        done = await self._complete(mine)
+        # Somebody else was there meanwhile: a newer version, or another worker with this one. What stands now tells
+        # what became of it.
+        overtaken = [change.task for change in changes if id(change) not in done]
         again = iter([outcome async for some in self.run(overtaken) for outcome in some] if overtaken else ())
-        return [
-            self._outcome(change) if granted else next(again) for change, granted in zip(changes, claimed, strict=True)
-        ]
+        return [self._outcome(change) if id(change) in done else next(again) for change in changes]
 
     async def _embed(self, changes: Sequence[_Change], vectors: dict[str, Vector]) -> dict[str, Vector]:
         """Add to ``vectors``, by ``text_sha256``, what the changes' new passages lack.
@@ -209,16 +229,19 @@ class Index:
             if refusal is None:
                 self.report.reached(change.plan.event, Stage.SEARCHABLE, now_ms)
 
-    async def _complete(self, changes: Sequence[_Change]) -> None:
+    async def _complete(self, claimed: Sequence[tuple[_Change, Revision]]) -> set[int]:
+        """Complete what is still ours to complete; return which changes that are, by identity."""
         now_ms = _now_ms()
-        await self.index.put_manifests(
-            [
-                completed(change.write.claim, now_ms=now_ms)
-                if change.refusal is None
-                else refused(change.write.claim, change.standing, change.refusal, now_ms=now_ms)
-                for change in changes
-            ]
-        )
+        completions = []
+        for change, claim in claimed:
+            standing = change.standing.manifest if change.standing else None
+            if change.refusal is None:
+                completion = completed(change.write.claim, now_ms=now_ms)
+            else:
+                completion = refused(change.write.claim, standing, change.refusal, now_ms=now_ms)
+            completions.append(ManifestWrite(completion, claim))
+        put = await self.index.put_manifests(completions)
+        return {id(change) for (change, _), written in zip(claimed, put, strict=True) if written is not None}
 
     def _outcome(self, change: _Change) -> Outcome:
         if change.refusal is not None:
@@ -269,6 +292,11 @@ class Index:
             times=times or StageTimes(accepted_ms=event.accepted_ms, chunked_ms=plan.chunked_ms),
         )
         return Finished((encode_change(change, task.partition, task.traceparent),))
+
+
+def _version(plan: ChunkPlan) -> tuple[object, int]:
+    """What supersedes what: versions of one document that are on their way; an event that has ended is for itself."""
+    return (plan.event.key if plan.outcome is None else plan.position, plan.event.version)
 
 
 def _groups(changes: Mapping[int, _Change], most_chunks: int) -> list[dict[int, _Change]]:

@@ -71,10 +71,13 @@ class Prepare:
                 newest, await asyncio.gather(*(self._outcome(tasks[at], free) for at in newest)), strict=True
             )
             # A version that cannot be read changes nothing, so it supersedes nothing: the one before it is next.
-            failed = {events[number].key for number in newest if isinstance(outcomes[number], DeadLetter)}
+            read = {events[number].key: number for number in newest if not isinstance(outcomes[number], DeadLetter)}
             for number, version in by_version.items():
-                if version is not None and events[number].key not in failed:
-                    outcomes[number] = self._superseded(tasks[number], version)
+                if version is not None and (winner := read.get(events[number].key)) is not None:
+                    # Told behind what supersedes it, never before: a position is not reached until its content is.
+                    outcomes.setdefault(number, Finished())
+                    last = max(winner, number)
+                    outcomes[last] = outcomes[last].followed_by(self._superseded(tasks[number], version))
         yield [outcomes[number] for number in range(len(tasks))]
 
     def give_up(self, task: Task, reason: str) -> tuple[Record, ...]:
@@ -112,10 +115,10 @@ class Prepare:
             raise ParseFailed("too-large", f"it has {len(chunks)} passages, the limit is {_MAX_PASSAGES}: divide it")
         return title, chunks
 
-    def _superseded(self, task: Task, newer: int) -> Finished:
+    def _superseded(self, task: Task, newer: int) -> Record:
         version = cast("DocumentEvent", task.message).version
-        reason = f"version {version} is not newer than version {newer}, which came right behind it"
-        return Finished((self._ended(task, EventOutcome.SUPERSEDED, reason),))
+        reason = f"version {version} is not newer than version {newer}, which came with it"
+        return self._ended(task, EventOutcome.SUPERSEDED, reason)
 
     def _dead(self, task: Task, kind: str, reason: str) -> DeadLetter:
         return DeadLetter(kind, reason, self.give_up(task, reason))

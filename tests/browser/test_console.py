@@ -5,6 +5,7 @@ import time
 from contextlib import AsyncExitStack
 
 import pytest
+from only_writer import put_over
 from playwright.async_api import expect
 
 from infra.embedding.opening import open_embedder
@@ -88,7 +89,7 @@ async def _write(settings, passages):
             )
             for chunk in chunks
         ]
-        assert await index.put_manifests(manifests) == [True] * len(chunks)
+        await put_over(index, *manifests)
         await RedisAnswerCache(redis, settings.names).apply(TENANT, {0: len(chunks) - 1}, drop=True)
 
 

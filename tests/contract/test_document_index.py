@@ -2,9 +2,19 @@
 
 import numpy as np
 import pytest
+from only_writer import put_over
 
 from infra.opensearch.memory import MemoryIndex
-from infra.opensearch.port import Access, ChunkChange, ChunkWrite, Hit, HybridSearch, IndexUnavailable
+from infra.opensearch.port import (
+    Access,
+    ChunkChange,
+    ChunkWrite,
+    Hit,
+    HybridSearch,
+    IndexUnavailable,
+    ManifestWrite,
+    Standing,
+)
 from infra.opensearch.provision import IndexMismatch, create_indices
 from infra.opensearch.store import OpenSearchIndex
 from infra.settings import Settings
@@ -111,9 +121,9 @@ async def test_manifest_reads_back_whole_and_at_once(index):
         added=("b",),
         removed=("c",),
     )
-    assert await index.put_manifests([full]) == [True]
+    await put_over(index, full)
     assert await index.manifests([TRAVEL, LEAVE]) == {TRAVEL: full}
-    assert await index.put_manifests([complete(full)]) == [True]
+    await put_over(index, complete(full))
     assert await index.manifests([TRAVEL]) == {TRAVEL: complete(full)}
 
 
@@ -128,26 +138,25 @@ async def test_nothing_asked_is_nothing_answered(index):
     await index.delete_chunks([])
 
 
-async def test_claim_below_a_claim_or_a_completion_is_refused(index):
-    await index.put_manifests([claim(TRAVEL, 5)])
-    assert await index.put_manifests([claim(TRAVEL, 4), complete(claim(TRAVEL, 4))]) == [False, False]
-    assert await index.put_manifests([complete(claim(TRAVEL, 5))]) == [True]
-    assert await index.put_manifests([claim(TRAVEL, 5)]) == [False], "a complete version is not begun again"
-    assert await index.manifests([TRAVEL]) == {TRAVEL: complete(claim(TRAVEL, 5))}
-
-
-async def test_claim_whose_writer_stopped_is_taken_up_and_a_completion_may_be_repeated(index):
-    assert await index.put_manifests([claim(TRAVEL, 5)]) == [True]
-    resumed = claim(TRAVEL, 5, chunks=("x",))
-    assert await index.put_manifests([resumed]) == [True]
-    assert await index.manifests([TRAVEL]) == {TRAVEL: resumed}
-    assert await index.put_manifests([complete(resumed)]) == [True]
-    assert await index.put_manifests([complete(resumed)]) == [True]
+async def test_a_manifest_replaces_exactly_the_one_that_was_read(index):
+    [first] = await index.put_manifests([ManifestWrite(claim(TRAVEL, 5), None)])
+    assert await index.put_manifests([ManifestWrite(claim(TRAVEL, 6), None)]) == [None], "there is one by now"
+    standing = (await index.standing([TRAVEL, LEAVE]))[TRAVEL]
+    assert standing == Standing(claim(TRAVEL, 5), first)
+    [second] = await index.put_manifests([ManifestWrite(claim(TRAVEL, 6), first)])
+    late = ManifestWrite(complete(claim(TRAVEL, 5)), first)
+    assert await index.put_manifests([late]) == [None]
+    assert await index.manifests([TRAVEL]) == {TRAVEL: claim(TRAVEL, 6)}
+    [third] = await index.put_manifests([ManifestWrite(complete(claim(TRAVEL, 6)), second)])
+    assert len({first, second, third}) == 3
+    assert await index.standing([TRAVEL]) == {TRAVEL: Standing(complete(claim(TRAVEL, 6)), third)}
 
 
 async def test_one_refused_manifest_does_not_stop_the_others(index):
-    await index.put_manifests([claim(TRAVEL, 5)])
-    assert await index.put_manifests([claim(TRAVEL, 3), claim(LEAVE, 1), claim(TRAVEL, 6)]) == [False, True, True]
+    [revision] = await index.put_manifests([ManifestWrite(claim(TRAVEL, 5), None)])
+    writes = [(claim(TRAVEL, 6), None), (claim(LEAVE, 1), None), (claim(TRAVEL, 7), revision)]
+    put = await index.put_manifests([ManifestWrite(*one) for one in writes])
+    assert [written is not None for written in put] == [False, True, True]
 
 
 async def test_longest_document_id_that_is_accepted_has_a_manifest(index):
@@ -155,7 +164,7 @@ async def test_longest_document_id_that_is_accepted_has_a_manifest(index):
     for document_id in ("x" * 512, "ä" * 512, "𝄞" * 512):
         key = DocumentKey("a" * 63, document_id)
         other = DocumentKey("a" * 63, document_id[:-1] + "y")
-        assert await index.put_manifests([claim(key, 1), claim(other, 2)]) == [True, True]
+        await put_over(index, claim(key, 1), claim(other, 2))
         assert {key: one.version for key, one in (await index.manifests([key, other])).items()} == {key: 1, other: 2}
         passage = write(key, "0", 1, "A hotel.")
         assert await index.apply([change(key, 1, passage)]) == [None]
@@ -264,7 +273,7 @@ async def test_repair_removes_what_no_manifest_knows(index):
 async def test_scans_see_every_manifest_and_every_searchable_passage(index):
     keys = [DocumentKey("acme", f"{number:03}/x") for number in range(30)]
     tombstone = claim(LEAVE, 9).model_copy(update={"state": LifeState.DELETED, "complete": True})
-    await index.put_manifests([claim(key, 1) for key in keys] + [tombstone])
+    await put_over(index, *(claim(key, 1) for key in keys), tombstone)
     await index.apply([change(key, 1, write(key, key.document_id, 1, "hotel")) for key in keys])
     manifests = {manifest.key: manifest async for manifest in index.scan_manifests()}
     assert manifests == {key: claim(key, 1) for key in keys} | {LEAVE: tombstone}
@@ -389,13 +398,12 @@ async def refreshed(index) -> None:
 async def test_positions_are_the_highest_complete_ones_of_the_tenant(index):
     other = DocumentKey("umbrella", "x")
     named = {number: DocumentKey("acme", f"doc-{number}") for number in range(5)}
-    await index.put_manifests(
-        [
-            complete(claim(named[0], 1, partition=0, offset=4)),
-            complete(claim(named[1], 1, partition=0, offset=9)),
-            complete(claim(named[2], 1, partition=2, offset=0)),
-            complete(claim(other, 1, partition=0, offset=99)),
-        ]
+    await put_over(
+        index,
+        complete(claim(named[0], 1, partition=0, offset=4)),
+        complete(claim(named[1], 1, partition=0, offset=9)),
+        complete(claim(named[2], 1, partition=2, offset=0)),
+        complete(claim(other, 1, partition=0, offset=99)),
     )
     await refreshed(index)
     assert await index.positions("acme") == {0: 9, 2: 0}
@@ -404,15 +412,15 @@ async def test_positions_are_the_highest_complete_ones_of_the_tenant(index):
 
 async def test_nothing_at_or_beyond_a_change_under_way_is_certain(index):
     one, two, three = (DocumentKey("acme", name) for name in ("one", "two", "three"))
-    await index.put_manifests(
-        [complete(claim(one, 1, offset=9)), claim(two, 1, offset=6), claim(three, 1, partition=2, offset=3)]
+    await put_over(
+        index, complete(claim(one, 1, offset=9)), claim(two, 1, offset=6), claim(three, 1, partition=2, offset=3)
     )
     await refreshed(index)
     assert await index.positions("acme") == {1: 5}
-    await index.put_manifests([claim(two, 2, offset=0)])
+    await put_over(index, claim(two, 2, offset=0))
     await refreshed(index)
     assert await index.positions("acme") == {}
-    await index.put_manifests([complete(claim(two, 2, offset=0))])
+    await put_over(index, complete(claim(two, 2, offset=0)))
     await refreshed(index)
     assert await index.positions("acme") == {1: 9}
 
@@ -482,7 +490,7 @@ async def test_unavailable_is_said():
                 one.fetch([Hit("a", TRAVEL, 0.0)]),
                 one.positions("acme"),
                 one.manifests([TRAVEL]),
-                one.put_manifests([claim(TRAVEL, 1)]),
+                one.put_manifests([ManifestWrite(claim(TRAVEL, 1), None)]),
                 one.apply([change(TRAVEL, 1, write(TRAVEL, "0", 1, "hotel"))]),
                 one.stored_vectors(["a"]),
                 one.store_vectors({"a": vector(1.0)}),
@@ -502,7 +510,7 @@ async def test_index_that_is_gone_is_unavailable_and_takes_no_change_for_done(se
         with pytest.raises(IndexUnavailable):
             await index.apply([change(TRAVEL, 1, write(TRAVEL, "0", 1, "hotel"))])
         with pytest.raises(IndexUnavailable):
-            await index.put_manifests([claim(TRAVEL, 1)])
+            await index.put_manifests([ManifestWrite(claim(TRAVEL, 1), None)])
         with pytest.raises(IndexUnavailable):
             await index.ready()
         await create_indices(settings)

@@ -17,6 +17,7 @@ from world import Parts, Violation, World
 from schemas.documents import LifeState
 from streams.core.commit_guard import LaneCommits
 from streams.core.document_change import supersede_within
+from streams.core.outcomes import Finished
 from streams.steps.prepare import Prepare
 
 HISTORIES = int(os.environ.get("SIMULATION_HISTORIES", "300"))
@@ -73,9 +74,9 @@ class CommitsWhatIsDelivered(LaneCommits):
 
 
 class KeepsNoTombstone(WatchedIndex):
-    async def put_manifests(self, manifests):
-        put = await super().put_manifests(manifests)
-        for manifest in manifests:
+    async def put_manifests(self, writes):
+        put = await super().put_manifests(writes)
+        for manifest in [write.manifest for write in writes]:
             if manifest.complete and manifest.state is LifeState.DELETED:
                 self._manifests.pop(manifest.key, None)
         return put
@@ -109,7 +110,9 @@ class LetsABrokenVersionSupersede(Prepare):
     async def run(self, tasks):
         newer = supersede_within([(task.message.key, task.message.version) for task in tasks])
         yield [
-            await self._outcome(task, asyncio.Semaphore(1)) if version is None else self._superseded(task, version)
+            await self._outcome(task, asyncio.Semaphore(1))
+            if version is None
+            else Finished((self._superseded(task, version),))
             for task, version in zip(tasks, newer, strict=True)
         ]
 

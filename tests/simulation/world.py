@@ -263,8 +263,8 @@ class World:
                 self._violated(f"I2: {key}: {searchable} is searchable after {self.told[key]}")
             if not invariants.never_gone(self.told[key], accepted, searchable):
                 self._violated(f"I3: {key}: only {searchable} is searchable after {self.told[key]}")
-            manifest = self.index._manifests.get(key)
-            version = manifest.version if manifest else -1
+            standing = self.index._manifests.get(key)
+            version = standing.manifest.version if standing else -1
             if not invariants.versions_only_grow(self.manifest_versions.get(key, -1), version):
                 self._violated(f"I1: {key} went back to version {version}")
             self.manifest_versions[key] = version

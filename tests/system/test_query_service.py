@@ -9,6 +9,7 @@ from uuid import uuid4
 
 import httpx
 import pytest
+from only_writer import put_over
 
 from infra.embedding.opening import open_embedder
 from infra.local.stack import Stack
@@ -79,7 +80,7 @@ class Writer:
             chunks=(chunk.chunk_id,),
             updated_ms=time.time() * 1_000,
         )
-        assert await self.index.put_manifests([manifest]) == [True]
+        await put_over(self.index, manifest)
         return chunk
 
     async def write(self, document_id, text, *, tenant="local", **more):

@@ -107,19 +107,31 @@ def prepare(blobs):
     return Prepare(blobs, Parsers(), Lines(), "profile", Progress())
 
 
+def plans_in(outcome):
+    return [decode(ChunkPlan, record.value, record.headers) for record in outcome.emit]
+
+
 async def prepared(prepare, *events):
-    """Each event's outcome and plan."""
+    """Each event's outcome, and the plan that it led to."""
     outcomes = await outcomes_of(prepare, *events)
-    return [(outcome, decode(ChunkPlan, outcome.emit[0].value, outcome.emit[0].headers)) for outcome in outcomes]
+    plans = {plan.event.version: plan for outcome in outcomes for plan in plans_in(outcome)}
+    return [(outcome, plans[one.version]) for outcome, one in zip(outcomes, events, strict=True)]
 
 
 async def test_only_the_newest_of_several_versions_on_their_way_is_prepared(prepare, blobs):
     await blobs.put(b"text")
     told = await prepared(prepare, event(1), event(3), event(2), event(7, document_id="other.md"))
     assert [plan.outcome for _, plan in told] == [Outcome.SUPERSEDED, None, Outcome.SUPERSEDED, None]
-    assert told[2][1].reason == "version 2 is not newer than version 3, which came right behind it"
+    assert told[2][1].reason == "version 2 is not newer than version 3, which came with it"
     assert [plan.position for _, plan in told] == [f"documents.v1-1:{offset}" for offset in (1, 3, 2, 7)]
-    assert all(outcome.emit[0].partition == 1 for outcome, _ in told)
+    assert all(record.partition == 1 for outcome, _ in told for record in outcome.emit)
+
+
+async def test_a_superseded_version_is_told_behind_what_supersedes_it_and_in_no_case_before_its_turn(prepare, blobs):
+    """Otherwise its position would be reached while neither content is searchable, or before those in between are."""
+    await blobs.put(b"text")
+    outcomes = await outcomes_of(prepare, event(1), event(5), event(3, document_id="b.md"), event(2))
+    assert [[plan.event.version for plan in plans_in(one)] for one in outcomes] == [[], [5, 1], [3], [2]]
 
 
 @pytest.mark.parametrize("content", [None, b"text"], ids=["delete", "upload"])
@@ -162,6 +174,10 @@ def longer(write):
     return replace(write, vector=np.append(write.vector, np.float32(0)))
 
 
+def changes_in(outcome):
+    return [decode(IndexChange, record.value, record.headers) for record in outcome.emit]
+
+
 class Bench:
     """The step on a twin on which something may happen before any single write."""
 
@@ -176,8 +192,10 @@ class Bench:
             await happens()
 
     async def run(self, *plans):
+        """Each plan's outcome, and the change that it led to."""
         outcomes = await outcomes_of(self.step, *plans)
-        return [(one, decode(IndexChange, one.emit[0].value, one.emit[0].headers)) for one in outcomes]
+        told = {change.position: change for outcome in outcomes for change in changes_in(outcome)}
+        return [(one, told[plan.position]) for one, plan in zip(outcomes, plans, strict=True)]
 
     async def refuse(self, changes):
         """What ``apply`` does where the index takes none of the passages."""
@@ -324,9 +342,7 @@ async def test_a_version_that_cannot_be_embedded_leaves_the_document_as_it_was(b
     assert await bench.index.manifests([KEY]) == standing
 
 
-async def test_one_group_is_embedded_while_another_is_written_and_each_is_told_when_searchable(
-    bench, monkeypatch
-):
+async def test_one_group_is_embedded_while_another_is_written_and_each_is_told_when_searchable(bench, monkeypatch):
     """Groups of at most 8 passages here: the first two documents, then the third."""
     plans = [plan(1, *lines, document_id=f"{lines}.md") for lines in ("abc", "defgh", "ijklmnop")]
 
@@ -346,6 +362,13 @@ async def test_one_group_is_embedded_while_another_is_written_and_each_is_told_w
         assert len(await anext(results)) == 1
     assert await bench.texts() == list("abcdefghijklmnop")
     assert bench.embedder.texts == list("abcdefghijklmnop")
+
+
+async def test_superseded_versions_are_told_behind_what_supersedes_them_and_in_no_case_before_their_turn(bench):
+    plans = plan(1, "a"), plan(5, *"abcdefgh"), plan(3, "i", document_id="other.md"), plan(2, "b")
+    async with aclosing(bench.step.run([task(one) for one in plans])) as results:
+        told = [[[change.version for change in changes_in(one)] for one in some] async for some in results]
+    assert told == [[[], [5, 1]], [[3], [2]]]
 
 
 async def test_nothing_is_embedded_on_when_a_batch_fails(bench):
