@@ -1,9 +1,11 @@
 """Blobs as files: ``ab/cd/abcd…``, each complete and on disk before its name exists."""
 
 import asyncio
+import contextlib
 import os
 import re
 import secrets
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,13 +22,16 @@ _INCOMING: Final = "incoming"
 _THREADS: Final = 8
 """An fsync waits for the disk, so more of them than cores run well side by side."""
 _LISTED_AT_ONCE: Final = 1_000
+_ABANDONED_S: Final = 86_400.0
+"""A file is written in seconds. One that is a day old has no writer any more."""
 
 
 class LocalBlobStore:
     """Blobs in one directory of a local disk, which several processes may share.
 
     Files being written live in ``incoming/`` of the same file system and are renamed into place when they are on
-    disk. A writer that is killed leaves its file there, where no reader ever looks; ``sweep`` removes such files.
+    disk. A writer that is killed leaves its file there, where no reader ever looks; whoever opens the store later
+    removes it.
     """
 
     def __init__(self, path: Path) -> None:
@@ -34,6 +39,7 @@ class LocalBlobStore:
         self._path = path
         self._incoming = path / _INCOMING
         self._incoming.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(self._incoming, before_s=time.time() - _ABANDONED_S)
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="blobs")
 
     async def put(self, content: bytes) -> BlobRef:
@@ -58,10 +64,6 @@ class LocalBlobStore:
         while refs := await self._run(_take, found, _LISTED_AT_ONCE):
             for ref in refs:
                 yield ref
-
-    async def sweep(self, *, before_s: float) -> int:
-        """Remove files that killed writers left unfinished before ``before_s`` (epoch seconds); return how many."""
-        return await self._run(self._sweep, before_s)
 
     async def close(self) -> None:
         """Let running writes finish and end the threads."""
@@ -118,12 +120,6 @@ class LocalBlobStore:
                 except FileNotFoundError:  # deleted since it was listed
                     continue
 
-    def _sweep(self, before_s: float) -> int:
-        left = [file for file in self._incoming.iterdir() if file.stat().st_mtime < before_s]
-        for file in left:
-            file.unlink(missing_ok=True)
-        return len(left)
-
 
 def _take(refs: Iterator[BlobRef], count: int) -> list[BlobRef]:
     return [ref for _, ref in zip(range(count), refs, strict=False)]
@@ -134,6 +130,14 @@ def _holds(file: Path, size_bytes: int) -> bool:
         return file.stat().st_size == size_bytes
     except FileNotFoundError:
         return False
+
+
+def _remove_abandoned(incoming: Path, *, before_s: float) -> None:
+    for file in incoming.iterdir():
+        # Another process may put its file in place, or remove an abandoned one, at this instant.
+        with contextlib.suppress(FileNotFoundError):
+            if file.stat().st_mtime < before_s:
+                file.unlink()
 
 
 def _sync_directory(directory: Path) -> None:
