@@ -19,6 +19,7 @@ from pydantic.json_schema import GenerateJsonSchema
 
 from infra.blobs.memory import MemoryBlobStore
 from infra.kafka.memory import MemoryStreams
+from infra.redis.memory_answers import MemoryAnswerCache
 from infra.redis.memory_states import MemoryEventStates, MemoryVersions
 from infra.settings import Section, Settings
 from infra.web.credentials import Credentials
@@ -111,7 +112,14 @@ def _say(file: Path, what: str) -> None:
 
 def _ingest_app(settings: Settings) -> FastAPI:
     # The twins serve: a description needs no servers.
-    stores = Stores(MemoryBlobStore(), MemoryStreams(1), MemoryVersions(), MemoryEventStates(), cast("Any", None))
+    stores = Stores(
+        MemoryBlobStore(),
+        MemoryStreams(1),
+        MemoryVersions(),
+        MemoryEventStates(),
+        cast("Any", None),
+        MemoryAnswerCache(),
+    )
     return build_api(settings, stores, required={}, useful={}, registry=CollectorRegistry())
 
 

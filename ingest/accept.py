@@ -39,15 +39,24 @@ class Manifests(Protocol):
         ...
 
 
+class AppliedPositions(Protocol):
+    """The part of the answer cache that tells which events have gone all the way."""
+
+    async def positions(self, tenant: str) -> Mapping[int, int]:
+        """See ``AnswerCache``."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Stores:
-    """What acceptance works with."""
+    """What the service works with."""
 
     blobs: BlobStore
     producer: Producer
     versions: Versions
     states: EventStates
     index: Manifests
+    answers: AppliedPositions
 
 
 class Acceptance:

@@ -17,6 +17,7 @@ from ingest.accept import Acceptance, Stores
 from ingest.batches import NDJSON, BatchLimits, accept_batch, read_batch
 from ingest.core.attributes import FIELDS, header_name
 from ingest.core.changes import Removal
+from ingest.event_status import EventStatuses
 from ingest.metrics import IngestMetrics
 from ingest.uploads import read_upload
 from schemas.batches import BatchResponse
@@ -37,6 +38,10 @@ Check = Callable[[], Awaitable[None]]
 """Raises where a store cannot be used now."""
 
 _JSON: Final = "application/json"
+_UNKNOWN_EVENT: Final = (
+    "nothing is recorded of such an event. States are kept in Redis, for a week: an older event, or one whose state "
+    "Redis has lost, is in the stream alone; GET /v1/documents/{document_id} tells what became of its document"
+)
 _TRACEPARENT: Final = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
 _log = structlog.get_logger(__name__)
@@ -62,6 +67,7 @@ def build_api(
     app = FastAPI(title="Freshline ingest", summary="Documents in, as events of one stream.", version="1")
     install_problems(app)
     _add_documents(app, settings, stores, Acceptance(stores, IngestMetrics(registry)))
+    _add_events(app, settings, EventStatuses(stores.states, stores.answers, stores.index))
     _add_operations(app, required, useful)
     install_metrics(app, service="ingest", registry=registry)
     return app
@@ -130,12 +136,16 @@ def _add_documents(app: FastAPI, settings: Settings, stores: Stores, acceptance:
         whole = BatchResponse(accepted=accepted, refused=len(outcomes) - accepted, outcomes=tuple(outcomes))
         return Response(whole.model_dump_json(exclude_defaults=True), media_type=_JSON)
 
+
+def _add_events(app: FastAPI, settings: Settings, statuses: EventStatuses) -> None:
+    reader = Depends(Credentials(settings.tenant))
+
     @app.get("/v1/events/{event_id}", responses=_problems(401, 404, 503))
     async def get_event(event_id: str, access: Annotated[Access, reader]) -> EventStatus:
         """Where an accepted event is. Known for a week."""
-        status = await stores.states.get(access.tenant, event_id)
+        status = await statuses.get(access.tenant, event_id)
         if status is None:
-            raise ProblemRaised(ProblemType.NOT_FOUND, "no such event, or it was accepted more than a week ago")
+            raise ProblemRaised(ProblemType.NOT_FOUND, _UNKNOWN_EVENT)
         return status
 
 

@@ -11,6 +11,7 @@ from infra.blobs import open_blob_store
 from infra.blobs.port import BlobStore, ref_of
 from infra.kafka.producer import KafkaProducer
 from infra.opensearch.store import OpenSearchIndex
+from infra.redis.answers import RedisAnswerCache
 from infra.redis.connect import connect_redis
 from infra.redis.event_states import RedisEventStates
 from infra.redis.versions import RedisVersions
@@ -63,7 +64,14 @@ async def opened(settings: Settings) -> AsyncIterator[FastAPI]:
 
         yield build_api(
             settings,
-            Stores(blobs, producer, RedisVersions(redis, settings.names), states, index),
+            Stores(
+                blobs,
+                producer,
+                RedisVersions(redis, settings.names),
+                states,
+                index,
+                RedisAnswerCache(redis, settings.names),
+            ),
             required={"kafka": producer.ready, "blobs": lambda: _answers(blobs)},
             # Redis is shared by all replicas: taking this one out of service would help nobody, and events that carry
             # a revision are accepted without it.

@@ -116,10 +116,7 @@ class RedisAnswerCache:
         keys = AnswerKeys.of(self._names, tenant)
         fields, entry = await self._run(_LOOKUP, (keys.state, keys.answer(key)))
         state = dict(zip(fields[::2], fields[1::2], strict=True))
-        epoch = int(state.pop(b"epoch"))
-        seeded = state.pop(b"seeded", None) is not None
-        positions = {int(partition): int(offset) for partition, offset in state.items()}
-        return Lookup(epoch, positions, entry, seeded=seeded)
+        return Lookup(int(state[b"epoch"]), _positions(state), entry, seeded=b"seeded" in state)
 
     async def store(self, tenant: str, key: str, entry: bytes, *, epoch: int, ttl_s: int) -> bool:
         """See ``AnswerCache``."""
@@ -129,6 +126,12 @@ class RedisAnswerCache:
     async def apply(self, tenant: str, positions: Mapping[int, int], *, drop: bool) -> int:
         """See ``AnswerCache``."""
         return await self._apply(tenant, positions, "drop" if drop else "keep")
+
+    async def positions(self, tenant: str) -> Mapping[int, int]:
+        """See ``AnswerCache``."""
+        with redis_errors():
+            state: dict[Any, Any] = await self._client.hgetall(AnswerKeys.of(self._names, tenant).state)
+        return _positions(state)
 
     async def seed(self, tenant: str, positions: Mapping[int, int]) -> None:
         """See ``AnswerCache``."""
@@ -177,6 +180,11 @@ class RedisAnswerCache:
                 return await self._client.evalsha(script.sha, len(keys), *keys, *arguments)
             except NoScriptError:  # this server has not seen it yet, or has forgotten it
                 return await self._client.eval(script.source, len(keys), *keys, *arguments)
+
+
+def _positions(state: Mapping[bytes, bytes]) -> dict[int, int]:
+    """The positions in a slice's state, which holds an epoch and a mark beside them."""
+    return {int(name): int(value) for name, value in state.items() if name not in {b"epoch", b"seeded"}}
 
 
 def _announcement(tenant: str, positions: Mapping[int, int]) -> str:

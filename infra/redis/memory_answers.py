@@ -67,6 +67,12 @@ class MemoryAnswerCache:
             subscriber.put_nowait(Applied(tenant, place.epoch, dict(positions)))
         return place.epoch
 
+    async def positions(self, tenant: str) -> Mapping[int, int]:
+        """See ``AnswerCache``."""
+        self._check_available()
+        place = self._slices.get(tenant)
+        return {} if place is None else dict(place.positions)
+
     async def seed(self, tenant: str, positions: Mapping[int, int]) -> None:
         """See ``AnswerCache``."""
         place = self._slice(tenant)

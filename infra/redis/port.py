@@ -70,6 +70,10 @@ class AnswerCache(Protocol):
         """Drop the answers if asked, then advance the positions (never back), then announce; return the epoch."""
         ...
 
+    async def positions(self, tenant: str) -> Mapping[int, int]:
+        """Partition → last offset applied: every event up to it has ended. Empty where Redis knows of none."""
+        ...
+
     async def seed(self, tenant: str, positions: Mapping[int, int]) -> None:
         """Advance positions known from the index, after Redis lost them; nothing happens where that was done already.
 

@@ -127,6 +127,14 @@ async def test_a_drop_ends_every_answer_of_the_tenant_and_no_other(cache):
     assert (await cache.lookup("umbrella", "k")).entry == b"old"
 
 
+async def test_positions_are_the_applied_ones_of_the_tenant(cache):
+    assert await cache.positions("acme") == {}
+    await cache.apply("acme", {3: 42}, drop=False)
+    await cache.seed("acme", {3: 7, 11: 0})
+    await cache.apply("umbrella", {3: 50}, drop=True)
+    assert await cache.positions("acme") == (await cache.lookup("acme", "k")).positions == {3: 42, 11: 0}
+
+
 async def test_an_answer_begun_before_a_drop_is_refused(cache):
     epoch = (await cache.lookup("acme", "k")).epoch
     await cache.apply("acme", {0: 1}, drop=True)

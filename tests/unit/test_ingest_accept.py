@@ -14,6 +14,7 @@ from infra.kafka.codec import decode, header
 from infra.kafka.memory import MemoryStreams
 from infra.kafka.port import StreamUnavailable
 from infra.opensearch.port import IndexUnavailable
+from infra.redis.memory_answers import MemoryAnswerCache
 from infra.redis.memory_states import MemoryEventStates, MemoryVersions
 from infra.web.problems import ProblemRaised
 from ingest.accept import PARALLEL_ITEMS, Acceptance, Stores
@@ -81,8 +82,9 @@ class World:
         self.versions = MemoryVersions()
         self.states = MemoryEventStates()
         self.index = Index()
+        self.answers = MemoryAnswerCache()
         self.registry = CollectorRegistry()
-        stores = Stores(self.blobs, self.streams, self.versions, self.states, self.index)
+        stores = Stores(self.blobs, self.streams, self.versions, self.states, self.index, self.answers)
         self.acceptance = Acceptance(stores, IngestMetrics(self.registry))
 
     async def accept(self, request, traceparent=None):

@@ -10,14 +10,17 @@ from prometheus_client import CollectorRegistry
 from infra.blobs.memory import MemoryBlobStore
 from infra.kafka.codec import decode, header
 from infra.kafka.memory import MemoryStreams
+from infra.redis.memory_answers import MemoryAnswerCache
 from infra.redis.memory_states import MemoryEventStates, MemoryVersions
+from infra.redis.port import Progress
 from infra.settings import IngestSettings, ParseSettings, Settings
 from ingest.accept import Stores
 from ingest.api import build_api
 from ingest.batches import NDJSON
-from schemas.documents import DocumentKey, LifeState
+from schemas.documents import DocumentKey, LifeState, Outcome, Stage
 from schemas.events import Change, DocumentEvent
 from schemas.index import Manifest
+from schemas.positions import Position
 from schemas.problems import PROBLEM_MEDIA_TYPE, Problem
 
 MAX_BYTES = 1_000
@@ -41,8 +44,9 @@ class World:
         self.blobs = MemoryBlobStore()
         self.states = MemoryEventStates()
         self.index = Index()
+        self.answers = MemoryAnswerCache()
         self.failing: set[str] = set()
-        stores = Stores(self.blobs, self.streams, MemoryVersions(), self.states, self.index)
+        stores = Stores(self.blobs, self.streams, MemoryVersions(), self.states, self.index, self.answers)
         self.app = build_api(
             SETTINGS,
             stores,
@@ -416,6 +420,56 @@ async def test_event_status(world, client):
     problem_of(await client.get("/v1/events/other"), 404)
     world.states.available = False
     assert (await client.get(f"/v1/events/{event_id}")).headers["retry-after"] == "1"
+
+
+async def ended(world, client, *, version=7, revision=7, stages=(), **fields):
+    """Status of an event whose end was not recorded, when its position is applied."""
+    response = await client.put("/v1/documents/a.md", content=b"x", headers={"Freshline-Revision": str(revision)})
+    accepted = response.json()
+    position = Position.parse(accepted["position"])
+    await world.states.advance([Progress("local", accepted["event_id"], stage, 9.0) for stage in stages])
+    standing = {"position": accepted["position"], "complete": True, "state": LifeState.LIVE, "profile": "p"} | fields
+    manifest = Manifest(tenant="local", document_id="a.md", version=version, updated_ms=9, **standing)
+    world.index.known[manifest.key] = manifest
+    before = (await client.get(response.headers["location"])).json()
+    assert before["outcome"] is None, "it may still be under way"
+    await world.answers.apply("local", {position.partition: position.offset}, drop=True)
+    return (await client.get(response.headers["location"])).json()
+
+
+@pytest.mark.parametrize(
+    ("given", "end", "reason"),
+    [
+        ({}, ("done", "purged"), None),
+        ({"version": 8, "position": "documents.v1-0:99", "stages": [Stage.SEARCHABLE]}, ("done", "purged"), None),
+        ({"version": 8, "position": "documents.v1-0:99"}, ("superseded", "accepted"), "version 8 stands by now"),
+        ({"position": "documents.v1-0:99"}, ("superseded", "accepted"), "version 7 stands by now"),
+        ({"failure": "it is refused"}, ("dead_letter", "accepted"), "it is refused"),
+        ({"version": 6, "position": "documents.v1-0:99"}, ("dead_letter", "accepted"), "dead-letters.v1 has it"),
+    ],
+)
+async def test_an_end_that_was_not_recorded_follows_from_the_manifest(world, client, given, end, reason):
+    status = await ended(world, client, **given)
+    assert (status["outcome"], status["stage"]) == end
+    assert reason is None if status["reason"] is None else reason in status["reason"]
+
+
+async def test_a_recorded_end_comes_before_a_derived_one(world, client):
+    event_id = (await ended(world, client))["event_id"]
+    recorded = Progress("local", event_id, Stage.CHUNKED, 9.0, Outcome.SUPERSEDED, "recorded")
+    await world.states.advance([recorded])
+    status = (await client.get(f"/v1/events/{event_id}")).json()
+    assert (status["outcome"], status["reason"]) == ("superseded", "recorded")
+
+
+async def test_an_end_that_nothing_tells_stays_open(world, client):
+    event_id = (await ended(world, client))["event_id"]
+    world.index.known.clear()
+    assert (await client.get(f"/v1/events/{event_id}")).json()["outcome"] is None
+
+
+async def test_an_event_that_redis_has_lost_is_said_to_be_in_the_stream_alone(client):
+    assert "in the stream alone" in problem_of(await client.get("/v1/events/lost"), 404).detail
 
 
 async def test_ready_needs_what_acceptance_needs(world, client):
