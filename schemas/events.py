@@ -113,12 +113,16 @@ class IndexChange(Message):
     reason: str | None = None
     added: tuple[str, ...] = Field(default=(), description="Ids of chunks that became searchable.")
     removed: tuple[str, ...] = Field(default=(), description="Ids of chunks that no longer are.")
+    deleted: bool = Field(default=False, description="The document is gone, whatever chunks are known of it.")
     times: StageTimes
 
     @property
     def changes_answers(self) -> bool:
-        """True if any answer may differ because of this event."""
-        return bool(self.added or self.removed)
+        """True if any answer may differ because of this event.
+
+        A delete always counts: where the document's manifest was lost, nobody knows what the delete took away.
+        """
+        return bool(self.added or self.removed or self.deleted)
 
 
 EVENT_TYPES: Final[Mapping[type[Message], str]] = {

@@ -138,9 +138,10 @@ class MemoryIndex:
         self._check_available()
         refused: list[str | None] = []
         for change in changes:
-            refused.append(await self._put(change))
-            gone = change.remove if refused[-1] is None else [write.chunk.chunk_id for write in change.put]
-            for chunk_id in gone:
+            refused.append(await self._put(change.put, change.version))
+            if refused[-1] is not None:
+                await self._put(change.restore, change.version)
+            for chunk_id in change.remove if refused[-1] is None else change.put_anew:
                 await self._pause()
                 if self._version(chunk_id) <= change.version:
                     self._written[chunk_id] = _Deleted(change.version, self._now_s())
@@ -182,13 +183,13 @@ class MemoryIndex:
             self._written[hit.chunk_id] = _Deleted(self._version(hit.chunk_id) + 1, self._now_s())
         self._refresh(hit.key for hit in hits)
 
-    async def _put(self, change: ChunkChange) -> str | None:
+    async def _put(self, writes: Sequence[ChunkWrite], version: int) -> str | None:
         refused = None
-        for write in change.put:
+        for write in writes:
             await self._pause()
             if write.vector.shape != (self._dimension,):
                 refused = f"vector has shape {write.vector.shape}, the index takes ({self._dimension},)"
-            elif self._version(write.chunk.chunk_id) <= change.version:
+            elif self._version(write.chunk.chunk_id) <= version:
                 self._written[write.chunk.chunk_id] = write
         return refused
 

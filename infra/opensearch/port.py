@@ -74,12 +74,23 @@ class ChunkWrite:
 
 @dataclass(frozen=True, slots=True)
 class ChunkChange:
-    """All writes and removals of one document version. They land on one shard, in this order."""
+    """All writes and removals of one document version. They land on one shard, in this order.
+
+    Attributes:
+        restore: what some of ``put`` overwrite, as it was; written again, under this version, if the change is refused.
+    """
 
     key: DocumentKey
     version: int
     put: tuple[ChunkWrite, ...]
     remove: tuple[str, ...]
+    restore: tuple[ChunkWrite, ...] = ()
+
+    @property
+    def put_anew(self) -> list[str]:
+        """Ids that nothing stood under before: what is left of a refused change goes again."""
+        restored = {write.chunk.chunk_id for write in self.restore}
+        return [write.chunk.chunk_id for write in self.put if write.chunk.chunk_id not in restored]
 
 
 class Revision(NamedTuple):
@@ -150,7 +161,8 @@ class DocumentIndex(Protocol):
     async def apply(self, changes: Sequence[ChunkChange]) -> list[str | None]:
         """Write and remove passages and make the touched shards searchable before returning.
 
-        Stale writes (a newer version stands) count as done. Per change: None, or why the index refuses its content.
+        Stale writes (a newer version stands) count as done. Per change: None, or why the index refuses its content; a
+        refused change removes nothing, and leaves what was there before it.
         """
         ...
 

@@ -11,6 +11,7 @@ from infra.opensearch import codec
 from infra.opensearch.client import connect, unavailable_is_said
 from infra.opensearch.port import (
     ChunkChange,
+    ChunkWrite,
     Hit,
     HybridSearch,
     IndexUnavailable,
@@ -160,15 +161,16 @@ class OpenSearchIndex:
         # update leaves the old content whole; both requests touch the same shards, so one refresh at the end suffices.
         replacing = [number for number, change in enumerate(changes) if change.remove]
         put = await self._put([changes[at] for at in replacing], refresh=False)
-        gone: list[dict[str, Any]] = []
+        last: list[dict[str, Any]] = []
         for number, refusal in zip(replacing, put, strict=True):
             refused[number] = refusal
             if refusal is None:
-                gone += _deletes(changes[number], changes[number].remove)
+                last += _deletes(changes[number], changes[number].remove)
         for number, refusal in enumerate(refused):
-            if refusal is not None:  # what was taken of it goes again
-                gone += _deletes(changes[number], [write.chunk.chunk_id for write in changes[number].put])
-        for result in await self._bulk(self._chunks, gone, refresh=True):
+            if refusal is not None:
+                last += _deletes(changes[number], changes[number].put_anew)
+                last += _writes(changes[number], changes[number].restore)
+        for result in await self._bulk(self._chunks, last, refresh=True):
             _raise_if_unavailable(result)
         return refused
 
@@ -176,9 +178,8 @@ class OpenSearchIndex:
         lines: list[dict[str, Any]] = []
         owners: list[int] = []
         for number, change in enumerate(changes):
-            for write in change.put:
-                lines += [{"index": {"_id": write.chunk.chunk_id, **_external(change)}}, codec.chunk_body(write)]
-                owners.append(number)
+            lines += _writes(change, change.put)
+            owners += [number] * len(change.put)
         refused: list[str | None] = [None] * len(changes)
         for owner, result in zip(owners, await self._bulk(self._chunks, lines, refresh=refresh), strict=True):
             _raise_if_unavailable(result)
@@ -258,6 +259,13 @@ class OpenSearchIndex:
 def _external(change: ChunkChange) -> dict[str, Any]:
     """Routing and version of every write of a change; a stale one is refused with a conflict, which is as good."""
     return {"routing": str(change.key), "version": change.version, "version_type": "external_gte"}
+
+
+def _writes(change: ChunkChange, writes: Sequence[ChunkWrite]) -> list[dict[str, Any]]:
+    lines: list[dict[str, Any]] = []
+    for write in writes:
+        lines += [{"index": {"_id": write.chunk.chunk_id, **_external(change)}}, codec.chunk_body(write)]
+    return lines
 
 
 def _deletes(change: ChunkChange, chunk_ids: Sequence[str]) -> list[dict[str, Any]]:

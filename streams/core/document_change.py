@@ -19,11 +19,13 @@ class Write:
         claim: manifest to write before any passage.
         add: numbers of the planned chunks to write, in order.
         remove: ids of passages to take away.
+        overwrite: those of ``add`` under whose id a passage with other attributes surely stands.
     """
 
     claim: Manifest
     add: tuple[int, ...]
     remove: tuple[str, ...]
+    overwrite: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +69,8 @@ def decide(
     remove = tuple(chunk_id for chunk_id in maybe_there if chunk_id not in wanted)
     added = tuple(chunk_ids[number] for number in add)
     claim = _claim(plan, chunk_ids, now_ms=now_ms).model_copy(update={"added": added, "removed": remove})
-    return Write(claim, add, remove)
+    overwrite = tuple(number for number in add if chunk_ids[number] in surely_there)
+    return Write(claim, add, remove, overwrite)
 
 
 def completed(claim: Manifest, *, now_ms: float) -> Manifest:
@@ -80,9 +83,12 @@ def refused(claim: Manifest, standing: Manifest | None, reason: str, *, now_ms: 
     spent = {"complete": True, "failure": reason, "updated_ms": now_ms}
     if standing is None:
         return claim.model_copy(update=spent | {"state": LifeState.DELETED, "chunks": (), "content": None})
-    # What the refused version touched is no longer certain: the next version writes or removes it in any case.
-    touched = {"version": claim.version, "position": claim.position, "added": claim.added, "removed": claim.removed}
-    return standing.model_copy(update=spent | touched)
+    # Where it was certain what stood, the index has undone the refused change. Else what that touched stays
+    # uncertain, and the next version writes or removes it in any case.
+    surely_there, maybe_there = _present(standing)
+    certain = surely_there.issuperset(maybe_there)
+    touched = {"added": (), "removed": ()} if certain else {"added": claim.added, "removed": claim.removed}
+    return standing.model_copy(update=spent | touched | {"version": claim.version, "position": claim.position})
 
 
 def supersede_within(versions: Sequence[tuple[object, int]]) -> list[int | None]:

@@ -28,7 +28,7 @@ from infra.kafka.port import Record
 from infra.opensearch.port import ChunkChange, ChunkWrite, DocumentIndex, ManifestWrite, Revision, Standing
 from schemas.documents import Outcome as EventOutcome
 from schemas.documents import Stage
-from schemas.events import ChunkPlan, IndexChange, PlannedChunk, StageTimes
+from schemas.events import Change, ChunkPlan, IndexChange, PlannedChunk, StageTimes
 from schemas.index import Manifest, StoredChunk
 from streams.core.chunk_identity import chunk_ids
 from streams.core.document_change import (
@@ -289,6 +289,7 @@ class Index:
             reason=reason,
             added=added,
             removed=removed,
+            deleted=outcome is EventOutcome.DONE and event.change is Change.DELETED,
             times=times or StageTimes(accepted_ms=event.accepted_ms, chunked_ms=plan.chunked_ms),
         )
         return Finished((encode_change(change, task.partition, task.traceparent),))
@@ -313,28 +314,38 @@ def _groups(changes: Mapping[int, _Change], most_chunks: int) -> list[dict[int, 
 
 
 def _chunk_change(change: _Change, vectors: Mapping[str, Vector]) -> ChunkChange:
-    claim = change.write.claim
-    put = []
-    for number in change.write.add:
-        chunk = change.chunks[number]
-        stored = StoredChunk(
-            chunk_id=claim.chunks[number],
-            tenant=claim.tenant,
-            document_id=claim.document_id,
-            version=claim.version,
-            position=claim.position,
-            text=chunk.text,
-            text_sha256=chunk.text_sha256,
-            title=claim.title,
-            source=claim.source,
-            heading_path=chunk.heading_path,
-            start=chunk.start,
-            end=chunk.end,
-            groups=claim.groups,
-            metadata=claim.metadata,
+    claim, write = change.write.claim, change.write
+
+    def writes(numbers: Sequence[int], attributes: Manifest) -> tuple[ChunkWrite, ...]:
+        return tuple(
+            ChunkWrite(
+                _stored(claim, number, change.chunks[number], attributes), vectors[change.chunks[number].text_sha256]
+            )
+            for number in numbers
         )
-        put.append(ChunkWrite(stored, vectors[chunk.text_sha256]))
-    return ChunkChange(claim.key, claim.version, tuple(put), change.write.remove)
+
+    restore = writes(write.overwrite, change.standing) if change.standing is not None else ()
+    return ChunkChange(claim.key, claim.version, writes(write.add, claim), write.remove, restore)
+
+
+def _stored(claim: Manifest, number: int, chunk: PlannedChunk, attributes: Manifest) -> StoredChunk:
+    """A planned passage of a claim, with the attributes that the claim or an earlier manifest gives it."""
+    return StoredChunk(
+        chunk_id=claim.chunks[number],
+        tenant=claim.tenant,
+        document_id=claim.document_id,
+        version=claim.version,
+        position=attributes.position,
+        text=chunk.text,
+        text_sha256=chunk.text_sha256,
+        title=attributes.title,
+        source=attributes.source,
+        heading_path=chunk.heading_path,
+        start=chunk.start,
+        end=chunk.end,
+        groups=attributes.groups,
+        metadata=attributes.metadata,
+    )
 
 
 def _now_ms() -> float:

@@ -254,6 +254,20 @@ async def test_refused_content_leaves_the_old_passages(index, removing):
     await both_find(index, "tr-0", "le-0")
 
 
+async def test_refused_content_gives_back_what_it_has_overwritten(index):
+    old = write(TRAVEL, "0", 1, "hotel", (1.0, 1.0), groups=("hr",), metadata={"year": 2024})
+    await index.apply([change(TRAVEL, 1, old, write(TRAVEL, "1", 1, "hotel, kept"))])
+    wrong = ChunkWrite(write(TRAVEL, "2", 2, "hotel, wrong").chunk, np.ones(DIMENSION - 1, np.float32))
+    put = (write(TRAVEL, "0", 2, "hotel", (1.0, 1.0), metadata={"year": 2025}), wrong)
+    restored = ChunkWrite(old.chunk.model_copy(update={"version": 2}), old.vector)
+    [reason] = await index.apply([ChunkChange(TRAVEL, 2, put, ("tr-1",), restore=(restored,))])
+    assert reason is not None
+    await both_find(index, "tr-1")
+    await both_find(index, "tr-0", "tr-1", search=question(groups=("hr",)))
+    fetched = await index.fetch([Hit("tr-0", TRAVEL, 0.0)])
+    assert fetched["tr-0"] == restored.chunk.model_copy(update={"text_sha256": ""})
+
+
 async def test_many_changes_at_once_are_all_searchable(index):
     keys = [DocumentKey("acme", f"n/{number:03}") for number in range(120)]
     names = {key: [f"{key.document_id}-{part}" for part in "ab"] for key in keys}

@@ -201,6 +201,16 @@ class Bench:
         """What ``apply`` does where the index takes none of the passages."""
         return await MemoryIndex.apply(self.index, [replace(one, put=tuple(map(longer, one.put))) for one in changes])
 
+    async def refuse_last(self, changes):
+        """What ``apply`` does where the index takes all passages but the last."""
+        wrong = [replace(one, put=(*one.put[:-1], longer(one.put[-1]))) for one in changes]
+        return await MemoryIndex.apply(self.index, wrong)
+
+    def searchable(self):
+        """Text → groups, and the version that wrote it."""
+        chunks = [one.chunk for one in self.index._searchable.values()]
+        return {one.text: (one.groups, one.version) for one in chunks}
+
     async def texts(self):
         fetched = {one.chunk.chunk_id: one.chunk for one in self.index._searchable.values()}
         return sorted(one.text for one in fetched.values())
@@ -289,6 +299,21 @@ async def test_refused_content_is_a_dead_letter_each_time_and_the_old_passages_s
     assert (manifest.version, manifest.complete, manifest.state) == (2, True, LifeState.LIVE)
     await bench.run(plan(3, "b", "d"))
     assert await bench.texts() == ["b", "d"]
+
+
+async def test_refused_content_with_other_attributes_leaves_the_old_ones_each_time(bench, monkeypatch):
+    await bench.run(plan(1, "a", "b", groups=("hr",)))
+    before = bench.searchable()
+    with monkeypatch.context() as patched:
+        patched.setattr(bench.index, "apply", bench.refuse_last)
+        for version in (2, 3):
+            [(outcome, _)] = await bench.run(plan(version, "b", "a", "c", groups=("sales",)))
+            assert isinstance(outcome, DeadLetter)
+            assert bench.searchable() == dict.fromkeys(before, (("hr",), version))
+            manifest = await bench.manifest()
+            assert (manifest.version, manifest.groups, len(manifest.chunks)) == (version, ("hr",), 2)
+    await bench.run(plan(4, "b", "c", groups=("sales",)))
+    assert bench.searchable() == dict.fromkeys(("b", "c"), (("sales",), 4))
 
 
 async def test_content_refused_upon_a_claim_left_half_done_hides_nothing_from_the_next_version(bench, monkeypatch):
@@ -391,6 +416,15 @@ async def test_nothing_is_embedded_on_when_a_batch_fails(bench):
     with pytest.raises(IndexUnavailable):
         await bench.run(plan(1, *"abcdefgh"), plan(1, "i", document_id="other.md"))
     assert not embedding.is_set()
+
+
+async def test_a_delete_counts_as_a_change_though_nothing_is_known_of_the_document(bench):
+    """Where a manifest was lost, cached answers may stand on what the delete cannot name."""
+    for again in range(2):
+        [(_, change)] = await bench.run(plan(5, deleted=True))
+        assert (change.outcome, change.removed, change.changes_answers) == (Outcome.DONE, (), True), again
+    [(_, change)] = await bench.run(plan(4, deleted=True))
+    assert (change.outcome, change.changes_answers) == (Outcome.SUPERSEDED, False)
 
 
 # invalidate
