@@ -1,4 +1,4 @@
-"""From a question to passages: embed, search both legs, fuse, fetch."""
+"""From a question to passages: embed, search both legs, fuse, fetch, and see that no two versions are mixed."""
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -9,11 +9,18 @@ from infra.embedding.port import Embedder
 from infra.opensearch.port import Access, HybridSearch, SearchIndex, Vector, Windows
 from query.core.fusion import Candidate, fuse
 from query.metrics import QueryMetrics
-from schemas.documents import MetadataValue
+from query.one_version import VersionCheck
+from schemas.documents import DocumentKey, MetadataValue
 from schemas.index import StoredChunk
 
 VECTORS_KEPT: Final = 4_096
 """Vectors of recent questions; about 6 MB at 384 dimensions. Text and model decide a vector, so none ever ages."""
+
+LOOKS: Final = 3
+"""How often to search where what is found is just being replaced."""
+
+Passages = tuple[tuple[Candidate, StoredChunk], ...]
+"""Best first, each with the place that it was found at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,12 +29,12 @@ class Retrieved:
 
     Attributes:
         windows: both legs, as the index gave them.
-        passages: best first, each with the place that it was found at.
+        passages: see there.
         query_vector: unit length, shape (dimension,).
     """
 
     windows: Windows
-    passages: tuple[tuple[Candidate, StoredChunk], ...]
+    passages: Passages
     query_vector: Vector
 
 
@@ -46,6 +53,7 @@ class Retrieval:
         self, *, index: SearchIndex, embedder: Embedder, metrics: QueryMetrics, window: int, rrf_k: int
     ) -> None:
         self._index = index
+        self._versions = VersionCheck(index)
         self._embedder = embedder
         self._metrics = metrics
         self._window = window
@@ -68,12 +76,15 @@ class Retrieval:
         """
         vector = await self._vector(question)
         search = HybridSearch(question, vector, access, max(self._window, top_k), filters)
-        with self._metrics.stage("search"):
-            [windows] = await self._index.search([search])
-        candidates = fuse(windows, k=self._rrf_k)
-        with self._metrics.stage("fetch"):
-            passages = await self._fetch(candidates, access, top_k)
-        return Retrieved(windows, tuple(passages), vector)
+        written: dict[DocumentKey, int] = {}
+        for _ in range(LOOKS):
+            with self._metrics.stage("search"):
+                [windows] = await self._index.search([search])
+            with self._metrics.stage("fetch"):
+                passages, whole = await self._passages(fuse(windows, k=self._rrf_k), access, top_k, written)
+            if whole:
+                break
+        return Retrieved(windows, passages, vector)
 
     async def _vector(self, question: str) -> Vector:
         vector = self._vectors.get(question)
@@ -86,21 +97,54 @@ class Retrieval:
         self._vectors.move_to_end(question)
         return vector
 
+    async def _passages(
+        self, candidates: Sequence[Candidate], access: Access, top_k: int, written: dict[DocumentKey, int]
+    ) -> tuple[Passages, bool]:
+        """The best passages, without two versions of a document among them.
+
+        Args:
+            candidates: of one search.
+            access: of the reader.
+            top_k: how many.
+            written: document → version whose passages were all written before that search; is added to.
+
+        Returns:
+            The passages; and whether nothing is missing, which another search would find.
+        """
+        whole = True
+        kept: dict[DocumentKey, frozenset[str]] = {}
+        while True:
+            wanted = [one for one in candidates if one.hit.chunk_id in kept.get(one.hit.key, (one.hit.chunk_id,))]
+            passages, vanished = await self._fetch(wanted, access, top_k)
+            whole = whole and not vanished
+            mixed = await self._versions.mixed(chunk for _, chunk in passages if chunk.key not in kept)
+            if not mixed:
+                return tuple(passages), whole
+            for manifest in mixed:
+                serving = None if manifest.complete else await self._versions.serving(manifest)
+                if serving is None:
+                    whole = whole and written.get(manifest.key) == manifest.version
+                    written[manifest.key] = manifest.version
+                    serving = frozenset(manifest.chunks)
+                kept[manifest.key] = serving
+
     async def _fetch(
         self, candidates: Sequence[Candidate], access: Access, top_k: int
-    ) -> list[tuple[Candidate, StoredChunk]]:
-        """Passages that are still there; the next best take the place of those that are not."""
+    ) -> tuple[list[tuple[Candidate, StoredChunk]], bool]:
+        """Passages that are still there, the next best in place of those that are not; and whether any are not."""
         found: list[tuple[Candidate, StoredChunk]] = []
+        vanished = False
         taken = 0
         while len(found) < top_k and taken < len(candidates):
             wanted = candidates[taken : taken + top_k - len(found)]
             taken += len(wanted)
             chunks = await self._index.fetch([candidate.hit for candidate in wanted])
+            vanished = vanished or len(chunks) < len(wanted)
             for candidate in wanted:
                 chunk = chunks.get(candidate.hit.chunk_id)
                 if chunk is not None and _may_see(access, chunk):
                     found.append((candidate, chunk))
-        return found
+        return found, vanished
 
 
 def _may_see(access: Access, chunk: StoredChunk) -> bool:

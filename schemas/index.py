@@ -72,6 +72,11 @@ class Manifest(Message):
     chunks: tuple[str, ...] = Field(default=(), description="Ids of all passages of this version, in order.")
     added: tuple[str, ...] = Field(default=(), description="Those that this version wrote.")
     removed: tuple[str, ...] = Field(default=(), description="Ids of earlier passages that this version took away.")
+    before: tuple[tuple[str, ...], ...] = Field(
+        default=(),
+        description="Of a claim: ids of all passages of the version that serves until this one is complete, oldest "
+        "first. It is one of several where a writer before this one was stopped in the middle of its change.",
+    )
     failure: str | None = Field(default=None, description="Why this version's content was refused; the old one stays.")
     updated_ms: float
 

@@ -135,6 +135,10 @@ class SearchIndex(Protocol):
         """The passages by chunk id; one that is no longer there is absent."""
         ...
 
+    async def manifests(self, keys: Sequence[DocumentKey]) -> dict[DocumentKey, Manifest]:
+        """Current manifests, in real time; one that never was is absent."""
+        ...
+
     async def positions(self, tenant: str) -> dict[int, int]:
         """Partition → highest offset of a complete change of the tenant: what is certainly searchable."""
         ...

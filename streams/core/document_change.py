@@ -68,19 +68,20 @@ def decide(
     wanted = frozenset(chunk_ids)
     remove = tuple(chunk_id for chunk_id in maybe_there if chunk_id not in wanted)
     added = tuple(chunk_ids[number] for number in add)
-    claim = _claim(plan, chunk_ids, now_ms=now_ms).model_copy(update={"added": added, "removed": remove})
+    changed = {"added": added, "removed": remove, "before": _before(standing)}
+    claim = _claim(plan, chunk_ids, now_ms=now_ms).model_copy(update=changed)
     overwrite = tuple(number for number in add if chunk_ids[number] in surely_there)
     return Write(claim, add, remove, overwrite)
 
 
 def completed(claim: Manifest, *, now_ms: float) -> Manifest:
     """The manifest once its passages are searchable."""
-    return claim.model_copy(update={"complete": True, "updated_ms": now_ms})
+    return claim.model_copy(update={"complete": True, "before": (), "updated_ms": now_ms})
 
 
 def refused(claim: Manifest, standing: Manifest | None, reason: str, *, now_ms: float) -> Manifest:
     """The manifest after the index refused the new content: the version is spent, the old content stays (I3)."""
-    spent = {"complete": True, "failure": reason, "updated_ms": now_ms}
+    spent = {"complete": True, "before": (), "failure": reason, "updated_ms": now_ms}
     if standing is None:
         return claim.model_copy(update=spent | {"state": LifeState.DELETED, "chunks": (), "content": None})
     # Where it was certain what stood, the index has undone the refused change. Else what that touched stays
@@ -117,6 +118,15 @@ def _present(standing: Manifest | None) -> tuple[frozenset[str], tuple[str, ...]
     # Its writer was stopped somewhere, or refused: what it added may be missing, what it removed may still be there.
     touched = (*standing.added, *standing.removed)
     return frozenset(standing.chunks).difference(touched), tuple(dict.fromkeys((*standing.chunks, *touched)))
+
+
+def _before(standing: Manifest | None) -> tuple[tuple[str, ...], ...]:
+    """The versions of which one is searchable now, as ids of their passages."""
+    if standing is None:
+        return ()
+    if standing.complete:
+        return (standing.chunks,)
+    return tuple(dict.fromkeys((*standing.before, standing.chunks)))
 
 
 def _claim(plan: ChunkPlan, chunk_ids: Sequence[str], *, now_ms: float) -> Manifest:

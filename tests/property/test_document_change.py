@@ -126,6 +126,19 @@ def test_changed_attribute_writes_all_passages_again():
     assert second.remove == ()
 
 
+def test_a_claim_names_what_serves_until_it_is_complete():
+    first = decide(plan(1, ["a"]), ["a"], None, now_ms=0)
+    second = decide(plan(2, ["b"]), ["b"], completed(first.claim, now_ms=0), now_ms=0)
+    assert (first.claim.before, second.claim.before) == ((), (("a",),))
+    third = decide(plan(3, ["c"]), ["c"], second.claim, now_ms=0)
+    again = decide(plan(3, ["c"]), ["c"], third.claim, now_ms=0)
+    assert third.claim.before == (("a",), ("b",)), "its writer may have been stopped before or behind its last write"
+    assert again.claim.before == (("a",), ("b",), ("c",))
+    once_more = decide(plan(3, ["c"]), ["c"], again.claim, now_ms=0)
+    assert once_more.claim.before == again.claim.before
+    assert completed(once_more.claim, now_ms=0).before == ()
+
+
 @given(st.lists(st.tuples(st.sampled_from("xy"), st.integers(0, 4))))
 def test_of_events_on_their_way_together_one_for_each_document_is_processed(events):
     superseded = supersede_within(events)

@@ -57,6 +57,11 @@ def never_gone(told: Collection[Version], accepted: Iterable[Version], searchabl
     return newest is None or any(one.passages <= frozenset(searchable) for one in (newest, *_since(newest, accepted)))
 
 
+def never_mixed(accepted: Iterable[Version], answered: Collection[str]) -> bool:
+    """I3, in one answer: its passages of a document are all of one version."""
+    return any(frozenset(answered) <= one.passages for one in accepted if one.readable) or not answered
+
+
 def told_is_true(told: Version, accepted: Iterable[Version], searchable: Collection[str]) -> bool:
     """I3, at the instant a version is told as done: nothing that it took away is searchable any more."""
     may_be_there = told.passages.union(*(one.passages for one in _since(told, accepted)))

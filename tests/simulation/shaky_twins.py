@@ -104,6 +104,27 @@ class WatchedIndex(MemoryIndex):
         return {name: one.chunk.version for name, one in sorted(self._searchable.items()) if one.chunk.key == key}
 
 
+class ReadSide:
+    """The searchable side of an index, of which each call takes time."""
+
+    def __init__(self, index: WatchedIndex, faults: Faults) -> None:
+        self._index = index
+        self._faults = faults
+
+    async def search(self, searches):
+        found = await self._index.search(searches)
+        await self._faults.point()
+        return found
+
+    async def fetch(self, hits):
+        await self._faults.point()
+        return await self._index.fetch(hits)
+
+    async def manifests(self, keys):
+        await self._faults.point()
+        return await self._index.manifests(keys)
+
+
 class Parsers:
     async def parse(self, content, _content_type, _file_name):
         if content.startswith(BROKEN):

@@ -14,6 +14,7 @@ from shaky_twins import WatchedIndex
 from virtual_time import run
 from world import Parts, Violation, World
 
+from query.retrieval import Retrieval
 from schemas.documents import LifeState
 from streams.core.commit_guard import LaneCommits
 from streams.core.document_change import supersede_within
@@ -117,12 +118,30 @@ class LetsABrokenVersionSupersede(Prepare):
         ]
 
 
+class AnswersWithTwoVersions(Retrieval):
+    """Takes whatever is found."""
+
+    async def _passages(self, candidates, access, top_k, _written):
+        found, _ = await self._fetch(candidates, access, top_k)
+        return found, True
+
+
+class SearchesOnce(Retrieval):
+    """Leaves out the version that is not to be seen, but does not look where all of the other is."""
+
+    async def _passages(self, candidates, access, top_k, written):
+        found, _ = await super()._passages(candidates, access, top_k, written)
+        return found, True
+
+
 PLANTED = {
     "commits what is delivered": Parts(lane=CommitsWhatIsDelivered),
     "keeps no tombstone": Parts(index=KeepsNoTombstone),
     "completes before the refresh": Parts(index=RefreshesAfterwards),
     "removes before it writes": Parts(index=RemovesFirst),
     "ignores versions": Parts(index=IgnoresVersions),
+    "answers with two versions": Parts(retrieval=AnswersWithTwoVersions),
+    "searches once": Parts(retrieval=SearchesOnce),
     "lets a broken version supersede": Parts(prepare=LetsABrokenVersionSupersede),
 }
 

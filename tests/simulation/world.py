@@ -10,6 +10,7 @@ from functools import partial
 
 import invariants
 from invariants import Version
+from prometheus_client import CollectorRegistry
 from shaky_twins import (
     BROKEN,
     DIMENSION,
@@ -19,16 +20,20 @@ from shaky_twins import (
     Embedder,
     Faults,
     Parsers,
+    ReadSide,
     Splitter,
     Streams,
     WatchedIndex,
 )
 
+from infra.embedding.hashing import HashingEmbedder
 from infra.kafka.codec import decode, encode_event
 from infra.kafka.memory import MemoryStreams
-from infra.opensearch.port import IndexUnavailable
+from infra.opensearch.port import Access, IndexUnavailable
 from infra.redis.memory_states import MemoryEventStates
 from infra.settings import StreamSettings
+from query.metrics import QueryMetrics
+from query.retrieval import Retrieval
 from schemas.documents import DocumentKey, EventStatus, Outcome, Stage
 from schemas.events import Change, ChunkPlan, DocumentEvent, IndexChange
 from schemas.positions import Position
@@ -46,6 +51,7 @@ GC_DELETES_S = 3_600.0
 TENANT = "acme"
 DOCUMENTS_ALIVE = 3
 EVENTS = 12
+EVERYTHING = 100
 SENTENCES = ("Hotels cost 120.", "Hotels cost 150.", "Trains run.", "Leave is paid.", "Ask HR.", "Bring a laptop.")
 
 
@@ -61,6 +67,7 @@ class Parts:
     lane: type[LaneCommits] = LaneCommits
     prepare: type[Prepare] = Prepare
     step: type[Index] = Index
+    retrieval: type[Retrieval] = Retrieval
 
 
 class World:
@@ -91,6 +98,13 @@ class World:
         self.violations: list[str] = []
         self.workers: dict[StepName, Worker] = {}
         self.zombies: list[Worker] = []
+        self.retrieval = parts.retrieval(
+            index=ReadSide(self.index, self.faults),
+            embedder=HashingEmbedder(DIMENSION),
+            metrics=QueryMetrics(CollectorRegistry()),
+            window=EVERYTHING,
+            rrf_k=60,
+        )
 
     # What happens
 
@@ -99,13 +113,15 @@ class World:
         for step in TOPOLOGY:
             self.workers[step] = Worker(self, step)
         chaos = asyncio.create_task(self._chaos())
+        readers = [asyncio.create_task(self._read_answers()) for _ in range(2)]
         for number in range(EVENTS):
             await asyncio.sleep(self.rng.expovariate(self.rng.choice((1, 20))))
             await self._accept(number)
         await asyncio.sleep(self.rng.uniform(0, 3))
-        chaos.cancel()
-        with suppress(asyncio.CancelledError):
-            await chaos
+        for task in (chaos, *readers):
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
         await self._settle()
         self.check_rest()
         self._stop_if_violated()
@@ -182,6 +198,21 @@ class World:
             await self._restart(step, starts)
             if self.zombies and self.rng.random() < 0.5:
                 await self.zombies.pop(self.rng.randrange(len(self.zombies))).crash()
+
+    async def _read_answers(self) -> None:
+        """Ask, also in the middle of changes: another document's refresh, which reaches the whole shard, shows them."""
+        while True:
+            await asyncio.sleep(self.rng.expovariate(3))
+            if self.rng.random() < 0.7:
+                self.index._refresh(self.accepted)
+            told = {key: list(versions) for key, versions in self.told.items()}
+            retrieved = await self.retrieval.retrieve("Hotels?", Access(TENANT, ("hr",)), top_k=EVERYTHING, filters={})
+            for key, accepted in self.accepted.items():
+                answered = {chunk.chunk_id for _, chunk in retrieved.passages if chunk.key == key}
+                if not invariants.never_mixed(accepted, answered):
+                    self._violated(f"I3: {key}: {answered} of an answer are of no single version of {accepted}")
+                if not invariants.never_gone(told.get(key, []), accepted, answered):
+                    self._violated(f"I3: {key}: only {answered} is answered after {told[key]}")
 
     async def _restart(self, step: StepName, starts: Mapping[int, int]) -> None:
         if self.workers[step] not in self.zombies:

@@ -1,0 +1,202 @@
+"""No answer has passages of two versions of a document: retrieval on the twin and on an OpenSearch server."""
+
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from infra.embedding.hashing import HashingEmbedder
+from infra.opensearch.memory import MemoryIndex
+from infra.opensearch.port import Access, ChunkChange, ChunkWrite
+from infra.opensearch.provision import create_indices
+from infra.opensearch.store import OpenSearchIndex
+from infra.settings import Settings
+from query.metrics import QueryMetrics
+from query.retrieval import Retrieval
+from schemas.documents import DocumentKey, LifeState
+from schemas.index import Manifest, StoredChunk
+
+DIMENSION = 8
+KEY = DocumentKey("acme", "travel.md")
+OLD = {"kept": 1, "hotel old": 2, "train old": 3}
+"""Text of each passage → version that wrote it."""
+
+
+@pytest.fixture(params=["memory", pytest.param("opensearch", marks=pytest.mark.stack)])
+def server(request) -> Settings | None:
+    if request.param == "memory":
+        return None
+    settings = request.getfixturevalue("settings")
+    embedding = settings.embedding.model_copy(update={"dimension": DIMENSION})
+    return settings.model_copy(update={"embedding": embedding})
+
+
+@pytest.fixture
+async def index(server):
+    if server is None:
+        yield MemoryIndex(DIMENSION)
+        return
+    await create_indices(server)
+    index = OpenSearchIndex.open(server)
+    yield index
+    await index.close()
+
+
+@dataclass
+class Reader:
+    """Asks, and counts what the index is asked."""
+
+    index: object
+
+    def __post_init__(self):
+        self.embedder = HashingEmbedder(DIMENSION)
+        self.calls = []
+        sides = {name: self._counted(name) for name in ("search", "fetch", "manifests", "positions")}
+        metrics = QueryMetrics(CollectorRegistry())
+        self.retrieval = Retrieval(
+            index=SimpleNamespace(**sides), embedder=self.embedder, metrics=metrics, window=20, rrf_k=60
+        )
+
+    def _counted(self, name):
+        async def call(argument):
+            self.calls.append(name)
+            return await getattr(self.index, name)(argument)
+
+        return call
+
+    async def texts(self, *, top_k=10):
+        self.calls.clear()
+        found = await self.retrieval.retrieve("hotel or train?", Access("acme"), top_k=top_k, filters={})
+        return sorted(chunk.text for _, chunk in found.passages)
+
+    async def put(self, version, *texts, key=KEY):
+        vectors = await self.embedder.embed_passages(list(texts))
+        chunks = [
+            StoredChunk(
+                chunk_id=chunk_id(text, key),
+                tenant=key.tenant,
+                document_id=key.document_id,
+                version=version,
+                position=f"documents.v1-0:{version}",
+                text=text,
+                text_sha256="0",
+                start=0,
+                end=9,
+            )
+            for text in texts
+        ]
+        writes = tuple(map(ChunkWrite, chunks, vectors))
+        assert await self.index.apply([ChunkChange(key, version, writes, ())]) == [None]
+
+    async def remove(self, version, *texts):
+        gone = tuple(map(chunk_id, texts))
+        assert await self.index.apply([ChunkChange(KEY, version, (), gone)]) == [None]
+
+    async def manifest(self, version, texts, *, complete=True, key=KEY, **fields):
+        manifest = Manifest(
+            tenant=key.tenant,
+            document_id=key.document_id,
+            version=version,
+            complete=complete,
+            state=LifeState.LIVE,
+            position=f"documents.v1-0:{version}",
+            profile="p",
+            chunks=tuple(chunk_id(text, key) for text in texts),
+            updated_ms=1,
+            **fields,
+        )
+        assert await self.index.put_manifests([manifest]) == [True]
+
+
+def chunk_id(text, key=KEY):
+    return f"{key.document_id}-{text.replace(' ', '-')}"
+
+
+def ids(*texts):
+    return tuple(map(chunk_id, texts))
+
+
+@pytest.fixture
+async def reader(index):
+    """A document whose third version is complete; each version wrote one of its passages."""
+    reader = Reader(index)
+    for text, version in OLD.items():
+        await reader.put(version, text)
+    await reader.manifest(3, OLD)
+    return reader
+
+
+NEW = ("kept", "hotel new", "train new")
+
+
+async def claim(reader, **fields):
+    added, removed = ids("hotel new", "train new"), ids("hotel old", "train old")
+    claimed = {"added": added, "removed": removed, "before": (ids(*OLD),)} | fields
+    await reader.manifest(4, NEW, complete=False, **claimed)
+
+
+async def test_the_old_version_is_served_until_the_new_one_is_whole(reader):
+    await claim(reader)
+    await reader.put(4, "hotel new")
+    assert await reader.texts() == sorted(OLD)
+    assert reader.calls.count("search") == 1
+    assert len(await reader.texts(top_k=3)) == 3, "others take the place of what is left out"
+    await reader.put(4, "train new")
+    assert await reader.texts() == sorted(OLD)
+
+
+async def test_the_new_version_is_served_as_soon_as_the_old_one_is_not_whole(reader):
+    await claim(reader)
+    await reader.put(4, "hotel new", "train new")
+    await reader.remove(4, "hotel old")
+    assert await reader.texts() == sorted(NEW)
+    await reader.remove(4, "train old")
+    assert await reader.texts() == sorted(NEW)
+    assert reader.calls == ["search", "fetch"], "it is known by now that these belong together"
+    await reader.manifest(4, NEW)
+    assert await reader.texts() == sorted(NEW)
+
+
+async def test_a_change_that_is_complete_by_now_is_searched_again(reader):
+    await reader.put(4, "hotel new", "train new")
+    assert await reader.texts(top_k=3)
+    search = reader.retrieval._index.search
+
+    async def completed_meanwhile(searches):
+        found = await search(searches)
+        if reader.calls.count("search") == 1:
+            await reader.remove(4, "hotel old", "train old")
+            await reader.manifest(4, NEW)
+        return found
+
+    reader.retrieval._index.search = completed_meanwhile
+    assert await reader.texts() == sorted(NEW)
+    assert reader.calls.count("search") == 2
+
+
+async def test_of_two_changes_that_were_stopped_the_version_that_is_whole_is_served(reader):
+    """The third version was replaced as a whole, but nobody completed it; the fifth is half written."""
+    await claim(reader)
+    await reader.put(4, "hotel new", "train new")
+    await reader.remove(4, "hotel old", "train old")
+    newest = {"added": ids("hotel newest"), "removed": ids("hotel new", "hotel old", "train old")}
+    before = (ids(*OLD), ids(*NEW))
+    await reader.manifest(5, ("kept", "hotel newest", "train new"), complete=False, before=before, **newest)
+    await reader.put(5, "hotel newest")
+    assert await reader.texts() == sorted(NEW)
+
+
+async def test_a_document_without_a_manifest_is_served_as_it_is(reader):
+    other = DocumentKey("acme", "other.md")
+    for version, text in enumerate(("hotel one", "train two"), start=1):
+        await reader.put(version, text, key=other)
+    assert {"hotel one", "train two"} <= set(await reader.texts())
+
+
+async def test_manifests_are_asked_only_for_what_several_versions_wrote_and_only_once(reader):
+    assert await reader.texts() == sorted(OLD)
+    assert reader.calls == ["search", "fetch", "manifests"]
+    await reader.put(1, "hotel", "train", key=DocumentKey("acme", "never-edited.md"))
+    assert len(await reader.texts()) == 5
+    assert reader.calls == ["search", "fetch"]
