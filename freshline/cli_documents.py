@@ -15,7 +15,7 @@ from freshline.terminal import FAILED, MISUSED, Data, Json, add_command, err, fa
 
 if TYPE_CHECKING:  # the connectors are heavy, and only run when a command does
     from infra.settings import Settings
-    from ingest.connectors.client import IngestClient, Progress, Summary
+    from ingest.connectors.client import Failure, IngestClient, Progress, Summary
 
 _SHOWN_FAILURES: Final = 20
 
@@ -154,7 +154,7 @@ class Source:
 
 def _report(summary: "Summary", outcomes: dict[str, int], *, waited: bool, as_json: bool) -> None:
     for failure in summary.failed[:_SHOWN_FAILURES]:
-        err.print(f"not sent: {failure.document_id}: {failure.reason}", style="red")
+        err.print(_failed(failure), style="red")
     if len(summary.failed) > _SHOWN_FAILURES:
         err.print(f"… and {len(summary.failed) - _SHOWN_FAILURES} more", style="red")
     dead = outcomes.get("dead_letter", 0)
@@ -174,9 +174,8 @@ def _report(summary: "Summary", outcomes: dict[str, int], *, waited: bool, as_js
             }
         )
     else:
-        counts = f"{summary.sent} sent, {summary.skipped} unchanged, {summary.deleted} deleted"
         tail = "; all that was sent is searchable" if searchable else ""
-        out.print(f"{counts}, {len(summary.failed)} failed{tail}")
+        out.print(f"{_counts(summary)}{tail}")
     if summary.failed or dead:
         raise typer.Exit(FAILED)
 
@@ -195,7 +194,7 @@ async def send_and_wait(settings: "Settings", source: Source, wait_s: float | No
 
     total = await asyncio.to_thread(source.count)
     async with ingest_client(settings) as client:
-        with _progress_shown(total) as told:
+        with _progress_shown(total, endless=source.endless) as told:
             summary = await source.send(client, told)
         if wait_s is None or not summary.last_events:
             return summary, {}
@@ -205,8 +204,8 @@ async def send_and_wait(settings: "Settings", source: Source, wait_s: float | No
 
 
 @contextmanager
-def _progress_shown(total: int | None) -> "Iterator[Progress]":
-    """A bar with the rate, while the context lasts."""
+def _progress_shown(total: int | None, *, endless: bool) -> "Iterator[Progress]":
+    """A bar with the rate, while the context lasts. What has no end tells of failures at once, and keeps a log."""
     from rich import progress  # noqa: PLC0415 - heavy
 
     columns = (
@@ -216,17 +215,35 @@ def _progress_shown(total: int | None) -> "Iterator[Progress]":
         progress.TextColumn("{task.fields[rate]}"),
         progress.TimeElapsedColumn(),
     )
+    failures, last = 0, ""
     with progress.Progress(*columns, console=err) as bar:
         task = bar.add_task("documents sent", total=total, rate="")
 
         def told(summary: "Summary") -> None:
+            nonlocal failures, last
             done = summary.sent + summary.skipped + summary.deleted + len(summary.failed)
             elapsed_s = bar.tasks[task].elapsed
-            rate = f"{(summary.sent + summary.deleted) / elapsed_s:.0f}/s" if elapsed_s else ""
+            rate = f"{(summary.sent + summary.deleted) / elapsed_s:.0f}/s" if elapsed_s and not endless else ""
             bar.update(task, completed=done, rate=rate)
+            if endless:
+                for failure in summary.failed[failures:]:
+                    err.print(_failed(failure), style="red")
+                failures = len(summary.failed)
+                if not err.is_terminal and (counts := _counts(summary)) != last:
+                    err.print(counts)
+                    last = counts
 
         yield told
         bar.update(task, total=bar.tasks[task].completed)
+
+
+def _failed(failure: "Failure") -> str:
+    return f"not sent: {failure.document_id}: {failure.reason}"
+
+
+def _counts(summary: "Summary") -> str:
+    changed = f"{summary.sent} sent, {summary.skipped} unchanged, {summary.deleted} deleted"
+    return f"{changed}, {len(summary.failed)} failed"
 
 
 async def _delete(settings: "Settings", document_id: str, *, wait: bool) -> dict[str, object]:

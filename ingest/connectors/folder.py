@@ -59,13 +59,14 @@ async def ingest_folder(
         await begin_with(client, log)
         folder = _Folder(root, log, summary, confirmed=yes)
 
-        async def send(place: Path) -> None:
-            look = await folder.look(place)
+        async def send(places: set[Path]) -> None:
+            look = await folder.look(places)
             await client.send_all(folder.uploads(look), log, summary, progress)
             await client.send_all(folder.removals(look), log, summary, progress)
+            progress(summary)
 
         if not watch:
-            await send(root)
+            await send({root})
             return summary
         # The whole folder is looked at once the watch stands, so that nothing changes between the two unseen.
         places = {root}
@@ -73,9 +74,9 @@ async def ingest_folder(
         async with aclosing(watched):
             async for changes in watched:
                 places |= {Path(name) for _, name in changes}
-                for place in _outermost(places):
-                    await send(place)
-                places = set()
+                if places:
+                    await send(places)
+                    places = set()
     return summary
 
 
@@ -102,16 +103,18 @@ class _Folder:
         self._summary = summary
         self._confirmed = confirmed
 
-    async def look(self, place: Path) -> _Look:
-        """Compare what is at or below ``place`` with what was sent.
+    async def look(self, places: set[Path]) -> _Look:
+        """Compare what is at or below ``places`` with what was sent.
+
+        All of them at once: what moved from one to another is not lost, and many small losses are a large one.
 
         Raises:
             TooManyDeletions: see ``guard``.
         """
-        files = await asyncio.to_thread(list_folder, self._root, place)
+        files = await asyncio.to_thread(self._list, places)
         hashes = await asyncio.to_thread(self._hashes, files)
         known = self._log.marks
-        gone = [name for name in known if name not in files and (self._root / name).is_relative_to(place)]
+        gone = [name for name in known if name not in files and _is_within(self._root / name, places)]
         # What only moved is not lost.
         present = set(hashes.values())
         check_deletions(sum(known[name] not in present for name in gone), len(known), confirmed=self._confirmed)
@@ -135,6 +138,10 @@ class _Folder:
         """What is gone."""
         for name in look.gone:
             yield Outgoing(Removal(name), None)
+
+    def _list(self, places: set[Path]) -> dict[str, Path]:
+        outermost = sorted(place for place in places if not _is_within(place.parent, places))
+        return {name: file for place in outermost for name, file in list_folder(self._root, place).items()}
 
     def _hashes(self, listing: Mapping[str, Path]) -> dict[str, str]:
         hashes: dict[str, str] = {}
@@ -177,6 +184,5 @@ def _is_document(name: str) -> bool:
     return readable and path.suffix.lower() in TYPE_OF_SUFFIX and not any(part.startswith(".") for part in path.parts)
 
 
-def _outermost(places: set[Path]) -> list[Path]:
-    """The places that lie below no other."""
-    return sorted(place for place in places if not any(parent in places for parent in place.parents))
+def _is_within(path: Path, places: set[Path]) -> bool:
+    return path in places or any(parent in places for parent in path.parents)

@@ -548,6 +548,19 @@ async def test_watch_sends_changes_as_they_happen(service, client, folder, log_p
     assert watching.cancelled()
 
 
+async def test_many_small_losses_while_watching_are_a_mass_deletion(service, client, folder, log_path):
+    write(folder, **{f"old__{number}_md": f"text {number}" for number in range(40)})
+    watching = asyncio.create_task(ingest_folder(client, folder, watch=True, log_path=log_path))
+    await service.until(lambda: len(service.contents) == 40)
+    (folder / "old").rename(folder / "new")
+    await service.until(lambda: set(service.contents) == {f"new/{number}.md" for number in range(40)})
+    for number in range(40):
+        (folder / f"new/{number}.md").unlink()
+    with pytest.raises(TooManyDeletions, match="of 40 documents are gone"):
+        await watching
+    assert len(service.contents) == 40
+
+
 # Git
 
 
