@@ -61,7 +61,7 @@ async def ingest_git(
         await begin_with(client, log)
         async with aclosing(await GitObjects.open(repository)) as objects:
             tree = _SentTree(objects, log, confirmed=yes)
-            seen = await _git(repository, "rev-parse", "--verify", "--end-of-options", f"{start or 'HEAD'}^{{commit}}")
+            seen = await _commit(repository, start or "HEAD")
             commits = [seen, *await _commits_after(repository, seen)]
             while True:
                 await client.send_all(_outgoing(repository, tree, commits), log, summary, progress)
@@ -147,6 +147,14 @@ async def _outgoing(repository: Path, sent: _SentTree, commits: list[str]) -> As
         tree = await _tree(repository, commit)
         async for item in sent.changes_to(tree, ordinal + place):
             yield item
+
+
+async def _commit(repository: Path, revision: str) -> str:
+    name = f"{revision}^{{commit}}"
+    commit = await _git(repository, "rev-parse", "--verify", "--quiet", "--end-of-options", name, may_fail=True)
+    if not commit:
+        raise GitFailed(f"{repository} has no commit {revision!r}: see `git log` for what it has")
+    return commit
 
 
 async def _commits_after(repository: Path, commit: str) -> list[str]:

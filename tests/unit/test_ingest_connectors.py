@@ -659,7 +659,7 @@ async def test_git_guard(service, client, repository, log_path):
 
 async def test_git_errors_are_said(client, repository, log_path, tmp_path):
     repository.commit(a_md="A")
-    with pytest.raises(GitFailed, match="rev-parse"):
+    with pytest.raises(GitFailed, match="has no commit '--no-such'"):
         await ingest_git(client, repository.path, start="--no-such", log_path=log_path)
     (tmp_path / "empty").mkdir()
     with pytest.raises(GitFailed, match="not a git repository"):
