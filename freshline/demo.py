@@ -28,6 +28,7 @@ from infra.settings import Settings
 
 _EDITS: Final = 10
 _TOP_K: Final = 3
+_OWN_QUESTIONS: Final = 3
 _INGEST_TIMEOUT_S: Final = 1_800.0
 _LOCK: Final = "demo.lock"
 _NAMESPACE: Final = "freshline-demo"
@@ -181,12 +182,21 @@ class _Tour:
         return await self._documents()
 
     async def _questions(self, services: Services) -> Sequence[str]:
-        """For documents that nobody knows beforehand: their own headings."""
+        """For documents that nobody knows beforehand: their own headings, those first that have an answer."""
         if not self._sources.own:
             return _QUESTIONS
         found = (await services.ask("overview introduction how to", top_k=20))["results"]
         headings = [result["heading_path"][-1] if result["heading_path"] else result["title"] for result in found]
-        return list(dict.fromkeys(heading for heading in headings if heading))[:3]
+        candidates = list(dict.fromkeys(heading for heading in headings if heading))
+        answered: list[str] = []
+        for heading in candidates:
+            # With another top_k, so that the tour itself finds nothing cached.
+            answer = await services.ask(heading, generate=True, top_k=_TOP_K + 1)
+            if answer["citations"]:
+                answered.append(heading)
+            if len(answered) == _OWN_QUESTIONS:
+                break
+        return (answered or candidates)[:_OWN_QUESTIONS]
 
     async def _ask(self, services: Services, questions: Sequence[str]) -> list[dict[str, Any]]:
         asked = []

@@ -120,7 +120,7 @@ class IndexChange(Message):
     def changes_answers(self) -> bool:
         """True if any answer may differ because of this event.
 
-        A delete always counts: where the document's manifest was lost, nobody knows what the delete took away.
+        A delete always counts: where the index has lost the document, nobody knows what the delete took away.
         """
         return bool(self.added or self.removed or self.deleted)
 

@@ -149,6 +149,11 @@ class MemoryIndex:
         self._refresh(change.key for change in changes)
         return refused
 
+    async def chunk_ids(self, key: DocumentKey) -> tuple[str, ...]:
+        """See ``DocumentIndex.chunk_ids``."""
+        self._check_available()
+        return tuple(chunk_id for chunk_id, write in self._searchable.items() if write.chunk.key == key)
+
     async def stored_vectors(self, keys: Sequence[str]) -> dict[str, Vector]:
         """See ``DocumentIndex.stored_vectors``."""
         self._check_available()

@@ -170,6 +170,10 @@ class DocumentIndex(Protocol):
         """
         ...
 
+    async def chunk_ids(self, key: DocumentKey) -> tuple[str, ...]:
+        """Ids of a document's searchable passages, for want of a manifest; at most 10,000."""
+        ...
+
     async def stored_vectors(self, keys: Sequence[str]) -> dict[str, Vector]:
         """Vectors stored earlier, by key; absent where none is."""
         ...

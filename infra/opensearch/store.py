@@ -29,6 +29,8 @@ _CONFLICT: Final = 409
 _NOT_FOUND: Final = 404
 _BAD_REQUEST: Final = 400
 _SCAN_PAGE: Final = 500
+_MAX_RESULTS: Final = 10_000
+"""What OpenSearch gives at most; a document has fewer passages."""
 _BULK_BYTES: Final = 8_000_000
 
 
@@ -186,6 +188,14 @@ class OpenSearchIndex:
             if result["status"] == _BAD_REQUEST:
                 refused[owner] = f"{result['error'].get('type')}: {result['error'].get('reason')}"
         return refused
+
+    async def chunk_ids(self, key: DocumentKey) -> tuple[str, ...]:
+        """See ``DocumentIndex.chunk_ids``."""
+        own = [{"term": {"tenant": key.tenant}}, {"term": {"document_id": key.document_id}}]
+        body = {"query": {"bool": {"filter": own}}, "size": _MAX_RESULTS, "_source": False}
+        with unavailable_is_said():
+            answer = await self._client.search(index=self._chunks, body=body, params={"routing": str(key)})
+        return tuple(hit.chunk_id for hit in _searched(answer))
 
     async def stored_vectors(self, keys: Sequence[str]) -> dict[str, Vector]:
         """See ``DocumentIndex.stored_vectors``."""

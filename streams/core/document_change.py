@@ -43,7 +43,12 @@ class AlreadyDone:
 
 
 def decide(
-    plan: ChunkPlan, chunk_ids: Sequence[str], standing: Manifest | None, *, now_ms: float
+    plan: ChunkPlan,
+    chunk_ids: Sequence[str],
+    standing: Manifest | None,
+    *,
+    now_ms: float,
+    strays: Sequence[str] = (),
 ) -> Write | Superseded | AlreadyDone:
     """Compare a plan with the standing manifest.
 
@@ -52,6 +57,7 @@ def decide(
         chunk_ids: id of each planned chunk; empty for a delete.
         standing: the current manifest in real time, or None.
         now_ms: epoch milliseconds, for the record.
+        strays: ids of passages that are there although nothing stands.
     """
     event = plan.event
     if standing is not None:
@@ -60,7 +66,7 @@ def decide(
         if standing.version == event.version and standing.complete:
             # The same event again, or another one that was given the same version: the first stays (I1).
             return AlreadyDone(standing) if standing.position == plan.position else Superseded(standing.version)
-    surely_there, maybe_there = _present(standing)
+    surely_there, maybe_there = _present(standing, strays)
     unchanged = standing is not None and _attributes(standing) == _attributes(_claim(plan, chunk_ids, now_ms=now_ms))
     keep = surely_there if unchanged else frozenset[str]()
     add = tuple(number for number, chunk_id in enumerate(chunk_ids) if chunk_id not in keep)
@@ -109,10 +115,10 @@ def supersede_within(versions: Sequence[tuple[object, int]]) -> list[int | None]
     return [None if newest[key][1] == number else newest[key][0] for number, (key, _) in enumerate(versions)]
 
 
-def _present(standing: Manifest | None) -> tuple[frozenset[str], tuple[str, ...]]:
+def _present(standing: Manifest | None, strays: Sequence[str] = ()) -> tuple[frozenset[str], tuple[str, ...]]:
     """Which passages are surely searchable, and which may be, in a stable order."""
     if standing is None:
-        return frozenset(), ()
+        return frozenset(), tuple(strays)
     if standing.complete and standing.failure is None:
         return frozenset(standing.chunks), standing.chunks
     # Its writer was stopped somewhere, or refused: what it added may be missing, what it removed may still be there.

@@ -140,9 +140,12 @@ class Index:
     async def _decide(self, task: Task, standing: Standing | None) -> _Change | Outcome:
         plan = cast("ChunkPlan", task.message)
         chunks = plan.chunks if plan.chunks_blob is None else load_chunks(await self.blobs.get(plan.chunks_blob))
-        decision = decide(
-            plan, chunk_ids(plan.event.key, chunks), standing.manifest if standing else None, now_ms=_now_ms()
-        )
+        manifest = standing.manifest if standing else None
+        strays: tuple[str, ...] = ()
+        if manifest is None and plan.event.change is Change.DELETED:
+            # It was never there, or its manifest was lost: what is deleted must be gone all the same (I2).
+            strays = await self.index.chunk_ids(plan.event.key)
+        decision = decide(plan, chunk_ids(plan.event.key, chunks), manifest, now_ms=_now_ms(), strays=strays)
         match decision:
             case Superseded():
                 return self._superseded(task, decision)

@@ -268,6 +268,17 @@ async def test_refused_content_gives_back_what_it_has_overwritten(index):
     assert fetched["tr-0"] == restored.chunk.model_copy(update={"text_sha256": ""})
 
 
+async def test_a_documents_searchable_passages_are_named_and_no_others(index):
+    other_tenant = DocumentKey("umbrella", TRAVEL.document_id)
+    passages = [write(TRAVEL, f"{number:02}", 1, "hotel") for number in range(25)]
+    await index.apply([change(TRAVEL, 1, *passages), change(LEAVE, 1, write(LEAVE, "0", 1, "hotel"))])
+    await index.apply([change(TRAVEL, 2, remove=["tr-03"])])
+    expected = {one.chunk.chunk_id for one in passages} - {"tr-03"}
+    named = await index.chunk_ids(TRAVEL)
+    assert (len(named), set(named)) == (24, expected)
+    assert await index.chunk_ids(other_tenant) == ()
+
+
 async def test_many_changes_at_once_are_all_searchable(index):
     keys = [DocumentKey("acme", f"n/{number:03}") for number in range(120)]
     names = {key: [f"{key.document_id}-{part}" for part in "ab"] for key in keys}

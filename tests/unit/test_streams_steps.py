@@ -418,8 +418,18 @@ async def test_nothing_is_embedded_on_when_a_batch_fails(bench):
     assert not embedding.is_set()
 
 
+async def test_a_delete_takes_away_the_passages_of_a_document_whose_manifest_was_lost(bench):
+    await bench.run(plan(1, "a", "b"), plan(1, "z", document_id="other.md"))
+    ids = (await bench.manifest()).chunks
+    bench.index._manifests.pop(KEY)
+    [(_, change)] = await bench.run(plan(2, deleted=True))
+    assert (change.outcome, change.removed) == (Outcome.DONE, ids)
+    assert await bench.texts() == ["z"]
+    assert (await bench.manifest()).state is LifeState.DELETED
+
+
 async def test_a_delete_counts_as_a_change_though_nothing_is_known_of_the_document(bench):
-    """Where a manifest was lost, cached answers may stand on what the delete cannot name."""
+    """Where index and manifest were lost, cached answers may stand on what the delete cannot name."""
     for again in range(2):
         [(_, change)] = await bench.run(plan(5, deleted=True))
         assert (change.outcome, change.removed, change.changes_answers) == (Outcome.DONE, (), True), again
