@@ -13,6 +13,7 @@ from infra.kafka.memory import MemoryStreams
 from infra.kafka.port import StreamUnavailable
 from infra.opensearch.memory import MemoryIndex
 from infra.redis.memory_answers import MemoryAnswerCache
+from infra.redis.memory_states import MemoryEventStates
 from infra.redis.port import CacheUnavailable
 from schemas.documents import DocumentKey
 from schemas.events import PlannedChunk
@@ -89,6 +90,16 @@ class Cache(MemoryAnswerCache):
         await self._faults.point(CacheUnavailable("no"))
         await super().apply(tenant, positions, drop=drop)
         await self._faults.point(CacheUnavailable("applied, but nobody heard"))
+
+
+class States(MemoryEventStates):
+    def __init__(self, faults: Faults) -> None:
+        super().__init__()
+        self._faults = faults
+
+    async def advance(self, progress):
+        await self._faults.point(CacheUnavailable("no"))
+        await super().advance(progress)
 
 
 class WatchedIndex(MemoryIndex):

@@ -14,6 +14,7 @@ from shaky_twins import WatchedIndex
 from virtual_time import run
 from world import Parts, Violation, World
 
+from ingest.event_status import EventStatuses
 from query.retrieval import Retrieval
 from schemas.documents import LifeState
 from streams.core.commit_guard import LaneCommits
@@ -134,6 +135,11 @@ class SearchesOnce(Retrieval):
         return found, True
 
 
+class TellsOnlyWhatWasRecorded(EventStatuses):
+    async def get(self, tenant, event_id):
+        return await self.states.get(tenant, event_id)
+
+
 PLANTED = {
     "commits what is delivered": Parts(lane=CommitsWhatIsDelivered),
     "keeps no tombstone": Parts(index=KeepsNoTombstone),
@@ -142,6 +148,7 @@ PLANTED = {
     "ignores versions": Parts(index=IgnoresVersions),
     "answers with two versions": Parts(retrieval=AnswersWithTwoVersions),
     "searches once": Parts(retrieval=SearchesOnce),
+    "tells only what was recorded": Parts(statuses=TellsOnlyWhatWasRecorded),
     "lets a broken version supersede": Parts(prepare=LetsABrokenVersionSupersede),
 }
 

@@ -22,6 +22,7 @@ from shaky_twins import (
     Parsers,
     ReadSide,
     Splitter,
+    States,
     Streams,
     WatchedIndex,
 )
@@ -30,8 +31,8 @@ from infra.embedding.hashing import HashingEmbedder
 from infra.kafka.codec import decode, encode_event
 from infra.kafka.memory import MemoryStreams
 from infra.opensearch.port import Access, IndexUnavailable
-from infra.redis.memory_states import MemoryEventStates
 from infra.settings import StreamSettings
+from ingest.event_status import EventStatuses
 from query.metrics import QueryMetrics
 from query.retrieval import Retrieval
 from schemas.documents import DocumentKey, EventStatus, Outcome, Stage
@@ -68,6 +69,7 @@ class Parts:
     prepare: type[Prepare] = Prepare
     step: type[Index] = Index
     retrieval: type[Retrieval] = Retrieval
+    statuses: type[EventStatuses] = EventStatuses
 
 
 class World:
@@ -84,11 +86,12 @@ class World:
         pause = partial(self.faults.point, IndexUnavailable("no"))
         self.index = parts.index(DIMENSION, gc_deletes_s=GC_DELETES_S, now_s=loop.time, pause=pause)
         self.embedder = Embedder(self.faults)
-        self.states = MemoryEventStates()
+        self.states = States(self.faults)
         self.cache = Cache(self.faults, lambda: 1 + int(loop.time() * 1e6))
         self.committed: dict[tuple[StepName, int], int] = defaultdict(int)
         self.accepted: dict[DocumentKey, list[Version]] = defaultdict(list)
         self.positions: dict[str, tuple[DocumentKey, Version]] = {}
+        self.sent_twice: set[str] = set()
         self.told: dict[DocumentKey, list[Version]] = defaultdict(list)
         self.outcomes: dict[str, Outcome] = {}
         self.manifest_versions: dict[DocumentKey, int] = {}
@@ -124,6 +127,7 @@ class World:
                 await task
         await self._settle()
         self.check_rest()
+        await self._check_events()
         self._stop_if_violated()
         before = {key: self.index.searchable(key) for key in self.accepted}
         for worker in self.workers.values():
@@ -164,16 +168,18 @@ class World:
             groups=self.rng.choice(((), (), ("hr",))),
         )
         planned = [] if deleted or broken else Splitter().split(content.decode(), event.title)
-        for _ in range(1 + (self.rng.random() < 0.1)):
+        for again in (False, True)[: 1 + (self.rng.random() < 0.1)]:
             [placed] = await MemoryStreams.send_all(self.streams, [encode_event(event)])
             one = Version(event.version, placed.offset, not broken, deleted, frozenset(chunk_ids(key, planned)))
             self.accepted[key].append(one)
             self.positions[str(Position(*placed))] = (key, one)
+            if again:
+                self.sent_twice.add(event.event_id)
         status = EventStatus(
             event_id=event.event_id,
             document_id=key.document_id,
             version=event.version,
-            position=None,
+            position=str(Position(*placed)),
             stage=Stage.ACCEPTED,
             outcome=None,
             accepted_ms=0,
@@ -310,6 +316,21 @@ class World:
             outcome = self.outcomes.get(position)
             if outcome is None or not invariants.right_outcome(version, self.accepted[key], outcome):
                 self._violated(f"I5: {key} {version} ended {outcome} among {self.accepted[key]}")
+
+    async def _check_events(self) -> None:
+        """What is said of each event, though some of its states were lost, is how it ended."""
+        statuses = self.parts.statuses(self.states, self.cache, self.index)
+        for number in range(EVENTS):
+            status = await statuses.get(TENANT, f"event-{number}")
+            if status is None or status.position is None or status.event_id in self.sent_twice:
+                continue
+            manifest = self.index._manifests.get(DocumentKey(TENANT, status.document_id))
+            # Of an event that something newer followed, nothing may be left to tell how it ended.
+            known = {self.outcomes[status.position]} | (
+                {None} if manifest is None else {Outcome.SUPERSEDED} if manifest.version > status.version else set()
+            )
+            if status.outcome not in known:
+                self._violated(f"I5: {status} ended {self.outcomes[status.position]}")
 
 
 class Worker:
