@@ -317,18 +317,15 @@ def _groups(changes: Mapping[int, _Change], most_chunks: int) -> list[dict[int, 
 
 
 def _chunk_change(change: _Change, vectors: Mapping[str, Vector]) -> ChunkChange:
-    claim, write = change.write.claim, change.write
+    claim, standing = change.write.claim, change.standing
 
-    def writes(numbers: Sequence[int], attributes: Manifest) -> tuple[ChunkWrite, ...]:
-        return tuple(
-            ChunkWrite(
-                _stored(claim, number, change.chunks[number], attributes), vectors[change.chunks[number].text_sha256]
-            )
-            for number in numbers
-        )
+    def write(number: int, attributes: Manifest) -> ChunkWrite:
+        chunk = change.chunks[number]
+        return ChunkWrite(_stored(claim, number, chunk, attributes), vectors[chunk.text_sha256])
 
-    restore = writes(write.overwrite, change.standing) if change.standing is not None else ()
-    return ChunkChange(claim.key, claim.version, writes(write.add, claim), write.remove, restore)
+    put = tuple(write(number, claim) for number in change.write.add)
+    restore = tuple(write(number, standing) for number in change.write.overwrite) if standing is not None else ()
+    return ChunkChange(claim.key, claim.version, put, change.write.remove, restore)
 
 
 def _stored(claim: Manifest, number: int, chunk: PlannedChunk, attributes: Manifest) -> StoredChunk:
