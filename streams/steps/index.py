@@ -324,7 +324,7 @@ def _chunk_change(change: _Change, vectors: Mapping[str, Vector]) -> ChunkChange
         return ChunkWrite(_stored(claim, number, chunk, attributes), vectors[chunk.text_sha256])
 
     put = tuple(write(number, claim) for number in change.write.add)
-    restore = tuple(write(number, standing) for number in change.write.overwrite) if standing is not None else ()
+    restore = tuple(write(number, standing.manifest) for number in change.write.overwrite) if standing else ()
     return ChunkChange(claim.key, claim.version, put, change.write.remove, restore)
 
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 
 import pytest
+from only_writer import put_over
 from prometheus_client import CollectorRegistry
 
 from infra.embedding.hashing import HashingEmbedder
@@ -106,7 +107,7 @@ class Reader:
             updated_ms=1,
             **fields,
         )
-        assert await self.index.put_manifests([manifest]) == [True]
+        await put_over(self.index, manifest)
 
 
 def chunk_id(text, key=KEY):

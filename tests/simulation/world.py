@@ -324,7 +324,8 @@ class World:
             status = await statuses.get(TENANT, f"event-{number}")
             if status is None or status.position is None or status.event_id in self.sent_twice:
                 continue
-            manifest = self.index._manifests.get(DocumentKey(TENANT, status.document_id))
+            standing = self.index._manifests.get(DocumentKey(TENANT, status.document_id))
+            manifest = standing.manifest if standing else None
             # Of an event that something newer followed, nothing may be left to tell how it ended.
             known = {self.outcomes[status.position]} | (
                 {None} if manifest is None else {Outcome.SUPERSEDED} if manifest.version > status.version else set()
