@@ -32,7 +32,7 @@ format: setup ## Format the code, and mend what lint can mend
 schemas: setup ## Generate docs/contracts and docs/configuration.md again
 	@$(BIN)/python -m freshline.contracts
 
-lock: setup ## Resolve requirements.lock anew from pyproject.toml; versions that still fit stay
+lock: $(VENV)/locked ## Resolve requirements.lock anew from pyproject.toml; versions that still fit stay
 	@$(BIN)/python -m pip install --quiet uv
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-annotate --no-header \
 	    --python-version 3.11 --extra dev pyproject.toml --output-file requirements.lock
