@@ -1,0 +1,87 @@
+"""Both services are sent what their own descriptions allow, and what they do not: no error of ours, no surprise."""
+
+from collections.abc import AsyncIterator
+from http import HTTPStatus
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis.errors import Unsatisfiable
+from schemathesis import GenerationMode, checks
+from schemathesis.core.failures import Failure, FailureGroup
+
+from freshline.bench.installation import Installation, installed
+from infra.local import Stack
+from ingest.batches import NDJSON
+from schemas.content_types import SUPPORTED_TYPES
+
+pytestmark = [pytest.mark.stack, pytest.mark.timeout(600)]
+
+
+@schemathesis.serializer(NDJSON, *sorted(SUPPORTED_TYPES.keys() - {"application/json"}))
+def as_it_is(_context: object, value: object) -> bytes:
+    """Bodies of other types are bytes already, or text."""
+    return value if isinstance(value, bytes) else getattr(value, "data", str(value).encode())
+
+
+@schemathesis.check
+def no_fault_of_ours(_context: object, response: schemathesis.Response, _case: schemathesis.Case) -> None:
+    """All servers are there, so the one thing that cannot be had now is a position that does not exist yet."""
+    not_yet = response.status_code == HTTPStatus.SERVICE_UNAVAILABLE and "position-not-reached" in response.text
+    assert response.status_code < HTTPStatus.INTERNAL_SERVER_ERROR or not_yet, response.text
+
+
+CHECKS = [
+    no_fault_of_ours,
+    checks.status_code_conformance,
+    checks.content_type_conformance,
+    checks.response_schema_conformance,
+]
+FUZZED = settings(
+    max_examples=50,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    phases=[Phase.explicit, Phase.generate],
+    suppress_health_check=list(HealthCheck),
+)
+
+
+@pytest.fixture(scope="module")
+async def installation(stack: Stack) -> AsyncIterator[Installation]:
+    async with installed(
+        stack, {"FRESHLINE_KAFKA__PARTITIONS": "3", "FRESHLINE_QUERY__MIN_POSITION_WAIT_S": "0"}
+    ) as it:
+        yield it
+
+
+def fuzz(url: str, mode: GenerationMode) -> dict[str, str]:
+    """Send cases to every operation that the service describes; what was wrong with each."""
+    wrong = {}
+    for result in schemathesis.openapi.from_url(f"{url}/openapi.json").get_all_operations():
+        operation = result.ok()
+
+        @FUZZED
+        @given(case=operation.as_strategy(generation_mode=mode))
+        def send(case: schemathesis.Case) -> None:
+            case.call_and_validate(checks=CHECKS)
+
+        try:
+            send()
+        except (FailureGroup, Failure) as failure:
+            wrong[operation.label] = str(failure)
+        except Unsatisfiable:  # there is no wrong request to this operation
+            assert mode is GenerationMode.NEGATIVE
+    return wrong
+
+
+@pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE])
+def test_ingest_answers_as_it_says(installation, mode):
+    wrong = fuzz(installation.ingest_url, mode)
+    assert not wrong, "\n\n".join(f"{name}: {what}" for name, what in wrong.items())
+
+
+@pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE])
+def test_query_answers_as_it_says(installation, mode):
+    wrong = fuzz(installation.query_url, mode)
+    assert not wrong, "\n\n".join(f"{name}: {what}" for name, what in wrong.items())
