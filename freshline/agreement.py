@@ -27,31 +27,32 @@ class Kind(StrEnum):
     ORPHAN = "orphaned passage"
     FOREIGN = "passage of another document"
     OTHER_GROUPS = "passage with other groups than its document"
+    NEWER = "passage of a later version than its document"
 
 
-_SEND_AGAIN: Final = "--repair sends the event again"
-_UPLOAD_AGAIN: Final = "delete the document and upload it again: an update would keep the passages that it believes in"
+_WRITE_ANEW: Final = "--repair has the workers write the document anew"
 _LOOK: Final = "something else wrote to this index: find out what before anything is changed"
 
 ADVICE: Final = {
-    Kind.NOT_INDEXED: _SEND_AGAIN,
-    Kind.OUTDATED: _SEND_AGAIN,
-    Kind.UNFINISHED: _SEND_AGAIN,
+    Kind.NOT_INDEXED: _WRITE_ANEW,
+    Kind.OUTDATED: _WRITE_ANEW,
+    Kind.UNFINISHED: _WRITE_ANEW,
     Kind.UNKNOWN: _LOOK,
     Kind.AHEAD: _LOOK,
-    Kind.NOT_DELETED: _UPLOAD_AGAIN,
-    Kind.WRONGLY_DELETED: _UPLOAD_AGAIN,
-    Kind.OTHER_CONTENT: _UPLOAD_AGAIN,
-    Kind.CONTENT_LOST: "restore the blob store from its backup, or upload the document again",
-    Kind.MISSING_PASSAGES: _UPLOAD_AGAIN,
+    Kind.NOT_DELETED: _WRITE_ANEW,
+    Kind.WRONGLY_DELETED: _WRITE_ANEW,
+    Kind.OTHER_CONTENT: _WRITE_ANEW,
+    Kind.CONTENT_LOST: "restore the blob store from its backup, or upload the document again; what is found stays",
+    Kind.MISSING_PASSAGES: _WRITE_ANEW,
     Kind.ORPHAN: "--repair removes it",
     Kind.FOREIGN: _LOOK,
-    Kind.OTHER_GROUPS: _UPLOAD_AGAIN,
+    Kind.OTHER_GROUPS: _WRITE_ANEW,
+    Kind.NEWER: _WRITE_ANEW,
 }
 """What to do about each kind."""
 
-SENT_AGAIN: Final = frozenset({Kind.NOT_INDEXED, Kind.OUTDATED, Kind.UNFINISHED})
-"""What processing the event once more mends: the index does not have its version as complete."""
+_OF_DOCUMENTS: Final = frozenset(kind for kind, advice in ADVICE.items() if advice == _WRITE_ANEW)
+_OF_PASSAGES: Final = frozenset({Kind.OTHER_GROUPS, Kind.NEWER})
 
 Findings = Mapping[Kind, list[str]]
 """Kind → documents (``tenant/id``) or passages (``tenant/id CHUNK``) that it was found in."""
@@ -74,19 +75,38 @@ def expected(
         histories[event.key].append((event, outcomes.get(position)))
     standing: dict[DocumentKey, DocumentEvent | None] = {}
     for key, history in histories.items():
-        refused = max((event.version for event, outcome in history if outcome is Outcome.DEAD_LETTER), default=-1)
+        # A rewrite that was refused leaves its own version as it was.
+        dead = (event for event, outcome in history if outcome is Outcome.DEAD_LETTER and not event.rewrite)
+        refused = max((event.version for event in dead), default=-1)
         kept = [event for event, outcome in history if not _gave_way(event, outcome, refused)]
         standing[key] = max(kept, key=lambda event: event.version, default=None)
     return standing
 
 
 def refused(events: Mapping[Position, DocumentEvent], outcomes: Mapping[Position, Outcome]) -> list[str]:
-    """Documents whose newest version was refused."""
-    newest: dict[DocumentKey, tuple[int, bool]] = {}
-    for position, event in sorted(events.items()):
-        if event.version > newest.get(event.key, (-1, False))[0]:
-            newest[event.key] = (event.version, outcomes.get(position) is Outcome.DEAD_LETTER)
-    return sorted(str(key) for key, (_, is_refused) in newest.items() if is_refused)
+    """Documents whose newest version was refused, each time that it was tried."""
+    newest: dict[DocumentKey, int] = {}
+    for event in events.values():
+        newest[event.key] = max(event.version, newest.get(event.key, -1))
+    ends: dict[DocumentKey, set[Outcome | None]] = defaultdict(set)
+    for position, event in events.items():
+        if event.version == newest[event.key]:
+            ends[event.key].add(outcomes.get(position))
+    return sorted(str(key) for key, told in ends.items() if Outcome.DEAD_LETTER in told and Outcome.DONE not in told)
+
+
+def to_rewrite(
+    findings: Findings, wanted: Mapping[DocumentKey, DocumentEvent | None]
+) -> dict[DocumentKey, DocumentEvent]:
+    """The events to be sent once more, by document. Not where the content is lost: what is there is all there is."""
+    lost = set(findings.get(Kind.CONTENT_LOST, ()))
+    names = {
+        found.rpartition(" ")[0] if kind in _OF_PASSAGES else found
+        for kind in _OF_DOCUMENTS
+        for found in findings.get(kind, ())
+    }
+    keys = [DocumentKey.parse(name) for name in sorted(names - lost)]
+    return {key: event for key in keys if (event := wanted.get(key)) is not None}
 
 
 def compare(
@@ -113,6 +133,8 @@ def compare(
             findings[Kind.FOREIGN].append(passage)
         elif frozenset(chunk.groups) != frozenset(manifests[owner].groups):
             findings[Kind.OTHER_GROUPS].append(passage)
+        elif chunk.version > manifests[owner].version:
+            findings[Kind.NEWER].append(passage)
     if missing := sorted({str(owners[chunk_id]) for chunk_id in owners.keys() - seen}):
         findings[Kind.MISSING_PASSAGES] = missing
     return dict(findings)

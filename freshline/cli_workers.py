@@ -100,7 +100,7 @@ def lag(*, data: Data = None, as_json: Json = False) -> None:
 def verify(
     *,
     repair: Annotated[
-        bool, typer.Option("--repair", help="Send again the events that are not indexed; remove orphaned passages.")
+        bool, typer.Option("--repair", help="Have what disagrees written anew, remove orphaned passages, look again.")
     ] = False,
     data: Data = None,
     as_json: Json = False,

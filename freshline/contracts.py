@@ -25,9 +25,19 @@ from infra.settings import Section, Settings
 from infra.web.credentials import Credentials
 from ingest.accept import Stores
 from ingest.api import build_api
+from ingest.dead_letters import ParkedLetters
+from ingest.placing import Placing
 from query.api import build_app
 from schemas.batches import BatchResponse
-from schemas.documents import Accepted, BatchItem, DocumentState, DocumentText, EventStatus
+from schemas.dead_letters import (
+    DEAD_LETTER_HEADERS,
+    DeadLetter,
+    DeadLetterContent,
+    DeadLetters,
+    LetterResolved,
+    Replayed,
+)
+from schemas.documents import Accepted, BatchItem, DeletionReceipt, DocumentState, DocumentText, EventStatus
 from schemas.events import EVENT_TYPES, ChunkPlan, DocumentEvent, IndexChange
 from schemas.index import Manifest, StoredChunk
 from schemas.problems import Problem
@@ -47,6 +57,12 @@ MODELS: Final[tuple[type[BaseModel], ...]] = (
     Accepted,
     DocumentState,
     EventStatus,
+    DeletionReceipt,
+    DeadLetter,
+    DeadLetterContent,
+    DeadLetters,
+    LetterResolved,
+    Replayed,
     QueryRequest,
     QueryResponse,
     Problem,
@@ -60,15 +76,6 @@ CLOUD_EVENT_HEADERS: Final[Mapping[str, Mapping[str, str]]] = {
     "ce_subject": {"description": "`tenant/document_id`, as the key."},
     "ce_time": {"format": "date-time"},
     "traceparent": {"description": "W3C trace context, where the sender gave one."},
-}
-DEAD_LETTER_HEADERS: Final[Mapping[str, str]] = {
-    "__connect.errors.topic": "Topic of the record.",
-    "__connect.errors.partition": "Its partition.",
-    "__connect.errors.offset": "Its offset.",
-    "__connect.errors.connector.name": "Always `freshline`.",
-    "__connect.errors.stage": "The step that gave up.",
-    "__connect.errors.exception.class.name": "Short stable name of the failure.",
-    "__connect.errors.exception.message": "What was wrong, for people.",
 }
 _DEAD_LETTER: Final = "DeadLetter"
 _ROOT: Final = Path(__file__).parent.parent / "docs"
@@ -112,15 +119,17 @@ def _say(file: Path, what: str) -> None:
 
 def _ingest_app(settings: Settings) -> FastAPI:
     # The twins serve: a description needs no servers.
+    streams, states = MemoryStreams(1), MemoryEventStates()
     stores = Stores(
         MemoryBlobStore(),
-        MemoryStreams(1),
+        streams,
         MemoryVersions(),
-        MemoryEventStates(),
+        states,
         cast("Any", None),
         MemoryAnswerCache(),
     )
-    return build_api(settings, stores, required={}, useful={}, registry=CollectorRegistry())
+    letters = ParkedLetters(streams.read_to_end, streams, Placing(streams, states))
+    return build_api(settings, stores, letters, required={}, useful={}, registry=CollectorRegistry())
 
 
 def _query_app(settings: Settings) -> FastAPI:

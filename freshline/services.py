@@ -50,6 +50,10 @@ class Services:
         """An answer."""
         return await self._call("POST", f"{self.query_url}/v1/query", json={"query": question, **parameters})
 
+    async def event(self, event_id: str) -> dict[str, Any]:
+        """Where an event is."""
+        return await self._call("GET", f"{self.ingest_url}/v1/events/{event_id}")
+
     async def ended(self, event_id: str) -> dict[str, Any]:
         """The state of an event once it has ended.
 
@@ -58,7 +62,7 @@ class Services:
         """
         until_s = time.monotonic() + _END_TIMEOUT_S
         while time.monotonic() < until_s:
-            status = await self._call("GET", f"{self.ingest_url}/v1/events/{event_id}")
+            status = await self.event(event_id)
             if status["outcome"] is not None:
                 return status
             await asyncio.sleep(_POLL_S)

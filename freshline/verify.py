@@ -4,15 +4,18 @@ What is to be expected is computed from the stream alone. The index is only read
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict
 
-from freshline.agreement import ADVICE, SENT_AGAIN, Findings, Kind, compare, expected, refused
+from freshline.agreement import ADVICE, Kind, compare, expected, refused, to_rewrite
 from infra.blobs import open_blob_store
 from infra.blobs.port import BlobStore
-from infra.kafka.codec import Undecodable, decode, encode_event, header
+from infra.kafka.codec import Undecodable, decode
+from infra.kafka.letters import read_letter
 from infra.kafka.producer import KafkaProducer
 from infra.kafka.provision import StreamAdmin
 from infra.kafka.reading import read_to_end
@@ -20,20 +23,25 @@ from infra.opensearch.port import Hit
 from infra.opensearch.store import OpenSearchIndex
 from infra.redis.answers import RedisAnswerCache
 from infra.redis.connect import connect_redis
+from infra.redis.event_states import RedisEventStates
 from infra.settings import Settings
+from ingest.placing import Placing
 from schemas.documents import DocumentKey, LifeState, Outcome
-from schemas.events import ChunkPlan, DocumentEvent, IndexChange
-from schemas.index import Manifest, StoredChunk
+from schemas.events import BlobRef, ChunkPlan, DocumentEvent, IndexChange
 from schemas.positions import Position
-from schemas.topics import CHUNKS, DEAD_LETTERS, DOCUMENTS, INDEX_CHANGES
-from streams.topology import TOPOLOGY, StepName
+from schemas.topics import DEAD_LETTERS, DOCUMENTS, INDEX_CHANGES
+from streams.topology import TOPOLOGY
 
 MAX_EXAMPLES: Final = 20
 _AT_A_TIME: Final = 32
+_ROUNDS: Final = 2
+"""A passage that could not be replaced under its name loses its name in the first, and is removed in the second."""
+_PROCESSED_S: Final = 300.0
+_POLL_S: Final = 0.2
 
 
 class EventsUnderWay(Exception):
-    """Repair now could undo what a worker is just doing."""
+    """There is something to repair, and workers are busy: what is found may be what they are just doing."""
 
 
 class Finding(BaseModel):
@@ -82,15 +90,46 @@ class Report(BaseModel):
         return not self.findings
 
 
-async def verify(settings: Settings, *, repair: bool) -> Report:
-    """Compare everything.
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """One look at everything.
 
-    With ``repair``, the newest events of documents that lack them are sent once more, and passages that no manifest
-    knows are removed. What was removed is no finding any more; what was sent again is one until it has been processed.
+    Attributes:
+        anew: events to be sent once more, by document.
+        orphans: passages that no manifest names.
+    """
+
+    report: Report
+    anew: Mapping[DocumentKey, DocumentEvent]
+    orphans: tuple[Hit, ...]
+
+
+async def verify(settings: Settings, *, repair: bool) -> Report:
+    """Compare everything; what is found last is reported.
+
+    With ``repair``, the workers are told to write documents anew that are not as the stream says, passages that no
+    manifest names are removed, and after the workers are through, everything is compared again.
 
     Raises:
-        EventsUnderWay: something is to be repaired while workers have something to do.
+        EventsUnderWay: something is to be repaired while workers have something to do; or what was sent to them was
+            not processed in time.
     """
+    seen = await _look(settings)
+    repaired: Counter[str] = Counter()
+    for _ in range(_ROUNDS if repair else 0):
+        if not seen.anew and not seen.orphans:
+            break
+        if seen.report.under_way:
+            raise EventsUnderWay(
+                f"{seen.report.under_way} events are under way: repair when `freshline lag` shows none"
+            )
+        repaired.update(await _repair(settings, seen))
+        await _until_processed(settings)
+        seen = await _look(settings)
+    return seen.report.model_copy(update={"repaired": dict(repaired)})
+
+
+async def _look(settings: Settings) -> _Seen:
     under_way, events, outcomes = await asyncio.gather(_under_way(settings), _events(settings), _outcomes(settings))
     index = OpenSearchIndex.open(settings)
     blobs = open_blob_store(settings.blobs)
@@ -100,19 +139,15 @@ async def verify(settings: Settings, *, repair: bool) -> Report:
         manifests = {manifest.key: manifest async for manifest in index.scan_manifests()}
         wanted = expected(events, outcomes)
         findings = compare(wanted, manifests, chunks)
-        if lost := await _lost(blobs, manifests.values()):
+        contents = [(manifest.key, manifest.content) for manifest in manifests.values()]
+        contents += [(key, event.content) for key, event in wanted.items() if event is not None]
+        if lost := await _lost(blobs, contents):
             findings[Kind.CONTENT_LOST] = lost
-        repaired: dict[str, int] = {}
-        if repair and findings.keys() & {*SENT_AGAIN, Kind.ORPHAN}:
-            if under_way:
-                raise EventsUnderWay(f"{under_way} events are under way: repair when `freshline lag` shows none")
-            repaired = await _repair(settings, index, findings, wanted, chunks)
-            findings.pop(Kind.ORPHAN, None)
     finally:
         await blobs.close()
         await index.close()
     live = sum(manifest.state is LifeState.LIVE for manifest in manifests.values())
-    return Report(
+    report = Report(
         events=len(events),
         documents=live,
         tombstones=len(manifests) - live,
@@ -120,56 +155,58 @@ async def verify(settings: Settings, *, repair: bool) -> Report:
         under_way=under_way,
         refused=_finding(refused(events, outcomes), "`GET /v1/events/ID` says why; upload what can be read"),
         findings={str(kind): _finding(found, ADVICE[kind]) for kind, found in findings.items()},
-        repaired=repaired,
     )
+    names = set(findings.get(Kind.ORPHAN, ()))
+    orphans = (Hit(chunk.chunk_id, chunk.key, 0.0) for chunk in chunks if f"{chunk.key} {chunk.chunk_id}" in names)
+    return _Seen(report, to_rewrite(findings, wanted), tuple(orphans))
 
 
 def _finding(found: Sequence[str], advice: str) -> Finding:
     return Finding(count=len(found), examples=tuple(found[:MAX_EXAMPLES]), advice=advice)
 
 
-async def _repair(
-    settings: Settings,
-    index: OpenSearchIndex,
-    findings: Findings,
-    wanted: Mapping[DocumentKey, DocumentEvent | None],
-    chunks: Iterable[StoredChunk],
-) -> dict[str, int]:
-    orphans = set(findings.get(Kind.ORPHAN, ()))
-    hits = [Hit(chunk.chunk_id, chunk.key, 0.0) for chunk in chunks if f"{chunk.key} {chunk.chunk_id}" in orphans]
-    if hits:
-        await index.delete_chunks(hits)
-        await _drop_answers(settings, {hit.key.tenant for hit in hits})
-    keys = [DocumentKey.parse(name) for kind in SENT_AGAIN for name in findings.get(kind, ())]
-    again = [event for key in keys if (event := wanted[key]) is not None]
-    if again:
-        producer = await KafkaProducer.open(settings)
-        try:
-            await producer.send_all([encode_event(event) for event in again])
-        finally:
-            await producer.close()
-    return {"passages removed": len(hits), "events sent again": len(again)}
-
-
-async def _drop_answers(settings: Settings, tenants: Iterable[str]) -> None:
-    """Cached answers may stand on what was removed, and no event tells of it."""
+async def _repair(settings: Settings, seen: _Seen) -> Counter[str]:
     redis = connect_redis(settings.redis)
+    producer = await KafkaProducer.open(settings)
+    index = OpenSearchIndex.open(settings)
     try:
-        cache = RedisAnswerCache(redis, settings.names)
-        for tenant in tenants:
-            await cache.apply(tenant, {}, drop=True)
+        if seen.orphans:
+            await index.delete_chunks(seen.orphans)
+            # Cached answers may stand on what was removed, and no event tells of it.
+            cache = RedisAnswerCache(redis, settings.names)
+            for tenant in {hit.key.tenant for hit in seen.orphans}:
+                await cache.apply(tenant, {}, drop=True)
+        placing = Placing(producer, RedisEventStates(redis, settings.names))
+        for event in seen.anew.values():
+            await placing.place_again(event)
     finally:
+        await index.close()
+        await producer.close()
         await redis.aclose()
+    return Counter({"passages removed": len(seen.orphans), "events sent again": len(seen.anew)})
 
 
-async def _lost(blobs: BlobStore, manifests: Iterable[Manifest]) -> list[str]:
+async def _until_processed(settings: Settings) -> None:
+    """Wait until no step has anything to do."""
+    try:
+        async with asyncio.timeout(_PROCESSED_S):
+            while await _under_way(settings):  # noqa: ASYNC110 - brokers do not tell
+                await asyncio.sleep(_POLL_S)
+    except TimeoutError:
+        raise EventsUnderWay(
+            f"the repair was sent, but the workers were not through with it after {_PROCESSED_S:.0f} s: look at "
+            "`freshline lag`, and verify again when it shows none"
+        ) from None
+
+
+async def _lost(blobs: BlobStore, contents: Iterable[tuple[DocumentKey, BlobRef | None]]) -> list[str]:
     """Documents whose content is not in the store."""
-    stored = [(manifest.key, manifest.content) for manifest in manifests if manifest.content is not None]
-    lost: list[str] = []
-    for start in range(0, len(stored), _AT_A_TIME):
-        some = stored[start : start + _AT_A_TIME]
+    named = [(key, content) for key, content in dict.fromkeys(contents) if content is not None]
+    lost: set[str] = set()
+    for start in range(0, len(named), _AT_A_TIME):
+        some = named[start : start + _AT_A_TIME]
         there = await asyncio.gather(*(blobs.exists(content) for _, content in some))
-        lost += [str(key) for (key, _), exists in zip(some, there, strict=True) if not exists]
+        lost |= {str(key) for (key, _), exists in zip(some, there, strict=True) if not exists}
     return sorted(lost)
 
 
@@ -197,19 +234,19 @@ async def _outcomes(settings: Settings) -> dict[Position, Outcome]:
         if (position := _refused_position(record)) is not None:
             outcomes[position] = Outcome.DEAD_LETTER
     async for record in read_to_end(settings, INDEX_CHANGES):
-        change = decode(IndexChange, record.value, record.headers)
+        try:
+            change = decode(IndexChange, record.value, record.headers)
+        except Undecodable:
+            continue
         outcomes[Position.parse(change.position)] = change.outcome
     return outcomes
 
 
 def _refused_position(record: Any) -> Position | None:
     """The event that a dead letter is of; None where the event did become searchable, or cannot be told."""
-    topic = header(record.headers, "__connect.errors.topic")
-    if topic == TOPOLOGY[StepName.PREPARE].reads.name:
-        return Position(record.partition, int(header(record.headers, "__connect.errors.offset") or -1))
-    if topic != CHUNKS.name:
+    letter = read_letter(record)
+    if letter is None:
         return None
-    try:
-        return Position.parse(decode(ChunkPlan, record.value, record.headers).position)
-    except Undecodable:
-        return None
+    if letter.topic == DOCUMENTS.name:
+        return Position(letter.partition, letter.offset)
+    return Position.parse(letter.message.position) if isinstance(letter.message, ChunkPlan) else None

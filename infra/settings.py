@@ -153,10 +153,27 @@ class StreamSettings(Section):
     retry_first_ms: int = Field(100, ge=1, description="First pause before a step is tried again.")
     retry_max_ms: int = Field(10_000, ge=1, description="Longest such pause.")
     attempts: int = Field(5, ge=1, description="Tries of a failing event before it goes to the dead letters.")
+    dead_letter_window: int = Field(100, ge=1, description="Last records of a step, of which the next limit is a part.")
+    dead_letter_share: float = Field(
+        0.5,
+        gt=0,
+        le=1,
+        description="Part of them that may fail in ways that a wrong deployment makes them fail; one more ends the "
+        "worker. 1 sets no limit.",
+    )
     metrics_port: int = Field(
         0, ge=0, le=65535, description="Port on which a worker serves its metrics, on loopback; 0 serves none."
     )
     stall_s: float = Field(60.0, gt=0, description="No progress for so long with work waiting ends the process.")
+
+
+class TelemetrySettings(Section):
+    """Where traces go."""
+
+    otlp_endpoint: str | None = Field(
+        None, description="OTLP endpoint over HTTP, such as `http://127.0.0.1:4318/v1/traces`; none sends none."
+    )
+    sample_ratio: float = Field(1.0, ge=0, le=1, description="Share of traces that are begun here and recorded.")
 
 
 class TenantSettings(Section):
@@ -194,6 +211,7 @@ class Settings(BaseSettings):
     query: QuerySettings = QuerySettings()
     streams: StreamSettings = StreamSettings()
     tenant: TenantSettings = TenantSettings()
+    telemetry: TelemetrySettings = TelemetrySettings()
 
     @property
     def names(self) -> Names:

@@ -1,28 +1,26 @@
 """Acceptance: the one step between a sender and the stream. Afterwards the event cannot be lost."""
 
 import asyncio
-import secrets
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 import structlog
 
 from infra.blobs.port import BlobStore
-from infra.kafka.codec import encode_event
 from infra.kafka.port import Producer, StreamUnavailable
 from infra.opensearch.port import IndexUnavailable
 from infra.redis.port import CacheUnavailable, EventStates, Versions
+from infra.telemetry.tracing import Tracing
 from infra.web.problems import RETRY_AFTER_S, ProblemRaised, as_problem, invalid
 from ingest.core.changes import DocumentRequest, Upload
-from ingest.core.event_ids import RANDOM_BITS, event_id
 from ingest.metrics import IngestMetrics
-from schemas.documents import MAX_VERSION, Accepted, DocumentKey, EventStatus, Stage
+from ingest.placing import Placing, new_event_id
+from schemas.documents import MAX_VERSION, Accepted, DocumentKey
 from schemas.events import Change, DocumentEvent
 from schemas.index import Manifest
-from schemas.positions import Position
 from schemas.problems import InvalidField, ProblemType
 
 PARALLEL_ITEMS: Final = 32
@@ -31,11 +29,15 @@ PARALLEL_ITEMS: Final = 32
 _log = structlog.get_logger(__name__)
 
 
-class Manifests(Protocol):
-    """The part of the index that acceptance reads."""
+class Documents(Protocol):
+    """The part of the index that the way in reads."""
 
     async def manifests(self, keys: Sequence[DocumentKey]) -> Mapping[DocumentKey, Manifest]:
         """See ``DocumentIndex``."""
+        ...
+
+    async def count_chunks(self, key: DocumentKey) -> int:
+        """See ``SearchIndex``."""
         ...
 
 
@@ -55,8 +57,9 @@ class Stores:
     producer: Producer
     versions: Versions
     states: EventStates
-    index: Manifests
+    index: Documents
     answers: AppliedPositions
+    tracing: Tracing = field(default_factory=Tracing)
 
 
 class Acceptance:
@@ -70,7 +73,8 @@ class Acceptance:
     def __init__(self, stores: Stores, metrics: IngestMetrics) -> None:
         self._stores = stores
         self._metrics = metrics
-        self._missing: set[str] = set()
+        self._placing = Placing(stores.producer, stores.states, stores.tracing)
+        self._index_is_missing = False
 
     async def accept(self, tenant: str, request: DocumentRequest, traceparent: str | None = None) -> Accepted:
         """Accept one event; when this returns, it is durable.
@@ -124,7 +128,7 @@ class Acceptance:
         version = await self._version(DocumentKey(tenant, request.document_id), request.revision)
         now_ms = time.time_ns() / 1e6
         event = DocumentEvent(
-            event_id=event_id(int(now_ms), secrets.randbits(RANDOM_BITS)),
+            event_id=new_event_id(now_ms),
             tenant=tenant,
             document_id=request.document_id,
             version=version,
@@ -138,14 +142,10 @@ class Acceptance:
             groups=upload.attributes.groups if upload else (),
             metadata=upload.attributes.metadata if upload else {},
         )
-        placed = await self._stores.producer.send(encode_event(event, traceparent))
-        position = str(Position(placed.partition, placed.offset))
+        accepted = await self._placing.place(event, traceparent)
         self._metrics.accepted.labels(event.change.value).inc()
         self._metrics.content_bytes.inc(content.size_bytes if content else 0)
-        await self._record(event, position)
-        return Accepted(
-            event_id=event.event_id, document_id=event.document_id, version=event.version, position=position
-        )
+        return accepted
 
     async def _version(self, key: DocumentKey, revision: int | None) -> int:
         """The source's revision, or one above every earlier version of the document (I1)."""
@@ -173,31 +173,10 @@ class Acceptance:
             manifest = (await self._stores.index.manifests([key])).get(key)
         except IndexUnavailable as error:
             # The time in microseconds is above every version assigned before, so long as no clock ran ahead.
-            self._say_missing("index", "version_floor_skipped", error)
+            # Once when it stops answering, not once for each event.
+            if not self._index_is_missing:
+                _log.warning("version_floor_skipped", store="index", reason=str(error))
+            self._index_is_missing = True
             return 0
-        self._missing.discard("index")
+        self._index_is_missing = False
         return manifest.version if manifest else 0
-
-    async def _record(self, event: DocumentEvent, position: str) -> None:
-        status = EventStatus(
-            event_id=event.event_id,
-            document_id=event.document_id,
-            version=event.version,
-            position=position,
-            stage=Stage.ACCEPTED,
-            outcome=None,
-            accepted_ms=event.accepted_ms,
-            stages_ms={Stage.ACCEPTED: 0.0},
-        )
-        try:
-            await self._stores.states.begin(event.tenant, status)
-        except CacheUnavailable as error:
-            self._say_missing("redis", "event_state_not_recorded", error)
-        else:
-            self._missing.discard("redis")
-
-    def _say_missing(self, store: str, event: str, error: Exception) -> None:
-        """Warn once when a store that can be done without stops answering, not once for each event."""
-        if store not in self._missing:
-            self._missing.add(store)
-            _log.warning(event, store=store, reason=str(error))

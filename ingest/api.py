@@ -12,12 +12,15 @@ from infra.opensearch.port import Access
 from infra.settings import Settings
 from infra.web.credentials import Credentials
 from infra.web.metrics import install_metrics
-from infra.web.problems import ProblemRaised, install_problems
+from infra.web.problems import ProblemRaised, install_problems, problems_told
 from ingest.accept import Acceptance, Stores
 from ingest.batches import NDJSON, BatchLimits, accept_batch, read_batch
 from ingest.core.attributes import FIELDS, header_name
 from ingest.core.changes import Removal
+from ingest.dead_letters import ParkedLetters
+from ingest.dead_letters_api import dead_letter_routes
 from ingest.event_status import EventStatuses
+from ingest.events_api import event_routes
 from ingest.metrics import IngestMetrics
 from ingest.uploads import read_upload
 from schemas.batches import BatchResponse
@@ -28,20 +31,15 @@ from schemas.documents import (
     DocumentKey,
     DocumentState,
     DocumentText,
-    EventStatus,
     Version,
 )
 from schemas.index import Manifest
-from schemas.problems import PROBLEM_MEDIA_TYPE, Problem, ProblemType
+from schemas.problems import ProblemType
 
 Check = Callable[[], Awaitable[None]]
 """Raises where a store cannot be used now."""
 
 _JSON: Final = "application/json"
-_UNKNOWN_EVENT: Final = (
-    "nothing is recorded of such an event. States are kept in Redis, for a week: an older event, or one whose state "
-    "Redis has lost, is in the stream alone; GET /v1/documents/{document_id} tells what became of its document"
-)
 _TRACEPARENT: Final = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
 _log = structlog.get_logger(__name__)
@@ -50,6 +48,7 @@ _log = structlog.get_logger(__name__)
 def build_api(
     settings: Settings,
     stores: Stores,
+    letters: ParkedLetters,
     *,
     required: Mapping[str, Check],
     useful: Mapping[str, Check],
@@ -60,6 +59,7 @@ def build_api(
     Args:
         settings: limits and the credential.
         stores: what acceptance works with.
+        letters: events that could not be processed.
         required: checks without which nothing can be accepted; ``/ready`` fails with any of them.
         useful: checks of what is missed but not needed; ``/ready`` tells of them.
         registry: where metrics are kept.
@@ -67,7 +67,12 @@ def build_api(
     app = FastAPI(title="Freshline ingest", summary="Documents in, as events of one stream.", version="1")
     install_problems(app)
     _add_documents(app, settings, stores, Acceptance(stores, IngestMetrics(registry)))
-    _add_events(app, settings, EventStatuses(stores.states, stores.answers, stores.index))
+    app.include_router(
+        event_routes(
+            EventStatuses(stores.states, stores.answers, stores.index), stores.index, Credentials(settings.tenant)
+        )
+    )
+    app.include_router(dead_letter_routes(letters, Credentials(settings.tenant)))
     _add_operations(app, required, useful)
     install_metrics(app, service="ingest", registry=registry)
     return app
@@ -83,7 +88,7 @@ def _add_documents(app: FastAPI, settings: Settings, stores: Stores, acceptance:
         "/v1/documents/{document_id:path}",
         status_code=202,
         response_model=Accepted,
-        responses=_problems(401, 413, 415, 422, 503),
+        responses=problems_told(401, 413, 415, 422, 503),
         openapi_extra=_upload_openapi(),
     )
     async def put_document(document_id: DocumentId, request: Request, access: Annotated[Access, reader]) -> Response:
@@ -95,7 +100,7 @@ def _add_documents(app: FastAPI, settings: Settings, stores: Stores, acceptance:
         "/v1/documents/{document_id:path}",
         status_code=202,
         response_model=Accepted,
-        responses=_problems(401, 422, 503),
+        responses=problems_told(401, 422, 503),
     )
     async def delete_document(
         document_id: DocumentId,
@@ -107,7 +112,7 @@ def _add_documents(app: FastAPI, settings: Settings, stores: Stores, acceptance:
         removal = Removal(document_id, freshline_revision)
         return _accepted(await acceptance.accept(access.tenant, removal, traceparent(request)))
 
-    @app.get("/v1/documents/{document_id:path}", responses=_problems(401, 404, 422, 503))
+    @app.get("/v1/documents/{document_id:path}", responses=problems_told(401, 404, 422, 503))
     async def get_document(document_id: DocumentId, access: Annotated[Access, reader]) -> DocumentState:
         """What is searchable of a document now."""
         key = DocumentKey(access.tenant, document_id)
@@ -119,7 +124,7 @@ def _add_documents(app: FastAPI, settings: Settings, stores: Stores, acceptance:
     @app.post(
         "/v1/documents:batch",
         response_model=BatchResponse,
-        responses=_problems(401, 413, 415, 422),
+        responses=problems_told(401, 413, 415, 422),
         openapi_extra={"requestBody": {"required": True, "content": {NDJSON: {"schema": {"type": "string"}}}}},
     )
     async def post_batch(request: Request, access: Annotated[Access, reader]) -> Response:
@@ -137,25 +142,13 @@ def _add_documents(app: FastAPI, settings: Settings, stores: Stores, acceptance:
         return Response(whole.model_dump_json(exclude_defaults=True), media_type=_JSON)
 
 
-def _add_events(app: FastAPI, settings: Settings, statuses: EventStatuses) -> None:
-    reader = Depends(Credentials(settings.tenant))
-
-    @app.get("/v1/events/{event_id}", responses=_problems(401, 404, 503))
-    async def get_event(event_id: str, access: Annotated[Access, reader]) -> EventStatus:
-        """Where an accepted event is. Known for a week."""
-        status = await statuses.get(access.tenant, event_id)
-        if status is None:
-            raise ProblemRaised(ProblemType.NOT_FOUND, _UNKNOWN_EVENT)
-        return status
-
-
 def _add_operations(app: FastAPI, required: Mapping[str, Check], useful: Mapping[str, Check]) -> None:
     @app.get("/health")
     async def health() -> dict[str, str]:
         """The process answers."""
         return {"status": "ok"}
 
-    @app.get("/ready", responses=_problems(503))
+    @app.get("/ready", responses=problems_told(503))
     async def ready() -> dict[str, str]:
         """Events can be accepted. What is useful but not needed is named where it does not answer."""
         states = {name: await _checked(name, check) for name, check in {**required, **useful}.items()}
@@ -199,13 +192,6 @@ def _state(manifest: Manifest) -> DocumentState:
         updated_ms=manifest.updated_ms,
         updating=not manifest.complete,
     )
-
-
-def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    return {
-        status: {"model": Problem, "content": {PROBLEM_MEDIA_TYPE: {}}, "description": "Problem details (RFC 9457)."}
-        for status in statuses
-    }
 
 
 def _upload_openapi() -> dict[str, Any]:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from infra.opensearch.port import IndexUnavailable
 from infra.redis.port import EventStates
-from ingest.accept import AppliedPositions, Manifests
+from ingest.accept import AppliedPositions, Documents
 from ingest.core.event_end import with_derived_end
 from schemas.documents import DocumentKey, EventStatus
 from schemas.positions import Position
@@ -21,7 +21,7 @@ class EventStatuses:
 
     states: EventStates
     applied: AppliedPositions
-    index: Manifests
+    index: Documents
 
     async def get(self, tenant: str, event_id: str) -> EventStatus | None:
         """Where the event is; None where nothing is recorded of it.

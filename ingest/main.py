@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 
 import structlog
 from fastapi import FastAPI
@@ -10,6 +11,7 @@ from prometheus_client import CollectorRegistry, ProcessCollector
 from infra.blobs import open_blob_store
 from infra.blobs.port import BlobStore, ref_of
 from infra.kafka.producer import KafkaProducer
+from infra.kafka.reading import read_to_end
 from infra.opensearch.store import OpenSearchIndex
 from infra.redis.answers import RedisAnswerCache
 from infra.redis.connect import connect_redis
@@ -17,9 +19,12 @@ from infra.redis.event_states import RedisEventStates
 from infra.redis.versions import RedisVersions
 from infra.settings import Settings
 from infra.telemetry.logging import configure_logging
+from infra.telemetry.tracing import open_tracing
 from infra.web.server import listening, until_told_to_stop
 from ingest.accept import Stores
 from ingest.api import build_api
+from ingest.dead_letters import ParkedLetters
+from ingest.placing import Placing
 
 _log = structlog.get_logger(__name__)
 
@@ -53,6 +58,8 @@ async def opened(settings: Settings) -> AsyncIterator[FastAPI]:
         closing.push_async_callback(index.close)
         redis = connect_redis(settings.redis)
         closing.push_async_callback(redis.aclose)
+        tracing = open_tracing(settings, "ingest")
+        closing.push_async_callback(tracing.close)
         producer = await KafkaProducer.open(settings)
         closing.push_async_callback(producer.close)
         states = RedisEventStates(redis, settings.names)
@@ -71,7 +78,9 @@ async def opened(settings: Settings) -> AsyncIterator[FastAPI]:
                 states,
                 index,
                 RedisAnswerCache(redis, settings.names),
+                tracing,
             ),
+            ParkedLetters(partial(read_to_end, settings), producer, Placing(producer, states, tracing)),
             required={"kafka": producer.ready, "blobs": lambda: _answers(blobs)},
             # Redis is shared by all replicas: taking this one out of service would help nobody, and events that carry
             # a revision are accepted without it.

@@ -146,3 +146,16 @@ class EventStatus(Message):
     reason: str | None = None
     accepted_ms: float = Field(description="Epoch milliseconds of acceptance.")
     stages_ms: dict[Stage, float] = Field(description="Milliseconds from acceptance to each stage reached.")
+
+
+class DeletionReceipt(Message):
+    """That a document is gone: checked when the receipt was asked for."""
+
+    event_id: str = Field(description="Of the delete.")
+    document_id: str
+    version: int
+    position: PositionText = Field(description="From here on the stream no longer has the document.")
+    accepted_ms: float = Field(description="Epoch milliseconds at which the delete was accepted.")
+    purged_ms: float = Field(description="Epoch milliseconds at which all answers that may stand on it were dropped.")
+    passages: int = Field(description="Passages of the document that can be found: none.")
+    checked_ms: float = Field(description="Epoch milliseconds at which they were counted.")

@@ -6,7 +6,7 @@ from typing import Final, Self
 
 from pydantic import Field, model_validator
 
-from schemas.documents import DocumentKey, Groups, Metadata, Outcome
+from schemas.documents import DocumentId, DocumentKey, Groups, Metadata, Outcome, TenantId, Version
 from schemas.models import Message
 from schemas.positions import PositionText
 
@@ -39,9 +39,9 @@ class DocumentEvent(Message):
     """A document was uploaded, updated or deleted. Topic ``documents.v1``."""
 
     event_id: str
-    tenant: str
-    document_id: str
-    version: int
+    tenant: TenantId
+    document_id: DocumentId
+    version: Version
     change: Change
     accepted_ms: float
     content: BlobRef | None = None
@@ -51,6 +51,11 @@ class DocumentEvent(Message):
     source: str | None = None
     groups: Groups = ()
     metadata: Metadata = Field(default_factory=dict)
+    rewrite: bool = Field(
+        default=False,
+        description="An event of the log once more, for a repair or after a dead letter: what stands of this version "
+        "is not trusted, and every passage of it is written anew.",
+    )
 
     @model_validator(mode="after")
     def _content_goes_with_upsert(self) -> Self:
@@ -104,9 +109,9 @@ class IndexChange(Message):
     """An event ended, and what it changed is searchable on every copy that may serve. Topic ``index-changes.v1``."""
 
     event_id: str
-    tenant: str
-    document_id: str
-    version: int
+    tenant: TenantId
+    document_id: DocumentId
+    version: Version
     position: PositionText
     generation: str
     outcome: Outcome

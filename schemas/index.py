@@ -21,13 +21,17 @@ GC_DELETES: Final = "1h"
 writing; the default of 60 s is not. Past it, manifests still know (I2)."""
 
 
+MAX_REWRITES: Final = 127
+"""How often one version can be written anew and still be told apart. External versions have 63 bits, versions 53."""
+
+
 class StoredChunk(Message):
     """One searchable passage. The id is made of the document and the text, so the same passage keeps its id."""
 
     chunk_id: str
     tenant: str
     document_id: str
-    version: int = Field(description="Document version that wrote this passage; also its external version.")
+    version: int = Field(description="Document version that wrote this passage.")
     position: PositionText
     text: str
     text_sha256: str
@@ -78,12 +82,18 @@ class Manifest(Message):
         "first. It is one of several where a writer before this one was stopped in the middle of its change.",
     )
     failure: str | None = Field(default=None, description="Why this version's content was refused; the old one stays.")
+    rewrites: int = Field(default=0, description="How often this version was written anew by a later event of it.")
     updated_ms: float
 
     @property
     def key(self) -> DocumentKey:
         """The document's identity."""
         return DocumentKey(self.tenant, self.document_id)
+
+    @property
+    def write_version(self) -> int:
+        """What OpenSearch orders the writes of passages by: the version, and which writing of it this is."""
+        return (MAX_REWRITES + 1) * self.version + self.rewrites
 
 
 def metadata_terms(metadata: Mapping[str, object]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Names of metrics, in one place: dashboards, alarms and code must not drift apart."""
+"""Names of metrics and traces, in one place: dashboards, alarms and code must not drift apart."""
 
 from typing import Final
 
@@ -44,3 +44,18 @@ EVENTS_SECONDS: Final = "freshline_event_seconds"
 """Histogram; label stage: searchable or purged. From acceptance of an event to that stage: the freshness objective."""
 
 EVENTS_SECONDS_BUCKETS: Final = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0, 2.0, 5.0, 10.0, 60.0, 600.0)
+
+RETRIES: Final = "freshline_retries_total"
+"""Counter; labels step, reason: the error's type. Tries that failed, of records and of whole batches."""
+
+STEP_WAITING: Final = "freshline_step_waiting"
+"""Gauge; label step: 1 while the step holds its partitions because a store does not take its work, else 0."""
+
+RECORDS_WAITING: Final = "freshline_records_waiting"
+"""Gauge; label step. Records in this worker's partitions that are not finished: its lag, measured now and then."""
+
+SERVICE_NAMESPACE: Final = "freshline"
+TRACER: Final = "freshline"
+
+ACCEPT_SPAN: Final = "accept"
+"""Span of an event's acceptance. Each step has one of its own name below it, the last of which is ``invalidate``."""

@@ -2,13 +2,21 @@
 
 import time
 
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from schemas.documents import Outcome as EventOutcome
 from schemas.events import IndexChange
-from schemas.telemetry import EVENTS_ENDED, EVENTS_SECONDS, EVENTS_SECONDS_BUCKETS, RECORDS_FINISHED
+from schemas.telemetry import (
+    EVENTS_ENDED,
+    EVENTS_SECONDS,
+    EVENTS_SECONDS_BUCKETS,
+    RECORDS_FINISHED,
+    RECORDS_WAITING,
+    RETRIES,
+    STEP_WAITING,
+)
 from streams.core.outcomes import DeadLetter, Outcome
-from streams.runner import Task
+from streams.runner import Runner, Task
 from streams.topology import StepName
 
 
@@ -27,6 +35,24 @@ class WorkerMetrics:
             buckets=EVENTS_SECONDS_BUCKETS,
             registry=registry,
         )
+
+        self._retries = Counter(RETRIES, "Tries that failed.", ("step", "reason"), registry=registry)
+        self._waiting = Gauge(STEP_WAITING, "1 while a step waits for a store, else 0.", ("step",), registry=registry)
+        self._behind = Gauge(
+            RECORDS_WAITING, "Records in this worker's partitions that are not finished.", ("step",), registry=registry
+        )
+
+    def watch(self, step: StepName, runner: Runner) -> None:
+        """Tell from now on whether the step waits."""
+        self._waiting.labels(step).set_function(lambda: float(runner.waiting_for is not None))
+
+    def retried(self, step: StepName, error: Exception) -> None:
+        """Count a try that failed."""
+        self._retries.labels(step, type(error).__name__).inc()
+
+    def behind(self, step: StepName, records: int) -> None:
+        """Tell how many records wait."""
+        self._behind.labels(step).set(records)
 
     def finished(self, step: StepName, task: Task | None, outcome: Outcome) -> None:
         """Count a record that a step has finished, and with the last step its event."""

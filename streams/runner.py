@@ -17,13 +17,14 @@ import structlog
 from infra.blobs.port import BlobStoreUnavailable
 from infra.embedding.port import EmbeddingThrottled
 from infra.kafka.codec import TRACEPARENT, Undecodable, decode, header
+from infra.kafka.letters import MAX_REASON_CHARS, encode_letter
 from infra.kafka.port import Headers, Producer, Record, StreamUnavailable
 from infra.opensearch.port import IndexUnavailable
 from infra.redis.port import CacheUnavailable
 from infra.settings import StreamSettings
+from infra.telemetry.tracing import OpenSpan, Tracing
 from schemas.events import ChunkPlan, DocumentEvent, IndexChange
-from schemas.topics import MAX_RECORD_BYTES
-from streams.core.outcomes import DeadLetter, Outcome
+from streams.core.outcomes import MAYBE_OUR_FAULT, DeadLetter, Outcome
 from streams.topology import TOPOLOGY, StepName
 
 T = TypeVar("T")
@@ -32,8 +33,6 @@ log = structlog.get_logger(__name__)
 
 UNAVAILABLE: Final = (BlobStoreUnavailable, CacheUnavailable, EmbeddingThrottled, IndexUnavailable, StreamUnavailable)
 """Not the record's fault: wait and try again, for as long as it takes."""
-
-_MAX_REASON_CHARS: Final = 2_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +77,38 @@ class Step(Protocol):
         ...
 
 
+class TooManyDeadLetters(Exception):
+    """Most of what came lately would be given up: the fault is rather in this deployment than in the records."""
+
+
+class LetterShare:
+    """How much of what a step finished lately it gave up."""
+
+    def __init__(self, step: StepName, settings: StreamSettings) -> None:
+        self._step = step
+        self._lately: deque[bool] = deque(maxlen=settings.dead_letter_window)
+        self._most = settings.dead_letter_share * settings.dead_letter_window
+
+    def count(self, outcomes: Sequence[Outcome]) -> None:
+        """Take outcomes into account.
+
+        Raises:
+            TooManyDeadLetters: too many of them are dead letters of a kind that may be our own fault.
+        """
+        for outcome in outcomes:
+            if not isinstance(outcome, DeadLetter) or outcome.kind not in MAYBE_OUR_FAULT:
+                self._lately.append(False)
+                continue
+            self._lately.append(True)
+            if sum(self._lately) > self._most:
+                raise TooManyDeadLetters(
+                    f"{self._step} would give up {sum(self._lately)} of the last {len(self._lately)} records, the last "
+                    f"one as {outcome.kind!r} ({outcome.reason}). It has stopped before that record, and nothing is "
+                    "lost: look at what was deployed last, then at `freshline dead-letters list`. "
+                    "FRESHLINE_STREAMS__DEAD_LETTER_SHARE sets the limit; 1 switches it off"
+                )
+
+
 class Runner:
     """Runs one step over the deliveries of one worker."""
 
@@ -88,13 +119,19 @@ class Runner:
         settings: StreamSettings,
         *,
         on_finished: Callable[[StepName, Task | None, Outcome], None],
+        on_retry: Callable[[StepName, Exception], None] = lambda _step, _error: None,
+        tracing: Tracing | None = None,
     ) -> None:
         self._step = step
         self._row = TOPOLOGY[step.name]
         self._producer = producer
         self._settings = settings
         self._on_finished = on_finished
+        self._on_retry = on_retry
+        self._tracing = tracing or Tracing()
+        self._spans: dict[tuple[int, int], OpenSpan] = {}
         self._queue: asyncio.Queue[Delivery] = asyncio.Queue(maxsize=2 * settings.batch_events)
+        self._letters = LetterShare(step.name, settings)
         self.waiting_for: str | None = None
         self.finished_count = 0
 
@@ -127,6 +164,8 @@ class Runner:
         while unended and (final or isinstance(unended[0][1], DeadLetter)):
             delivery, task = unended.popleft()
             ends.append((delivery, None, task) if isinstance(task, DeadLetter) else (delivery, task, final.popleft()))
+        # Before anything of them is told: what stopped here is read again by whoever runs next.
+        self._letters.count([outcome for _, _, outcome in ends])
         records: list[Record] = []
         for delivery, _, outcome in ends:
             if isinstance(outcome, DeadLetter):
@@ -135,6 +174,7 @@ class Runner:
         await self._until_available(lambda: self._producer.send_all(records))
         for delivery, ended_task, outcome in ends:
             delivery.done()
+            self._end_span(delivery, outcome)
             self._on_finished(self._step.name, ended_task, outcome)
         self.finished_count += len(ends)
 
@@ -158,10 +198,11 @@ class Runner:
             try:
                 [outcome] = [one async for some in self._attempt([task]) for one in some]
             except Exception as error:
+                self._on_retry(self._step.name, error)
                 log.exception("a record failed", step=self._step.name, offset=task.offset, attempt=attempt)
                 if attempt == self._settings.attempts:
                     reason = f"failed {attempt} times, at last with {type(error).__name__}: {error}"
-                    reason = reason[:_MAX_REASON_CHARS]
+                    reason = reason[:MAX_REASON_CHARS]
                     return DeadLetter("failed", reason, self._step.give_up(task, reason))
             else:
                 return outcome
@@ -196,6 +237,7 @@ class Runner:
 
     async def _wait(self, error: Exception, tries: int) -> None:
         self.waiting_for = str(error)
+        self._on_retry(self._step.name, error)
         pause_s = max(self._pause_s(tries), getattr(error, "retry_after_s", 0.0))
         log.warning("waiting for a store", step=self._step.name, reason=str(error), pause_s=pause_s)
         await asyncio.sleep(pause_s)
@@ -210,22 +252,38 @@ class Runner:
             message = decode(self._row.message, delivery.value, delivery.headers)
         except Undecodable as error:
             return DeadLetter("undecodable", str(error))
-        return Task(message, delivery.partition, delivery.offset, header(delivery.headers, TRACEPARENT))
+        about: dict[str, str | int] = {
+            "messaging.destination.name": self._row.reads.name,
+            "messaging.destination.partition.id": str(delivery.partition),
+            "messaging.kafka.offset": delivery.offset,
+        }
+        span = self._tracing.begin(str(self._step.name), header(delivery.headers, TRACEPARENT), about)
+        self._spans[delivery.partition, delivery.offset] = span
+        return Task(message, delivery.partition, delivery.offset, span.traceparent)
+
+    def _end_span(self, delivery: Delivery, outcome: Outcome) -> None:
+        span = self._spans.pop((delivery.partition, delivery.offset), None)
+        if span is None:  # of a record that could not be decoded
+            return
+        if isinstance(outcome, DeadLetter):
+            span.end(outcome.kind, failed=True)
+        else:
+            span.end("finished")
 
     def _letter(self, delivery: Delivery, letter: DeadLetter) -> Record:
-        """The record as it was, with Kafka Connect's headers saying what happened."""
-        told = {
-            "topic": self._row.reads.name,
-            "partition": str(delivery.partition),
-            "offset": str(delivery.offset),
-            "connector.name": "freshline",
-            "stage": self._step.name,
-            "exception.class.name": letter.kind,
-            "exception.message": letter.reason[:_MAX_REASON_CHARS],
-        }
-        headers = tuple((f"__connect.errors.{name}", text.encode()) for name, text in told.items())
-        # A stranger's record may be a little larger than what we produce: better cut than in the way for ever.
-        value = (delivery.value or b"")[:MAX_RECORD_BYTES]
-        return Record(
-            self._row.dead_letters.name, delivery.key or b"", value, delivery.headers + headers, delivery.partition
+        """The record as it was, and what happened."""
+        record = Record(
+            self._row.dead_letters.name,
+            delivery.key or b"",
+            delivery.value or b"",
+            delivery.headers,
+            delivery.partition,
+        )
+        return encode_letter(
+            record,
+            topic=self._row.reads,
+            offset=delivery.offset,
+            step=self._step.name,
+            kind=letter.kind,
+            reason=letter.reason,
         )

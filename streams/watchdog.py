@@ -2,8 +2,9 @@
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import structlog
 
@@ -11,12 +12,15 @@ from infra.kafka.port import StreamUnavailable
 from infra.kafka.provision import StreamAdmin
 from infra.settings import Settings
 from streams.faust_app import FaustWorker
-from streams.runner import Runner
+from streams.runner import Runner, TooManyDeadLetters
 from streams.topology import TOPOLOGY, StepName
 
 log = structlog.get_logger(__name__)
 
-_LOOKS_PER_STALL = 6
+LAG_EVERY_S: Final = 15.0
+"""Brokers are asked anew each time, so not more often than metrics are read."""
+
+_LOOKS_PER_STALL: Final = 6
 
 
 class WorkerStalled(Exception):
@@ -38,6 +42,7 @@ async def watch(settings: Settings, watched: Sequence[Watched]) -> None:
 
     Raises:
         WorkerStalled: see there.
+        TooManyDeadLetters: see there.
     """
     since = {one.step: (one.runner.finished_count, time.monotonic()) for one in watched}
     while True:
@@ -45,6 +50,8 @@ async def watch(settings: Settings, watched: Sequence[Watched]) -> None:
             [one.running for one in watched], timeout=settings.streams.stall_s / _LOOKS_PER_STALL
         )
         for task in done:
+            if isinstance(error := task.exception(), TooManyDeadLetters):
+                raise error
             raise WorkerStalled(f"{task.get_name()} ended: {task.exception()!r}") from task.exception()
         for one in watched:
             if one.consumer.crashed is not None:
@@ -58,6 +65,14 @@ async def watch(settings: Settings, watched: Sequence[Watched]) -> None:
                 if behind:
                     stall_s = settings.streams.stall_s
                     raise WorkerStalled(f"{one.step} has finished nothing for {stall_s:.0f} s; {behind} records wait")
+
+
+async def measure_lag(settings: Settings, watched: Sequence[Watched], told: Callable[[StepName, int], None]) -> None:
+    """Tell how many records wait in this worker's partitions, now and then, where anybody can read it."""
+    while settings.streams.metrics_port:
+        for one in watched:
+            told(one.step, await _behind(settings, one))
+        await asyncio.sleep(LAG_EVERY_S)
 
 
 async def _behind(settings: Settings, one: Watched) -> int:

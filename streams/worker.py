@@ -19,6 +19,7 @@ from infra.redis.connect import connect_redis
 from infra.redis.event_states import RedisEventStates
 from infra.settings import Settings
 from infra.telemetry.logging import configure_logging
+from infra.telemetry.tracing import open_tracing
 from infra.web.server import until_told_to_stop
 from streams.core.splitting import SPLITTER_VERSION, Splitter
 from streams.faust_app import FaustWorker
@@ -31,7 +32,7 @@ from streams.steps.index import Index
 from streams.steps.invalidate import Invalidate
 from streams.steps.prepare import Prepare
 from streams.topology import StepName
-from streams.watchdog import Watched, watch
+from streams.watchdog import Watched, measure_lag, watch
 
 log = structlog.get_logger(__name__)
 
@@ -41,6 +42,7 @@ async def work(settings: Settings, steps: Sequence[StepName]) -> None:
 
     Raises:
         WorkerStalled: a step makes no progress or has crashed; restart the process.
+        TooManyDeadLetters: most records fail; find out why before it is started again.
         StreamUnavailable: no broker answers at the start.
         IndexUnavailable: no index answers at the start.
     """
@@ -49,6 +51,8 @@ async def work(settings: Settings, steps: Sequence[StepName]) -> None:
         await admin.create_topics()
     await create_indices(settings)
     async with AsyncExitStack() as closing:
+        tracing = open_tracing(settings, f"worker {' '.join(steps)}")
+        closing.push_async_callback(tracing.close)
         producer = await KafkaProducer.open(settings)
         closing.push_async_callback(producer.close)
         built = await _build(settings, steps, closing)
@@ -57,27 +61,36 @@ async def work(settings: Settings, steps: Sequence[StepName]) -> None:
         if settings.streams.metrics_port:
             server, _thread = start_http_server(settings.streams.metrics_port, "127.0.0.1", registry)
             closing.callback(server.shutdown)
-        watched = [await _start(settings, step, producer, metrics, closing) for step in built]
+        watched = []
+        for step in built:
+            runner = Runner(
+                step,
+                producer,
+                settings.streams,
+                on_finished=metrics.finished,
+                on_retry=metrics.retried,
+                tracing=tracing,
+            )
+            metrics.watch(step.name, runner)
+            watched.append(await _start(settings, step.name, runner, closing))
         log.info("worker started", steps=[str(step) for step in steps])
         watching = asyncio.create_task(watch(settings, watched), name="watchdog")
         told = asyncio.create_task(until_told_to_stop(), name="signals")
+        measuring = asyncio.create_task(measure_lag(settings, watched, metrics.behind), name="lag")
         try:
             await asyncio.wait([watching, told], return_when=asyncio.FIRST_COMPLETED)
             if watching.done():
                 watching.result()
         finally:
-            for task in (watching, told):
+            for task in (watching, told, measuring):
                 task.cancel()
-            await asyncio.gather(watching, told, return_exceptions=True)
+            await asyncio.gather(watching, told, measuring, return_exceptions=True)
         log.info("worker stopping")
 
 
-async def _start(
-    settings: Settings, step: Step, producer: KafkaProducer, metrics: WorkerMetrics, closing: AsyncExitStack
-) -> Watched:
-    runner = Runner(step, producer, settings.streams, on_finished=metrics.finished)
-    running = asyncio.create_task(runner.run(), name=f"runner-{step.name}")
-    consumer = FaustWorker(settings, step.name, runner.take)
+async def _start(settings: Settings, step: StepName, runner: Runner, closing: AsyncExitStack) -> Watched:
+    running = asyncio.create_task(runner.run(), name=f"runner-{step}")
+    consumer = FaustWorker(settings, step, runner.take)
     await consumer.start()
 
     async def stop() -> None:
@@ -87,7 +100,7 @@ async def _start(
         await consumer.stop()
 
     closing.push_async_callback(stop)
-    return Watched(step.name, consumer, runner, running)
+    return Watched(step, consumer, runner, running)
 
 
 async def _build(settings: Settings, steps: Sequence[StepName], closing: AsyncExitStack) -> list[Step]:

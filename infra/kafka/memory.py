@@ -1,10 +1,13 @@
 """In-memory twin of the streams, for simulation: partitions, offsets, key routing, size limits."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from types import SimpleNamespace
+from typing import Any
 from zlib import crc32
 
 from infra.kafka.port import Placed, Record, check_sizes
+from schemas.topics import Topic
 
 
 class MemoryStreams:
@@ -22,6 +25,13 @@ class MemoryStreams:
         """See ``Producer.send_all``."""
         check_sizes(records)
         return [self._place(record) for record in records]
+
+    async def read_to_end(self, topic: Topic) -> AsyncIterator[Any]:
+        """As ``infra.kafka.reading.read_to_end``: records with the attributes of aiokafka's that we read."""
+        for partition in range(self._partitions):
+            for offset, record in enumerate(list(self.log[topic.name, partition])):
+                told = {"key": record.key, "value": record.value, "headers": record.headers}
+                yield SimpleNamespace(partition=partition, offset=offset, timestamp=0, **told)
 
     def _place(self, record: Record) -> Placed:
         partition = crc32(record.key) % self._partitions if record.partition is None else record.partition

@@ -91,6 +91,11 @@ class MemoryIndex:
         found = {hit.chunk_id: self._searchable[hit.chunk_id] for hit in hits if hit.chunk_id in self._searchable}
         return {chunk_id: write.chunk.model_copy(update={"text_sha256": ""}) for chunk_id, write in found.items()}
 
+    async def count_chunks(self, key: DocumentKey) -> int:
+        """See ``SearchIndex.count_chunks``."""
+        self._check_available()
+        return sum(write.chunk.key == key for write in self._searchable.values())
+
     async def positions(self, tenant: str) -> dict[int, int]:
         """See ``SearchIndex.positions``; of this instant, where the real index may be a second behind."""
         self._check_available()

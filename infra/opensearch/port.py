@@ -77,6 +77,7 @@ class ChunkChange:
     """All writes and removals of one document version. They land on one shard, in this order.
 
     Attributes:
+        version: what the index orders them by: the manifest's ``write_version``.
         restore: what some of ``put`` overwrite, as it was; written again, under this version, if the change is refused.
     """
 
@@ -137,6 +138,10 @@ class SearchIndex(Protocol):
 
     async def manifests(self, keys: Sequence[DocumentKey]) -> dict[DocumentKey, Manifest]:
         """Current manifests, in real time; one that never was is absent."""
+        ...
+
+    async def count_chunks(self, key: DocumentKey) -> int:
+        """How many passages of a document can be found."""
         ...
 
     async def positions(self, tenant: str) -> dict[int, int]:

@@ -90,6 +90,17 @@ class OpenSearchIndex:
         found = (_got(doc) for doc in answer["docs"])
         return {doc["_id"]: codec.read_chunk(doc["_source"]) for doc in found if doc is not None}
 
+    async def count_chunks(self, key: DocumentKey) -> int:
+        """See ``SearchIndex.count_chunks``."""
+        mine = [{"term": {"tenant": key.tenant}}, {"term": {"document_id": key.document_id}}]
+        with unavailable_is_said():
+            answer = await self._client.count(
+                index=self._serving, body={"query": {"bool": {"filter": mine}}}, params={"routing": str(key)}
+            )
+        if answer["_shards"]["failed"]:
+            raise IndexUnavailable("some shards did not answer")
+        return int(answer["count"])
+
     async def positions(self, tenant: str) -> dict[int, int]:
         """See ``SearchIndex.positions``."""
         offset = {"field": "offset"}

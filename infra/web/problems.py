@@ -130,6 +130,14 @@ def problem_response(problem: Problem, headers: Mapping[str, str] | None = None)
     )
 
 
+def problems_told(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """``responses`` of a route that may answer with these problems, for its description."""
+    return {
+        status: {"model": Problem, "content": {PROBLEM_MEDIA_TYPE: {}}, "description": "Problem details (RFC 9457)."}
+        for status in statuses
+    }
+
+
 def install_problems(app: FastAPI) -> None:
     """Answer every error of ``app`` with problem details."""
 

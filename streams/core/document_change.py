@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from schemas.documents import LifeState
 from schemas.events import Change, ChunkPlan
-from schemas.index import Manifest
+from schemas.index import MAX_REWRITES, Manifest
+from schemas.positions import Position
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,21 +64,25 @@ def decide(
     if standing is not None:
         if standing.version > event.version:
             return Superseded(standing.version)
-        if standing.version == event.version and standing.complete:
-            # The same event again, or another one that was given the same version: the first stays (I1).
-            return AlreadyDone(standing) if standing.position == plan.position else Superseded(standing.version)
+        if standing.version == event.version and standing.complete and standing.position == plan.position:
+            return AlreadyDone(standing)
+        # Another event that was given the same version: the first stays (I1), unless this one is to write it anew. A
+        # rewrite stands as soon as it is claimed, since what was there before it is not trusted.
+        stands = standing.complete or standing.rewrites
+        if standing.version == event.version and stands and not _rewrites(plan, standing):
+            return Superseded(standing.version)
     surely_there, maybe_there = _present(standing, strays)
-    unchanged = standing is not None and _attributes(standing) == _attributes(_claim(plan, chunk_ids, now_ms=now_ms))
-    keep = surely_there if unchanged else frozenset[str]()
+    claim = _claim(plan, chunk_ids, standing, now_ms=now_ms)
+    unchanged = standing is not None and _attributes(standing) == _attributes(claim)
+    keep = surely_there if unchanged and not event.rewrite else frozenset[str]()
     add = tuple(number for number, chunk_id in enumerate(chunk_ids) if chunk_id not in keep)
     # In the manifest's order, so that equal inputs give equal plans.
     wanted = frozenset(chunk_ids)
     remove = tuple(chunk_id for chunk_id in maybe_there if chunk_id not in wanted)
     added = tuple(chunk_ids[number] for number in add)
-    changed = {"added": added, "removed": remove, "before": _before(standing)}
-    claim = _claim(plan, chunk_ids, now_ms=now_ms).model_copy(update=changed)
     overwrite = tuple(number for number in add if chunk_ids[number] in surely_there)
-    return Write(claim, add, remove, overwrite)
+    changed = {"added": added, "removed": remove, "before": _before(standing)}
+    return Write(claim.model_copy(update=changed), add, remove, overwrite)
 
 
 def completed(claim: Manifest, *, now_ms: float) -> Manifest:
@@ -95,7 +100,8 @@ def refused(claim: Manifest, standing: Manifest | None, reason: str, *, now_ms: 
     surely_there, maybe_there = _present(standing)
     certain = surely_there.issuperset(maybe_there)
     touched = {"added": (), "removed": ()} if certain else {"added": claim.added, "removed": claim.removed}
-    return standing.model_copy(update=spent | touched | {"version": claim.version, "position": claim.position})
+    taken = {"version": claim.version, "rewrites": claim.rewrites, "position": claim.position}
+    return standing.model_copy(update=spent | touched | taken)
 
 
 def supersede_within(versions: Sequence[tuple[object, int]]) -> list[int | None]:
@@ -135,7 +141,24 @@ def _before(standing: Manifest | None) -> tuple[tuple[str, ...], ...]:
     return tuple(dict.fromkeys((*standing.before, standing.chunks)))
 
 
-def _claim(plan: ChunkPlan, chunk_ids: Sequence[str], *, now_ms: float) -> Manifest:
+def _rewrites(plan: ChunkPlan, standing: Manifest) -> bool:
+    """Whether the plan is to write a version anew that stands already; of several such events the last one does."""
+    return plan.event.rewrite and Position.parse(plan.position) >= Position.parse(standing.position)
+
+
+def _number_of_rewrite(plan: ChunkPlan, standing: Manifest | None) -> int:
+    """Which writing of its version this is.
+
+    Each has a number of its own, so that a late writer of an earlier one is refused; one that was stopped and comes
+    again keeps its number.
+    """
+    if standing is None or standing.version != plan.event.version:
+        return 0
+    begun = not standing.complete and standing.position == plan.position
+    return min(MAX_REWRITES, standing.rewrites + int(plan.event.rewrite and not begun))
+
+
+def _claim(plan: ChunkPlan, chunk_ids: Sequence[str], standing: Manifest | None, *, now_ms: float) -> Manifest:
     event = plan.event
     deleted = event.change is Change.DELETED
     return Manifest(
@@ -153,6 +176,7 @@ def _claim(plan: ChunkPlan, chunk_ids: Sequence[str], *, now_ms: float) -> Manif
         content=event.content,
         content_type=event.content_type,
         chunks=tuple(chunk_ids),
+        rewrites=_number_of_rewrite(plan, standing),
         updated_ms=now_ms,
     )
 

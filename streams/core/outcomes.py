@@ -1,6 +1,7 @@
 """How a step can end with one record. The runner acts on it, once, in one place."""
 
 from dataclasses import dataclass, replace
+from typing import Final
 
 from infra.kafka.port import Record
 
@@ -40,3 +41,6 @@ class DeadLetter:
 
 
 Outcome = Finished | DeadLetter
+
+MAYBE_OUR_FAULT: Final = frozenset({"content-lost", "failed", "refused", "undecodable"})
+"""Kinds that a wrong deployment gives to every record. The others tell of documents: any number of them may be sent."""

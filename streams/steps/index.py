@@ -21,7 +21,7 @@ from typing import cast
 
 import numpy as np
 
-from infra.blobs.port import BlobStore
+from infra.blobs.port import BlobCorrupt, BlobMissing, BlobStore
 from infra.embedding.port import Embedder, Vector
 from infra.kafka.codec import encode_change
 from infra.kafka.port import Record
@@ -139,13 +139,17 @@ class Index:
 
     async def _decide(self, task: Task, standing: Standing | None) -> _Change | Outcome:
         plan = cast("ChunkPlan", task.message)
-        chunks = plan.chunks if plan.chunks_blob is None else load_chunks(await self.blobs.get(plan.chunks_blob))
+        try:
+            chunks = plan.chunks if plan.chunks_blob is None else load_chunks(await self.blobs.get(plan.chunks_blob))
+        except (BlobMissing, BlobCorrupt) as failure:
+            return DeadLetter("content-lost", str(failure), self.give_up(task, str(failure)))
         manifest = standing.manifest if standing else None
         strays: tuple[str, ...] = ()
         if manifest is None and plan.event.change is Change.DELETED:
             # It was never there, or its manifest was lost: what is deleted must be gone all the same (I2).
             strays = await self.index.chunk_ids(plan.event.key)
-        decision = decide(plan, chunk_ids(plan.event.key, chunks), manifest, now_ms=_now_ms(), strays=strays)
+        names = chunk_ids(plan.event.key, chunks, plan.position if plan.event.rewrite else None)
+        decision = decide(plan, names, manifest, now_ms=_now_ms(), strays=strays)
         match decision:
             case Superseded():
                 return self._superseded(task, decision)
@@ -209,12 +213,15 @@ class Index:
         }
         keys = {sha256: f"{self.embedder.model.fingerprint}:{sha256}" for sha256 in wanted}
         stored = await self.index.stored_vectors(list(keys.values()))
-        vectors |= {sha256: stored[key] for sha256, key in keys.items() if key in stored}
+        dimension = self.embedder.model.dimension
+        # One that is not of the model is as good as none: it would make the index refuse its text for ever.
+        usable = {key: vector for key, vector in stored.items() if _is_sound(vector, dimension)}
+        vectors |= {sha256: usable[key] for sha256, key in keys.items() if key in usable}
         missing = [sha256 for sha256 in wanted if sha256 not in vectors]
         fresh: dict[str, Vector] = {}
         if missing:
             matrix = await self.embedder.embed_passages([wanted[sha256] for sha256 in missing])
-            if matrix.shape != (len(missing), self.embedder.model.dimension) or not np.isfinite(matrix).all():
+            if matrix.shape != (len(missing), dimension) or not np.isfinite(matrix).all():
                 raise ValueError(f"the model returned vectors of shape {matrix.shape}, or not all finite")
             vectors |= zip(missing, matrix, strict=True)
             fresh = {keys[sha256]: vectors[sha256] for sha256 in missing}
@@ -325,7 +332,7 @@ def _chunk_change(change: _Change, vectors: Mapping[str, Vector]) -> ChunkChange
 
     put = tuple(write(number, claim) for number in change.write.add)
     restore = tuple(write(number, standing.manifest) for number in change.write.overwrite) if standing else ()
-    return ChunkChange(claim.key, claim.version, put, change.write.remove, restore)
+    return ChunkChange(claim.key, claim.write_version, put, change.write.remove, restore)
 
 
 def _stored(claim: Manifest, number: int, chunk: PlannedChunk, attributes: Manifest) -> StoredChunk:
@@ -346,6 +353,10 @@ def _stored(claim: Manifest, number: int, chunk: PlannedChunk, attributes: Manif
         groups=attributes.groups,
         metadata=attributes.metadata,
     )
+
+
+def _is_sound(vector: Vector, dimension: int) -> bool:
+    return vector.shape == (dimension,) and bool(np.isfinite(vector).all())
 
 
 def _now_ms() -> float:

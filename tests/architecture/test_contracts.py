@@ -9,10 +9,11 @@ from jsonschema import Draft202012Validator
 from openapi_spec_validator import validate
 
 from freshline import contracts
-from freshline.contracts import CLOUD_EVENT_HEADERS, DEAD_LETTER_HEADERS, MODELS, main
+from freshline.contracts import CLOUD_EVENT_HEADERS, MODELS, main
 from infra.kafka.codec import encode_change, encode_event, encode_plan
 from infra.kafka.memory import MemoryStreams
 from infra.settings import Settings
+from schemas.dead_letters import DEAD_LETTER_HEADERS
 from schemas.documents import Outcome
 from schemas.events import BlobRef, Change, ChunkPlan, DocumentEvent, IndexChange, StageTimes
 from schemas.topics import DEAD_LETTERS

@@ -45,6 +45,8 @@ def test_commands_and_their_options_exist(command):
         found = COMMANDS[name]
         if name == "bench" and len(words) > 1:
             found = BENCHMARKS[words[1]]
+        elif len(words) > 1 and words[1] in (parts := getattr(found, "commands", {})):
+            found = parts[words[1]]
         known = {option for parameter in found.params for option in (*parameter.opts, *parameter.secondary_opts)}
         told = {word.partition("=")[0] for word in words[1:] if re.match(r"--?[a-z]", word)}
         assert told <= known | {"--help"}, command
@@ -66,8 +68,15 @@ def test_links_lead_somewhere(file):
     assert [link for link in links if not (file.parent / link).exists()] == []
 
 
-@pytest.mark.parametrize("name", [name for name in COMMANDS if name != "bench"])
-def test_examples_of_help_stand_on_lines_of_their_own(name: str):
-    shown = COMMANDS[name].get_help(click.Context(COMMANDS[name], info_name=f"freshline {name}"))
+def helped() -> list[tuple[str, click.Command]]:
+    """Every command by its words, those of groups too."""
+    found = [(name, command) for name, command in COMMANDS.items() if name != "bench"]
+    parts = [(name, getattr(command, "commands", {})) for name, command in found]
+    return found + [(f"{name} {part}", command) for name, commands in parts for part, command in commands.items()]
+
+
+@pytest.mark.parametrize(("name", "command"), helped(), ids=[name for name, _ in helped()])
+def test_examples_of_help_stand_on_lines_of_their_own(name: str, command: click.Command):
+    shown = command.get_help(click.Context(command, info_name=f"freshline {name}"))
     assert re.findall(rf"^ *(?:[A-Z_]+=\S+ )?freshline {name}", shown, re.MULTILINE)
     assert "\\b" not in shown

@@ -550,3 +550,11 @@ async def test_index_of_another_model_is_not_written(settings):
     await create_indices(small(settings))
     with pytest.raises(IndexMismatch, match="length 8, the model makes 384"):
         await create_indices(settings)
+
+
+async def test_passages_of_a_document_are_counted_once_they_can_be_found(index):
+    change = ChunkChange(TRAVEL, 1, (write(TRAVEL, "a", 1, "one"), write(TRAVEL, "b", 1, "two")), ())
+    assert await index.apply([change, ChunkChange(LEAVE, 1, (write(LEAVE, "a", 1, "one"),), ())]) == [None, None]
+    assert [await index.count_chunks(key) for key in (TRAVEL, LEAVE, DocumentKey("other", "hr/travel.md"))] == [2, 1, 0]
+    await index.apply([ChunkChange(TRAVEL, 2, (), tuple(one.chunk.chunk_id for one in change.put))])
+    assert await index.count_chunks(TRAVEL) == 0

@@ -10,7 +10,7 @@ from streams.core.document_change import AlreadyDone, Superseded, Write, complet
 PASSAGES = st.lists(st.sampled_from("abcde"), max_size=4, unique=True)
 
 
-def plan(version: int, passages: list[str] | None, title: str = "t") -> ChunkPlan:
+def plan(version: int, passages: list[str] | None, title: str = "t", rewritten_at: int | None = None) -> ChunkPlan:
     deleted = passages is None
     event = DocumentEvent(
         event_id=f"e{version}",
@@ -20,8 +20,10 @@ def plan(version: int, passages: list[str] | None, title: str = "t") -> ChunkPla
         change=Change.DELETED if deleted else Change.UPSERTED,
         accepted_ms=0,
         content=None if deleted else BlobRef(sha256="0" * 64, size_bytes=1),
+        rewrite=rewritten_at is not None,
     )
-    return ChunkPlan(event=event, position=f"documents.v1-0:{version}", profile="p", chunked_ms=0, title=title)
+    offset = version if rewritten_at is None else rewritten_at
+    return ChunkPlan(event=event, position=f"documents.v1-0:{offset}", profile="p", chunked_ms=0, title=title)
 
 
 class Index:
@@ -47,30 +49,41 @@ class Index:
             self.versions[passage] = version
             self.passages.pop(passage, None)
 
+    def damage(self, passages):
+        """Something else removes passages, under versions of its own."""
+        for passage in passages:
+            del self.passages[passage]
+            self.versions[passage] += 1_000
 
-def steps(index: Index, version: int, passages: list[str] | None, title: str):
+
+def named(passages: list[str], rewritten_at: int | None) -> list[str]:
+    """Ids of passages: a rewrite gives them new ones."""
+    return [passage if rewritten_at is None else f"{passage}@{rewritten_at}" for passage in passages]
+
+
+def steps(index: Index, version: int, passages: list[str] | None, title: str, rewritten_at: int | None = None):
     """The index step as single actions; it may be left off after any of them."""
-    one = plan(version, passages, title)
+    one = plan(version, passages, title, rewritten_at)
     done = False
     while not done:
         standing = index.manifest
         yield
-        decision = decide(one, passages or [], standing, now_ms=0)
+        decision = decide(one, named(passages or [], rewritten_at), standing, now_ms=0)
         if not isinstance(decision, Write):
             return
         yield
         if index.put_manifest(decision.claim, standing):
-            yield from written(index, decision, version, title)
+            yield from written(index, decision, title)
             done = index.put_manifest(completed(decision.claim, now_ms=0), decision.claim)
 
 
-def written(index: Index, decision: Write, version: int, title: str):
+def written(index: Index, decision: Write, title: str):
     for number in decision.add:
         yield
-        index.put(decision.claim.chunks[number], version, title)
+        index.put(decision.claim.chunks[number], decision.claim.write_version, title)
     for passage in decision.remove:
         yield
-        index.remove(passage, version)
+        index.remove(passage, decision.claim.write_version)
     yield
 
 
@@ -101,6 +114,34 @@ def test_newest_version_stands_whatever_happens(versions, data):
     assert index.manifest.version == len(versions)
     assert index.manifest.complete
     assert (index.manifest.state is LifeState.DELETED) == (passages is None)
+
+
+@settings(max_examples=400, deadline=None)
+@given(passages=PASSAGES | st.none(), rewrites=st.integers(1, 4), data=st.data())
+def test_rewrite_stands_whatever_was_damaged_and_whoever_comes_late(passages, rewrites, data):
+    """Writers of the version's first writing and of earlier rewrites go on in between, and after all is done."""
+    index = Index()
+    late = []
+
+    def write(offset):
+        for _ in steps(index, 1, passages, "t", offset):
+            for zombie in data.draw(st.lists(st.sampled_from(late), max_size=2)) if late else []:
+                next(zombie, None)
+
+    for offset in (None, *range(10, 10 + rewrites)):
+        for _ in range(data.draw(st.integers(0, 2))):
+            zombie = steps(index, 1, passages, "t", offset)
+            late.append(zombie)
+            for _ in range(data.draw(st.integers(0, 6))):
+                next(zombie, None)
+        write(offset)
+        index.damage(data.draw(st.sets(st.sampled_from(sorted(index.passages)))) if index.passages else ())
+    write(20)
+    for zombie in late:
+        for _ in zombie:
+            pass
+    assert index.passages == dict.fromkeys(named(passages or [], 20), "t")
+    assert (index.manifest.position, index.manifest.complete) == ("documents.v1-0:20", True)
 
 
 @given(PASSAGES)

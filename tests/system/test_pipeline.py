@@ -67,6 +67,22 @@ async def test_every_stage_of_an_event_is_told(services):
     assert times[0] == 0
 
 
+async def test_deletion_is_followed_to_its_end_and_has_a_receipt(services, installation):
+    await put(services, "secret.md", "# Secret\n\nThe code is 4711.\n")
+    assert "4711" in texts(await services.ask("What is the code?", filters={"document_id": "secret.md"}))
+    deleted = await services.delete("secret.md")
+    async with httpx.AsyncClient(base_url=installation.ingest_url, timeout=60) as client:
+        path = f"/v1/events/{deleted['event_id']}"
+        followed = await client.get(path, headers={"accept": "text/event-stream"})
+        assert followed.text.strip().split("\n\n")[-1].startswith("event: ended")
+        receipt = (await client.get(f"{path}/receipt")).json()
+        assert (receipt["document_id"], receipt["passages"]) == ("secret.md", 0)
+        assert receipt["position"] == deleted["position"]
+        assert receipt["accepted_ms"] <= receipt["purged_ms"] <= receipt["checked_ms"]
+        await put(services, "secret.md", "# Secret\n\nAgain.\n")
+        assert (await client.get(f"{path}/receipt")).status_code == 404
+
+
 async def test_older_revision_is_superseded_and_changes_nothing(services, installation):
     async with httpx.AsyncClient(base_url=installation.ingest_url) as client:
         for revision, text, outcome in ((7, "seven", "done"), (6, "six", "superseded"), (7, "again", "superseded")):

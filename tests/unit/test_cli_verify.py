@@ -2,7 +2,7 @@ from typing import Any
 
 import pytest
 
-from freshline.agreement import ADVICE, Kind, compare, expected, refused
+from freshline.agreement import ADVICE, Kind, compare, expected, refused, to_rewrite
 from schemas.documents import DocumentKey, LifeState, Outcome
 from schemas.events import BlobRef, Change, DocumentEvent
 from schemas.index import Manifest, StoredChunk
@@ -99,6 +99,31 @@ def test_refused_documents_are_those_whose_newest_version_was() -> None:
     assert refused(*stream((event(1), DEAD), (event(2), DONE))) == []
 
 
+def test_version_that_was_replayed_with_success_is_refused_no_more() -> None:
+    again = event(1, event_id="again", rewrite=True)
+    events, outcomes = stream((event(1), DEAD), (again, DONE))
+    assert refused(events, outcomes) == []
+    assert expected(events, outcomes)[KEY] == again
+    assert refused(*stream((event(1), DEAD), (again, DEAD))) == ["local/travel.md"]
+
+
+def test_rewrite_that_was_refused_leaves_its_version_standing() -> None:
+    assert standing_version((event(1), SUPERSEDED), (event(1, rewrite=True), DEAD)) == 1
+
+
+def test_documents_are_written_anew_unless_their_content_is_lost() -> None:
+    other = DocumentKey("local", "a b.md")
+    wanted = {KEY: event(1), other: event(1, document_id="a b.md"), DocumentKey("local", "c"): None}
+    findings = {
+        Kind.MISSING_PASSAGES: ["local/travel.md"],
+        Kind.OTHER_GROUPS: ["local/a b.md c1", "local/a b.md c2"],
+        Kind.ORPHAN: ["local/c c9"],
+        Kind.AHEAD: ["local/c"],
+    }
+    assert set(to_rewrite(findings, wanted)) == {KEY, other}
+    assert set(to_rewrite(findings | {Kind.CONTENT_LOST: ["local/travel.md"]}, wanted)) == {other}
+
+
 def test_agreement_finds_nothing() -> None:
     assert found(event(1), manifest(1), chunk("c1"), chunk("c2")) == {}
     gone = manifest(2, state=LifeState.DELETED, content=None, chunks=())
@@ -143,6 +168,7 @@ def test_manifest_without_any_event_is_unknown() -> None:
         ([chunk("c1"), chunk("c2", document_id="b")], {Kind.FOREIGN: ["local/b c2"]}),
         ([chunk("c1"), chunk("c2", tenant="other")], {Kind.FOREIGN: ["other/travel.md c2"]}),
         ([chunk("c1"), chunk("c2", groups=("legal",))], {Kind.OTHER_GROUPS: ["local/travel.md c2"]}),
+        ([chunk("c1"), chunk("c2", version=2)], {Kind.NEWER: ["local/travel.md c2"]}),
     ],
 )
 def test_passages_that_the_manifest_does_not_have_so(

@@ -1,5 +1,6 @@
 """The ingest API on twins: what it takes, what it refuses and how."""
 
+import asyncio
 import base64
 
 import httpx
@@ -8,8 +9,10 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from infra.blobs.memory import MemoryBlobStore
-from infra.kafka.codec import decode, header
+from infra.kafka.codec import decode, encode_event, header
+from infra.kafka.letters import encode_letter
 from infra.kafka.memory import MemoryStreams
+from infra.kafka.port import Record
 from infra.redis.memory_answers import MemoryAnswerCache
 from infra.redis.memory_states import MemoryEventStates, MemoryVersions
 from infra.redis.port import Progress
@@ -17,11 +20,15 @@ from infra.settings import IngestSettings, ParseSettings, Settings
 from ingest.accept import Stores
 from ingest.api import build_api
 from ingest.batches import NDJSON
+from ingest.dead_letters import ParkedLetters
+from ingest.events_api import LOOK_S, follow
+from ingest.placing import Placing
 from schemas.documents import DocumentKey, LifeState, Outcome, Stage
 from schemas.events import Change, DocumentEvent
 from schemas.index import Manifest
 from schemas.positions import Position
 from schemas.problems import PROBLEM_MEDIA_TYPE, Problem
+from schemas.topics import DEAD_LETTERS, DOCUMENTS
 
 MAX_BYTES = 1_000
 SETTINGS = Settings(
@@ -33,9 +40,13 @@ PDF = "application/pdf"
 class Index:
     def __init__(self):
         self.known: dict[DocumentKey, Manifest] = {}
+        self.found: dict[DocumentKey, int] = {}
 
     async def manifests(self, keys):
         return {key: self.known[key] for key in keys if key in self.known}
+
+    async def count_chunks(self, key):
+        return self.found.get(key, 0)
 
 
 class World:
@@ -50,6 +61,7 @@ class World:
         self.app = build_api(
             SETTINGS,
             stores,
+            ParkedLetters(self.streams.read_to_end, self.streams, Placing(self.streams, self.states)),
             required={"kafka": self.check("kafka"), "blobs": self.check("blobs")},
             useful={"redis": self.check("redis")},
             registry=CollectorRegistry(),
@@ -472,6 +484,71 @@ async def test_an_event_that_redis_has_lost_is_said_to_be_in_the_stream_alone(cl
     assert "in the stream alone" in problem_of(await client.get("/v1/events/lost"), 404).detail
 
 
+def events_of(text: str) -> list[tuple[str, dict]]:
+    """Name and data of each event of a stream."""
+    blocks = [dict(line.split(": ", 1) for line in block.splitlines()) for block in text.strip().split("\n\n")]
+    return [(block["event"], orjson.loads(block["data"])) for block in blocks]
+
+
+async def test_event_is_followed_until_it_has_ended(world, client):
+    event_id = (await client.put("/v1/documents/a.md", content=b"x")).json()["event_id"]
+
+    async def go_on():
+        for stage in (Stage.CHUNKED, Stage.PURGED):
+            await asyncio.sleep(2 * LOOK_S)
+            outcome = Outcome.DONE if stage is Stage.PURGED else None
+            await world.states.advance([Progress("local", event_id, stage, 2e12, outcome)])
+
+    going = asyncio.create_task(go_on())
+    response = await client.get(f"/v1/events/{event_id}", headers={"accept": "text/event-stream"})
+    await going
+    assert response.headers["content-type"].startswith("text/event-stream")
+    told = events_of(response.text)
+    assert [(name, status["stage"]) for name, status in told] == [
+        ("stage", "accepted"),
+        ("stage", "chunked"),
+        ("ended", "purged"),
+    ]
+    assert told[-1][1] == (await client.get(f"/v1/events/{event_id}")).json()
+    problem_of(await client.get("/v1/events/other", headers={"accept": "text/event-stream"}), 404)
+
+
+async def test_event_is_followed_for_a_while_and_no_longer_than_redis_answers(world, client):
+    event_id = (await client.put("/v1/documents/a.md", content=b"x")).json()["event_id"]
+    status = await world.states.get("local", event_id)
+    assert [one async for one in follow(world.states, "local", status, followed_s=0)] == [status]
+    world.states.available = False
+    assert [one async for one in follow(world.states, "local", status)] == [status]
+
+
+async def test_deletion_has_a_receipt_once_it_is_done(world, client):
+    accepted = (await client.delete("/v1/documents/a.md")).json()
+    receipt = f"/v1/events/{accepted['event_id']}/receipt"
+    problem_of(await client.get(receipt), 404)
+    key = DocumentKey("local", "a.md")
+    purged_ms = world.event.accepted_ms + 5
+    await world.states.advance([Progress("local", accepted["event_id"], Stage.PURGED, purged_ms, Outcome.DONE)])
+    problem_of(await client.get(receipt), 404)
+    tombstone = Manifest(
+        tenant="local",
+        document_id="a.md",
+        version=accepted["version"],
+        complete=True,
+        state=LifeState.DELETED,
+        position=accepted["position"],
+        profile="p",
+        updated_ms=0,
+    )
+    world.index.known[key] = tombstone
+    told = (await client.get(receipt)).json()
+    assert (told["document_id"], told["position"], told["passages"]) == ("a.md", accepted["position"], 0)
+    assert told["accepted_ms"] < told["purged_ms"] == pytest.approx(purged_ms)
+    world.index.found[key] = 2
+    assert "2 passages" in problem_of(await client.get(receipt), 503).detail
+    world.index.known[key] = tombstone.model_copy(update={"version": tombstone.version + 1})
+    problem_of(await client.get(receipt), 404)
+
+
 async def test_ready_needs_what_acceptance_needs(world, client):
     assert (await client.get("/ready")).json() == {"kafka": "ok", "blobs": "ok", "redis": "ok"}
     world.failing = {"redis"}
@@ -489,3 +566,70 @@ async def test_openapi_describes_bodies_headers_and_problems(client):
     assert {"Freshline-Title", "Freshline-File-Name"} <= {parameter["name"] for parameter in put["parameters"]}
     assert set(put["responses"]) >= {"202", "401", "413", "415", "422", "503"}
     assert PROBLEM_MEDIA_TYPE in put["responses"]["413"]["content"]
+
+
+TENANT = "local"
+
+
+async def park(world: World, version: int = 3, offset: int = 7, tenant: str = TENANT) -> DocumentEvent:
+    event = DocumentEvent(
+        event_id=f"e{version}",
+        tenant=tenant,
+        document_id="a.md",
+        version=version,
+        change=Change.DELETED,
+        accepted_ms=0,
+    )
+    record = Record(DEAD_LETTERS.name, b"k", encode_event(event).value, encode_event(event).headers, 0)
+    told = {"topic": DOCUMENTS, "offset": offset, "step": "prepare", "kind": "failed", "reason": "why"}
+    await world.streams.send(encode_letter(record, **told))
+    return event
+
+
+async def test_dead_letters_are_listed_counted_and_shown(world, client):
+    assert (await client.get("/v1/dead-letters")).json() == {"total": 0, "by_kind": {}, "by_step": {}, "letters": []}
+    for offset in range(3):
+        await park(world, offset=offset)
+    listed = (await client.get("/v1/dead-letters", params={"limit": 2})).json()
+    assert (listed["total"], listed["by_kind"], listed["by_step"]) == (3, {"failed": 3}, {"prepare": 3})
+    assert [one["letter_id"] for one in listed["letters"]] == ["documents.v1-0:0", "documents.v1-0:1"]
+    assert (await client.get("/v1/dead-letters", params={"kind": "password"})).json()["total"] == 0
+    shown = (await client.get("/v1/dead-letters/documents.v1-0:1")).json()
+    assert shown["letter"]["document_id"] == "a.md"
+    assert shown["headers"]["__connect.errors.exception.message"] == "why"
+    assert orjson.loads(shown["value"])["event_id"] == "e3"
+
+
+async def test_dead_letter_that_is_replayed_is_a_new_event_of_its_version(world, client):
+    event = await park(world)
+    replayed = await client.post("/v1/dead-letters/documents.v1-0:7/replay")
+    assert replayed.status_code == 202
+    [again] = [
+        decode(DocumentEvent, record.value, record.headers)
+        for record in world.records
+        if record.topic == DOCUMENTS.name
+    ]
+    assert again.event_id == replayed.json()["event_id"] != event.event_id
+    assert (again.version, again.change, again.rewrite) == (event.version, event.change, True)
+    status = (await client.get(f"/v1/events/{again.event_id}")).json()
+    assert status["position"] == replayed.json()["position"]
+    problem_of(await client.post("/v1/dead-letters/documents.v1-0:7/replay"), 404)
+
+
+async def test_dead_letter_that_is_dropped_is_closed_and_nothing_else(world, client):
+    await park(world)
+    assert (await client.delete("/v1/dead-letters/documents.v1-0:7")).status_code == 204
+    problem_of(await client.get("/v1/dead-letters/documents.v1-0:7"), 404)
+    assert {record.topic for record in world.records} == {DEAD_LETTERS.name}
+
+
+async def test_dead_letters_of_others_are_not_there(world, client):
+    await park(world, tenant="acme")
+    assert (await client.get("/v1/dead-letters")).json()["total"] == 0
+    for call in (
+        client.get("/v1/dead-letters/documents.v1-0:7"),
+        client.post("/v1/dead-letters/documents.v1-0:7/replay"),
+        client.delete("/v1/dead-letters/documents.v1-0:7"),
+    ):
+        problem_of(await call, 404)
+    problem_of(await client.get("/v1/dead-letters/nothing"), 422)

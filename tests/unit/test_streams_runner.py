@@ -2,6 +2,8 @@
 
 import asyncio
 
+import pytest
+
 from infra.kafka.codec import encode_event
 from infra.kafka.memory import MemoryStreams
 from infra.kafka.port import StreamUnavailable
@@ -10,7 +12,7 @@ from infra.settings import StreamSettings
 from schemas.events import Change, DocumentEvent
 from schemas.topics import CHUNKS, DEAD_LETTERS, MAX_RECORD_BYTES
 from streams.core.outcomes import DeadLetter, Finished
-from streams.runner import Delivery, Record, Runner
+from streams.runner import Delivery, LetterShare, Record, Runner, TooManyDeadLetters
 from streams.topology import StepName
 
 SETTINGS = StreamSettings(retry_first_ms=1, retry_max_ms=2, attempts=3, batch_events=4)
@@ -230,3 +232,44 @@ async def test_nothing_counts_as_ended_before_the_broker_has_what_it_led_to():
     assert order == ["asked"] * 20 + ["ended"]
     assert values(streams, CHUNKS.name) == ["d0"]
     assert step.batches == [["d0"]], "the step is not run again for the broker's sake"
+
+
+LIMITED = SETTINGS.model_copy(update={"dead_letter_window": 10, "dead_letter_share": 0.3})
+
+
+UNDECODABLE = Record("documents.v1", b"k", b"no JSON")
+
+
+async def test_step_that_would_give_up_everything_stops_and_what_stopped_it_is_read_again():
+    streams, done = MemoryStreams(1), []
+    runner = Runner(Fake(), streams, LIMITED, on_finished=lambda *_: None)
+    running = asyncio.create_task(runner.run())
+
+    async def feed():
+        for offset, one in enumerate([record(f"d{number}") for number in range(8)] + [UNDECODABLE] * 22):
+            finish = lambda offset=offset: done.append(offset)  # noqa: E731
+            await runner.take(Delivery(0, offset, one.key, one.value, one.headers, finish))
+
+    feeding = asyncio.create_task(feed())
+    async with asyncio.timeout(10):
+        with pytest.raises(
+            TooManyDeadLetters, match=r"prepare would give up 4 of the last 10 records.*nothing is lost"
+        ):
+            await running
+    feeding.cancel()
+    assert done == list(range(len(done)))
+    assert len(streams.log[DEAD_LETTERS.name, 0]) == len(done) - 8 <= 3
+
+
+async def test_some_failures_among_many_records_stop_nothing():
+    records = [UNDECODABLE if number % 5 == 0 else record(f"d{number}") for number in range(60)]
+    streams, done, _ = await ended(Fake(), records, LIMITED)
+    assert done == list(range(60))
+    assert len(streams.log[DEAD_LETTERS.name, 0]) == 12
+
+
+def test_documents_that_cannot_be_read_stop_nothing_however_many():
+    share = LetterShare(StepName.PREPARE, LIMITED)
+    share.count([DeadLetter("unsupported", "an image")] * 1_000)
+    with pytest.raises(TooManyDeadLetters):
+        share.count([DeadLetter("content-lost", "no blob")] * 4)

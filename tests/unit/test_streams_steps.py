@@ -13,7 +13,7 @@ from infra.blobs.port import ref_of
 from infra.embedding.hashing import HashingEmbedder
 from infra.embedding.port import EmbeddingError
 from infra.kafka.codec import decode
-from infra.opensearch.memory import MemoryIndex
+from infra.opensearch.memory import MemoryIndex, _Deleted
 from infra.opensearch.port import IndexUnavailable
 from infra.redis.memory_answers import MemoryAnswerCache
 from infra.redis.memory_states import MemoryEventStates
@@ -485,3 +485,92 @@ async def test_states_out_of_reach_do_not_hold_back_invalidation():
     states.available = False
     assert await outcomes_of(Invalidate(cache, states), changed(1)) == [Finished()]
     assert (await cache.lookup("acme", "q")).positions == {0: 1}
+
+
+# writing a version anew
+
+
+def lose(bench, text):
+    """Remove a passage as something else than Freshline would; the index remembers that as a later version."""
+    [chunk_id] = [one.chunk.chunk_id for one in bench.index._searchable.values() if one.chunk.text == text]
+    del bench.index._searchable[chunk_id]
+    bench.index._written[chunk_id] = _Deleted(version=99, at_s=bench.index._now_s())
+    return chunk_id
+
+
+async def test_version_that_is_written_anew_has_all_its_passages_again(bench):
+    await bench.run(plan(1, "a", "b", position=5))
+    lost = lose(bench, "a")
+    [(_, change)] = await bench.run(plan(1, "a", "b", position=9, rewrite=True))
+    assert change.outcome is Outcome.DONE
+    assert await bench.texts() == ["a", "b"]
+    manifest = await bench.manifest()
+    assert (manifest.version, manifest.complete, manifest.position) == (1, True, "documents.v1-1:9")
+    assert lost not in manifest.chunks
+    assert len(change.added) == len(change.removed) == 2
+    assert bench.embedder.texts == ["a", "b"]
+    # The same record once more, and the next edit.
+    [(_, again)] = await bench.run(plan(1, "a", "b", position=9, rewrite=True))
+    assert (again.outcome, again.added) == (Outcome.DONE, change.added)
+    await bench.run(plan(2, "b", "c", position=10))
+    assert await bench.texts() == ["b", "c"]
+
+
+@pytest.mark.parametrize("writes", range(8))
+async def test_rewrite_that_is_stopped_before_any_write_is_made_good_when_it_comes_again(bench, writes):
+    await bench.run(plan(1, "a", "b", position=5))
+    lose(bench, "a")
+
+    async def stop():
+        raise IndexUnavailable("stopped")
+
+    bench.before_write = [None] * writes + [stop]
+    with suppress(IndexUnavailable):
+        await bench.run(plan(1, "a", "b", position=9, rewrite=True))
+    bench.before_write = []
+    # The whole log again, from its beginning.
+    [(_, first)] = await bench.run(plan(1, "a", "b", position=5))
+    [(_, second)] = await bench.run(plan(1, "a", "b", position=9, rewrite=True))
+    assert second.outcome is Outcome.DONE
+    assert first.outcome is (Outcome.DONE if writes == 0 else Outcome.SUPERSEDED)
+    assert await bench.texts() == ["a", "b"]
+    assert (await bench.manifest()).position == "documents.v1-1:9"
+
+
+async def test_of_several_rewrites_the_last_stands_and_a_newer_version_supersedes_all(bench):
+    await bench.run(plan(1, "a", position=5))
+    await bench.run(plan(1, "a", position=9, rewrite=True))
+    await bench.run(plan(1, "a", position=12, rewrite=True))
+    [(_, earlier)] = await bench.run(plan(1, "a", position=9, rewrite=True))
+    assert earlier.outcome is Outcome.SUPERSEDED
+    assert (await bench.manifest()).position == "documents.v1-1:12"
+    await bench.run(plan(2, deleted=True, position=13))
+    [(_, late)] = await bench.run(plan(1, "a", position=14, rewrite=True))
+    assert (late.outcome, late.reason) == (Outcome.SUPERSEDED, "version 1 is not newer than version 2")
+    assert await bench.texts() == []
+
+
+async def test_refused_version_is_taken_when_it_is_written_anew(bench, monkeypatch):
+    await bench.run(plan(1, "a"))
+    with monkeypatch.context() as patched:
+        patched.setattr(bench.index, "apply", bench.refuse)
+        [(refusal, _)] = await bench.run(plan(2, "b"))
+    assert isinstance(refusal, DeadLetter)
+    [(_, change)] = await bench.run(plan(2, "b", position=9, rewrite=True))
+    assert change.outcome is Outcome.DONE
+    assert await bench.texts() == ["b"]
+
+
+@pytest.mark.parametrize("vector", [np.ones(3, np.float32), np.full(DIMENSION, np.nan, np.float32)])
+async def test_stored_vector_that_is_none_of_the_model_is_embedded_again(bench, vector):
+    [one] = passages(["a"])
+    await bench.index.store_vectors({f"{bench.embedder.model.fingerprint}:{one.text_sha256}": vector})
+    [(outcome, _)] = await bench.run(plan(1, "a"))
+    assert isinstance(outcome, Finished)
+    assert bench.embedder.texts == ["a"]
+
+
+async def test_plan_whose_passages_are_lost_is_a_dead_letter(bench):
+    lost = plan(1).model_copy(update={"chunks_blob": ref_of(b"never stored")})
+    [(outcome, change)] = await bench.run(lost)
+    assert (outcome.kind, change.outcome) == ("content-lost", Outcome.DEAD_LETTER)

@@ -1,0 +1,112 @@
+"""Where accepted events are: asked for once, followed as they go, and for a delete certified."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from typing import Annotated, Any, Final
+
+from fastapi import APIRouter, Depends, Request, Response
+from fastapi.sse import EventSourceResponse, format_sse_event
+
+from infra.opensearch.port import Access
+from infra.redis.port import CacheUnavailable
+from infra.web.credentials import Credentials
+from infra.web.problems import ProblemRaised, problems_told
+from ingest.accept import Documents
+from ingest.event_status import EventStatuses
+from schemas.documents import DeletionReceipt, DocumentKey, EventStatus, LifeState, Outcome, Stage
+from schemas.problems import ProblemType
+
+LOOK_S: Final = 0.1
+"""How often the state of a followed event is read: sooner than a person notices, and one small read each."""
+
+FOLLOWED_S: Final = 60.0
+"""A stream that lasts longer ends, and its reader connects again, as readers of event streams do by themselves."""
+
+_EVENT_STREAM: Final = "text/event-stream"
+_UNKNOWN_EVENT: Final = (
+    "nothing is recorded of such an event. States are kept in Redis, for a week: an older event, or one whose state "
+    "Redis has lost, is in the stream alone; GET /v1/documents/{document_id} tells what became of its document"
+)
+
+
+def event_routes(statuses: EventStatuses, index: Documents, credentials: Credentials) -> APIRouter:
+    """The routes."""
+    router = APIRouter(prefix="/v1/events")
+    reader = Depends(credentials)
+
+    async def known(access: Access, event_id: str) -> EventStatus:
+        status = await statuses.get(access.tenant, event_id)
+        if status is None:
+            raise ProblemRaised(ProblemType.NOT_FOUND, _UNKNOWN_EVENT)
+        return status
+
+    stream: dict[int | str, dict[str, Any]] = {200: {"content": {_EVENT_STREAM: {"schema": {"type": "string"}}}}}
+
+    @router.get("/{event_id}", response_model=EventStatus, responses=stream | problems_told(401, 404, 503))
+    async def get_event(event_id: str, request: Request, access: Annotated[Access, reader]) -> EventStatus | Response:
+        """Where an accepted event is. Known for a week.
+
+        With `Accept: text/event-stream` each change of it is an event of the stream, and its last one, named `ended`,
+        has the outcome.
+        """
+        status = await known(access, event_id)
+        if _EVENT_STREAM not in request.headers.get("accept", ""):
+            return status
+        return EventSourceResponse(_stream(statuses, access.tenant, status), headers={"Cache-Control": "no-store"})
+
+    @router.get("/{event_id}/receipt", responses=problems_told(401, 404, 503))
+    async def get_receipt(event_id: str, access: Annotated[Access, reader]) -> DeletionReceipt:
+        """That the document which this event deleted is gone: no passage of it is found, no cached answer has it."""
+        status = await known(access, event_id)
+        key = DocumentKey(access.tenant, status.document_id)
+        manifest = (await index.manifests([key])).get(key)
+        deleted = manifest is not None and manifest.version == status.version and manifest.state is LifeState.DELETED
+        purged_ms = status.stages_ms.get(Stage.PURGED)
+        if status.outcome is not Outcome.DONE or status.position is None or purged_ms is None or not deleted:
+            detail = (
+                "only a delete that is done, and that nothing came after, has a receipt; this event has not, or not yet"
+            )
+            raise ProblemRaised(ProblemType.NOT_FOUND, detail)
+        checked_ms = time.time() * 1000
+        passages = await index.count_chunks(key)
+        if passages:
+            detail = f"{passages} passages are found that should be gone; `freshline verify --repair` removes them"
+            raise ProblemRaised(ProblemType.UNAVAILABLE, detail)
+        return DeletionReceipt(
+            event_id=event_id,
+            document_id=status.document_id,
+            version=status.version,
+            position=status.position,
+            accepted_ms=status.accepted_ms,
+            purged_ms=status.accepted_ms + purged_ms,
+            passages=passages,
+            checked_ms=checked_ms,
+        )
+
+    return router
+
+
+async def _stream(statuses: EventStatuses, tenant: str, status: EventStatus) -> AsyncIterator[bytes]:
+    async for one in follow(statuses, tenant, status):
+        name = "stage" if one.outcome is None else "ended"
+        yield format_sse_event(event=name, data_str=one.model_dump_json(), id=one.stage)
+
+
+async def follow(
+    statuses: EventStatuses, tenant: str, status: EventStatus, *, followed_s: float = FOLLOWED_S
+) -> AsyncIterator[EventStatus]:
+    """The status, then each change of it; ends with its outcome, after a while, or when Redis does not answer."""
+    until_s = time.monotonic() + followed_s
+    yield status
+    while status.outcome is None and time.monotonic() < until_s:
+        await asyncio.sleep(LOOK_S)
+        try:
+            now = await statuses.get(tenant, status.event_id)
+        except CacheUnavailable:  # the reader connects again, and is told of it then
+            return
+        if now is None:
+            return
+        if now != status:
+            yield now
+        status = now

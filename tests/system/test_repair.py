@@ -1,0 +1,161 @@
+"""Damage that is planted in a real index is found by ``freshline verify`` and mended by ``--repair``."""
+
+from collections.abc import AsyncIterator
+
+import httpx
+import pytest
+
+from freshline.agreement import Kind
+from freshline.bench.installation import Installation, installed
+from freshline.services import Services, connect_services
+from freshline.verify import Report, verify
+from infra.local import Stack
+
+pytestmark = [pytest.mark.stack, pytest.mark.timeout(300)]
+
+PAGE = "# Page {0}\n\n## First\n\nThe first of page {0}.\n\n## Second\n\n" + "The second goes on. " * 100 + "\n"
+
+
+@pytest.fixture(scope="module")
+async def installation(stack: Stack) -> AsyncIterator[Installation]:
+    async with installed(stack, {"FRESHLINE_KAFKA__PARTITIONS": "3"}) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+async def services(installation: Installation) -> AsyncIterator[Services]:
+    async with connect_services(installation.settings) as connected:
+        for number in range(8):
+            await put(connected, f"page-{number}.md", PAGE.format(number))
+        await connected.ended((await connected.delete("page-7.md"))["event_id"])
+        yield connected
+
+
+@pytest.fixture
+async def index(installation: Installation, services: Services) -> AsyncIterator[httpx.AsyncClient]:  # noqa: ARG001
+    async with httpx.AsyncClient(base_url=installation.settings.opensearch.url, trust_env=False) as client:
+        yield client
+
+
+async def put(services: Services, document_id: str, text: str) -> None:
+    accepted = await services.put(document_id, text.encode(), "text/markdown")
+    assert (await services.ended(accepted["event_id"]))["outcome"] == "done"
+
+
+async def found(installation: Installation) -> set[str]:
+    await installation.caught_up(timeout_s=60)
+    return set((await verify(installation.settings, repair=False)).findings)
+
+
+async def repaired(installation: Installation, services: Services) -> Report:
+    """Repair, and check that everything is as it was before the damage."""
+    report = await verify(installation.settings, repair=True)
+    assert report.ok, report
+    assert (report.documents, report.tombstones) == (7, 1)
+    for number in range(7):
+        results = (await services.ask(f"first of page {number}", filters={"document_id": f"page-{number}.md"}))[
+            "results"
+        ]
+        assert f"The first of page {number}." in "".join(result["text"] for result in results)
+        assert len({result["text"] for result in results}) == len(results) >= 2
+    assert (await services.ask("page 7", filters={"document_id": "page-7.md"}))["results"] == []
+    return report
+
+
+class Damage:
+    """What something else than Freshline may do to the index."""
+
+    def __init__(self, installation: Installation, index: httpx.AsyncClient) -> None:
+        self._index = index
+        names, generation = installation.settings.names, installation.settings.generation
+        self.chunks, self.manifests = names.chunks_index(generation), names.manifests_index(generation)
+
+    async def passages(self, document_id: str) -> list[dict]:
+        body = {"query": {"term": {"document_id": document_id}}}
+        return (await self._index.post(f"/{self.chunks}/_search", json=body)).json()["hits"]["hits"]
+
+    async def remove(self, document_id: str) -> None:
+        hit = (await self.passages(document_id))[0]
+        where = {"routing": f"local/{document_id}", "refresh": "true"}
+        (await self._index.delete(f"/{self.chunks}/_doc/{hit['_id']}", params=where)).raise_for_status()
+
+    async def write(self, document_id: str, passage: str | None = None, **changes: object) -> None:
+        """Write over a passage of the document, or as another one."""
+        hit = (await self.passages(document_id))[0]
+        changed = hit["_source"] | {"chunk_id": passage or hit["_id"]} | changes
+        where = {"routing": f"local/{document_id}", "refresh": "true"}
+        path = f"/{self.chunks}/_doc/{changed['chunk_id']}"
+        (await self._index.put(path, json=changed, params=where)).raise_for_status()
+
+    async def manifest(self, document_id: str, **changes: object) -> None:
+        path = f"/{self.manifests}/_doc/local%2F{document_id}"
+        source = (await self._index.get(path)).json()["_source"]
+        source["manifest"] |= changes
+        (await self._index.put(path, json=source, params={"refresh": "true"})).raise_for_status()
+
+
+@pytest.fixture
+def damage(installation, index) -> Damage:
+    return Damage(installation, index)
+
+
+async def test_missing_passages_are_written_anew_without_embedding(installation, services, damage):
+    before = await installation.embedded_count()
+    await damage.remove("page-0.md")
+    await damage.remove("page-1.md")
+    assert await found(installation) == {Kind.MISSING_PASSAGES}
+    report = await repaired(installation, services)
+    assert report.repaired == {"events sent again": 2, "passages removed": 0}
+    assert await installation.embedded_count() == before
+
+
+async def test_orphan_is_removed(installation, services, damage):
+    await damage.write("page-2.md", passage="stray")
+    assert await found(installation) == {Kind.ORPHAN}
+    assert (await repaired(installation, services)).repaired["passages removed"] == 1
+
+
+async def test_wrong_versions_are_set_right(installation, services, damage):
+    """A manifest that is behind the stream, and a passage that is ahead of its document."""
+    await damage.manifest("page-3.md", version=1)
+    assert Kind.OUTDATED in await found(installation)
+    await repaired(installation, services)
+    await damage.write("page-4.md", version=2**52)
+    assert await found(installation) == {Kind.NEWER}
+    await repaired(installation, services)
+
+
+async def test_what_was_deleted_and_what_was_not_is_set_right(installation, services, damage):
+    await damage.manifest("page-5.md", state="deleted")
+    assert await found(installation) == {Kind.WRONGLY_DELETED}
+    await repaired(installation, services)
+    await damage.manifest("page-7.md", state="live")
+    assert await found(installation) == {Kind.NOT_DELETED}
+    await repaired(installation, services)
+
+
+async def test_passage_that_more_people_could_read_is_set_right(installation, services, damage):
+    await damage.write("page-6.md", groups=["legal"])
+    assert await found(installation) == {Kind.OTHER_GROUPS}
+    await repaired(installation, services)
+
+
+async def test_document_can_be_edited_after_all_of_this(installation, services):
+    for number in range(7):
+        await put(services, f"page-{number}.md", PAGE.format(number) + "\nOne line more.\n")
+    assert await found(installation) == set()
+
+
+async def test_lost_content_is_reported_and_what_is_found_stays(installation, services, damage):
+    lost = PAGE.format(0) + "\nOnly here.\n"
+    await put(services, "page-0.md", lost)
+    shelf = installation.settings.blobs.path
+    [blob] = [file for file in shelf.rglob("*") if file.is_file() and file.read_bytes() == lost.encode()]
+    blob.unlink()
+    await damage.remove("page-0.md")
+    report = await verify(installation.settings, repair=True)
+    assert set(report.findings) == {Kind.CONTENT_LOST, Kind.MISSING_PASSAGES}
+    assert report.findings[Kind.CONTENT_LOST].examples == ("local/page-0.md",)
+    assert report.repaired == {}
+    blob.write_bytes(lost.encode())
+    assert (await verify(installation.settings, repair=True)).ok
