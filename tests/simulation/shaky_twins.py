@@ -1,9 +1,9 @@
 """Twins of the stores that may take time or fail at any await, and a parser and a splitter of few lines."""
 
-import asyncio
-import random
 from collections.abc import Callable
 from hashlib import sha256
+
+from faults import Faults
 
 from infra.blobs.memory import MemoryBlobStore
 from infra.blobs.port import BlobStoreUnavailable
@@ -12,6 +12,7 @@ from infra.embedding.port import EmbeddingThrottled
 from infra.kafka.memory import MemoryStreams
 from infra.kafka.port import StreamUnavailable
 from infra.opensearch.memory import MemoryIndex
+from infra.opensearch.port import IndexUnavailable
 from infra.redis.memory_answers import MemoryAnswerCache
 from infra.redis.memory_states import MemoryEventStates
 from infra.redis.port import CacheUnavailable
@@ -26,21 +27,6 @@ DIMENSION = 16
 BROKEN = b"%BROKEN"
 
 
-class Faults:
-    """Where anything may take time or fail; nothing does any more once it is calm."""
-
-    def __init__(self, rng: random.Random) -> None:
-        self.rng = rng
-        self.calm = False
-
-    async def point(self, *errors: Exception) -> None:
-        await asyncio.sleep(self.rng.choice((0, 0, 0, self.rng.expovariate(20))))
-        if not self.calm and self.rng.random() < 0.02:
-            await asyncio.sleep(self.rng.uniform(1, 10))  # the process is stopped, or a request is on its way for long
-        if errors and not self.calm and self.rng.random() < 0.03:
-            raise self.rng.choice(errors)
-
-
 class Streams(MemoryStreams):
     """Takes only the first of several records now and then, or takes all and loses the acknowledgement."""
 
@@ -51,13 +37,13 @@ class Streams(MemoryStreams):
 
     async def send_all(self, records):
         taken = self._faults.rng.randint(0, len(records))
-        await self._faults.point(StreamUnavailable("not taken"))
+        await self._faults.before(StreamUnavailable)
         await super().send_all(records[:taken])
         self.on_placed()
-        await self._faults.point(StreamUnavailable("half taken"))
+        await self._faults.before(StreamUnavailable)
         placed = await super().send_all(records[taken:])
         self.on_placed()
-        await self._faults.point(StreamUnavailable("acknowledgement lost"))
+        await self._faults.after(StreamUnavailable)
         return placed
 
 
@@ -67,7 +53,7 @@ class Blobs(MemoryBlobStore):
         self._faults = faults
 
     async def get(self, ref):
-        await self._faults.point(BlobStoreUnavailable("no"))
+        await self._faults.before(BlobStoreUnavailable)
         return await super().get(ref)
 
 
@@ -77,7 +63,7 @@ class Embedder(HashingEmbedder):
         self._faults = faults
 
     async def embed_passages(self, texts):
-        await self._faults.point(EmbeddingThrottled("later", retry_after_s=0.2))
+        await self._faults.before(lambda why: EmbeddingThrottled(why, retry_after_s=0.2))
         return await super().embed_passages(texts)
 
 
@@ -86,10 +72,23 @@ class Cache(MemoryAnswerCache):
         super().__init__(now_us)
         self._faults = faults
 
+    async def lookup(self, tenant, key):
+        await self._faults.before(CacheUnavailable)
+        look = await super().lookup(tenant, key)
+        await self._faults.after(CacheUnavailable)
+        return look
+
+    async def store(self, tenant, key, entry, *, epoch, ttl_s):
+        await self._faults.before(CacheUnavailable)
+        stored = await super().store(tenant, key, entry, epoch=epoch, ttl_s=ttl_s)
+        await self._faults.after(CacheUnavailable)
+        return stored
+
     async def apply(self, tenant, positions, *, drop):
-        await self._faults.point(CacheUnavailable("no"))
-        await super().apply(tenant, positions, drop=drop)
-        await self._faults.point(CacheUnavailable("applied, but nobody heard"))
+        await self._faults.before(CacheUnavailable)
+        epoch = await super().apply(tenant, positions, drop=drop)
+        await self._faults.after(CacheUnavailable)
+        return epoch
 
 
 class States(MemoryEventStates):
@@ -107,11 +106,42 @@ class WatchedIndex(MemoryIndex):
 
     on_refresh: Callable[[], None] = staticmethod(lambda: None)
 
+    def __init__(self, faults: Faults, *, gc_deletes_s: float, now_s: Callable[[], float]) -> None:
+        self._faults = faults
+        super().__init__(
+            DIMENSION, gc_deletes_s=gc_deletes_s, now_s=now_s, pause=lambda: faults.before(IndexUnavailable)
+        )
+
+    async def search(self, searches):
+        await self._faults.before(IndexUnavailable)
+        return await super().search(searches)
+
+    async def fetch(self, hits):
+        await self._faults.before(IndexUnavailable)  # the index may change between a search and its fetch
+        return await super().fetch(hits)
+
+    async def manifests(self, keys):
+        await self._faults.before(IndexUnavailable)
+        manifests = await super().manifests(keys)
+        await self._faults.after(IndexUnavailable)  # what was read may be old by now
+        return manifests
+
+    async def put_manifests(self, manifests):
+        put = await super().put_manifests(manifests)
+        await self._faults.after(IndexUnavailable)
+        return put
+
+    async def apply(self, changes):
+        refused = await super().apply(changes)
+        await self._faults.after(IndexUnavailable)
+        return refused
+
     def _refresh(self, keys):
         super()._refresh(keys)
         self.on_refresh()
 
-    def searchable(self, key: DocumentKey) -> dict[str, int]:
+    def passages(self, key: DocumentKey) -> dict[str, int]:
+        """What is searchable of a document now."""
         return {name: one.chunk.version for name, one in sorted(self._searchable.items()) if one.chunk.key == key}
 
 

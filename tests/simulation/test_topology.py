@@ -1,31 +1,30 @@
-"""Hundreds of histories of the three steps: duplicates, redelivery, crashes between any two awaits, failing stores.
+"""Hundreds of histories of the three steps and of readers: crashes, zombies, failing stores, redelivery, duplicates.
 
-A failure names its seed. ``SIMULATION_SEED=N pytest tests/simulation`` runs that history alone;
+Hypothesis chooses the plans and shrinks one that fails to the fewest events and kinds of faults. The plan that it
+prints is replayed exactly by ``SIMULATION_PLAN='SEED EVENTS FAULT,FAULT,…' pytest tests/simulation -k replayed``;
 ``SIMULATION_HISTORIES=N`` runs more of them.
 """
 
-import asyncio
 import os
 import traceback
 
 import pytest
 import structlog
-from shaky_twins import WatchedIndex
+from faults import Fault
+from hypothesis import HealthCheck, given, note, settings
+from hypothesis import strategies as st
+from planted import PLANTED
 from virtual_time import run
-from world import Parts, Violation, World
-
-from ingest.event_status import EventStatuses
-from query.retrieval import Retrieval
-from schemas.documents import LifeState
-from streams.core.commit_guard import LaneCommits
-from streams.core.document_change import supersede_within
-from streams.core.outcomes import Finished
-from streams.steps.prepare import Prepare
+from world import MOST_EVENTS, Parts, Plan, Violated, World
 
 HISTORIES = int(os.environ.get("SIMULATION_HISTORIES", "300"))
-SEED = os.environ.get("SIMULATION_SEED")
-SEEDS = range(HISTORIES) if SEED is None else [int(SEED)]
-BLOCK = 25
+PLANS = st.builds(
+    Plan,
+    seed=st.integers(0, 2**32 - 1),
+    events=st.integers(1, MOST_EVENTS),
+    # Mostly all of them: shrinking finds those that matter.
+    faults=st.just(frozenset(Fault)) | st.frozensets(st.sampled_from(Fault)),
+)
 
 
 @pytest.fixture(autouse=True)
@@ -35,125 +34,57 @@ def quiet():
         yield
 
 
-async def history(seed: int, parts: Parts) -> World:
-    world = World(seed, parts)
+async def history(plan: Plan, parts: Parts) -> World:
+    world = World(plan, parts)
     await world.live()
     return world
 
 
-def violated(seed: int, parts: Parts) -> Violation | None:
+def violated(plan: Plan, parts: Parts) -> str | None:
     try:
-        run(history(seed, parts))
-    except Violation as violation:
-        return violation
-    except Exception:  # noqa: BLE001 - whatever ends a history, its seed is what is needed
-        return Violation(traceback.format_exc())
+        run(history(plan, parts))
+    except Violated as violation:
+        return str(violation)
+    except Exception:  # noqa: BLE001 - whatever ends a history, its plan is what is needed
+        return traceback.format_exc()
     return None
 
 
-@pytest.mark.parametrize(
-    "seeds", [SEEDS[at : at + BLOCK] for at in range(0, len(SEEDS), BLOCK)], ids=lambda some: f"{some[0]}-{some[-1]}"
-)
-def test_every_history_keeps_the_invariants(seeds):
-    for seed in seeds:
-        if violation := violated(seed, Parts()):
-            pytest.fail(f"SIMULATION_SEED={seed}: {violation}")
+def replayable(plan: Plan) -> str:
+    return f"SIMULATION_PLAN='{plan.seed} {plan.events} {','.join(sorted(plan.faults))}'"
 
 
-def test_equal_seeds_give_equal_histories():
-    logs = [run(history(7, Parts())).streams.log for _ in range(2)]
-    first, second = ({lane: [(one.key, one.partition) for one in log] for lane, log in one.items()} for one in logs)
+def told(text: str) -> Plan:
+    seed, events, *faults = text.split()
+    return Plan(int(seed), int(events), frozenset(Fault(name) for name in ",".join(faults).split(",") if name))
+
+
+@settings(max_examples=HISTORIES, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(plan=PLANS)
+def test_every_history_keeps_the_invariants(plan):
+    note(replayable(plan))
+    violation = violated(plan, Parts())
+    assert violation is None, f"{replayable(plan)}: {violation}"
+
+
+@pytest.mark.parametrize("plan", [told(os.environ.get("SIMULATION_PLAN", "7 12 crash,zombie,store-error"))], ids=str)
+def test_a_replayed_plan_keeps_the_invariants(plan):
+    assert violated(plan, Parts()) is None
+
+
+def test_equal_plans_give_equal_histories():
+    logs = [run(history(Plan(7), Parts())).streams.log for _ in range(2)]
+    first, second = (
+        {lane: [(one.key, one.partition, one.headers) for one in log] for lane, log in one.items() if "doc" in lane[0]}
+        for one in logs
+    )
     assert first == second
-    assert sum(map(len, first.values())) > 30
-
-
-# Mistakes planted on purpose: histories must tell each of them.
-
-
-class CommitsWhatIsDelivered(LaneCommits):
-    def committable(self):
-        return self._next if self._next is not None and self._next > self._committed else None
-
-
-class KeepsNoTombstone(WatchedIndex):
-    async def put_manifests(self, writes):
-        put = await super().put_manifests(writes)
-        for manifest in [write.manifest for write in writes]:
-            if manifest.complete and manifest.state is LifeState.DELETED:
-                self._manifests.pop(manifest.key, None)
-        return put
-
-
-class RefreshesAfterwards(WatchedIndex):
-    """What was written becomes searchable with the next change only."""
-
-    late = ()
-
-    def _refresh(self, keys):
-        keys = list(keys)
-        super()._refresh(self.late)
-        self.late = keys
-
-
-class RemovesFirst(WatchedIndex):
-    """Takes the old passages away, refreshes, and writes the new ones then."""
-
-    async def apply(self, changes):
-        await super().apply([type(one)(one.key, one.version, (), one.remove) for one in changes])
-        return await super().apply(changes)
-
-
-class IgnoresVersions(WatchedIndex):
-    def _version(self, _chunk_id):
-        return -1
-
-
-class LetsABrokenVersionSupersede(Prepare):
-    async def run(self, tasks):
-        newer = supersede_within([(task.message.key, task.message.version) for task in tasks])
-        yield [
-            await self._outcome(task, asyncio.Semaphore(1))
-            if version is None
-            else Finished((self._superseded(task, version),))
-            for task, version in zip(tasks, newer, strict=True)
-        ]
-
-
-class AnswersWithTwoVersions(Retrieval):
-    """Takes whatever is found."""
-
-    async def _passages(self, candidates, access, top_k, _written):
-        found, _ = await self._fetch(candidates, access, top_k)
-        return found, True
-
-
-class SearchesOnce(Retrieval):
-    """Leaves out the version that is not to be seen, but does not look where all of the other is."""
-
-    async def _passages(self, candidates, access, top_k, written):
-        found, _ = await super()._passages(candidates, access, top_k, written)
-        return found, True
-
-
-class TellsOnlyWhatWasRecorded(EventStatuses):
-    async def get(self, tenant, event_id):
-        return await self.states.get(tenant, event_id)
-
-
-PLANTED = {
-    "commits what is delivered": Parts(lane=CommitsWhatIsDelivered),
-    "keeps no tombstone": Parts(index=KeepsNoTombstone),
-    "completes before the refresh": Parts(index=RefreshesAfterwards),
-    "removes before it writes": Parts(index=RemovesFirst),
-    "ignores versions": Parts(index=IgnoresVersions),
-    "answers with two versions": Parts(retrieval=AnswersWithTwoVersions),
-    "searches once": Parts(retrieval=SearchesOnce),
-    "tells only what was recorded": Parts(statuses=TellsOnlyWhatWasRecorded),
-    "lets a broken version supersede": Parts(prepare=LetsABrokenVersionSupersede),
-}
+    lengths = [{lane: len(log) for lane, log in one.items()} for one in logs]
+    assert lengths[0] == lengths[1]
+    assert sum(lengths[0].values()) > 30
 
 
 @pytest.mark.parametrize("planted", PLANTED)
 def test_planted_mistakes_are_caught(planted):
-    caught = (violation for seed in range(HISTORIES) if (violation := violated(seed, PLANTED[planted])))
-    assert next(caught, None), f"{HISTORIES} histories did not tell"
+    plans = (Plan(seed) for seed in range(HISTORIES))
+    assert any(violated(plan, PLANTED[planted]) for plan in plans), f"{HISTORIES} histories did not tell"

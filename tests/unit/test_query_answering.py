@@ -246,6 +246,20 @@ async def test_a_passage_gone_between_search_and_fetch_is_replaced_by_the_next(s
     assert ids(await service.ask("another?")) == []
 
 
+async def test_a_document_that_changes_between_search_and_fetch_is_not_missing(service):
+    fetch = service.index.fetch
+
+    async def change_then_fetch(hits):
+        service.index.fetch = fetch
+        del service.index.chunks["a"]
+        service.index.chunks["new"] = chunk("new", version=2)
+        return await fetch(hits)
+
+    service.index.fetch = change_then_fetch
+    assert ids(await service.ask()) == ["new"]
+    assert service.index.searches == 2
+
+
 async def test_a_passage_closed_between_search_and_fetch_is_not_shown(service):
     service.index.chunks["a"] = chunk("a", groups=("board",))
     service.index.chunks["b"] = chunk("b", groups=("staff", "board"))

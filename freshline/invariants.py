@@ -1,4 +1,8 @@
-"""The invariants as pure predicates: what was accepted, told and committed, against what is searchable."""
+"""The invariants as pure predicates: what was accepted, told, committed and answered, against what is searchable.
+
+One set of rules for the simulation, the tests on real servers and an installation under faults; ``observed.py``
+collects what they judge. I1 to I7 are told in ``docs/reliability.md``.
+"""
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
@@ -15,6 +19,7 @@ class Version:
         place: its place in the lane; of equal versions the first counts.
         readable: False where its content cannot be parsed.
         passages: ids of what is searchable once it stands; none for a delete.
+        groups: who may see it; empty means every reader of the tenant.
     """
 
     number: int
@@ -22,6 +27,11 @@ class Version:
     readable: bool
     deleted: bool
     passages: frozenset[str]
+    groups: frozenset[str] = frozenset()
+
+    def may_be_seen(self, groups: Collection[str]) -> bool:
+        """Whether a reader of its tenant with these groups may see it."""
+        return not self.groups or not self.groups.isdisjoint(groups)
 
 
 def winner(versions: Iterable[Version]) -> Version | None:
@@ -31,12 +41,17 @@ def winner(versions: Iterable[Version]) -> Version | None:
 
 def newer_wins(versions: Collection[Version], searchable: Collection[str]) -> bool:
     """I1, at rest: exactly the winner's passages are searchable."""
+    return frozenset(searchable) == passages_at_rest(versions)
+
+
+def passages_at_rest(versions: Iterable[Version]) -> frozenset[str]:
+    """What is searchable of a document once all its versions have ended."""
     standing = winner(versions)
-    return frozenset(searchable) == (standing.passages if standing else frozenset())
+    return standing.passages if standing else frozenset()
 
 
 def versions_only_grow(earlier: int, later: int) -> bool:
-    """I1, at any time: of the manifest's version."""
+    """I1, at any time: of the manifest's version, and of assigned versions in the order of their acceptance."""
     return earlier <= later
 
 
@@ -53,7 +68,7 @@ def not_resurrected(told: Iterable[Version], searchable: Mapping[str, int]) -> b
 
 def never_gone(told: Collection[Version], accepted: Iterable[Version], searchable: Collection[str]) -> bool:
     """I3: the newest version told as done, or a newer one, is searchable as a whole."""
-    newest = max(told, key=lambda one: one.number, default=None)
+    newest = newest_of(told)
     return newest is None or any(one.passages <= frozenset(searchable) for one in (newest, *_since(newest, accepted)))
 
 
@@ -66,6 +81,18 @@ def told_is_true(told: Version, accepted: Iterable[Version], searchable: Collect
     """I3, at the instant a version is told as done: nothing that it took away is searchable any more."""
     may_be_there = told.passages.union(*(one.passages for one in _since(told, accepted)))
     return frozenset(searchable) <= may_be_there
+
+
+def answer_is_current(applied: Collection[Version], accepted: Iterable[Version], answered: Collection[str]) -> bool:
+    """I4: an answer holds nothing that a change at or before its positions took away.
+
+    Args:
+        applied: versions of the document told as done at or before the positions that the answer claims.
+        accepted: all its versions.
+        answered: its passages in the answer.
+    """
+    newest = newest_of(applied)
+    return newest is None or told_is_true(newest, accepted, answered)
 
 
 def durable_before_commit(committed: int, ended: Collection[int]) -> bool:
@@ -86,6 +113,27 @@ def right_outcome(version: Version, versions: Collection[Version], outcome: Outc
 def replay_is_harmless(before: Mapping[str, int], after: Mapping[str, int]) -> bool:
     """I6: what is searchable, and which version wrote it, before and after a part of the log is read again."""
     return before == after
+
+
+def tenants_never_meet(
+    applied: Collection[Version], accepted: Collection[Version], groups: Collection[str], answered: Collection[str]
+) -> bool:
+    """I7: a reader sees only passages of versions that are for the reader's groups.
+
+    Args:
+        applied: as in ``answer_is_current``; a version before the newest of them is no excuse for showing a passage.
+        accepted: versions of the document under the reader's own tenant; none where it belongs to another.
+        groups: the reader's.
+        answered: passages of the document in the answer.
+    """
+    newest = newest_of(applied)
+    standing = accepted if newest is None else [newest, *_since(newest, accepted)]
+    return frozenset(answered) <= frozenset[str]().union(*(one.passages for one in standing if one.may_be_seen(groups)))
+
+
+def newest_of(versions: Iterable[Version]) -> Version | None:
+    """The one with the largest number; the first of equal ones."""
+    return max(versions, key=lambda one: one.number, default=None)
 
 
 def _since(version: Version, accepted: Iterable[Version]) -> list[Version]:

@@ -1,0 +1,182 @@
+"""What was seen of an installation so far, judged by the invariants as it is seen. Pure: nothing here asks anyone."""
+
+from collections import Counter, defaultdict
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+from freshline import invariants
+from freshline.invariants import Version
+from schemas.documents import DocumentKey, Outcome
+from schemas.positions import Position
+
+Passages = Mapping[str, int]
+"""Passages of one document: id → version that wrote it."""
+
+
+class Harm(StrEnum):
+    """What a violation does to people."""
+
+    LOST = "lost"
+    STALE = "stale"
+    RESURRECTED = "resurrected"
+    LEAKED = "leaked"
+    MISTOLD = "mistold"
+
+
+@dataclass(frozen=True, slots=True)
+class Violation:
+    """An invariant that did not hold.
+
+    Attributes:
+        invariant: I1 to I7.
+        what: the observation, for people.
+    """
+
+    invariant: str
+    harm: Harm
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.invariant} ({self.harm}): {self.what}"
+
+
+class Observed:
+    """A history. Observations may come in any order that could have been seen; each is judged when it comes.
+
+    Attributes:
+        accepted: versions of each document, in any order.
+        done: versions told as done, in the order told.
+        outcomes: how events ended, as first told.
+        violations: whatever did not hold.
+    """
+
+    def __init__(self) -> None:
+        self.accepted: dict[DocumentKey, list[Version]] = defaultdict(list)
+        self.done: dict[DocumentKey, list[Version]] = defaultdict(list)
+        self.outcomes: dict[Position, Outcome] = {}
+        self.violations: list[Violation] = []
+        self._places: dict[Position, tuple[DocumentKey, Version]] = {}
+        self._manifests: dict[DocumentKey, int] = {}
+        self._partitions: dict[DocumentKey, int] = {}
+
+    def harms(self) -> Counter[Harm]:
+        """How many violations did which harm."""
+        return Counter(violation.harm for violation in self.violations)
+
+    def accept(self, position: Position, key: DocumentKey, version: Version) -> None:
+        """An event is in the stream."""
+        self.accepted[key].append(version)
+        self._places[position] = (key, version)
+        self._partitions[key] = position.partition
+
+    def told(self, position: Position, outcome: Outcome, searchable: Passages | None = None) -> None:
+        """An outcome is in the stream of index changes.
+
+        Args:
+            position: of the event; it must have been accepted before.
+            outcome: as told now; only the first counts.
+            searchable: passages of its document at this very instant, where that can be known.
+        """
+        key, version = self._places[position]
+        self.outcomes.setdefault(position, outcome)
+        if outcome is not Outcome.DONE:
+            return
+        self.done[key].append(version)
+        if searchable is not None and not invariants.told_is_true(version, self.accepted[key], searchable):
+            self._violated("I3", Harm.STALE, f"{key} {version} was told, and {dict(searchable)} is searchable")
+
+    def done_so_far(self) -> dict[DocumentKey, tuple[Version, ...]]:
+        """What a look at the index that begins now must respect."""
+        return {key: tuple(versions) for key, versions in self.done.items()}
+
+    def searchable(self, key: DocumentKey, passages: Passages, *, after: Collection[Version]) -> None:
+        """Passages of a document were seen in the index.
+
+        Args:
+            key: the document.
+            passages: what was seen.
+            after: versions told as done before the look began.
+        """
+        if not invariants.not_resurrected(after, passages):
+            self._violated("I2", Harm.RESURRECTED, f"{key}: {dict(passages)} is searchable after {after}")
+        if not invariants.never_gone(after, self.accepted[key], passages):
+            self._violated("I3", Harm.LOST, f"{key}: only {dict(passages)} is searchable after {after}")
+
+    def manifest(self, key: DocumentKey, version: int) -> None:
+        """A manifest was seen, in real time."""
+        if not invariants.versions_only_grow(self._manifests.get(key, -1), version):
+            self._violated("I1", Harm.STALE, f"{key} went back from version {self._manifests[key]} to {version}")
+        self._manifests[key] = version
+
+    def committed(self, lane: str, offset: int, ended: Collection[int]) -> None:
+        """A group's offset was seen.
+
+        Args:
+            lane: group and partition, for people.
+            offset: the next to read.
+            ended: offsets of the lane whose outcome was durable by then.
+        """
+        if not invariants.durable_before_commit(offset, ended):
+            open_ones = sorted(set(range(offset)).difference(ended))
+            self._violated("I5", Harm.LOST, f"{lane} committed {offset} past {open_ones[:5]}, which have not ended")
+
+    def answered(
+        self, as_of: Mapping[int, int], tenant: str, groups: Collection[str], key: DocumentKey, passages: Passages
+    ) -> None:
+        """An answer was served to a reader of a tenant; what it holds of one document is to be judged."""
+        mine = self.accepted[key] if key.tenant == tenant else []
+        applied = [one for one in self.done[key] if self._covers(as_of, key, one)]
+        claimed = f"answer as of {dict(as_of)} has {dict(passages)} of {key} after {applied}"
+        if not invariants.tenants_never_meet(applied, mine, groups, passages):
+            # For a reader who may see everything, what may not be seen any more is old.
+            harm = Harm.LEAKED if any(not one.may_be_seen(groups) for one in mine) or not mine else Harm.STALE
+            self._violated("I7" if harm is Harm.LEAKED else "I4", harm, claimed)
+        elif not invariants.answer_is_current(applied, mine, passages):
+            self._violated("I4", Harm.STALE, claimed)
+        if not invariants.not_resurrected(applied, passages):
+            self._violated("I2", Harm.RESURRECTED, claimed)
+
+    def answered_whole(self, as_of: Mapping[int, int], key: DocumentKey, passages: Passages) -> None:
+        """An answer had room for everything that there is of a document, and its reader may see all of it."""
+        applied = [one for one in self.done[key] if self._covers(as_of, key, one)]
+        if not invariants.never_gone(applied, self.accepted[key], passages):
+            self._violated("I3", Harm.LOST, f"answer as of {dict(as_of)} has only {dict(passages)} of {key}")
+
+    def rested(self, searchable: Mapping[DocumentKey, Passages]) -> None:
+        """Every event has ended; this is all that is searchable."""
+        for key in sorted(self.accepted.keys() | searchable.keys()):
+            versions, found = self.accepted.get(key, []), frozenset(searchable.get(key, ()))
+            if invariants.newer_wins(versions, found):
+                continue
+            wanted = invariants.passages_at_rest(versions)
+            if missing := wanted - found:
+                self._violated("I1", Harm.LOST, f"{key}: {sorted(missing)} is missing at rest after {versions}")
+            if extra := found - wanted:
+                harm = Harm.STALE if wanted else Harm.RESURRECTED
+                self._violated("I1", harm, f"{key}: {sorted(extra)} is searchable at rest after {versions}")
+        for position, (key, version) in self._places.items():
+            outcome = self.outcomes.get(position)
+            if outcome is None:
+                self._violated("I5", Harm.LOST, f"{key} {version} at {position} has no outcome")
+            elif not invariants.right_outcome(version, self.accepted[key], outcome):
+                versions = self.accepted[key]
+                self._violated("I5", Harm.MISTOLD, f"{key} {version} at {position} ended {outcome} among {versions}")
+
+    def replayed(self, before: Mapping[DocumentKey, Passages], after: Mapping[DocumentKey, Passages]) -> None:
+        """A part of the log was read again; what was searchable before and after."""
+        for key in sorted(before.keys() | after.keys()):
+            was, now = before.get(key, {}), after.get(key, {})
+            if not invariants.replay_is_harmless(was, now):
+                harm = Harm.STALE if was else Harm.RESURRECTED
+                self._violated("I6", harm, f"{key}: {dict(was)} became {dict(now)}")
+
+    def lost(self, what: str) -> None:
+        """An event was promised and is not in the stream, or is there as another."""
+        self._violated("I5", Harm.LOST, what)
+
+    def _covers(self, as_of: Mapping[int, int], key: DocumentKey, version: Version) -> bool:
+        return as_of.get(self._partitions[key], -1) >= version.place
+
+    def _violated(self, invariant: str, harm: Harm, what: str) -> None:
+        self.violations.append(Violation(invariant, harm, what))

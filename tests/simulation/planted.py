@@ -1,0 +1,127 @@
+"""Mistakes planted on purpose: histories must tell each of them, or they would not tell ours."""
+
+from dataclasses import replace
+
+from shaky_twins import Cache, WatchedIndex
+from world import Parts
+
+from infra.redis.memory_answers import _Answer
+from schemas.documents import LifeState
+from streams.core.commit_guard import LaneCommits
+from streams.core.document_change import supersede_within
+from streams.runner import Runner
+from streams.steps.index import Index
+from streams.steps.invalidate import Invalidate
+from streams.steps.prepare import Prepare
+
+
+class CommitsPastAHole(LaneCommits):
+    def committable(self):
+        return self._next if self._next is not None and self._next > self._committed else None
+
+
+class FinishesBeforeItIsDurable(Runner):
+    async def _finish(self, batch):
+        for delivery in batch:
+            delivery.done()
+        await super()._finish(batch)
+
+
+class KeepsNoTombstone(WatchedIndex):
+    async def put_manifests(self, manifests):
+        put = await super().put_manifests(manifests)
+        for manifest in manifests:
+            if manifest.complete and manifest.state is LifeState.DELETED:
+                self._manifests.pop(manifest.key, None)
+        return put
+
+
+class RefreshesAfterwards(WatchedIndex):
+    """What was written becomes searchable with the next change only."""
+
+    late = ()
+
+    def _refresh(self, keys):
+        keys = list(keys)
+        super()._refresh(self.late)
+        self.late = keys
+
+
+class RemovesFirst(WatchedIndex):
+    """Takes the old passages away, refreshes, and writes the new ones then."""
+
+    async def apply(self, changes):
+        await super().apply([type(one)(one.key, one.version, (), one.remove) for one in changes])
+        return await super().apply(changes)
+
+
+class IgnoresVersions(WatchedIndex):
+    def _version(self, _chunk_id):
+        return -1
+
+
+class ClaimsAfterwards(Index):
+    """Removes and writes passages first, and writes the manifest, complete at once, when that is done."""
+
+    async def _write(self, changes):
+        if not changes:
+            return []
+        vectors, fresh = await self._vectors(changes)
+        await self._make_searchable(changes, vectors)
+        await self.index.store_vectors(fresh)
+        await self._complete(changes)
+        return [self._outcome(change) for change in changes]
+
+
+class LetsABrokenVersionSupersede(Prepare):
+    async def run(self, tasks):
+        newer = supersede_within([(task.message.key, task.message.version) for task in tasks])
+        return [
+            await self._outcome(task) if version is None else self._superseded(task, version)
+            for task, version in zip(tasks, newer, strict=True)
+        ]
+
+
+class ForgetsGroups(Index):
+    async def _make_searchable(self, changes, vectors):
+        for change in changes:
+            change.write = replace(change.write, claim=change.write.claim.model_copy(update={"groups": ()}))
+        await super()._make_searchable(changes, vectors)
+
+
+class DropsNothing(Cache):
+    async def apply(self, tenant, positions, *, drop):  # noqa: ARG002 - that is the mistake
+        return await super().apply(tenant, positions, drop=False)
+
+
+class StoresWhateverTheEpoch(Cache):
+    async def store(self, tenant, key, entry, *, epoch, ttl_s):  # noqa: ARG002 - as above
+        await self._faults.before()
+        mine = self._slice(tenant)
+        mine.answers[key] = _Answer(mine.epoch, entry, self._now_us() + ttl_s * 1_000_000)
+        return True
+
+
+class AdvancesBeforeItDrops(Invalidate):
+    """Tells positions first, and drops what they make stale a moment later."""
+
+    async def run(self, tasks):
+        kept = [task.message.model_copy(update={"added": (), "removed": ()}) for task in tasks]
+        await super().run([replace(task, message=message) for task, message in zip(tasks, kept, strict=True)])
+        return await super().run(tasks)
+
+
+PLANTED = {
+    "commits past a hole": Parts(lane=CommitsPastAHole),
+    "finishes before it is durable": Parts(runner=FinishesBeforeItIsDurable),
+    "keeps no tombstone": Parts(index=KeepsNoTombstone),
+    "refreshes after the change record": Parts(index=RefreshesAfterwards),
+    "removes before it writes": Parts(index=RemovesFirst),
+    "ignores versions": Parts(index=IgnoresVersions),
+    "manifest after delete": Parts(step=ClaimsAfterwards),
+    "lets a broken version supersede": Parts(prepare=LetsABrokenVersionSupersede),
+    "forgets groups": Parts(step=ForgetsGroups),
+    "drops nothing": Parts(cache=DropsNothing),
+    "stores whatever the epoch": Parts(cache=StoresWhateverTheEpoch),
+    "advances before it drops": Parts(invalidate=AdvancesBeforeItDrops),
+}

@@ -1,0 +1,73 @@
+"""People who ask, through the real read path; each of their answers is judged."""
+
+import asyncio
+from types import SimpleNamespace
+from typing import TYPE_CHECKING
+
+import orjson
+from prometheus_client import CollectorRegistry
+
+import query.standing
+from freshline.served import served_passages
+from infra.generation.extractive import ExtractiveGenerator
+from infra.opensearch.port import Access, IndexUnavailable
+from query.answering import Answering
+from query.core.cache_key import AnswerMaker
+from query.metrics import QueryMetrics
+from query.retrieval import Retrieval
+from query.standing import Standings
+from query.watch import AppliedWatch
+from schemas.queries import QueryRequest
+
+if TYPE_CHECKING:
+    from world import World
+
+ROOM = 50
+"""More passages than there ever are."""
+GROUPS = ("hr",)
+
+
+class Reader:
+    """A query process and those who ask it."""
+
+    def __init__(self, world: "World") -> None:
+        self._world = world
+        loop = asyncio.get_running_loop()
+        # Its pauses after a failure of the cache are of this world, not of ours.
+        query.standing.time = SimpleNamespace(monotonic=loop.time, time=loop.time)
+        metrics = QueryMetrics(CollectorRegistry())
+        self._answering = Answering(
+            standings=Standings(
+                cache=world.cache, index=world.index, watch=AppliedWatch(world.cache), metrics=metrics, wait_s=1
+            ),
+            retrieval=Retrieval(index=world.index, embedder=world.embedder, metrics=metrics, window=ROOM, rrf_k=60),
+            generator=ExtractiveGenerator(),
+            cache=world.cache,
+            maker=AnswerMaker("g1", world.embedder.model.fingerprint, "none", "rrf"),
+            metrics=metrics,
+            ttl_s=3_600,
+        )
+
+    async def ask_for_ever(self) -> None:
+        """Ask the same few questions again and again, as people do, so that answers come from the cache too."""
+        rng = self._world.rng
+        while True:
+            await asyncio.sleep(rng.expovariate(3))
+            tenant = rng.choice(self._world.tenants)
+            await self._ask(rng.choice(("hotels", "leave")), Access(tenant, rng.choice(((), GROUPS))))
+
+    async def _ask(self, question: str, access: Access) -> None:
+        try:
+            body = await self._answering.answer(QueryRequest(query=question, top_k=ROOM), access)
+        except IndexUnavailable:
+            return
+        answer = orjson.loads(body)
+        as_of = {int(partition): offset for partition, offset in answer["as_of"]["positions"].items()}
+        served = served_passages(answer["results"], access.tenant)
+        observed = self._world.observed
+        for key, passages in served.items():
+            observed.answered(as_of, access.tenant, access.groups, key, passages)
+        if access.groups == GROUPS:
+            for key in list(observed.accepted):
+                if key.tenant == access.tenant:
+                    observed.answered_whole(as_of, key, served.get(key, {}))

@@ -1,0 +1,89 @@
+"""What a worker process does around the runner, in the place of Faust."""
+
+import asyncio
+from functools import partial
+from typing import TYPE_CHECKING
+
+from faults import RUNNING
+from shaky_twins import PARTITIONS, Parsers, Splitter
+
+from infra.settings import StreamSettings
+from streams.progress import StatesProgress
+from streams.runner import Delivery, Step
+from streams.topology import TOPOLOGY, StepName
+
+if TYPE_CHECKING:
+    from world import World
+
+
+class Worker:
+    """One worker of one step.
+
+    Attributes:
+        gone: set when its partitions are for another: it is dead, or does not know yet.
+    """
+
+    def __init__(self, world: "World", step: StepName) -> None:
+        self._world = world
+        self._step = step
+        self._owner = True
+        self.gone = asyncio.Event()
+        self._lanes = {number: world.parts.lane() for number in range(PARTITIONS)}
+        settings = StreamSettings(batch_events=world.rng.choice((1, 2, 8)), retry_first_ms=10, retry_max_ms=500)
+        self._runner = world.parts.runner(self._made(step), world.streams, settings, on_finished=lambda *_: None)
+        token = RUNNING.set(self)  # what it starts, and what that starts, is its own
+        self._tasks = [asyncio.create_task(one) for one in (self._runner.run(), self._read(), self._commit())]
+        RUNNING.reset(token)
+
+    def lose_partitions(self) -> None:
+        """It goes on with what it holds, but reads nothing more and cannot commit."""
+        self._owner = False
+        self.gone.set()
+
+    def die(self) -> None:
+        """Stop at whatever await each part is."""
+        for task in self._tasks:
+            task.cancel()
+        self.gone.set()
+
+    async def end(self) -> None:
+        """Die; raises what one of its tasks died of before."""
+        self.die()
+        for ended in await asyncio.gather(*self._tasks, return_exceptions=True):
+            if not isinstance(ended, asyncio.CancelledError):
+                raise ended
+
+    def _made(self, step: StepName) -> Step:
+        world = self._world
+        parts, progress = world.parts, StatesProgress(world.states)
+        if step is StepName.PREPARE:
+            return parts.prepare(world.blobs, Parsers(), Splitter(), "profile", progress)
+        if step is StepName.INDEX:
+            return parts.step(world.index, world.embedder, world.blobs, "g1", progress)
+        return parts.invalidate(world.cache, world.states)
+
+    async def _read(self) -> None:
+        world, topic = self._world, TOPOLOGY[self._step].reads.name
+        offsets = {number: world.committed[self._step, number] for number in range(PARTITIONS)}
+        while self._owner:
+            for partition in world.rng.sample(range(PARTITIONS), PARTITIONS):
+                lane = world.streams.log[topic, partition]
+                for record in lane[offsets[partition] : offsets[partition] + world.rng.randint(0, 4)]:
+                    offset = offsets[partition]
+                    offsets[partition] += 1
+                    self._lanes[partition].deliver(offset)
+                    done = partial(self._lanes[partition].finish, offset)
+                    await self._runner.take(Delivery(partition, offset, record.key, record.value, record.headers, done))
+            await asyncio.sleep(world.rng.uniform(0.01, 0.2))
+        await asyncio.Event().wait()
+
+    async def _commit(self) -> None:
+        world = self._world
+        while True:
+            await asyncio.sleep(world.rng.uniform(0.02, 0.5))
+            for partition, lane in self._lanes.items():
+                offset = lane.committable()
+                refused = not self._owner or (not world.faults.calm and world.rng.random() < 0.2)
+                if offset is not None and not refused:
+                    world.commit(self._step, partition, offset)
+                    lane.committed(offset)
