@@ -48,6 +48,7 @@ class Observed:
         accepted: versions of each document, in any order.
         done: versions told as done, in the order told.
         outcomes: how events ended, as first told.
+        partitions: that documents are on.
         violations: whatever did not hold.
     """
 
@@ -58,7 +59,8 @@ class Observed:
         self.violations: list[Violation] = []
         self._places: dict[Position, tuple[DocumentKey, Version]] = {}
         self._manifests: dict[DocumentKey, int] = {}
-        self._partitions: dict[DocumentKey, int] = {}
+        self._assigned: dict[DocumentKey, int] = {}
+        self.partitions: dict[DocumentKey, int] = {}
 
     def harms(self) -> Counter[Harm]:
         """How many violations did which harm."""
@@ -68,7 +70,7 @@ class Observed:
         """An event is in the stream."""
         self.accepted[key].append(version)
         self._places[position] = (key, version)
-        self._partitions[key] = position.partition
+        self.partitions[key] = position.partition
 
     def told(self, position: Position, outcome: Outcome, searchable: Passages | None = None) -> None:
         """An outcome is in the stream of index changes.
@@ -171,12 +173,24 @@ class Observed:
                 harm = Harm.STALE if was else Harm.RESURRECTED
                 self._violated("I6", harm, f"{key}: {dict(was)} became {dict(now)}")
 
+    def assigned(self, key: DocumentKey, version: int) -> None:
+        """A version was assigned to a document; in the order of its sending."""
+        before = self._assigned.get(key, -1)
+        if not invariants.versions_only_grow(before + 1, version):
+            self._violated("I1", Harm.STALE, f"{key} got version {version} after version {before}")
+        self._assigned[key] = version
+
+    def told_again(self, position: Position, outcome: Outcome) -> None:
+        """The state of an event was seen: it tells what was told first."""
+        if self.outcomes.get(position) is not outcome:
+            self._violated("I5", Harm.MISTOLD, f"{position} ended {self.outcomes.get(position)}, and is told {outcome}")
+
     def lost(self, what: str) -> None:
         """An event was promised and is not in the stream, or is there as another."""
         self._violated("I5", Harm.LOST, what)
 
     def _covers(self, as_of: Mapping[int, int], key: DocumentKey, version: Version) -> bool:
-        return as_of.get(self._partitions[key], -1) >= version.place
+        return as_of.get(self.partitions[key], -1) >= version.place
 
     def _violated(self, invariant: str, harm: Harm, what: str) -> None:
         self.violations.append(Violation(invariant, harm, what))

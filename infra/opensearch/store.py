@@ -32,6 +32,7 @@ _SCAN_PAGE: Final = 500
 _MAX_RESULTS: Final = 10_000
 """What OpenSearch gives at most; a document has fewer passages."""
 _BULK_BYTES: Final = 8_000_000
+_WHOLE_PIT: Final = {"keep_alive": "5m", "allow_partial_pit_creation": "false"}
 
 
 class OpenSearchIndex:
@@ -248,7 +249,7 @@ class OpenSearchIndex:
 
     async def _scan(self, index: str, body: dict[str, Any]) -> AsyncIterator[Mapping[str, Any]]:
         with unavailable_is_said():
-            snapshot = (await self._client.create_pit(index=index, params={"keep_alive": "5m"}))["pit_id"]
+            snapshot = (await self._client.create_pit(index=index, params=_WHOLE_PIT))["pit_id"]
         try:
             after: list[Any] | None = None
             while True:
@@ -259,7 +260,9 @@ class OpenSearchIndex:
                     **({"search_after": after} if after is not None else {}),
                 }
                 with unavailable_is_said():
-                    hits = (await self._client.search(body=page))["hits"]["hits"]
+                    answer = await self._client.search(body=page)
+                _check_whole(answer)
+                hits = answer["hits"]["hits"]
                 if not hits:
                     return
                 for hit in hits:
@@ -314,10 +317,14 @@ def _bulk_slices(sizes: Sequence[int]) -> list[tuple[int, int]]:
 def _searched(response: Mapping[str, Any]) -> tuple[Hit, ...]:
     if "error" in response:
         raise IndexUnavailable(f"a search failed: {response['error'].get('reason')}")
+    _check_whole(response)
+    return codec.read_hits(response)
+
+
+def _check_whole(response: Mapping[str, Any]) -> None:
     if response["_shards"]["failed"] or response["timed_out"]:
         # Results of some shards only would pass for an answer, be cached as one, and be wrong.
         raise IndexUnavailable("some shards did not answer")
-    return codec.read_hits(response)
 
 
 def _got(doc: Mapping[str, Any]) -> Mapping[str, Any] | None:
