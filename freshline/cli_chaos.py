@@ -48,18 +48,20 @@ def chaos(
     # Servers of another user must reach it, which a private temporary directory would not let them.
     home = Path(tempfile.mkdtemp(prefix="freshline-chaos-", dir="/var/tmp"))
     home.chmod(0o711)
-    ok = False
     try:
         with stopped_like_ctrl_c():
             report = asyncio.run(run(home, seed=chosen, minutes=minutes, events=events, say=_say))
-        ok = bool(report["ok"])
+        keep |= not report["ok"]
+    except Exception:
+        keep = True
+        raise
     finally:
-        if ok and not keep:
-            shutil.rmtree(home)
-        else:
+        if keep:
             err.print(f"data and logs are in {home}")
+        else:
+            shutil.rmtree(home)
     _show(report, as_json=as_json)
-    if not ok:
+    if not report["ok"]:
         raise typer.Exit(FAILED)
 
 

@@ -128,7 +128,7 @@ class Observed:
     ) -> None:
         """An answer was served to a reader of a tenant; what it holds of one document is to be judged."""
         mine = self.accepted[key] if key.tenant == tenant else []
-        applied = [one for one in self.done[key] if self._covers(as_of, key, one)]
+        applied = [one for one in self.done[key] if one in mine and self._covers(as_of, key, one)]
         claimed = f"answer as of {dict(as_of)} has {dict(passages)} of {key} after {applied}"
         if not invariants.tenants_never_meet(applied, mine, groups, passages):
             # For a reader who may see everything, what may not be seen any more is old.

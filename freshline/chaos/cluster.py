@@ -19,6 +19,7 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 
 from freshline.chaos.proxies import Proxies
+from freshline.chaos.recovery import NotRecovered
 from freshline.installation import settings_from
 from infra.kafka.port import StreamUnavailable
 from infra.kafka.provision import StreamAdmin
@@ -46,10 +47,6 @@ _PARTITIONS: Final = 4
 _START_S: Final = 300.0
 """Longest start of one process: fifteen start side by side, on a build machine's few cores."""
 _POLL_S: Final = 0.1
-
-
-class NotRecovered(Exception):
-    """The installation did not come back in the time it has; the message says what is missing."""
 
 
 @dataclass(frozen=True, slots=True)

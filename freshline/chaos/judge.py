@@ -1,13 +1,16 @@
 """The judge: reads the streams and the index by itself, replays the stream in a model, and applies the invariants."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, Final, TypeVar
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, Final
 
 import httpx
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
 
+from freshline.chaos.recovery import NotRecovered
 from freshline.chaos.traffic import MOST_RESULTS, Promise, Seen
 from freshline.invariants import Version
 from freshline.observed import Observed
@@ -35,9 +38,8 @@ from streams.topology import StepName
 UNREACHABLE: Final = (IndexUnavailable, KafkaError, StreamUnavailable, TimeoutError, httpx.TransportError)
 """The judge cannot look now; it looks again later."""
 
-T = TypeVar("T")
-
 _LOOK_S: Final = 20.0
+_REST_S: Final = 60.0
 _BETWEEN_LOOKS_S: Final = 1.0
 _ORDER: Final = (DOCUMENTS, CHUNKS, INDEX_CHANGES)
 """Read in this order, up to ends asked for in the opposite one: what a record stems from is known before it."""
@@ -51,6 +53,10 @@ class Model:
         self._parsers = ParserPool(settings.parse)
         tokenizer = load_tokenizer(settings.embedding.models_path, settings.embedding.model).to_str()
         self._splitter = Splitter(tokenizer, settings.split.chunk_tokens, settings.split.overlap_tokens)
+
+    async def start(self) -> None:
+        """Start the parser."""
+        await self._parsers.start()
 
     async def version(self, event: DocumentEvent, place: int) -> Version:
         """The event as the invariants see it."""
@@ -103,6 +109,10 @@ class Judge:
         self._states = RedisEventStates(self._redis, settings.names)
         self._looking = asyncio.Lock()
 
+    async def start(self) -> None:
+        """Be ready to look."""
+        await self._model.start()
+
     async def watch(self) -> None:
         """Look until cancelled. What is out of reach because of a fault is looked at the next time."""
         while True:
@@ -146,7 +156,7 @@ class Judge:
         Args:
             ask: asks for everything there is of a document.
         """
-        passages = await _persistently(self.look)
+        passages = await self._look_at_last()
         await self._judge_promises(self._seen.promises[self._judged_promises :])
         self._judged_promises = len(self._seen.promises)
         self.observed.rested(passages)
@@ -157,6 +167,17 @@ class Judge:
             await ask(key.document_id, min_position=str(head))
         self._judge_answers()
         return passages
+
+    async def _look_at_last(self) -> dict[DocumentKey, dict[str, int]]:
+        """At rest the judge can look, if not at once."""
+        until_s = time.monotonic() + _REST_S
+        while True:
+            try:
+                return await self.look()
+            except UNREACHABLE as error:
+                if time.monotonic() > until_s:
+                    raise NotRecovered(f"the judge cannot look: {error!r}") from error
+                await asyncio.sleep(_BETWEEN_LOOKS_S)
 
     async def close(self) -> None:
         """Close connections."""
@@ -257,11 +278,12 @@ class Judge:
         return [TopicPartition(name, number) for number in range(self._settings.kafka.partitions)]
 
 
-async def _persistently(look: Callable[[], Awaitable[T]]) -> T:
-    """At rest the judge can look, if not at once."""
-    async with asyncio.timeout(3 * _LOOK_S):
-        while True:
-            try:
-                return await look()
-            except UNREACHABLE:
-                await asyncio.sleep(_BETWEEN_LOOKS_S)
+@asynccontextmanager
+async def judging(settings: Settings, seen: Seen) -> AsyncIterator[Judge]:
+    """A judge who is ready to look."""
+    judge = Judge(settings, seen)
+    try:
+        await judge.start()
+        yield judge
+    finally:
+        await judge.close()

@@ -5,7 +5,7 @@ import os
 import signal
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -14,17 +14,19 @@ from typing import Any, Final
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
 
-from freshline.chaos.cluster import WORKERS, Cluster, NotRecovered, running
+from freshline.chaos.cluster import WORKERS, Cluster, running
 from freshline.chaos.documents import generated, recorded
 from freshline.chaos.faults import LINKS, TARGETS, impossible, injected, single_targets
-from freshline.chaos.judge import Judge
+from freshline.chaos.judge import Judge, judging
+from freshline.chaos.recovery import NotRecovered
 from freshline.chaos.schedule import Fault, schedule
 from freshline.chaos.traffic import Readers, Seen, Senders
-from freshline.observed import Harm
+from freshline.observed import Harm, Passages
 from infra.kafka.provision import StreamAdmin
 from infra.kafka.security import client_options
 from infra.local import Say
 from infra.opensearch.client import connect
+from schemas.documents import DocumentKey
 from schemas.topics import DOCUMENTS
 from streams.topology import StepName
 
@@ -36,7 +38,8 @@ _LEAD_S: Final = 3.0
 """Traffic before each fault, so that it strikes in the middle of something."""
 _GC_DELETES_S: Final = 5
 """How long this installation remembers versions of deleted passages: late writers meet an index without memory."""
-_SESSION_S: Final = 9.0
+_REWIND_S: Final = 60.0
+_REPLAY: Final = "full replay"
 _POLL_S: Final = 0.2
 
 
@@ -67,15 +70,15 @@ class Row:
 class Run:
     """One run on a running installation."""
 
-    def __init__(self, cluster: Cluster, *, seed: int, events: Path | None, say: Say) -> None:
+    def __init__(self, cluster: Cluster, judge: Judge, seen: Seen, *, seed: int, events: Path | None, say: Say) -> None:
         self._cluster = cluster
         self._seed = seed
         self._say = say
-        self._seen = Seen()
+        self._seen = seen
         requests = recorded(events) if events else generated(seed)
         self._senders = Senders(cluster.ingest_urls, requests, _EVENTS_PER_S, self._seen)
         self._readers = Readers(cluster.query_urls, seed, self._seen)
-        self._judge = Judge(cluster.settings, self._seen)
+        self._judge = judge
         self._rows: dict[str, Row] = {}
         self._told_violations = 0
         self._not_recovered: list[str] = []
@@ -89,12 +92,12 @@ class Run:
         try:
             async with self._readers.asking():
                 await self._under_faults(minutes, (sending, watching))
-                await self._row("full replay", self._replay)
+                if not self._not_recovered:
+                    await self._replay_all()
         finally:
             for task in (sending, watching):
                 task.cancel()
             await asyncio.gather(sending, watching, return_exceptions=True)
-            await self._judge.close()
         return self._report()
 
     async def _under_faults(self, minutes: float, alive: tuple[asyncio.Task[None], ...]) -> None:
@@ -109,8 +112,16 @@ class Run:
                 if task.done():
                     task.result()
 
-    async def _row(self, name: str, happen: Callable[[], Awaitable[int]]) -> None:
-        """Let something happen, wait until everything has ended, and have it judged."""
+    async def _row(
+        self, name: str, happen: Callable[[], Awaitable[int]], before: Mapping[DocumentKey, Passages] | None = None
+    ) -> None:
+        """Let something happen, wait until everything has ended, and have it judged.
+
+        Args:
+            name: of the row in the table.
+            happen: does it, and tells how many records were in flight.
+            before: what is searchable now, where that must not change.
+        """
         row = self._rows.setdefault(name, Row())
         failed, harms = sum(self._seen.failed.values()), self._judge.observed.harms()
         try:
@@ -120,7 +131,9 @@ class Run:
             await self._cluster.settled(timeout_s=RECOVERY_S)
             took_s = time.monotonic() - began_s
             await self._cluster.whole(timeout_s=RECOVERY_S)
-            await self._judge.rest(self._readers.ask)
+            after = await self._judge.rest(self._readers.ask)
+            if before is not None:
+                self._judge.observed.replayed(before, after)
         except NotRecovered as error:
             self._not_recovered.append(f"{name}: {error}")
             took_s = RECOVERY_S
@@ -142,11 +155,13 @@ class Run:
             await asyncio.sleep(fault.hold_s)
         return in_flight
 
-    async def _replay(self) -> int:
-        """Process the whole stream again, when versions of what was deleted are forgotten."""
-        await self._judge.rest(self._readers.ask)
-        before = await self._judge.look()
+    async def _replay_all(self) -> None:
+        """The whole stream once more, when versions of what was deleted are forgotten."""
+        before = await self._judge.rest(self._readers.ask)
         await asyncio.sleep(2 * _GC_DELETES_S)
+        await self._row(_REPLAY, self._begin_again, before)
+
+    async def _begin_again(self) -> int:
         pids = [await self._cluster.pid(name) for name in WORKERS if name.startswith(StepName.PREPARE)]
         try:
             # A group's offsets can be set while it has no member: paused ones are none when their sessions are over.
@@ -157,9 +172,7 @@ class Run:
             for pid in pids:
                 os.kill(pid, signal.SIGCONT)
         count = len(self._judge.observed.outcomes)
-        self._say("full replay", f"{count} events again")
-        await self._cluster.settled(timeout_s=RECOVERY_S)
-        self._judge.observed.replayed(before, await self._judge.look())
+        self._say(_REPLAY, f"{count} events again")
         return count
 
     async def _rewind(self) -> None:
@@ -171,7 +184,7 @@ class Run:
         await consumer.start()
         try:
             consumer.assign(list(start))
-            async with asyncio.timeout(6 * _SESSION_S):
+            async with asyncio.timeout(_REWIND_S):
                 while True:
                     try:
                         await consumer.commit(start)
@@ -201,7 +214,7 @@ class Run:
         return {
             "ok": not observed.violations and not self._not_recovered,
             "seed": self._seed,
-            "faults": sum(row.times for row in self._rows.values()),
+            "faults": sum(row.times for name, row in self._rows.items() if name != _REPLAY),
             "lost": harms[Harm.LOST],
             "stale": harms[Harm.STALE],
             "resurrected": harms[Harm.RESURRECTED],
@@ -209,6 +222,7 @@ class Run:
             "failed_queries": sum(self._seen.failed.values()),
             "recovery_s": max((round(row.recovery_s, 1) for row in self._rows.values()), default=0.0),
             "accepted": len(self._seen.promises),
+            "sent_again": self._seen.sent_again,
             "events": len(observed.outcomes),
             "outcomes": dict(sorted(outcomes.items())),
             "untold_outcomes": self._judge.untold,
@@ -231,5 +245,6 @@ async def run(home: Path, *, seed: int, minutes: float, events: Path | None, say
     Raises:
         StackError: it cannot start, or a program that faults are made with is missing.
     """
-    async with running(home, say) as cluster:
-        return await Run(cluster, seed=seed, events=events, say=say).go(minutes=minutes)
+    seen = Seen()
+    async with running(home, say) as cluster, judging(cluster.settings, seen) as judge:
+        return await Run(cluster, judge, seen, seed=seed, events=events, say=say).go(minutes=minutes)

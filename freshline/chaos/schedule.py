@@ -1,6 +1,7 @@
 """Which faults come, in which order: a function of the seed alone."""
 
 import random
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -28,6 +29,8 @@ SHORTEST_HOLD_S: Final = 4.0
 LONGEST_HOLD_S: Final = 9.0
 """Longer than a worker's session: one that is paused for so long has lost its partitions when it goes on."""
 
+_LINKS_A_TURN: Final = 3
+
 
 @dataclass(frozen=True, slots=True)
 class Fault:
@@ -47,8 +50,7 @@ class Fault:
     @property
     def name(self) -> str:
         """What the table calls it: the kind, and what it strikes without its number."""
-        struck = " ".join(word.rpartition("-")[0] or word for word in self.target.split())
-        return f"{self.kind} {struck}".strip()
+        return f"{self.kind} {_kind_of(self.target)}".strip()
 
 
 def schedule(
@@ -70,8 +72,8 @@ def schedule(
     wheel: list[Kind] = []
     while True:
         if not wheel:
-            # Killing and pausing strike most targets, so they come more often.
-            wheel = [kind for kind in turns for _ in range(4 if kind in {Kind.KILL, Kind.PAUSE} else 1)]
+            # Every process is killed and paused in one turn; of links there are too many for that.
+            wheel = [kind for kind in turns for _ in range(_LINKS_A_TURN if kind in NETWORK else len(bags[kind]))]
             rng.shuffle(wheel)
         kind = wheel.pop()
         hold_s = 0.0 if kind is Kind.KILL else rng.uniform(SHORTEST_HOLD_S, LONGEST_HOLD_S)
@@ -81,8 +83,13 @@ def schedule(
 def _kinds(targets: Sequence[str]) -> list[list[str]]:
     groups: dict[str, list[str]] = {}
     for target in targets:
-        groups.setdefault("".join(letter for letter in target if not letter.isdigit()), []).append(target)
+        groups.setdefault(_kind_of(target), []).append(target)
     return list(groups.values())
+
+
+def _kind_of(target: str) -> str:
+    """A process without its number."""
+    return re.sub(r"-\d+", "", target)
 
 
 def _rotation(rng: random.Random, groups: Sequence[Sequence[str]]) -> Iterator[str]:

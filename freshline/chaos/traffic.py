@@ -47,6 +47,7 @@ class Seen:
 
     Attributes:
         promises: in the order of their 202; of one document also in the order of its sending.
+        sent_again: attempts to send that got no 202.
         answers: document asked for (None: any), and the response.
         asked: questions.
         repeated: attempts that failed, where the next one, at the other replica, was answered; by reason.
@@ -55,6 +56,7 @@ class Seen:
     """
 
     promises: list[Promise] = field(default_factory=list)
+    sent_again: int = 0
     answers: list[tuple[str | None, dict[str, Any]]] = field(default_factory=list)
     asked: int = 0
     repeated: Counter[str] = field(default_factory=Counter)
@@ -110,6 +112,7 @@ class Senders:
                 try:
                     accepted = await client.send(request)
                 except ServiceUnavailable:
+                    self._seen.sent_again += 1
                     client = next(clients)  # whether it was taken is not known: sending again is safe
                 except Refused as error:
                     raise AssertionError(f"{request.document_id} was refused: {error}") from error

@@ -1,5 +1,7 @@
 """The contract of DocumentIndex and SearchIndex, run on the twin and on an OpenSearch server."""
 
+import asyncio
+
 import numpy as np
 import pytest
 from only_writer import put_over
@@ -501,6 +503,44 @@ async def test_twin_forgets_versions_of_deleted_passages_as_the_server_does():
     now_s = 60.1
     await index.apply([late])
     await both_find(index, "tr-0")
+
+
+@pytest.mark.stack
+async def test_server_finds_only_what_was_refreshed(settings):
+    settings = small(settings)
+    await create_indices(settings)
+    index = OpenSearchIndex.open(settings)
+    try:
+        written = change(TRAVEL, 1, write(TRAVEL, "0", 1, "hotel"), write(TRAVEL, "1", 1, "hotel"))
+        assert await index._put([written], refresh=False) == [None]
+        await both_find(index)
+        assert await index.fetch([Hit("tr-0", TRAVEL, 0.0)]) == {}
+        assert await index.apply([change(TRAVEL, 1, written.put[0])]) == [None]
+        await both_find(index, "tr-0", "tr-1")
+    finally:
+        await index.close()
+
+
+@pytest.mark.stack
+async def test_server_forgets_versions_of_deleted_passages(settings):
+    """Why a delete leaves a manifest: with the versions forgotten, a late writer would bring the passage back."""
+    settings = small(settings)
+    await create_indices(settings)
+    index = OpenSearchIndex.open(settings)
+    late = change(TRAVEL, 4, write(TRAVEL, "0", 4, "hotel"))
+    try:
+        await index.apply([change(TRAVEL, 5, write(TRAVEL, "0", 5, "hotel"))])
+        await index.apply([change(TRAVEL, 6, remove=["tr-0"])])
+        await index.apply([late])
+        await both_find(index)
+        name = settings.names.chunks_index(settings.generation)
+        await index._client.indices.put_settings(index=name, body={"index.gc_deletes": "200ms"})
+        async with asyncio.timeout(30):
+            while await found(index) == ([], []):
+                await index.apply([late, change(LEAVE, 1, remove=["none"])])
+        await both_find(index, "tr-0")
+    finally:
+        await index.close()
 
 
 async def test_unavailable_is_said():

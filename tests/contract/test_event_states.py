@@ -1,4 +1,4 @@
-"""The contract of EventStates, run on the twin and on a Redis server."""
+"""The contract of EventStates, run on the twin, on a Redis server and on a cluster of three."""
 
 import pytest
 
@@ -34,12 +34,12 @@ async def redis(settings):
     await client.aclose()
 
 
-@pytest.fixture(params=["memory", pytest.param("redis", marks=pytest.mark.stack)])
+@pytest.fixture(params=["memory", *(pytest.param(name, marks=pytest.mark.stack) for name in ("redis", "cluster"))])
 def states(request) -> EventStates:
     if request.param == "memory":
         return MemoryEventStates()
     names = request.getfixturevalue("settings").names
-    return RedisEventStates(request.getfixturevalue("redis"), names)
+    return RedisEventStates(request.getfixturevalue(request.param), names)
 
 
 async def test_begun_event_reads_back_whole(states):

@@ -1,4 +1,4 @@
-"""The contract of Versions, run on the twin and on a Redis server."""
+"""The contract of Versions, run on the twin, on a Redis server and on a cluster of three."""
 
 import asyncio
 
@@ -26,12 +26,12 @@ async def redis(settings):
     await client.aclose()
 
 
-@pytest.fixture(params=["memory", pytest.param("redis", marks=pytest.mark.stack)])
+@pytest.fixture(params=["memory", *(pytest.param(name, marks=pytest.mark.stack) for name in ("redis", "cluster"))])
 def versions(request) -> Versions:
     if request.param == "memory":
         return MemoryVersions()
     names = request.getfixturevalue("settings").names
-    return RedisVersions(request.getfixturevalue("redis"), names)
+    return RedisVersions(request.getfixturevalue(request.param), names)
 
 
 async def test_unknown_document_needs_a_floor(versions):

@@ -8,9 +8,13 @@ import httpx
 import pytest
 
 from freshline.bench.installation import Installation, installed
+from freshline.chaos.judge import judging
+from freshline.chaos.traffic import Seen
+from freshline.observed import Harm
 from freshline.services import Services, connect_services
 from freshline.verify import verify
 from infra.local import Stack
+from schemas.documents import DocumentKey
 
 pytestmark = pytest.mark.stack
 
@@ -135,9 +139,37 @@ async def test_killed_workers_lose_nothing(stack):
                 outcomes = [(await services.ended(event))["outcome"] for event in events]
                 await doomed.caught_up(timeout_s=60)
             assert outcomes == ["done"] * 40
+        async with judging(doomed.settings, Seen()) as judge:
+            judge.observed.rested(await judge.look())
+            assert judge.observed.violations == []
+            assert len(judge.observed.accepted) == 40
         report = await verify(doomed.settings, repair=False)
         assert report.ok, report
         assert report.documents == 40
+
+
+async def test_the_judge_tells_damage(installation, services):
+    """What finds nothing must be able to find something: a passage that is gone, one that came back, one too many."""
+    for name in ("gone.md", "back.md", "old.md"):
+        await put(services, name, f"# Kept\n\nThe page {name} tells of storks.\n")
+    await services.ended((await services.delete("back.md"))["event_id"])
+    await put(services, "old.md", "# Kept\n\nNow it tells of herons.\n")
+    await installation.caught_up(timeout_s=60)
+    tenant = installation.settings.tenant.default
+    gone, back, old = (DocumentKey(tenant, name) for name in ("gone.md", "back.md", "old.md"))
+    async with judging(installation.settings, Seen()) as judge:
+        searchable = await judge.look()
+        judge.observed.rested(searchable)
+        assert judge.observed.violations == []
+        versions = judge.observed.accepted
+        damaged = searchable | {
+            gone: {},
+            back: dict.fromkeys(versions[back][0].passages, versions[back][0].number),
+            old: searchable[old] | dict.fromkeys(versions[old][0].passages, versions[old][0].number),
+        }
+        judge.observed.rested(damaged)
+        found = [(violation.harm, violation.what.partition(":")[0]) for violation in judge.observed.violations]
+        assert sorted(found) == [(Harm.LOST, str(gone)), (Harm.RESURRECTED, str(back)), (Harm.STALE, str(old))]
 
 
 async def test_stream_and_index_agree_in_the_end(installation, services):

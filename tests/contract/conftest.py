@@ -1,0 +1,36 @@
+"""A Redis server and a cluster of three, for contracts that must hold on both."""
+
+import pytest
+from redis.asyncio import RedisCluster
+from redis_servers import free_port, join, redis_server, url
+
+
+@pytest.fixture(scope="session")
+def redis_port(stack, tmp_path_factory):  # noqa: ARG001 - what starts the stack provides for Redis
+    port = free_port()
+    with redis_server(tmp_path_factory.mktemp("redis"), port):
+        yield port
+
+
+@pytest.fixture(scope="session")
+def cluster_port(stack, tmp_path_factory):  # noqa: ARG001 - as above
+    directory = tmp_path_factory.mktemp("cluster")
+    first = free_port()
+    with redis_server(directory / "a", first, "--cluster-enabled", "yes"):
+        second = free_port()
+        with redis_server(directory / "b", second, "--cluster-enabled", "yes"):
+            third = free_port()
+            with redis_server(directory / "c", third, "--cluster-enabled", "yes"):
+                nodes = [first, second, third]
+                join(nodes)
+                yield first
+
+
+@pytest.fixture
+async def cluster(cluster_port):
+    """A client of the cluster, which refuses a script whose keys are not all in one slot."""
+    client = RedisCluster.from_url(url(cluster_port))
+    await client.initialize()
+    await client.flushall()
+    yield client
+    await client.aclose()
