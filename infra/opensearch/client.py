@@ -6,7 +6,13 @@ from contextlib import contextmanager
 from typing import Any, Final
 
 import boto3
-from opensearchpy import AIOHttpConnection, AsyncHttpConnection, AsyncOpenSearch, AWSV4SignerAsyncAuth
+from opensearchpy import (
+    AIOHttpConnection,
+    AsyncHttpConnection,
+    AsyncOpenSearch,
+    AsyncTransport,
+    AWSV4SignerAsyncAuth,
+)
 from opensearchpy.exceptions import ConnectionError as OpenSearchConnectionError
 from opensearchpy.exceptions import TransportError
 
@@ -17,6 +23,15 @@ _UNAVAILABLE_STATUS: Final = frozenset({429, 500, 502, 503, 504})
 
 _DEAD_S: Final = 5.0
 """How long a node that could not be reached is left alone."""
+
+
+class _Transport(AsyncTransport):  # type: ignore[misc]  # opensearch-py is not typed here
+    """Closes the connections of nodes that are passed over too, which the library forgets."""
+
+    async def close(self) -> None:
+        await super().close()
+        for connection in self.seed_connections:
+            await connection.close()
 
 
 def connect(settings: OpenSearchSettings) -> AsyncOpenSearch:
@@ -50,7 +65,7 @@ def connect(settings: OpenSearchSettings) -> AsyncOpenSearch:
         options["connection_class"] = AsyncHttpConnection
     # The client logs every failed request with its body, and bodies hold documents; failures reach us as exceptions.
     logging.getLogger("opensearch").setLevel(logging.CRITICAL)
-    return AsyncOpenSearch(**options)
+    return AsyncOpenSearch(transport_class=_Transport, **options)
 
 
 @contextmanager

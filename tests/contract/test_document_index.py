@@ -568,6 +568,37 @@ async def test_unavailable_is_said():
 
 
 @pytest.mark.stack
+async def test_a_node_that_is_down_is_passed_over(settings):
+    settings = small(settings)
+    await create_indices(settings)
+    urls = f"http://127.0.0.1:1,{settings.opensearch.url},http://127.0.0.1:2"
+    several = settings.model_copy(update={"opensearch": settings.opensearch.model_copy(update={"url": urls})})
+    index = OpenSearchIndex.open(several)
+    try:
+        for version in range(1, 7):
+            assert await index.apply([change(TRAVEL, version, write(TRAVEL, "0", version, "hotel"))]) == [None]
+            await both_find(index, "tr-0")
+    finally:
+        await index.close()
+
+
+async def test_a_scan_of_some_shards_is_none():
+    class SomeShards:
+        async def create_pit(self, *, index, params):
+            assert params["allow_partial_pit_creation"] == "false"
+            return {"pit_id": index}
+
+        async def search(self, *, body):
+            return {"_shards": {"failed": int("search_after" not in body)}, "timed_out": False, "hits": {"hits": []}}
+
+        async def delete_pit(self, *, body):
+            assert body["pit_id"]
+
+    with pytest.raises(IndexUnavailable, match="some shards did not answer"):
+        [chunk async for chunk in OpenSearchIndex(SomeShards(), Settings()).scan_chunks()]
+
+
+@pytest.mark.stack
 async def test_index_that_is_gone_is_unavailable_and_takes_no_change_for_done(settings):
     settings = small(settings)
     index = OpenSearchIndex.open(settings)

@@ -276,7 +276,9 @@ async def test_three_nodes_acknowledge_without_one_of_them(home: Path) -> None:
         assert await _send(servers, "documents") == 0
     finally:
         stopped.resume()
-    async with httpx.AsyncClient(base_url=told["FRESHLINE_OPENSEARCH__URL"], timeout=30) as client:
+    first, second = told["FRESHLINE_OPENSEARCH__URL"].split(",")
+    assert first != second
+    async with httpx.AsyncClient(base_url=first, timeout=30) as client:
         created = await client.put("/kept?wait_for_active_shards=2", json={"settings": {"number_of_replicas": 1}})
         assert created.json()["shards_acknowledged"]
         health = await client.get("/_cluster/health/kept?wait_for_status=green&timeout=30s")

@@ -17,7 +17,20 @@ from pydantic import ValidationError
 from infra.local import fetch, java, ports
 from infra.local.access import check_reachable
 from infra.local.processes import end_leftover
-from infra.local.state import AppProcess, Home, Phase, ProcessIdentity, ProcessState, StackError, StackState
+from infra.local.servers import Kafka
+from infra.local.state import (
+    AppProcess,
+    Home,
+    Listener,
+    Phase,
+    Plan,
+    ProcessIdentity,
+    ProcessState,
+    Programs,
+    StackConfig,
+    StackError,
+    StackState,
+)
 
 
 @pytest.fixture
@@ -50,6 +63,47 @@ class TestPorts:
         chosen = ports.choose(["kafka-1", "kafka-2"], {"kafka-2": 7655}, {"kafka-1": 7655})
         assert chosen["kafka-2"] == 7655
         assert chosen["kafka-1"] != 7655
+
+    def test_free_ports_are_free_and_different(self, listener: int) -> None:
+        found = ports.free(5, first=listener)
+        assert len(set(found)) == 5
+        assert listener not in found
+        with pytest.raises(StackError, match=f"of {ports.SPAN + 1} ports"):
+            ports.free(ports.SPAN + 1, first=40_000)
+
+
+def _kafka(home: Path, listeners: tuple[Listener, ...]) -> dict[str, object]:
+    here = Path("/")
+    programs = Programs(
+        kafka_libs=here,
+        kafka_java=here,
+        opensearch_home=here,
+        opensearch_java=here,
+        vector_module=True,
+        redis_server=here,
+        models=here,
+    )
+    config = StackConfig(data_dir=home, listeners=listeners)
+    plan = Plan(config=config, programs=programs, detached=False, fresh=False)
+    return Kafka(1, plan, Home(home), {"kafka-1": 9092, "kafka-1-controller": 19092})._properties()
+
+
+def test_clients_of_a_listener_are_told_its_own_ports(tmp_path: Path) -> None:
+    properties = _kafka(tmp_path, (Listener(name="SLOW", ports={"kafka-1": 23001}, told={"kafka-1": 23002}),))
+    assert properties["listeners"] == "PLAINTEXT://127.0.0.1:9092,CONTROLLER://127.0.0.1:19092,SLOW://127.0.0.1:23001"
+    assert properties["advertised.listeners"] == "PLAINTEXT://127.0.0.1:9092,SLOW://127.0.0.1:23002"
+    assert properties["listener.security.protocol.map"] == "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,SLOW:PLAINTEXT"
+    assert _kafka(tmp_path, ())["advertised.listeners"] == "PLAINTEXT://127.0.0.1:9092"
+
+
+def test_what_faults_need_is_named_where_it_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FRESHLINE_CACHE", str(tmp_path))
+    monkeypatch.setattr(fetch.shutil, "which", lambda *_, **__: None)
+    monkeypatch.setattr(fetch, "FAKETIME_PLACES", (tmp_path,))
+    with pytest.raises(StackError, match=r"Install Go .* or put a toxiproxy-server on the PATH"):
+        fetch.toxiproxy()
+    with pytest.raises(StackError, match="apt-get install libfaketime"):
+        fetch.faketime()
 
 
 def _jdk(home: Path, version: str, modules: str) -> Path:
