@@ -1,14 +1,17 @@
 """Mistakes planted on purpose: histories must tell each of them, or they would not tell ours."""
 
+import asyncio
 from dataclasses import replace
 
 from shaky_twins import Cache, WatchedIndex
 from world import Parts
 
+from infra.opensearch.port import ManifestWrite
 from infra.redis.memory_answers import _Answer
 from schemas.documents import LifeState
 from streams.core.commit_guard import LaneCommits
-from streams.core.document_change import supersede_within
+from streams.core.document_change import completed, supersede_within
+from streams.core.outcomes import Finished
 from streams.runner import Runner
 from streams.steps.index import Index
 from streams.steps.invalidate import Invalidate
@@ -21,16 +24,16 @@ class CommitsPastAHole(LaneCommits):
 
 
 class FinishesBeforeItIsDurable(Runner):
-    async def _finish(self, batch):
-        for delivery in batch:
+    async def _end(self, unended, outcomes):
+        for delivery, _ in list(unended)[: len(outcomes)]:
             delivery.done()
-        await super()._finish(batch)
+        await super()._end(unended, outcomes)
 
 
 class KeepsNoTombstone(WatchedIndex):
-    async def put_manifests(self, manifests):
-        put = await super().put_manifests(manifests)
-        for manifest in manifests:
+    async def put_manifests(self, writes):
+        put = await super().put_manifests(writes)
+        for manifest in [write.manifest for write in writes]:
             if manifest.complete and manifest.state is LifeState.DELETED:
                 self._manifests.pop(manifest.key, None)
         return put
@@ -63,21 +66,25 @@ class IgnoresVersions(WatchedIndex):
 class ClaimsAfterwards(Index):
     """Removes and writes passages first, and writes the manifest, complete at once, when that is done."""
 
-    async def _write(self, changes):
-        if not changes:
-            return []
-        vectors, fresh = await self._vectors(changes)
+    async def _write(self, changes, vectors, fresh):
         await self._make_searchable(changes, vectors)
         await self.index.store_vectors(fresh)
-        await self._complete(changes)
+        await self.index.put_manifests(
+            [
+                ManifestWrite(completed(one.write.claim, now_ms=0), one.standing.revision if one.standing else None)
+                for one in changes
+            ]
+        )
         return [self._outcome(change) for change in changes]
 
 
 class LetsABrokenVersionSupersede(Prepare):
     async def run(self, tasks):
         newer = supersede_within([(task.message.key, task.message.version) for task in tasks])
-        return [
-            await self._outcome(task) if version is None else self._superseded(task, version)
+        yield [
+            await self._outcome(task, asyncio.Semaphore(1))
+            if version is None
+            else Finished((self._superseded(task, version),))
             for task, version in zip(tasks, newer, strict=True)
         ]
 
@@ -107,8 +114,10 @@ class AdvancesBeforeItDrops(Invalidate):
 
     async def run(self, tasks):
         kept = [task.message.model_copy(update={"added": (), "removed": ()}) for task in tasks]
-        await super().run([replace(task, message=message) for task, message in zip(tasks, kept, strict=True)])
-        return await super().run(tasks)
+        first = [replace(task, message=message) for task, message in zip(tasks, kept, strict=True)]
+        [_ async for _ in super().run(first)]
+        async for outcomes in super().run(tasks):
+            yield outcomes
 
 
 PLANTED = {

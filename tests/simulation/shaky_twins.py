@@ -120,14 +120,14 @@ class WatchedIndex(MemoryIndex):
         await self._faults.before(IndexUnavailable)  # the index may change between a search and its fetch
         return await super().fetch(hits)
 
-    async def manifests(self, keys):
+    async def standing(self, keys):
         await self._faults.before(IndexUnavailable)
-        manifests = await super().manifests(keys)
+        standing = await super().standing(keys)
         await self._faults.after(IndexUnavailable)  # what was read may be old by now
-        return manifests
+        return standing
 
-    async def put_manifests(self, manifests):
-        put = await super().put_manifests(manifests)
+    async def put_manifests(self, writes):
+        put = await super().put_manifests(writes)
         await self._faults.after(IndexUnavailable)
         return put
 

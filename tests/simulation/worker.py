@@ -59,7 +59,7 @@ class Worker:
         if step is StepName.PREPARE:
             return parts.prepare(world.blobs, Parsers(), Splitter(), "profile", progress)
         if step is StepName.INDEX:
-            return parts.step(world.index, world.embedder, world.blobs, "g1", progress)
+            return parts.step(world.index, world.embedder, world.blobs, "g1", 3, progress)
         return parts.invalidate(world.cache, world.states)
 
     async def _read(self) -> None:

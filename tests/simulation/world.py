@@ -250,8 +250,8 @@ class World:
         done = self.observed.done_so_far()
         for key in list(self.observed.accepted):
             self.observed.searchable(key, self.index.passages(key), after=done.get(key, ()))
-            if (manifest := self.index._manifests.get(key)) is not None:
-                self.observed.manifest(key, manifest.version)
+            if (standing := self.index._manifests.get(key)) is not None:
+                self.observed.manifest(key, standing.manifest.version)
 
 
 def _accepted(event: DocumentEvent) -> EventStatus:
