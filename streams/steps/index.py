@@ -16,7 +16,7 @@ from collections import defaultdict
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
-from itertools import takewhile, zip_longest
+from itertools import zip_longest
 from typing import cast
 
 import numpy as np
@@ -97,6 +97,7 @@ class Index:
             if version is not None:
                 older[plans[number].event.key].append(number)
         outcomes: dict[int, Outcome] = {}
+        carriers: dict[int, int] = {}
         told = 0
         async with aclosing(self._ended(taken)) as results:
             async for ended in results:
@@ -108,10 +109,11 @@ class Index:
                         news = self._superseded(tasks[number], Superseded(plans[newest].event.version))
                         last = max(newest, number)
                         outcomes[last] = outcomes[last].followed_by(*news.emit)
-                final = list(takewhile(outcomes.__contains__, range(told, len(tasks))))
-                if final:
-                    yield [outcomes[number] for number in final]
-                    told += len(final)
+                        carriers[number] = last
+                end = _end_of_final(outcomes, carriers, told)
+                if end > told:
+                    yield [outcomes[number] for number in range(told, end)]
+                    told = end
 
     def give_up(self, task: Task, reason: str) -> tuple[Record, ...]:
         """See ``Step.give_up``."""
@@ -308,6 +310,19 @@ class Index:
 def _version(plan: ChunkPlan) -> tuple[object, int]:
     """What supersedes what: versions of one document that are on their way; an event that has ended is for itself."""
     return (plan.event.key if plan.outcome is None else plan.position, plan.event.version)
+
+
+def _end_of_final(outcomes: Mapping[int, Outcome], carriers: Mapping[int, int], told: int) -> int:
+    """Up to where outcomes may be told: without a gap, and no superseded one before the one that carries its news.
+
+    Told alone, its record would end and be committed, and a crash would lose the news of it (I5).
+    """
+    end = told
+    while end in outcomes:
+        end += 1
+    while early := [number for number, carrier in carriers.items() if told <= number < end <= carrier]:
+        end = min(early)
+    return end
 
 
 def _groups(changes: Mapping[int, _Change], most_chunks: int) -> list[dict[int, _Change]]:

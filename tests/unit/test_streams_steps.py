@@ -396,6 +396,15 @@ async def test_superseded_versions_are_told_behind_what_supersedes_them_and_in_n
     assert told == [[[], [5, 1]], [[3], [2]]]
 
 
+async def test_a_superseded_version_does_not_end_before_what_carries_its_news(bench):
+    """What supersedes it is known to be done at once; between the two, another document is still to be written."""
+    await bench.run(plan(2, "b"))
+    plans = plan(1, "a"), plan(3, "i", document_id="other.md"), plan(2, "b")
+    async with aclosing(bench.step.run([task(one) for one in plans])) as results:
+        told = [[[change.version for change in changes_in(one)] for one in some] async for some in results]
+    assert told == [[[], [3], [2, 1]]]
+
+
 async def test_nothing_is_embedded_on_when_a_batch_fails(bench):
     embedding = asyncio.Event()
 
