@@ -44,10 +44,10 @@ def connect(settings: OpenSearchSettings) -> AsyncOpenSearch:
     options: dict[str, Any] = {
         "hosts": hosts,
         "timeout": settings.timeout_s,
-        # A node that cannot be reached is passed over for the next one. All other retries are decided by the callers,
-        # who know their deadlines.
+        # A node that cannot be reached, or that has no state of the cluster yet, is passed over for the next one. All
+        # other retries are decided by the callers, who know their deadlines.
         "max_retries": len(hosts) - 1,
-        "retry_on_status": (),
+        "retry_on_status": (503,),
         "dead_timeout": _DEAD_S,
         "pool_maxsize": settings.connections,
         "maxsize": settings.connections,
