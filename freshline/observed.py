@@ -136,6 +136,8 @@ class Observed:
             self._violated("I7" if harm is Harm.LEAKED else "I4", harm, claimed)
         elif not invariants.answer_is_current(applied, mine, passages):
             self._violated("I4", Harm.STALE, claimed)
+        elif not invariants.never_mixed(mine, passages):
+            self._violated("I3", Harm.STALE, f"no single version of {mine} has all of this: {claimed}")
         if not invariants.not_resurrected(applied, passages):
             self._violated("I2", Harm.RESURRECTED, claimed)
 

@@ -106,6 +106,8 @@ class Index:
                     for number in older.pop(plans[newest].event.key, ()):
                         # Told behind what supersedes it, never before: a position is not reached until its content is.
                         outcomes[number] = Finished()
+                        if plans[number].position == plans[newest].position:
+                            continue  # the same event, delivered twice: its news is told already, and is not this
                         news = self._superseded(tasks[number], Superseded(plans[newest].event.version))
                         last = max(newest, number)
                         outcomes[last] = outcomes[last].followed_by(*news.emit)

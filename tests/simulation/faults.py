@@ -24,6 +24,8 @@ class Fault(StrEnum):
 class Mortal(Protocol):
     """A worker process."""
 
+    dead: bool
+
     def die(self) -> None:
         """Stop at once, wherever each of its tasks is."""
         ...
@@ -67,6 +69,6 @@ class Faults:
         if self.happens(Fault.DELAY, 0.02):
             await asyncio.sleep(self.rng.uniform(1, 10))  # a stopped process, or a request long on its way
         worker = RUNNING.get()
-        if worker is not None and self.happens(Fault.CRASH, 0.01):
+        if worker is not None and (worker.dead or self.happens(Fault.CRASH, 0.01)):
             worker.die()
-            await asyncio.Event().wait()
+            raise asyncio.CancelledError

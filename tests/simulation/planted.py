@@ -8,6 +8,8 @@ from world import Parts
 
 from infra.opensearch.port import ManifestWrite
 from infra.redis.memory_answers import _Answer
+from ingest.event_status import EventStatuses
+from query.retrieval import Retrieval
 from schemas.documents import LifeState
 from streams.core.commit_guard import LaneCommits
 from streams.core.document_change import completed, supersede_within
@@ -120,6 +122,27 @@ class AdvancesBeforeItDrops(Invalidate):
             yield outcomes
 
 
+class AnswersWithTwoVersions(Retrieval):
+    """Takes whatever is found."""
+
+    async def _passages(self, candidates, access, top_k, _written):
+        found, _ = await self._fetch(candidates, access, top_k)
+        return tuple(found), True
+
+
+class SearchesOnce(Retrieval):
+    """Leaves out the version that is not to be seen, but does not look where all of the other is."""
+
+    async def _passages(self, candidates, access, top_k, written):
+        found, _ = await super()._passages(candidates, access, top_k, written)
+        return found, True
+
+
+class TellsOnlyWhatWasRecorded(EventStatuses):
+    async def get(self, tenant, event_id):
+        return await self.states.get(tenant, event_id)
+
+
 PLANTED = {
     "commits past a hole": Parts(lane=CommitsPastAHole),
     "finishes before it is durable": Parts(runner=FinishesBeforeItIsDurable),
@@ -132,5 +155,8 @@ PLANTED = {
     "forgets groups": Parts(step=ForgetsGroups),
     "drops nothing": Parts(cache=DropsNothing),
     "stores whatever the epoch": Parts(cache=StoresWhateverTheEpoch),
+    "answers with two versions": Parts(retrieval=AnswersWithTwoVersions),
+    "searches once": Parts(retrieval=SearchesOnce),
+    "tells only what was recorded": Parts(statuses=TellsOnlyWhatWasRecorded),
     "advances before it drops": Parts(invalidate=AdvancesBeforeItDrops),
 }

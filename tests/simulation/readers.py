@@ -14,7 +14,6 @@ from infra.opensearch.port import Access, IndexUnavailable
 from query.answering import Answering
 from query.core.cache_key import AnswerMaker
 from query.metrics import QueryMetrics
-from query.retrieval import Retrieval
 from query.standing import Standings
 from query.watch import AppliedWatch
 from schemas.queries import QueryRequest
@@ -40,7 +39,9 @@ class Reader:
             standings=Standings(
                 cache=world.cache, index=world.index, watch=AppliedWatch(world.cache), metrics=metrics, wait_s=1
             ),
-            retrieval=Retrieval(index=world.index, embedder=world.embedder, metrics=metrics, window=ROOM, rrf_k=60),
+            retrieval=world.parts.retrieval(
+                index=world.index, embedder=world.embedder, metrics=metrics, window=ROOM, rrf_k=60
+            ),
             generator=ExtractiveGenerator(),
             cache=world.cache,
             maker=AnswerMaker("g1", world.embedder.model.fingerprint, "none", "rrf"),
@@ -50,9 +51,12 @@ class Reader:
 
     async def ask_for_ever(self) -> None:
         """Ask the same few questions again and again, as people do, so that answers come from the cache too."""
-        rng = self._world.rng
+        rng, index = self._world.rng, self._world.index
         while True:
             await asyncio.sleep(rng.expovariate(3))
+            if rng.random() < 0.5:
+                # Another document's refresh reaches whole shards: it shows changes that are half done.
+                index._refresh(list(self._world.observed.accepted))
             tenant = rng.choice(self._world.tenants)
             await self._ask(rng.choice(("hotels", "leave")), Access(tenant, rng.choice(((), GROUPS))))
 

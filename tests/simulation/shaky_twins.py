@@ -97,7 +97,7 @@ class States(MemoryEventStates):
         self._faults = faults
 
     async def advance(self, progress):
-        await self._faults.point(CacheUnavailable("no"))
+        await self._faults.before(CacheUnavailable)
         await super().advance(progress)
 
 
@@ -119,6 +119,14 @@ class WatchedIndex(MemoryIndex):
     async def fetch(self, hits):
         await self._faults.before(IndexUnavailable)  # the index may change between a search and its fetch
         return await super().fetch(hits)
+
+    async def manifests(self, keys):
+        await self._faults.before(IndexUnavailable)
+        return await super().manifests(keys)
+
+    async def chunk_ids(self, key):
+        await self._faults.before(IndexUnavailable)
+        return await super().chunk_ids(key)
 
     async def standing(self, keys):
         await self._faults.before(IndexUnavailable)
@@ -143,27 +151,6 @@ class WatchedIndex(MemoryIndex):
     def passages(self, key: DocumentKey) -> dict[str, int]:
         """What is searchable of a document now."""
         return {name: one.chunk.version for name, one in sorted(self._searchable.items()) if one.chunk.key == key}
-
-
-class ReadSide:
-    """The searchable side of an index, of which each call takes time."""
-
-    def __init__(self, index: WatchedIndex, faults: Faults) -> None:
-        self._index = index
-        self._faults = faults
-
-    async def search(self, searches):
-        found = await self._index.search(searches)
-        await self._faults.point()
-        return found
-
-    async def fetch(self, hits):
-        await self._faults.point()
-        return await self._index.fetch(hits)
-
-    async def manifests(self, keys):
-        await self._faults.point()
-        return await self._index.manifests(keys)
 
 
 class Parsers:

@@ -20,6 +20,7 @@ class Worker:
     """One worker of one step.
 
     Attributes:
+        dead: whatever it had begun and left running stops too.
         gone: set when its partitions are for another: it is dead, or does not know yet.
     """
 
@@ -27,6 +28,7 @@ class Worker:
         self._world = world
         self._step = step
         self._owner = True
+        self.dead = False
         self.gone = asyncio.Event()
         self._lanes = {number: world.parts.lane() for number in range(PARTITIONS)}
         settings = StreamSettings(batch_events=world.rng.choice((1, 2, 8)), retry_first_ms=10, retry_max_ms=500)
@@ -42,6 +44,7 @@ class Worker:
 
     def die(self) -> None:
         """Stop at whatever await each part is."""
+        self.dead = True
         for task in self._tasks:
             task.cancel()
         self.gone.set()

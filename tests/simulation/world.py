@@ -8,15 +8,16 @@ from dataclasses import dataclass
 
 from faults import Fault, Faults
 from readers import GROUPS, Reader
-from shaky_twins import BROKEN, PARTITIONS, Blobs, Cache, Embedder, Splitter, Streams, WatchedIndex
+from shaky_twins import BROKEN, PARTITIONS, Blobs, Cache, Embedder, Splitter, States, Streams, WatchedIndex
 from worker import Worker
 
 from freshline.invariants import Version
 from freshline.observed import Observed
 from infra.kafka.codec import decode, encode_event
 from infra.kafka.memory import MemoryStreams
-from infra.redis.memory_states import MemoryEventStates
-from schemas.documents import DocumentKey, EventStatus, Stage
+from ingest.event_status import EventStatuses
+from query.retrieval import Retrieval
+from schemas.documents import DocumentKey, EventStatus, Outcome, Stage
 from schemas.events import Change, ChunkPlan, DocumentEvent, IndexChange
 from schemas.positions import Position
 from schemas.topics import CHUNKS, DOCUMENTS, INDEX_CHANGES
@@ -58,6 +59,8 @@ class Parts:
     invalidate: type[Invalidate] = Invalidate
     runner: type[Runner] = Runner
     cache: type[Cache] = Cache
+    retrieval: type[Retrieval] = Retrieval
+    statuses: type[EventStatuses] = EventStatuses
 
 
 class World:
@@ -76,10 +79,11 @@ class World:
         self.blobs = Blobs(self.faults)
         self.index = parts.index(self.faults, gc_deletes_s=GC_DELETES_S, now_s=loop.time)
         self.embedder = Embedder(self.faults)
-        self.states = MemoryEventStates()
+        self.states = States(self.faults)
         self.cache = parts.cache(self.faults, lambda: 1 + int(loop.time() * 1e6))
         self.committed: dict[tuple[StepName, int], int] = defaultdict(int)
         self.observed = Observed()
+        self._sent_once: list[tuple[str, str]] = []
         self._read_changes = dict.fromkeys(range(PARTITIONS), 0)
         self.index.on_refresh = self._look
         self.streams.on_placed = self._hear
@@ -102,6 +106,7 @@ class World:
         await _end(chaos)
         await self._settle(asking, *keeping)
         self.observed.rested(self._passages())
+        await self._ask_for_events()
         self._stop_if_violated()
         await _end(asking, *keeping)
         await self._replay()
@@ -131,12 +136,15 @@ class World:
             groups=self.rng.choice(((), (), GROUPS)),
         )
         planned = [] if deleted or broken else Splitter().split(content.decode(), event.title)
-        for _ in range(1 + self.faults.happens(Fault.DUPLICATE, 0.1)):
+        twice = self.faults.happens(Fault.DUPLICATE, 0.1)
+        if not twice:
+            self._sent_once.append((key.tenant, event.event_id))
+        for _ in range(1 + twice):
             [placed] = await MemoryStreams.send_all(self.streams, [encode_event(event)])
             passages = frozenset(chunk_ids(key, planned))
             one = Version(event.version, placed.offset, not broken, deleted, passages, frozenset(event.groups))
             self.observed.accept(Position(*placed), key, one)
-        await self.states.begin(key.tenant, _accepted(event))
+        await self.states.begin(key.tenant, _accepted(event, Position(*placed)))
 
     async def _chaos(self) -> None:
         """Workers that die between awaits, not only at them, and such as lose their partitions and do not know."""
@@ -197,6 +205,19 @@ class World:
         await _end(asking)
         self.observed.replayed(before, self._passages())
 
+    async def _ask_for_events(self) -> None:
+        """What is said of each event, though some of its states were lost, is how it ended."""
+        statuses = self.parts.statuses(self.states, self.cache, self.index)
+        for tenant, event_id in self._sent_once:
+            status = await statuses.get(tenant, event_id)
+            standing = self.index._manifests.get(DocumentKey(tenant, status.document_id))
+            # Of an event that something newer followed, nothing may be left to tell how it ended.
+            newer = standing is not None and standing.manifest.version > status.version
+            if status.outcome is not None and not (newer and status.outcome is Outcome.SUPERSEDED):
+                self.observed.told_again(Position.parse(status.position), status.outcome)
+            elif status.outcome is None and standing is not None:
+                self.observed.lost(f"nobody can tell how {event_id} ended: {status}")
+
     async def _end_workers(self) -> None:
         for worker in self.workers.values():
             await worker.end()
@@ -254,12 +275,12 @@ class World:
                 self.observed.manifest(key, standing.manifest.version)
 
 
-def _accepted(event: DocumentEvent) -> EventStatus:
+def _accepted(event: DocumentEvent, position: Position) -> EventStatus:
     return EventStatus(
         event_id=event.event_id,
         document_id=event.document_id,
         version=event.version,
-        position=None,
+        position=str(position),
         stage=Stage.ACCEPTED,
         outcome=None,
         accepted_ms=0,

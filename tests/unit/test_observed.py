@@ -80,6 +80,15 @@ def test_an_answer_has_nothing_that_its_positions_rule_out(as_of, harmed):
     assert broken(history) == ([("I4", Harm.STALE)] if harmed else [])
 
 
+def test_an_answer_has_passages_of_one_version():
+    history = observed(version(1, A, B), version(2, B, C), done=1)
+    history.answered({0: 1}, "acme", (), KEY, {A: 1, B: 1})
+    history.answered({0: 1}, "acme", (), KEY, {B: 1, C: 2})
+    assert broken(history) == []
+    history.answered({0: 1}, "acme", (), KEY, {A: 1, C: 2})
+    assert broken(history) == [("I3", Harm.STALE)]
+
+
 def test_an_answer_with_room_has_all_of_the_document():
     history = observed(version(1, A, B), done=1)
     history.answered_whole({0: 0}, KEY, {})

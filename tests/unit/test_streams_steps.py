@@ -396,6 +396,13 @@ async def test_superseded_versions_are_told_behind_what_supersedes_them_and_in_n
     assert told == [[[], [5, 1]], [[3], [2]]]
 
 
+async def test_an_event_that_comes_twice_is_told_once_and_does_not_supersede_itself(bench):
+    twice = plan(1, "a"), plan(1, "a")
+    outcomes = [outcome async for some in bench.step.run([task(one) for one in twice]) for outcome in some]
+    told = [[change.outcome for change in changes_in(one)] for one in outcomes]
+    assert told == [[Outcome.DONE], []]
+
+
 async def test_a_superseded_version_does_not_end_before_what_carries_its_news(bench):
     """What supersedes it is known to be done at once; between the two, another document is still to be written."""
     await bench.run(plan(2, "b"))
