@@ -1,5 +1,6 @@
 """The index on a real OpenSearch cluster."""
 
+import secrets
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, Final, Self
@@ -46,6 +47,9 @@ class OpenSearchIndex:
         self._manifests = names.manifests_index(self.generation)
         self._vectors = names.vectors_index
         self._serving = names.chunks_alias
+        # All reads of one store go to the same copy of a shard while it is there. Copies are refreshed one after the
+        # other: a search of one and a fetch from another would miss a document that is being replaced.
+        self._copy = f"reader-{secrets.token_hex(4)}"
 
     @classmethod
     def open(cls, settings: Settings, *, generation: str | None = None) -> Self:
@@ -75,7 +79,7 @@ class OpenSearchIndex:
         lines: list[dict[str, Any]] = []
         for search in searches:
             for body in codec.search_bodies(search):
-                lines += [{}, body]
+                lines += [{"preference": self._copy}, body]
         with unavailable_is_said():
             answer = await self._client.msearch(index=self._serving, body=_ndjson(lines))
         legs = [_searched(response) for response in answer["responses"]]
@@ -86,8 +90,9 @@ class OpenSearchIndex:
         if not hits:
             return {}
         docs = [{"_id": hit.chunk_id, "routing": str(hit.key), "_source": codec.CHUNK_SOURCE} for hit in hits]
+        params = {"realtime": "false", "preference": self._copy}
         with unavailable_is_said():
-            answer = await self._client.mget(index=self._serving, body={"docs": docs}, params={"realtime": "false"})
+            answer = await self._client.mget(index=self._serving, body={"docs": docs}, params=params)
         found = (_got(doc) for doc in answer["docs"])
         return {doc["_id"]: codec.read_chunk(doc["_source"]) for doc in found if doc is not None}
 

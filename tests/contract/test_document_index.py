@@ -1,6 +1,7 @@
 """The contract of DocumentIndex and SearchIndex, run on the twin and on an OpenSearch server."""
 
 import asyncio
+import json
 
 import numpy as np
 import pytest
@@ -580,6 +581,28 @@ async def test_a_node_that_is_down_is_passed_over(settings):
             await both_find(index, "tr-0")
     finally:
         await index.close()
+
+
+async def test_a_search_and_its_fetch_read_the_same_copies():
+    asked = []
+
+    class Copies:
+        async def msearch(self, *, index, body):
+            asked.extend(json.loads(line)["preference"] for line in body.splitlines()[::2])
+            whole = {"_shards": {"failed": 0}, "timed_out": False, "hits": {"hits": []}}
+            return {"index": index, "responses": [whole, whole]}
+
+        async def mget(self, *, index, body, params):
+            asked.append(params["preference"])
+            return {"index": index, "docs": [doc | {"found": False} for doc in body["docs"]]}
+
+    readers = [OpenSearchIndex(Copies(), Settings()) for _ in range(2)]
+    for reader in readers:
+        await reader.search([question()])
+        await reader.fetch([Hit("tr-0", TRAVEL, 0.0)])
+    first, second = asked[:3], asked[3:]
+    assert len(set(first)) == len(set(second)) == 1
+    assert first != second, "different readers spread over the copies"
 
 
 async def test_a_scan_of_some_shards_is_none():
