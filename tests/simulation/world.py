@@ -211,9 +211,12 @@ class World:
         for tenant, event_id in self._sent_once:
             status = await statuses.get(tenant, event_id)
             standing = self.index._manifests.get(DocumentKey(tenant, status.document_id))
-            # Of an event that something newer followed, nothing may be left to tell how it ended.
-            newer = standing is not None and standing.manifest.version > status.version
-            if status.outcome is not None and not (newer and status.outcome is Outcome.SUPERSEDED):
+            # Where another of its version, or a newer one, stands, nothing may be left to tell how it ended.
+            other = standing is not None and (
+                standing.manifest.version > status.version
+                or (standing.manifest.version == status.version and standing.manifest.position != status.position)
+            )
+            if status.outcome is not None and not (other and status.outcome is Outcome.SUPERSEDED):
                 self.observed.told_again(Position.parse(status.position), status.outcome)
             elif status.outcome is None and standing is not None:
                 self.observed.lost(f"nobody can tell how {event_id} ended: {status}")
