@@ -211,12 +211,14 @@ class World:
         for tenant, event_id in self._sent_once:
             status = await statuses.get(tenant, event_id)
             standing = self.index._manifests.get(DocumentKey(tenant, status.document_id))
-            # Where another of its version, or a newer one, stands, nothing may be left to tell how it ended.
+            # Where another of its version, or a newer one, stands, and its end was not recorded when it was told first,
+            # nobody knows whether it had come as far as the index before that.
             other = standing is not None and (
                 standing.manifest.version > status.version
                 or (standing.manifest.version == status.version and standing.manifest.position != status.position)
             )
-            if status.outcome is not None and not (other and status.outcome is Outcome.SUPERSEDED):
+            uncertain = {Outcome.DONE, Outcome.SUPERSEDED} if other else set()
+            if status.outcome is not None and status.outcome not in uncertain:
                 self.observed.told_again(Position.parse(status.position), status.outcome)
             elif status.outcome is None and standing is not None:
                 self.observed.lost(f"nobody can tell how {event_id} ended: {status}")
