@@ -81,6 +81,7 @@ def up(
                     asyncio.run(await_workers(settings, stack))
                     say("workers", Phase.READY)
             _show(stack.status(), config.data_dir, as_json=as_json)
+            _say_console(settings, is_served=not servers_only)
             if detach or running:
                 return
             err.print("Ctrl-C ends it.")
@@ -199,6 +200,13 @@ def stand_by(stack: "Stack") -> "StackStatus":
                 err.print(f"{process.error}\n({again})", style="red")
         time.sleep(_LOOK_S)
     return stack.wait()
+
+
+def _say_console(settings: "Settings", *, is_served: bool) -> None:
+    from freshline.services import console_url  # noqa: PLC0415 - heavy
+
+    if is_served:
+        err.print(f"questions, in a browser: {console_url(settings)}")
 
 
 def _show(found: "StackStatus", home: Path, *, as_json: bool) -> None:

@@ -28,6 +28,8 @@ from ingest.api import build_api
 from ingest.dead_letters import ParkedLetters
 from ingest.placing import Placing
 from query.api import build_app
+from query.core.recent import Recent
+from query.operations import Operations
 from schemas.batches import BatchResponse
 from schemas.dead_letters import (
     DEAD_LETTER_HEADERS,
@@ -128,13 +130,16 @@ def _ingest_app(settings: Settings) -> FastAPI:
         cast("Any", None),
         MemoryAnswerCache(),
     )
+    credentials = Credentials(settings)
     letters = ParkedLetters(streams.read_to_end, streams, Placing(streams, states))
-    return build_api(settings, stores, letters, required={}, useful={}, registry=CollectorRegistry())
+    return build_api(
+        settings, stores, letters, credentials=credentials, required={}, useful={}, registry=CollectorRegistry()
+    )
 
 
 def _query_app(settings: Settings) -> FastAPI:
-    credentials = Credentials(settings.tenant)
-    return build_app(cast("Any", None), credentials=credentials, parts={}, registry=CollectorRegistry())
+    nobody, credentials, operations = cast("Any", None), Credentials(settings), Operations({}, Recent())
+    return build_app(nobody, nobody, credentials=credentials, operations=operations, registry=CollectorRegistry())
 
 
 def _asyncapi(settings: Settings) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from freshline.cli_questions import show_answer
 from freshline.cli_stack import stand_by
 from freshline.corpus import Sources, Text, editable, standard_library_pages
 from freshline.installation import await_workers, find, plan, remember
-from freshline.services import ServiceFailed, Services, connect_services
+from freshline.services import ServiceFailed, Services, connect_services, console_url
 from freshline.terminal import err, out, print_json
 from infra.local import Phase, Stack, StackError, default_data_dir
 from infra.local.progress import shown
@@ -310,7 +310,7 @@ def _medians(stages: Sequence[Mapping[str, float]]) -> dict[str, float]:
 def _say_addresses(settings: Settings, home: Path) -> None:
     key = settings.tenant.api_key
     err.print("\nServing until Ctrl-C:", style="bold")
-    err.print(f"  questions, in a browser  http://{settings.query.host}:{settings.query.port}/")
+    err.print(f"  questions, in a browser  {console_url(settings)}")
     err.print(f"  query API                http://{settings.query.host}:{settings.query.port}/v1/query")
     err.print(f"  ingest API               http://{settings.ingest.host}:{settings.ingest.port}/v1/documents")
     if key:

@@ -103,6 +103,12 @@ async def connect_services(settings: Settings) -> AsyncIterator[Services]:
         yield Services(http, _url(settings.ingest), _url(settings.query))
 
 
+def console_url(settings: Settings) -> str:
+    """Address of the console page; the key, if there is one, stands after ``#``, which browsers keep to themselves."""
+    key = settings.tenant.api_key
+    return f"{_url(settings.query)}/" + (f"#key={quote(key.get_secret_value(), safe='')}" if key else "")
+
+
 def ingest_client(settings: Settings) -> AbstractAsyncContextManager[IngestClient]:
     """The client of the connectors, for the ingest service of an installation."""
     key = settings.tenant.api_key

@@ -99,6 +99,12 @@ class GenerationSettings(Section):
     region: str | None = Field(None, description="AWS region; with bedrock.")
     max_tokens: int = Field(400, ge=16, le=4096, description="Longest answer.")
     timeout_s: float = Field(30.0, gt=0, description="Limit of one answer.")
+    tenant_tokens_per_minute: int = Field(
+        0,
+        ge=0,
+        description="Tokens of one tenant's answers in one process, each counted as `max_tokens`; 0 sets no limit.",
+    )
+    concurrency: int = Field(16, ge=1, description="Answers that one process has written at a time.")
 
 
 class SplitSettings(Section):
@@ -141,6 +147,16 @@ class QuerySettings(HttpSettings):
     window: int = Field(50, ge=1, le=1000, description="Places of each leg that fusion looks at.")
     rrf_k: int = Field(60, ge=0, description="Constant of reciprocal rank fusion.")
     min_position_wait_s: float = Field(5.0, ge=0, description="Longest wait for a position asked for.")
+    tenant_requests_per_s: int = Field(
+        0, ge=0, description="Questions of one tenant that one process takes in a second; 0 sets no limit."
+    )
+    drain_s: float = Field(
+        0.0, ge=0, description="Time between saying at `/ready` that the process ends and taking no more requests."
+    )
+    memory_limit_bytes: int = Field(
+        0, ge=0, description="Resident memory beyond which the process says that it is failing; 0 sets no limit."
+    )
+    deadline_s: float = Field(20.0, gt=0, description="Longest time for one question; past it, 503.")
     cache_ttl_s: int = Field(
         3_600, ge=1, description="Bound of rank drift: an unchanged answer is computed again after it."
     )
@@ -180,12 +196,60 @@ class TelemetrySettings(Section):
 
 
 class TenantSettings(Section):
-    """Who asks, where no credential says so: the single tenant of a local installation."""
+    """Who asks, where no API key and no token says so: the single tenant of a local installation."""
 
     default: str = Field("local", description="Tenant of requests without a credential of their own.")
     api_key: SecretStr | None = Field(
-        None, description="Key that requests must carry; none means open, for loopback only."
+        None, description="Key of the default tenant that may do everything: a local installation's, or the first one."
     )
+
+
+class CredentialSettings(Section):
+    """Who is let in, besides the holder of the tenant section's key."""
+
+    anonymous: Literal["loopback", "refused"] = Field(
+        "loopback",
+        description="Requests without a credential: served on loopback where no key and no issuer is set, or never.",
+    )
+    refresh_s: float = Field(
+        5.0, gt=0, description="Pause between readings of the API keys; a revoked one is refused 1 s later at most."
+    )
+    stale_s: float = Field(
+        900.0, gt=0, description="How long the API keys last read count while they cannot be read again."
+    )
+    audit: Literal["changes", "all"] = Field(
+        "changes", description="Requests in the audit log: refusals and all but questions, or questions too."
+    )
+
+
+class JwtSettings(Section):
+    """Whose signed tokens are taken."""
+
+    issuer: str | None = Field(None, description="URL of the OIDC issuer; none means that no tokens are taken.")
+    audience: str | None = Field(None, description="Whom tokens must be made for; needed with an issuer.")
+    jwks_url: str | None = Field(None, description="Where the issuer's keys are; found by OIDC discovery if not set.")
+    algorithm: Literal["RS256", "PS256", "ES256", "EdDSA"] = Field("RS256", description="How tokens must be signed.")
+    tenant_claim: str = Field("tenant", description="Claim that names the tenant.")
+    groups_claim: str = Field("groups", description="Claim that lists the groups.")
+    leeway_s: int = Field(30, ge=0, description="How far the issuer's clock may be from ours.")
+
+
+class AlertSettings(Section):
+    """When the query service tells people, and how. Without a channel it tells nobody."""
+
+    slack_url: SecretStr | None = Field(None, description="Incoming webhook of Slack.")
+    webhook_url: SecretStr | None = Field(None, description="Where alerts are posted as JSON.")
+    smtp_url: SecretStr | None = Field(None, description="Mail server: smtp://USER:PASSWORD@HOST:587 or smtps://…")
+    mail_from: str | None = Field(None, description="Address that mails come from; with a mail server.")
+    mail_to: str | None = Field(None, description="Addresses that mails go to, comma-separated; with a mail server.")
+    interval_s: float = Field(10.0, gt=0, description="Pause between looks; two must agree before anything is told.")
+    repeat_s: float = Field(3_600.0, gt=0, description="What lasts is told again after this.")
+    errors_warning_share: float = Field(0.01, gt=0, le=1, description="Internal errors of a minute that are a warning.")
+    errors_critical_share: float = Field(0.05, gt=0, le=1, description="The same, critical.")
+    refusals_warning_share: float = Field(0.05, gt=0, le=1, description="Refusals with 503 that are a warning.")
+    refusals_critical_share: float = Field(0.25, gt=0, le=1, description="The same, critical.")
+    p99_warning_ms: float = Field(1_000.0, gt=0, description="p99 of a minute that is a warning.")
+    p99_critical_ms: float = Field(3_000.0, gt=0, description="The same, critical.")
 
 
 class Settings(BaseSettings):
@@ -214,7 +278,16 @@ class Settings(BaseSettings):
     query: QuerySettings = QuerySettings()
     streams: StreamSettings = StreamSettings()
     tenant: TenantSettings = TenantSettings()
+    credentials: CredentialSettings = CredentialSettings()
+    jwt: JwtSettings = JwtSettings()
+    alerts: AlertSettings = AlertSettings()
     telemetry: TelemetrySettings = TelemetrySettings()
+
+    @property
+    def demands_credential(self) -> bool:
+        """False where requests without a credential are served, to this machine alone."""
+        is_set_up = self.tenant.api_key is not None or self.jwt.issuer is not None
+        return is_set_up or self.credentials.anonymous == "refused"
 
     @property
     def names(self) -> Names:

@@ -10,7 +10,8 @@ from prometheus_client import CollectorRegistry
 
 from infra.opensearch.port import Access
 from infra.settings import Settings
-from infra.web.credentials import Credentials
+from infra.web.audit import install_audit
+from infra.web.credentials import AccessOf, Credentials
 from infra.web.metrics import install_metrics
 from infra.web.problems import ProblemRaised, install_problems, problems_told
 from ingest.accept import Acceptance, Stores
@@ -25,6 +26,7 @@ from ingest.metrics import IngestMetrics
 from ingest.uploads import read_upload
 from schemas.batches import BatchResponse
 from schemas.content_types import SUPPORTED_TYPES
+from schemas.credentials import Scope
 from schemas.documents import (
     Accepted,
     DocumentId,
@@ -50,6 +52,7 @@ def build_api(
     stores: Stores,
     letters: ParkedLetters,
     *,
+    credentials: Credentials,
     required: Mapping[str, Check],
     useful: Mapping[str, Check],
     registry: CollectorRegistry,
@@ -57,30 +60,28 @@ def build_api(
     """The application.
 
     Args:
-        settings: limits and the credential.
+        settings: limits.
         stores: what acceptance works with.
         letters: events that could not be processed.
+        credentials: tell who asks.
         required: checks without which nothing can be accepted; ``/ready`` fails with any of them.
         useful: checks of what is missed but not needed; ``/ready`` tells of them.
         registry: where metrics are kept.
     """
     app = FastAPI(title="Freshline ingest", summary="Documents in, as events of one stream.", version="1")
     install_problems(app)
-    _add_documents(app, settings, stores, Acceptance(stores, IngestMetrics(registry)))
-    app.include_router(
-        event_routes(
-            EventStatuses(stores.states, stores.answers, stores.index), stores.index, Credentials(settings.tenant)
-        )
-    )
-    app.include_router(dead_letter_routes(letters, Credentials(settings.tenant)))
+    install_audit(app, settings.credentials.audit)
+    writer = credentials.requiring(Scope.INGEST)
+    _add_documents(app, settings, stores, Acceptance(stores, IngestMetrics(registry)), writer)
+    statuses = EventStatuses(stores.states, stores.answers, stores.index)
+    app.include_router(event_routes(statuses, stores.index, writer))
+    app.include_router(dead_letter_routes(letters, writer))
     _add_operations(app, required, useful)
     install_metrics(app, service="ingest", registry=registry)
     return app
 
 
-def _add_documents(app: FastAPI, settings: Settings, stores: Stores, acceptance: Acceptance) -> None:
-    credentials = Credentials(settings.tenant)
-    reader = Depends(credentials)
+def _add_documents(app: FastAPI, settings: Settings, stores: Stores, acceptance: Acceptance, writer: AccessOf) -> None:
     max_bytes = settings.parse.max_bytes
     limits = BatchLimits(settings.ingest.max_batch_bytes, settings.ingest.max_batch_items, max_bytes)
 
@@ -88,10 +89,12 @@ def _add_documents(app: FastAPI, settings: Settings, stores: Stores, acceptance:
         "/v1/documents/{document_id:path}",
         status_code=202,
         response_model=Accepted,
-        responses=problems_told(401, 413, 415, 422, 503),
+        responses=problems_told(401, 403, 413, 415, 422, 503),
         openapi_extra=_upload_openapi(),
     )
-    async def put_document(document_id: DocumentId, request: Request, access: Annotated[Access, reader]) -> Response:
+    async def put_document(
+        document_id: DocumentId, request: Request, access: Annotated[Access, Depends(writer)]
+    ) -> Response:
         """Upload a document, or replace it. 202 means that the event is durable in the stream."""
         upload = await read_upload(request, document_id, max_bytes=max_bytes)
         return _accepted(await acceptance.accept(access.tenant, upload, traceparent(request)))
@@ -100,20 +103,20 @@ def _add_documents(app: FastAPI, settings: Settings, stores: Stores, acceptance:
         "/v1/documents/{document_id:path}",
         status_code=202,
         response_model=Accepted,
-        responses=problems_told(401, 422, 503),
+        responses=problems_told(401, 403, 422, 503),
     )
     async def delete_document(
         document_id: DocumentId,
         request: Request,
-        access: Annotated[Access, reader],
+        access: Annotated[Access, Depends(writer)],
         freshline_revision: Annotated[Version | None, Header()] = None,
     ) -> Response:
         """Take a document away. Deleting one that is not there is accepted too: an upload may still be under way."""
         removal = Removal(document_id, freshline_revision)
         return _accepted(await acceptance.accept(access.tenant, removal, traceparent(request)))
 
-    @app.get("/v1/documents/{document_id:path}", responses=problems_told(401, 404, 422, 503))
-    async def get_document(document_id: DocumentId, access: Annotated[Access, reader]) -> DocumentState:
+    @app.get("/v1/documents/{document_id:path}", responses=problems_told(401, 403, 404, 422, 503))
+    async def get_document(document_id: DocumentId, access: Annotated[Access, Depends(writer)]) -> DocumentState:
         """What is searchable of a document now."""
         key = DocumentKey(access.tenant, document_id)
         manifest = (await stores.index.manifests([key])).get(key)
@@ -124,10 +127,10 @@ def _add_documents(app: FastAPI, settings: Settings, stores: Stores, acceptance:
     @app.post(
         "/v1/documents:batch",
         response_model=BatchResponse,
-        responses=problems_told(401, 413, 415, 422),
+        responses=problems_told(401, 403, 413, 415, 422),
         openapi_extra={"requestBody": {"required": True, "content": {NDJSON: {"schema": {"type": "string"}}}}},
     )
-    async def post_batch(request: Request, access: Annotated[Access, reader]) -> Response:
+    async def post_batch(request: Request, access: Annotated[Access, Depends(writer)]) -> Response:
         """Many uploads and deletes, one JSON object per line; each line has an outcome of its own.
 
         Events of one document keep their order. Outcomes come as JSON, or as lines where the request accepts NDJSON.

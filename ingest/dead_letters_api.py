@@ -6,7 +6,7 @@ from fastapi import APIRouter, Depends, Query, Response
 
 from infra.kafka.letters import Letter
 from infra.opensearch.port import Access
-from infra.web.credentials import Credentials
+from infra.web.credentials import AccessOf
 from infra.web.problems import ProblemRaised, problems_told
 from ingest.dead_letters import NoSuchLetter, ParkedLetters, listed, shown
 from schemas.dead_letters import DeadLetterContent, DeadLetters, LetterId, Replayed
@@ -15,10 +15,10 @@ from schemas.problems import ProblemType
 MAX_LISTED = 1_000
 
 
-def dead_letter_routes(letters: ParkedLetters, credentials: Credentials) -> APIRouter:
+def dead_letter_routes(letters: ParkedLetters, writer: AccessOf) -> APIRouter:
     """The routes. Records that cannot be decoded name no tenant for certain: they are for the command line alone."""
     router = APIRouter(prefix="/v1/dead-letters")
-    reader = Depends(credentials)
+    reader = Depends(writer)
 
     async def find(access: Access, letter_id: str) -> Letter:
         try:
@@ -26,7 +26,7 @@ def dead_letter_routes(letters: ParkedLetters, credentials: Credentials) -> APIR
         except NoSuchLetter as error:
             raise ProblemRaised(ProblemType.NOT_FOUND, str(error)) from error
 
-    @router.get("", responses=problems_told(401, 422, 503))
+    @router.get("", responses=problems_told(401, 403, 422, 503))
     async def list_dead_letters(
         access: Annotated[Access, reader],
         kind: Annotated[str | None, Query(max_length=100, description="Only those of this kind.")] = None,
@@ -35,17 +35,17 @@ def dead_letter_routes(letters: ParkedLetters, credentials: Credentials) -> APIR
         """Events that could not be processed and that nobody has dealt with. They are kept for 30 days."""
         return listed(await letters.open(tenant=access.tenant, kind=kind), limit)
 
-    @router.get("/{letter_id}", responses=problems_told(401, 404, 422, 503))
+    @router.get("/{letter_id}", responses=problems_told(401, 403, 404, 422, 503))
     async def get_dead_letter(letter_id: LetterId, access: Annotated[Access, reader]) -> DeadLetterContent:
         """One of them, with what it holds."""
         return shown(await find(access, letter_id))
 
-    @router.post("/{letter_id}/replay", status_code=202, responses=problems_told(401, 404, 422, 503))
+    @router.post("/{letter_id}/replay", status_code=202, responses=problems_told(401, 403, 404, 422, 503))
     async def replay_dead_letter(letter_id: LetterId, access: Annotated[Access, reader]) -> Replayed:
         """Send it once more, as a new event of the same version; a newer version of its document supersedes it."""
         return await letters.replay(await find(access, letter_id))
 
-    @router.delete("/{letter_id}", status_code=204, responses=problems_told(401, 404, 422, 503))
+    @router.delete("/{letter_id}", status_code=204, responses=problems_told(401, 403, 404, 422, 503))
     async def drop_dead_letter(letter_id: LetterId, access: Annotated[Access, reader]) -> Response:
         """Close it without doing anything else: the document stays as it is."""
         await letters.drop(await find(access, letter_id))

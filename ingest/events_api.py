@@ -10,7 +10,7 @@ from fastapi.sse import EventSourceResponse, format_sse_event
 
 from infra.opensearch.port import Access
 from infra.redis.port import CacheUnavailable
-from infra.web.credentials import Credentials
+from infra.web.credentials import AccessOf
 from infra.web.problems import ProblemRaised, problems_told
 from ingest.accept import Documents
 from ingest.event_status import EventStatuses
@@ -30,10 +30,10 @@ _UNKNOWN_EVENT: Final = (
 )
 
 
-def event_routes(statuses: EventStatuses, index: Documents, credentials: Credentials) -> APIRouter:
+def event_routes(statuses: EventStatuses, index: Documents, writer: AccessOf) -> APIRouter:
     """The routes."""
     router = APIRouter(prefix="/v1/events")
-    reader = Depends(credentials)
+    reader = Depends(writer)
 
     async def known(access: Access, event_id: str) -> EventStatus:
         status = await statuses.get(access.tenant, event_id)
@@ -43,7 +43,7 @@ def event_routes(statuses: EventStatuses, index: Documents, credentials: Credent
 
     stream: dict[int | str, dict[str, Any]] = {200: {"content": {_EVENT_STREAM: {"schema": {"type": "string"}}}}}
 
-    @router.get("/{event_id}", response_model=EventStatus, responses=stream | problems_told(401, 404, 503))
+    @router.get("/{event_id}", response_model=EventStatus, responses=stream | problems_told(401, 403, 404, 503))
     async def get_event(event_id: str, request: Request, access: Annotated[Access, reader]) -> EventStatus | Response:
         """Where an accepted event is. Known for a week.
 
@@ -55,7 +55,7 @@ def event_routes(statuses: EventStatuses, index: Documents, credentials: Credent
             return status
         return EventSourceResponse(_stream(statuses, access.tenant, status), headers={"Cache-Control": "no-store"})
 
-    @router.get("/{event_id}/receipt", responses=problems_told(401, 404, 503))
+    @router.get("/{event_id}/receipt", responses=problems_told(401, 403, 404, 503))
     async def get_receipt(event_id: str, access: Annotated[Access, reader]) -> DeletionReceipt:
         """That the document which this event deleted is gone: no passage of it is found, no cached answer has it."""
         status = await known(access, event_id)

@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry, ProcessCollector
 
 from infra.blobs import open_blob_store
 from infra.blobs.port import BlobStore, ref_of
+from infra.credentials.opening import opened_credentials
 from infra.kafka.producer import KafkaProducer
 from infra.kafka.reading import read_to_end
 from infra.opensearch.store import OpenSearchIndex
@@ -33,12 +34,12 @@ async def serve(settings: Settings) -> None:
     """Accept documents until SIGTERM or SIGINT; requests under way then finish and their events are acknowledged.
 
     Raises:
-        UnsafeBind: the address is reachable from elsewhere and no key is set.
+        UnsafeBind: the address is reachable from elsewhere and no credential is demanded.
         CannotListen: the address cannot be bound.
         StreamUnavailable: no broker answers.
     """
     configure_logging(settings)
-    async with opened(settings) as app, listening(app, settings.ingest, settings.tenant) as url:
+    async with opened(settings) as app, listening(app, settings.ingest, settings) as url:
         _log.info("ingest_listening", url=url)
         await until_told_to_stop()
         _log.info("ingest_stopping")
@@ -62,6 +63,7 @@ async def opened(settings: Settings) -> AsyncIterator[FastAPI]:
         closing.push_async_callback(tracing.close)
         producer = await KafkaProducer.open(settings)
         closing.push_async_callback(producer.close)
+        credentials = await closing.enter_async_context(opened_credentials(settings))
         states = RedisEventStates(redis, settings.names)
         registry = CollectorRegistry()
         ProcessCollector(registry=registry)
@@ -81,6 +83,7 @@ async def opened(settings: Settings) -> AsyncIterator[FastAPI]:
                 tracing,
             ),
             ParkedLetters(partial(read_to_end, settings), producer, Placing(producer, states, tracing)),
+            credentials=credentials,
             required={"kafka": producer.ready, "blobs": lambda: _answers(blobs)},
             # Redis is shared by all replicas: taking this one out of service would help nobody, and events that carry
             # a revision are accepted without it.

@@ -4,17 +4,23 @@ import asyncio
 import time
 from typing import Any
 
-from infra.generation.port import GeneratedAnswer, Generator, SourceText
+import structlog
+
+from infra.generation.port import GeneratedAnswer, GenerationError, GenerationThrottled, Generator, SourceText
 from infra.opensearch.port import Access
 from infra.redis.port import AnswerCache, CacheUnavailable
+from query.budget import GenerationBudget, OverBudget
 from query.core.cache_key import AnswerMaker, cache_key, normalised
 from query.core.entry import Entry, UnreadableEntry, stored_response, window_of
+from query.core.recent import Served
 from query.core.response import response_body, stamped
 from query.metrics import QueryMetrics
 from query.retrieval import Retrieval, Retrieved
 from query.standing import Standing, Standings
 from schemas.positions import Position
-from schemas.queries import QueryRequest
+from schemas.queries import QueryRequest, Unanswered
+
+_log = structlog.get_logger(__name__)
 
 
 class Answering:
@@ -31,6 +37,7 @@ class Answering:
         maker: what decides an answer besides the question.
         metrics: where answers are counted.
         ttl_s: how long an answer is kept at most.
+        budget: what a tenant may have written.
     """
 
     def __init__(
@@ -43,6 +50,7 @@ class Answering:
         maker: AnswerMaker,
         metrics: QueryMetrics,
         ttl_s: int,
+        budget: GenerationBudget | None = None,
     ) -> None:
         self._standings = standings
         self._retrieval = retrieval
@@ -51,6 +59,7 @@ class Answering:
         self._maker = maker
         self._metrics = metrics
         self._ttl_s = ttl_s
+        self._budget = budget
         self._flights: dict[tuple[str, object], asyncio.Task[bytes]] = {}
 
     async def answer(self, request: QueryRequest, access: Access) -> bytes:
@@ -59,22 +68,47 @@ class Answering:
         Raises:
             PositionNotReached: ``min_position`` is not reached in time.
             EmbeddingError: the question has no vector.
-            GenerationError: no answer was written.
             IndexUnavailable: nothing is cached and the index cannot answer now.
         """
         began_s = time.perf_counter()
-        key = cache_key(request, access, self._maker)
-        if request.min_position is None:
-            standing = await self._standings.look(access.tenant, key)
-        else:
-            position = Position.parse(request.min_position)
-            standing = await self._standings.look_from(access.tenant, key, position)
-        cached = _readable(standing.entry)
+        key, standing = await self.look(request, access)
+        cached = readable(standing.entry)
         body = cached if cached is not None else await self._fill_once(request, access, key, standing)
-        served = "hit" if cached is not None else "uncached" if standing.epoch is None else "filled"
-        self._metrics.queries.labels(served).inc()
+        self.served(standing, cached=cached is not None)
         query_time_ms = (time.perf_counter() - began_s) * 1_000
         return stamped(body, query_time_ms=query_time_ms, cached=cached is not None, as_of=standing.as_of)
+
+    async def look(self, request: QueryRequest, access: Access) -> tuple[str, Standing]:
+        """Key of the answer, and where the tenant stands once ``min_position`` is reached; raises as ``answer``."""
+        key = cache_key(request, access, self._maker)
+        if request.min_position is None:
+            return key, await self._standings.look(access.tenant, key)
+        return key, await self._standings.look_from(access.tenant, key, Position.parse(request.min_position))
+
+    def served(self, standing: Standing, *, cached: bool) -> None:
+        """Count an answer that goes out."""
+        served = Served.HIT if cached else Served.UNCACHED if standing.epoch is None else Served.FILLED
+        self._metrics.served(served, max(0.0, time.time() * 1_000 - standing.as_of.checked_ms))
+
+    async def retrieve(self, request: QueryRequest, access: Access) -> Retrieved:
+        """The passages to answer from; raises as ``answer`` does."""
+        return await self._retrieval.retrieve(
+            normalised(request.query), access, top_k=request.top_k, filters=request.filters or {}
+        )
+
+    def spend(self, tenant: str) -> None:
+        """Take an answer from the tenant's budget.
+
+        Raises:
+            OverBudget: there is not enough left.
+        """
+        if self._budget is not None:
+            self._budget.spend(tenant)
+
+    async def keep(self, tenant: str, key: str, standing: Standing, body: bytes, retrieved: Retrieved) -> None:
+        """Store an answer that was retrieved after ``standing``, if that still stands."""
+        if standing.epoch is not None:
+            await self._store(tenant, key, _entry(body, retrieved).encode(), standing.epoch)
 
     async def close(self) -> None:
         """End what is still under way for callers that are gone."""
@@ -103,21 +137,26 @@ class Answering:
         return await asyncio.shield(flight)
 
     async def _fill(self, request: QueryRequest, access: Access, key: str, standing: Standing) -> bytes:
-        retrieved = await self._retrieval.retrieve(
-            normalised(request.query), access, top_k=request.top_k, filters=request.filters or {}
+        retrieved = await self.retrieve(request, access)
+        generated = unanswered = None
+        if request.generate:
+            try:
+                self.spend(access.tenant)
+                generated = await self._generate(request.query, retrieved)
+            except GenerationError as error:
+                unanswered = why_unanswered(error)
+                self._metrics.generation_failures.labels(unanswered).inc()
+                _log.warning("not_generated", reason=str(error))
+        body = response_body(
+            retrieved.passages, generated, include_metadata=request.include_metadata, unanswered=unanswered
         )
-        generated = await self._generate(request.query, retrieved) if request.generate else None
-        body = response_body(retrieved.passages, generated, include_metadata=request.include_metadata)
-        if standing.epoch is not None:
-            await self._store(access.tenant, key, _entry(body, retrieved).encode(), standing.epoch)
+        if unanswered is None:
+            await self.keep(access.tenant, key, standing, body, retrieved)
         return body
 
     async def _generate(self, question: str, retrieved: Retrieved) -> GeneratedAnswer:
-        sources = [
-            SourceText(number, chunk.text, chunk.title) for number, (_, chunk) in enumerate(retrieved.passages, start=1)
-        ]
         with self._metrics.stage("generate"):
-            return await self._generator.answer(question, sources, retrieved.query_vector)
+            return await self._generator.answer(question, sources_of(retrieved), retrieved.query_vector)
 
     async def _store(self, tenant: str, key: str, entry: bytes, epoch: int) -> None:
         try:
@@ -139,7 +178,24 @@ def _entry(body: bytes, retrieved: Retrieved) -> Entry:
     )
 
 
-def _readable(entry: bytes | None) -> bytes | None:
+def sources_of(retrieved: Retrieved) -> list[SourceText]:
+    """What a generator answers from."""
+    numbered = enumerate(retrieved.passages, start=1)
+    return [SourceText(number, chunk.text, chunk.title) for number, (_, chunk) in numbered]
+
+
+def why_unanswered(error: GenerationError) -> Unanswered:
+    """What is told of a generator that wrote nothing."""
+    match error:
+        case OverBudget():
+            return Unanswered.LIMITED
+        case GenerationThrottled():
+            return Unanswered.BUSY
+    return Unanswered.FAILED
+
+
+def readable(entry: bytes | None) -> bytes | None:
+    """The response of a stored entry, if there is one of this version."""
     try:
         return stored_response(entry) if entry is not None else None
     except UnreadableEntry:

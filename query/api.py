@@ -1,26 +1,35 @@
 """The HTTP face of the query service."""
 
-from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Annotated, Any, Final
+import itertools
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing, contextmanager
+from typing import Annotated, Any, Final, Literal
 
-import orjson
 from fastapi import Depends, FastAPI, Request, Response
+from fastapi.responses import StreamingResponse
+from fastapi.sse import format_sse_event
+from opentelemetry.trace import Tracer
 from prometheus_client import CollectorRegistry
 from pydantic import ValidationError
 
 from infra.embedding.port import EmbeddingError, EmbeddingThrottled
-from infra.generation.port import GenerationError, GenerationThrottled
 from infra.opensearch.port import Access
+from infra.telemetry.tracing import NO_TRACER
+from infra.web.audit import install_audit
 from infra.web.bodies import read_body
 from infra.web.credentials import Credentials
+from infra.web.limits import OverLimit, TenantLimit
 from infra.web.metrics import install_metrics
 from infra.web.problems import ProblemRaised, install_problems, invalid, invalid_fields
+from infra.web.tracing import install_tracing
 from query.answering import Answering
 from query.console import console
 from query.core.cache_key import normalised
+from query.deadline import DeadlineExceeded, deadline_in
+from query.operations import Operations, add_operations
 from query.standing import PositionNotReached
+from query.streamed import StreamedAnswers, StreamEvent
+from schemas.credentials import Scope
 from schemas.problems import PROBLEM_MEDIA_TYPE, InvalidField, Problem, ProblemType
 from schemas.queries import QueryRequest, QueryResponse
 
@@ -28,6 +37,8 @@ MAX_BODY_BYTES: Final = 256_000
 """A question and its filters at their own limits fit."""
 
 _JSON: Final = "application/json"
+_EVENT_STREAM: Final = "text/event-stream"
+_UNBUFFERED: Final = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 _RETRY_AFTER_S: Final = 1.0
 
 _EXAMPLE_REQUEST: Final = {
@@ -57,36 +68,50 @@ _EXAMPLE_RESPONSE: Final = {
     "cached": False,
     "as_of": {"positions": {"3": 42}, "checked_ms": 1767225600000.0},
 }
+_STREAM: Final[dict[str, Any]] = {
+    "description": "`sources` (as `results` of `/v1/query`); any number of `token` and `citation`, or one `unanswered` "
+    "with the reason `busy`, `failed` or `limited`; `usage`, where an answer was written; `as_of`; `done`. A stream "
+    "without `done` was cut off.",
+    "content": {
+        _EVENT_STREAM: {
+            "schema": {"type": "string"},
+            "example": 'event: sources\ndata: {"results": []}\n\n'
+            'event: token\ndata: {"text": "You may work from another country for up to 30 days a year. [1]"}\n\n'
+            'event: citation\ndata: {"source": 1, "quote": "You may work from another country for up to 30 days"}\n\n'
+            'event: usage\ndata: {"input_tokens": 812, "output_tokens": 17}\n\n'
+            'event: as_of\ndata: {"positions": {"3": 42}, "checked_ms": 1767225600000.0}\n\n'
+            'event: done\ndata: {"cached": false, "query_time_ms": 912.4}\n\n',
+        }
+    },
+}
 _PROBLEMS: Final[dict[int | str, dict[str, Any]]] = {
     status: {"model": Problem, "description": description}
     for status, description in {
         401: "A valid credential is needed.",
-        403: "Without an API key, only this machine is served.",
+        403: "The credential lacks the scope `query`; or none is set up, and only this machine is served.",
         413: "The body is too large.",
         415: "The body is not JSON.",
         422: "A field is wrong; `errors` names it.",
+        429: "The tenant asks too much; `Retry-After` says when to ask again.",
         503: "A part does not answer, or `min_position` is not reached; `as_of` then has the current positions.",
     }.items()
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
-    """Something that readiness depends on.
-
-    Attributes:
-        check: raises an exception that says what is wrong.
-        needed: False where questions are answered without it, only slower.
-    """
-
-    check: Callable[[], Awaitable[None]]
-    needed: bool
-
-
 def build_app(
-    answering: Answering, *, credentials: Credentials, parts: Mapping[str, Part], registry: CollectorRegistry
+    answering: Answering,
+    streamed: StreamedAnswers,
+    *,
+    credentials: Credentials,
+    operations: Operations,
+    registry: CollectorRegistry,
+    audited: Literal["changes", "all"] = "changes",
+    deadline_s: float = 20.0,
+    requests_per_s: int = 0,
+    tracer: Tracer = NO_TRACER,
 ) -> FastAPI:
     """The application; it owns nothing that needs closing."""
+    limit = TenantLimit("questions in a second", per_second=requests_per_s)
     app = FastAPI(
         title="Freshline query API",
         version="1",
@@ -97,15 +122,16 @@ def build_app(
     install_problems(app)
     install_metrics(app, service="query", registry=registry)
 
-    async def access_of(request: Request) -> Access:
-        # A coroutine, as FastAPI would run the plain callable in a thread.
-        return credentials(request)
+    install_audit(app, audited)
+    reader = Depends(credentials.requiring(Scope.QUERY))
 
-    async def query(request: Request, access: Annotated[Access, Depends(access_of)]) -> Response:
+    async def query(request: Request, access: Annotated[Access, reader]) -> Response:
         """Answer a question from the passages that the caller may see."""
-        question = await _read_question(request)
-        with _problems_said():
-            body = await answering.answer(question, access)
+        with operations.noting(), _problems_said():
+            limit.take(access.tenant)
+            question = await _read_question(request)
+            async with deadline_in(deadline_s):
+                body = await answering.answer(question, access)
         return Response(body, media_type=_JSON)
 
     request_body = {"required": True, "content": {_JSON: {"schema": _request_schema(), "example": _EXAMPLE_REQUEST}}}
@@ -120,20 +146,23 @@ def build_app(
             include_in_schema=documented,
         )(query)
 
-    @app.get("/health")
-    async def health() -> dict[str, str]:
-        """The process is alive."""
-        return {"status": "ok"}
+    @app.post(
+        "/v1/answers",
+        response_class=Response,
+        responses={200: _STREAM, **_PROBLEMS},
+        openapi_extra={"requestBody": request_body},
+    )
+    async def answers(request: Request, access: Annotated[Access, reader]) -> Response:
+        """Answer a question with text as it is written, as server-sent events. Going away ends the work."""
+        with operations.noting(), _problems_said():
+            limit.take(access.tenant)
+            question = await _read_question(request)
+            async with deadline_in(deadline_s):
+                events = await streamed.begin(question, access)
+        return StreamingResponse(_server_sent(events), media_type=_EVENT_STREAM, headers=_UNBUFFERED)
 
-    @app.get("/ready", responses={503: {"description": "A needed part does not answer."}})
-    async def ready() -> Response:
-        """Whether questions can be answered now: `ready`, `degraded` (slower), or `unavailable` with status 503."""
-        report = {name: await _fault(part) for name, part in parts.items()}
-        is_out = any(fault and parts[name].needed for name, fault in report.items())
-        status = "unavailable" if is_out else "degraded" if any(report.values()) else "ready"
-        body = {"status": status, "parts": {name: fault or "ready" for name, fault in report.items()}}
-        return Response(orjson.dumps(body), status_code=503 if is_out else 200, media_type=_JSON)
-
+    add_operations(app, operations, credentials)
+    install_tracing(app, tracer)
     app.get("/", include_in_schema=False)(console)
     _document_problems(app)
     return app
@@ -163,32 +192,36 @@ def _problems_said() -> Iterator[None]:
         raise ProblemRaised(
             ProblemType.POSITION_NOT_REACHED, detail, retry_after_s=_RETRY_AFTER_S, as_of=error.as_of.positions
         ) from error
-    except (EmbeddingThrottled, GenerationThrottled) as error:
+    except EmbeddingThrottled as error:
         raise ProblemRaised(
             ProblemType.UNAVAILABLE, f"{error}; repeat the request later", retry_after_s=error.retry_after_s
         ) from error
+    except OverLimit as error:
+        raise ProblemRaised(ProblemType.RATE_LIMITED, str(error), retry_after_s=error.retry_after_s) from error
+    except DeadlineExceeded as error:
+        detail = f"the answer was {error}; repeat the request later"
+        raise ProblemRaised(ProblemType.UNAVAILABLE, detail, retry_after_s=_RETRY_AFTER_S) from error
     except EmbeddingError as error:
         detail = "the question could not be embedded; repeat the request later"
         raise ProblemRaised(ProblemType.UNAVAILABLE, detail, retry_after_s=_RETRY_AFTER_S) from error
-    except GenerationError as error:
-        detail = "no answer could be written; repeat the request, or ask without generate"
-        raise ProblemRaised(ProblemType.UNAVAILABLE, detail, retry_after_s=_RETRY_AFTER_S) from error
+
+
+async def _server_sent(events: AsyncGenerator[StreamEvent | None, None]) -> AsyncGenerator[bytes, None]:
+    async with aclosing(events):
+        async for event in events:
+            if event is None:
+                yield format_sse_event(comment="still here")
+            else:
+                yield format_sse_event(event=event.name, data_str=event.data.decode())
 
 
 def _document_problems(app: FastAPI) -> None:
     """FastAPI documents each model under the route's own media type; problems have one of theirs."""
-    for response in app.openapi()["paths"]["/v1/query"]["post"]["responses"].values():
+    documented = [app.openapi()["paths"][path]["post"]["responses"].values() for path in ("/v1/query", "/v1/answers")]
+    for response in itertools.chain.from_iterable(documented):
         content = response["content"]
-        if content[_JSON]["schema"]["$ref"].endswith(f"/{Problem.__name__}"):
+        if _JSON in content and content[_JSON]["schema"]["$ref"].endswith(f"/{Problem.__name__}"):
             content[PROBLEM_MEDIA_TYPE] = content.pop(_JSON)
-
-
-async def _fault(part: Part) -> str | None:
-    try:
-        await part.check()
-    except Exception as error:  # noqa: BLE001 - a part that fails in an unforeseen way is not ready either
-        return str(error) or type(error).__name__
-    return None
 
 
 def _request_schema() -> dict[str, Any]:

@@ -1,6 +1,8 @@
 """The query process: builds its parts once, serves, and takes them down again."""
 
 import asyncio
+import os
+import socket
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Final
@@ -9,24 +11,34 @@ import structlog
 from prometheus_client import CollectorRegistry
 from redis.asyncio import Redis
 
+from infra.alerts.opening import open_channels
+from infra.credentials.opening import opened_credentials
 from infra.embedding.opening import open_embedder
 from infra.embedding.port import Embedder
 from infra.generation.opening import open_generator
+from infra.generation.port import AnswerWithheld
 from infra.opensearch.port import Access, IndexUnavailable
 from infra.opensearch.store import OpenSearchIndex
 from infra.redis.answers import RedisAnswerCache
 from infra.redis.connect import connect_redis, redis_errors
 from infra.redis.port import CacheUnavailable
-from infra.settings import Settings
+from infra.settings import OpenSearchSettings, Settings
 from infra.telemetry.logging import configure_logging
-from infra.web.credentials import Credentials
+from infra.telemetry.tracing import open_tracing
 from infra.web.server import listening, until_told_to_stop
+from query.alerting import Alerting
 from query.answering import Answering
-from query.api import Part, build_app
+from query.api import build_app
+from query.budget import GenerationBudget
 from query.core.cache_key import AnswerMaker
+from query.guard import Guard
+from query.guarded import GuardedGenerator, GuardedIndex
+from query.lag import InvalidationLag
 from query.metrics import QueryMetrics
+from query.operations import Operations, Part
 from query.retrieval import Retrieval
 from query.standing import Standings
+from query.streamed import StreamedAnswers
 from query.watch import AppliedWatch
 
 _WARM_UP: Final = "what is new"
@@ -54,13 +66,21 @@ async def serving(settings: Settings) -> AsyncIterator[str]:
     """
     async with AsyncExitStack() as ending:
         registry = CollectorRegistry()
-        metrics = QueryMetrics(registry)
+        tracing = open_tracing(settings, "query")
+        ending.push_async_callback(tracing.close)
+        metrics = QueryMetrics(registry, tracing.tracer)
         embedder = open_embedder(settings.embedding)
         ending.push_async_callback(embedder.close)
-        generator = open_generator(settings.generator)
+        generator_guard = Guard(
+            "generator", places=settings.generator.concurrency, metrics=metrics, harmless=(AnswerWithheld,)
+        )
+        generator = GuardedGenerator(
+            open_generator(settings.generator), guard=generator_guard, limit_s=settings.generator.timeout_s
+        )
         ending.push_async_callback(generator.close)
-        index = OpenSearchIndex.open(settings)
-        ending.push_async_callback(index.close)
+        opensearch = OpenSearchIndex.open(settings)
+        ending.push_async_callback(opensearch.close)
+        index = _guarded_index(opensearch, settings.opensearch, metrics)
         redis = connect_redis(settings.redis)
         ending.push_async_callback(redis.aclose)
         cache = RedisAnswerCache(redis, settings.names)
@@ -88,18 +108,55 @@ async def serving(settings: Settings) -> AsyncIterator[str]:
             maker=maker,
             metrics=metrics,
             ttl_s=settings.query.cache_ttl_s,
+            budget=GenerationBudget(
+                tokens_per_minute=settings.generator.tenant_tokens_per_minute,
+                tokens_per_answer=settings.generator.max_tokens,
+            ),
         )
         ending.push_async_callback(answering.close)
-        await _warm_up(embedder, index, retrieval, settings.tenant.default)
+        streamed = StreamedAnswers(answering=answering, generator=generator, metrics=metrics)
+        ending.push_async_callback(streamed.close)
+        credentials = await ending.enter_async_context(opened_credentials(settings))
+        await _warm_up(embedder, opensearch, retrieval, settings.tenant.default)
+        parts = _parts(opensearch, redis, watch) | {
+            "generator": Part(generator_guard.check, needed=False),
+            "invalidation": Part(InvalidationLag(cache, index, settings.tenant.default).check, needed=False),
+        }
+        operations = Operations(parts, metrics.recent, memory_limit_bytes=settings.query.memory_limit_bytes or None)
+        _begin_alerting(ending, operations, settings, metrics)
         app = build_app(
             answering,
-            credentials=Credentials(settings.tenant),
-            parts=_parts(index, redis, watch),
+            streamed,
+            credentials=credentials,
+            audited=settings.credentials.audit,
+            deadline_s=settings.query.deadline_s,
+            requests_per_s=settings.query.tenant_requests_per_s,
+            tracer=tracing.tracer,
+            operations=operations,
             registry=registry,
         )
-        base_url = await ending.enter_async_context(listening(app, settings.query, settings.tenant))
+        base_url = await ending.enter_async_context(listening(app, settings.query, settings))
         _log.info("query_serving", url=base_url, namespace=settings.namespace)
-        yield base_url
+        try:
+            yield base_url
+        finally:
+            operations.drain()
+            await asyncio.sleep(settings.query.drain_s)  # balancers look at /ready now and then
+
+
+def _begin_alerting(ending: AsyncExitStack, operations: Operations, settings: Settings, metrics: QueryMetrics) -> None:
+    channels = open_channels(settings.alerts)
+    for channel in channels:
+        ending.push_async_callback(channel.close)
+    if channels:
+        source = f"query on {socket.gethostname()}, process {os.getpid()}, {settings.namespace}"
+        alerting = Alerting(operations, channels, settings.alerts, metrics=metrics, source=source)
+        ending.push_async_callback(_end, asyncio.create_task(alerting.run(), name="alerting"))
+
+
+def _guarded_index(index: OpenSearchIndex, settings: OpenSearchSettings, metrics: QueryMetrics) -> GuardedIndex:
+    guard = Guard("index", places=settings.connections, metrics=metrics)
+    return GuardedIndex(index, guard=guard, metrics=metrics, limit_s=settings.timeout_s)
 
 
 async def _warm_up(embedder: Embedder, index: OpenSearchIndex, retrieval: Retrieval, tenant: str) -> None:

@@ -4,11 +4,21 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from opentelemetry.trace import StatusCode, Tracer
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from infra.telemetry.tracing import NO_TRACER
+from query.core.recent import Recent, Served
 from schemas.telemetry import (
+    ALERTS,
+    ANSWERS_ABANDONED,
+    BREAKER_OPEN,
     CACHE_BYPASSES,
+    CALL_RETRIES,
+    CALLS_NOT_ADMITTED,
     FILLS_OVERTAKEN,
+    GENERATED_TOKENS,
+    GENERATION_FAILURES,
     HTTP_SECONDS_BUCKETS,
     POSITION_WAIT_SECONDS,
     QUERIES,
@@ -19,14 +29,36 @@ from schemas.telemetry import (
 class QueryMetrics:
     """Counters and histograms of one process.
 
+    Attributes:
+        recent: the last hour, for the process's own summary.
+
     Args:
         registry: where they are registered; once.
+        tracer: makes a span of each stage.
     """
 
-    def __init__(self, registry: CollectorRegistry) -> None:
+    def __init__(self, registry: CollectorRegistry, tracer: Tracer = NO_TRACER) -> None:
+        self.recent = Recent()
+        self._tracer = tracer
         self.queries = Counter(QUERIES, "Questions answered.", ("served",), registry=registry)
         self.overtaken = Counter(FILLS_OVERTAKEN, "Answers not stored: a change came meanwhile.", registry=registry)
         self.bypasses = Counter(CACHE_BYPASSES, "Times the cache failed and was left aside.", registry=registry)
+        self.abandoned = Counter(ANSWERS_ABANDONED, "Answers given up with their last reader.", registry=registry)
+        self.generation_failures = Counter(
+            GENERATION_FAILURES, "Answers that the generator did not write.", ("reason",), registry=registry
+        )
+        self.breaker_open = Gauge(BREAKER_OPEN, "1 while calls are refused.", ("store",), registry=registry)
+        self.not_admitted = Counter(
+            CALLS_NOT_ADMITTED, "Calls that were not made at all.", ("store", "reason"), registry=registry
+        )
+        self.alerts = Counter(ALERTS, "Alerts sent.", ("channel", "severity"), registry=registry)
+        self.retries = Counter(CALL_RETRIES, "Calls made a second time.", ("store",), registry=registry)
+        self._tokens = Counter(
+            GENERATED_TOKENS,
+            "Tokens of streamed answers.",
+            ("direction",),
+            registry=registry,
+        )
         self._stages = Histogram(
             QUERY_STAGE_SECONDS,
             "Seconds of each stage of an answer that was not cached.",
@@ -44,10 +76,26 @@ class QueryMetrics:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Time a stage that succeeds."""
+        """Time a stage that succeeds, in a span of its name."""
         began_s = time.perf_counter()
-        yield
+        # Without the exception: its message may hold what was asked.
+        with self._tracer.start_as_current_span(name, record_exception=False, set_status_on_exception=False) as span:
+            try:
+                yield
+            except BaseException:
+                span.set_status(StatusCode.ERROR)
+                raise
         self._stages.labels(name).observe(time.perf_counter() - began_s)
+
+    def served(self, served: Served, staleness_ms: float) -> None:
+        """Count an answer that goes out."""
+        self.queries.labels(served).inc()
+        self.recent.note_served(served, staleness_ms, now_s=time.monotonic())
+
+    def generated(self, *, input_tokens: int | None, output_tokens: int | None) -> None:
+        """Count what an answer has cost, where that is known."""
+        self._tokens.labels("input").inc(input_tokens or 0)
+        self._tokens.labels("output").inc(output_tokens or 0)
 
     def waited(self, wait_s: float, *, reached: bool) -> None:
         """Note a wait for a position."""

@@ -187,3 +187,14 @@ def vectors_index_body(*, replicas: int) -> dict[str, Any]:
         },
         "mappings": {"dynamic": False, "properties": {"stored_ms": {"type": "date", "format": "epoch_millis"}}},
     }
+
+
+def keys_index_body(*, replicas: int) -> dict[str, Any]:
+    """Settings and mapping of the API keys: one shard, so that one answer has all of them or none."""
+    return {
+        "settings": {"index": {"number_of_shards": 1, "number_of_replicas": replicas}},
+        "mappings": {
+            "dynamic": False,
+            "properties": {"key_id": {"type": "keyword"}, "created_ms": {"type": "double"}},
+        },
+    }

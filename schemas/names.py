@@ -47,6 +47,11 @@ class Names:
         return f"{self.namespace}-vectors"
 
     @property
+    def keys_index(self) -> str:
+        """Index of API keys; no generation has any of its own."""
+        return f"{self.namespace}-keys"
+
+    @property
     def chunks_alias(self) -> str:
         """Alias of the chunk index that serves queries."""
         return f"{self.namespace}-chunks"

@@ -1,5 +1,6 @@
 """Questions and answers as end users speak of them."""
 
+from enum import StrEnum
 from typing import Annotated, Final
 
 from pydantic import Field, StringConstraints, field_validator
@@ -67,12 +68,25 @@ class Citation(Message):
     quote: str
 
 
+class Unanswered(StrEnum):
+    """Why there is no answer although one was asked for."""
+
+    BUSY = "busy"
+    FAILED = "failed"
+    LIMITED = "limited"
+
+
 class QueryResponse(Message):
     """An answer that says what it is true for."""
 
     results: tuple[Result, ...]
     answer: str | None = None
     citations: tuple[Citation, ...] | None = None
+    unanswered: Unanswered | None = Field(
+        default=None,
+        description="Set where an answer was asked for and the generator is busy or failed, or the tenant has "
+        "used up its budget for now: the results stand.",
+    )
     query_time_ms: float
     cached: bool
     as_of: AsOf

@@ -31,6 +31,27 @@ FILLS_OVERTAKEN: Final = "freshline_fills_overtaken_total"
 CACHE_BYPASSES: Final = "freshline_cache_bypasses_total"
 """Counter. Times the cache failed and was left aside for a moment."""
 
+GENERATION_FAILURES: Final = "freshline_generation_failures_total"
+"""Counter; label reason: busy or failed. Answers that the generator did not write."""
+
+GENERATED_TOKENS: Final = "freshline_generation_tokens_total"
+"""Counter; label direction: input or output. What the generator says that streamed answers have cost."""
+
+ANSWERS_ABANDONED: Final = "freshline_answers_abandoned_total"
+"""Counter. Answers whose last reader went away while they were written; the work was ended."""
+
+BREAKER_OPEN: Final = "freshline_breaker_open"
+"""Gauge; label store: 1 while calls to it are refused, or tried one at a time."""
+
+CALLS_NOT_ADMITTED: Final = "freshline_calls_not_admitted_total"
+"""Counter; labels store, reason: open (the breaker) or full (the bulkhead)."""
+
+CALL_RETRIES: Final = "freshline_call_retries_total"
+"""Counter; label store. Calls that were made a second time."""
+
+ALERTS: Final = "freshline_alerts_total"
+"""Counter; labels channel, severity: warning, critical, resolved, or not_sent."""
+
 POSITION_WAIT_SECONDS: Final = "freshline_position_wait_seconds"
 """Histogram; label reached: true or false. How long requests waited for the position that they asked for."""
 

@@ -1,17 +1,29 @@
 """A language model on Amazon Bedrock, through its Converse API."""
 
 import asyncio
-from collections.abc import Sequence
+import threading
+from collections.abc import AsyncGenerator, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Final
+from contextlib import closing, contextmanager, suppress
+from typing import TYPE_CHECKING, Any, Final
 
 import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
+from urllib3.exceptions import HTTPError as Urllib3Error
 
 from infra.embedding.port import Vector
-from infra.generation.port import GeneratedAnswer, GenerationError, GenerationThrottled, SourceText
-from infra.generation.prompt import Prompt, build_prompt, read_answer
+from infra.generation.port import (
+    AnswerPart,
+    AnswerWithheld,
+    GeneratedAnswer,
+    GenerationError,
+    GenerationThrottled,
+    SourceText,
+    Written,
+)
+from infra.generation.prompt import Prompt, build_prompt
+from infra.generation.reading import AnswerReader, read_answer
 
 if TYPE_CHECKING:
     from mypy_boto3_bedrock_runtime import BedrockRuntimeClient
@@ -19,7 +31,17 @@ if TYPE_CHECKING:
 CALLS: Final = 16
 """Answers written at a time by one process."""
 
-_BUSY: Final = frozenset({"ThrottlingException", "ServiceUnavailableException", "ModelNotReadyException"})
+_BUSY: Final = frozenset(
+    {
+        "ThrottlingException",
+        "ServiceUnavailableException",
+        "ModelNotReadyException",
+        # The same in the midst of a stream, where names begin small.
+        "throttlingException",
+        "serviceUnavailableException",
+    }
+)
+_WITHHELD: Final = frozenset({"guardrail_intervened", "content_filtered"})
 _DEFAULT_RETRY_AFTER_S: Final = 1.0
 
 
@@ -64,25 +86,79 @@ class BedrockGenerator:
         text = await asyncio.get_running_loop().run_in_executor(self._threads, self._converse, prompt)
         return read_answer(text, sources)
 
+    async def stream(
+        self,
+        question: str,
+        sources: Sequence[SourceText],
+        query_vector: Vector | None = None,  # noqa: ARG002 - as above
+    ) -> AsyncGenerator[AnswerPart | Written, None]:
+        """See ``Generator``. The client blocks, so a thread reads; when this is closed it ends with the next event."""
+        reader = AnswerReader(sources)
+        usage: Mapping[str, int] = {}
+        loop = asyncio.get_running_loop()
+        events: asyncio.Queue[Any] = asyncio.Queue()
+        unwanted = threading.Event()
+
+        def read() -> None:
+            try:
+                with closing(self._converse_stream(build_prompt(question, sources))) as stream:
+                    for event in stream:
+                        if unwanted.is_set():
+                            return
+                        loop.call_soon_threadsafe(events.put_nowait, event)
+            finally:
+                with suppress(RuntimeError):  # a loop that is closed waits for nothing
+                    loop.call_soon_threadsafe(events.put_nowait, None)
+
+        reading = loop.run_in_executor(self._threads, read)
+        try:
+            while (event := await events.get()) is not None:
+                if text := event.get("contentBlockDelta", {}).get("delta", {}).get("text"):
+                    yield reader.read(text)
+                if stop := event.get("messageStop"):
+                    self._check(stop["stopReason"])
+                usage = event.get("metadata", {}).get("usage", usage)
+            await reading  # raises what ended it
+        finally:
+            unwanted.set()
+            reading.cancel()  # where it has not begun
+        yield reader.end()
+        yield Written(reader.answer, usage.get("inputTokens"), usage.get("outputTokens"))
+
     async def close(self) -> None:
         """See ``Generator``."""
         await asyncio.to_thread(self._threads.shutdown, cancel_futures=True)
         self._client.close()
 
     def _converse(self, prompt: Prompt) -> str:
+        with self._failures_said():
+            response = self._client.converse(**self._request(prompt))
+        self._check(response["stopReason"])
+        return "".join(block.get("text", "") for block in response["output"]["message"]["content"])
+
+    def _converse_stream(self, prompt: Prompt) -> Generator[Mapping[str, Any], None, None]:
+        with self._failures_said(), closing(self._client.converse_stream(**self._request(prompt))["stream"]) as stream:
+            yield from stream
+
+    def _request(self, prompt: Prompt) -> dict[str, Any]:
+        return {
+            "modelId": self._model,
+            "system": [{"text": prompt.system}],
+            "messages": [{"role": "user", "content": [{"text": prompt.user}]}],
+            "inferenceConfig": {"maxTokens": self._max_tokens, "temperature": 0.0},
+        }
+
+    def _check(self, stop_reason: str) -> None:
+        if stop_reason in _WITHHELD:
+            raise AnswerWithheld(f"{self._model} withheld its answer: {stop_reason}")
+
+    @contextmanager
+    def _failures_said(self) -> Iterator[None]:
         try:
-            response = self._client.converse(
-                modelId=self._model,
-                system=[{"text": prompt.system}],
-                messages=[{"role": "user", "content": [{"text": prompt.user}]}],
-                inferenceConfig={"maxTokens": self._max_tokens, "temperature": 0.0},
-            )
+            yield
         except ClientError as error:
             if error.response["Error"]["Code"] in _BUSY:
                 raise GenerationThrottled(f"{self._model} is busy", retry_after_s=_DEFAULT_RETRY_AFTER_S) from error
             raise GenerationError(f"{self._model} refused: {error.response['Error']['Message']}") from error
-        except BotoCoreError as error:
+        except (BotoCoreError, Urllib3Error) as error:
             raise GenerationError(f"{self._model} did not answer: {error}") from error
-        if response["stopReason"] in {"guardrail_intervened", "content_filtered"}:
-            raise GenerationError(f"{self._model} withheld its answer: {response['stopReason']}")
-        return "".join(block.get("text", "") for block in response["output"]["message"]["content"])

@@ -1,11 +1,11 @@
 """The generator without a model: it answers in the sources' own sentences."""
 
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import replace
 from typing import Final
 
 from infra.embedding.port import Embedder, Vector
-from infra.generation.port import NO_ANSWER, GeneratedAnswer, SourceText
+from infra.generation.port import NO_ANSWER, AnswerPart, GeneratedAnswer, SourceText, Written
 from infra.generation.ranking import Ranking, choose_sentences, rank_sentences
 from schemas.queries import Citation
 
@@ -32,19 +32,42 @@ class ExtractiveGenerator:
         self, question: str, sources: Sequence[SourceText], query_vector: Vector | None = None
     ) -> GeneratedAnswer:
         """See ``Generator``."""
+        parts = await self._parts(question, sources, query_vector)
+        return _whole(parts)
+
+    async def stream(
+        self, question: str, sources: Sequence[SourceText], query_vector: Vector | None = None
+    ) -> AsyncGenerator[AnswerPart | Written, None]:
+        """See ``Generator``; each sentence is a part."""
+        parts = await self._parts(question, sources, query_vector)
+        for part in parts:
+            yield part
+        yield Written(_whole(parts))
+
+    async def _parts(
+        self, question: str, sources: Sequence[SourceText], query_vector: Vector | None
+    ) -> tuple[AnswerPart, ...]:
         ranking = rank_sentences(question, sources)
         if self._embedder and query_vector is not None and ranking.candidates:
             ranking = await _order_by_likeness(ranking, self._embedder, query_vector)
         picks = choose_sentences(ranking)
         if not picks:
-            return GeneratedAnswer(NO_ANSWER)
-        return GeneratedAnswer(
-            " ".join(f"{pick.text} [{pick.source}]" for pick in picks),
-            tuple(Citation(source=pick.source, quote=pick.quote) for pick in picks),
+            return (AnswerPart(NO_ANSWER),)
+        return tuple(
+            AnswerPart(
+                f"{' ' if place else ''}{pick.text} [{pick.source}]", (Citation(source=pick.source, quote=pick.quote),)
+            )
+            for place, pick in enumerate(picks)
         )
 
     async def close(self) -> None:
         """See ``Generator``. The embedder belongs to whoever opened it."""
+
+
+def _whole(parts: Sequence[AnswerPart]) -> GeneratedAnswer:
+    return GeneratedAnswer(
+        "".join(part.text for part in parts), tuple(citation for part in parts for citation in part.citations)
+    )
 
 
 async def _order_by_likeness(ranking: Ranking, embedder: Embedder, query_vector: Vector) -> Ranking:

@@ -1,19 +1,33 @@
 """A language model behind any endpoint that speaks OpenAI's chat completions."""
 
-from collections.abc import Sequence
-from typing import Final
+import asyncio
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import aclosing, contextmanager
+from typing import Any, Final
 
 import httpx
 from pydantic import SecretStr, ValidationError
 
 from infra.embedding.port import Vector
-from infra.generation.port import GeneratedAnswer, GenerationError, GenerationThrottled, SourceText
-from infra.generation.prompt import build_prompt, read_answer
+from infra.generation.port import (
+    AnswerPart,
+    AnswerWithheld,
+    GeneratedAnswer,
+    GenerationError,
+    GenerationThrottled,
+    SourceText,
+    Written,
+)
+from infra.generation.prompt import build_prompt
+from infra.generation.reading import AnswerReader, read_answer
 from schemas.models import Message
 
 _BUSY: Final = frozenset({httpx.codes.TOO_MANY_REQUESTS, httpx.codes.SERVICE_UNAVAILABLE})
 _DEFAULT_RETRY_AFTER_S: Final = 1.0
 _CONNECT_TIMEOUT_S: Final = 3.0
+_WITHHELD: Final = "content_filter"
+_DATA: Final = "data:"
+_DONE: Final = "[DONE]"
 
 
 class _Reply(Message):
@@ -21,11 +35,19 @@ class _Reply(Message):
 
 
 class _Choice(Message):
-    message: _Reply
+    message: _Reply = _Reply()
+    delta: _Reply = _Reply()
+    finish_reason: str | None = None
+
+
+class _Usage(Message):
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
 
 
 class _Completion(Message):
     choices: tuple[_Choice, ...]
+    usage: _Usage | None = None
 
 
 class OpenAIGenerator:
@@ -44,6 +66,7 @@ class OpenAIGenerator:
     ) -> None:
         self._model = model
         self._max_tokens = max_tokens
+        self._timeout_s = timeout_s
         self._client = httpx.AsyncClient(
             base_url=base_url,
             headers={"Authorization": f"Bearer {api_key.get_secret_value()}"} if api_key else None,
@@ -58,31 +81,88 @@ class OpenAIGenerator:
         query_vector: Vector | None = None,  # noqa: ARG002 - the port's; language models take text
     ) -> GeneratedAnswer:
         """See ``Generator``."""
+        with self._failures_said():
+            response = await self._client.post("chat/completions", json=self._request(question, sources))
+        self._check(response)
+        choice = self._choice(self._completion(response.content))
+        if choice is None:
+            raise GenerationError(f"{self._model} answered with no chat completion")
+        return read_answer(choice.message.content or "", sources)
+
+    async def stream(
+        self,
+        question: str,
+        sources: Sequence[SourceText],
+        query_vector: Vector | None = None,  # noqa: ARG002 - as above
+    ) -> AsyncGenerator[AnswerPart | Written, None]:
+        """See ``Generator``. Closing it closes the connection, which is how these endpoints are told to stop."""
+        streaming = {"stream": True, "stream_options": {"include_usage": True}}
+        reader, usage = AnswerReader(sources), _Usage()
+        with self._failures_said():
+            async with asyncio.timeout(self._timeout_s):
+                request = self._request(question, sources) | streaming
+                async with self._client.stream("POST", "chat/completions", json=request) as response:
+                    self._check(response)
+                    async with aclosing(_events(response)) as events:
+                        async for event in events:
+                            completion = self._completion(event)
+                            usage = completion.usage or usage
+                            choice = self._choice(completion)
+                            if choice is not None and choice.delta.content:
+                                yield reader.read(choice.delta.content)
+        yield reader.end()
+        yield Written(reader.answer, usage.prompt_tokens, usage.completion_tokens)
+
+    async def close(self) -> None:
+        """See ``Generator``."""
+        await self._client.aclose()
+
+    def _request(self, question: str, sources: Sequence[SourceText]) -> dict[str, Any]:
         prompt = build_prompt(question, sources)
-        request = {
+        return {
             "model": self._model,
             "messages": [{"role": "system", "content": prompt.system}, {"role": "user", "content": prompt.user}],
             "max_tokens": self._max_tokens,
             "temperature": 0,
         }
+
+    @contextmanager
+    def _failures_said(self) -> Iterator[None]:
         try:
-            response = await self._client.post("chat/completions", json=request)
-        except httpx.HTTPError as error:
+            yield
+        except (httpx.HTTPError, TimeoutError) as error:
             raise GenerationError(f"{self._model} did not answer: {type(error).__name__} {error}") from error
+
+    def _check(self, response: httpx.Response) -> None:
         if response.status_code in _BUSY:
             raise GenerationThrottled(f"{self._model} is busy", retry_after_s=_retry_after_s(response))
         if not response.is_success:
             # The body stays out of the message: some servers repeat the key in it.
             raise GenerationError(f"{self._model} refused with status {response.status_code}")
-        try:
-            choice = _Completion.model_validate_json(response.content).choices[0]
-        except (ValidationError, IndexError) as error:
-            raise GenerationError(f"{self._model} answered with no chat completion") from error
-        return read_answer(choice.message.content or "", sources)
 
-    async def close(self) -> None:
-        """See ``Generator``."""
-        await self._client.aclose()
+    def _completion(self, body: bytes | str) -> _Completion:
+        try:
+            return _Completion.model_validate_json(body)
+        except ValidationError as error:
+            raise GenerationError(f"{self._model} answered with no chat completion") from error
+
+    def _choice(self, completion: _Completion) -> _Choice | None:
+        """The one choice; the event that tells the usage has none."""
+        choice = next(iter(completion.choices), None)
+        if choice is not None and choice.finish_reason == _WITHHELD:
+            raise AnswerWithheld(f"{self._model} withheld its answer: {_WITHHELD}")
+        return choice
+
+
+async def _events(response: httpx.Response) -> AsyncGenerator[str, None]:
+    """Data of each server-sent event; these endpoints put one on a line."""
+    async for line in response.aiter_lines():
+        data = line.removeprefix(_DATA).strip() if line.startswith(_DATA) else ""
+        if data == _DONE:
+            return
+        if data:
+            yield data
+    raise httpx.RemoteProtocolError("the stream ended before its last event")
 
 
 def _retry_after_s(response: httpx.Response) -> float:

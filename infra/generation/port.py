@@ -1,6 +1,6 @@
 """What the rest of Freshline knows of generators."""
 
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -13,6 +13,10 @@ NO_ANSWER: Final = "The sources do not answer this question."
 
 class GenerationError(Exception):
     """No answer was written."""
+
+
+class AnswerWithheld(GenerationError):
+    """The model would not answer this question from these sources, or said nothing; others it may answer."""
 
 
 class GenerationThrottled(GenerationError):
@@ -48,6 +52,29 @@ class GeneratedAnswer:
     citations: tuple[Citation, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class AnswerPart:
+    """Some more of an answer: its text, and the citations that are new with it."""
+
+    text: str
+    citations: tuple[Citation, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """The end of a stream: the answer as a whole, and what it has cost.
+
+    Attributes:
+        answer: its text is that of all parts, its citations are those of all parts.
+        input_tokens: read by the model; None where it does not tell, or is none.
+        output_tokens: written by it.
+    """
+
+    answer: GeneratedAnswer
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+
+
 class Generator(Protocol):
     """Writes an answer that stands on the sources and on nothing else."""
 
@@ -64,6 +91,15 @@ class Generator(Protocol):
         Raises:
             GenerationThrottled: come back later.
             GenerationError: no answer was written.
+        """
+        ...
+
+    def stream(
+        self, question: str, sources: Sequence[SourceText], query_vector: Vector | None = None
+    ) -> AsyncGenerator[AnswerPart | Written, None]:
+        """The same, part by part as it is written; the last item, and only that one, is ``Written``.
+
+        Closing it early ends the work, at the provider too. Raises as ``answer`` does, in the midst too.
         """
         ...
 

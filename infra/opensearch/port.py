@@ -17,7 +17,14 @@ class IndexUnavailable(Exception):
     """The index cannot take the request now (down, overloaded, timed out): try again later, nothing is wrong with it.
 
     A request that timed out may still have taken effect; every operation here may be repeated.
+
+    Attributes:
+        retry_after_s: when to try again; 0 where nobody knows.
     """
+
+    def __init__(self, message: str, *, retry_after_s: float = 0.0) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from opensearchpy.exceptions import RequestError
 
 from infra.opensearch.client import connect, unavailable_is_said
 from infra.settings import Settings
-from schemas.index import chunks_index_body, manifests_index_body, vectors_index_body
+from schemas.index import chunks_index_body, keys_index_body, manifests_index_body, vectors_index_body
 
 
 class IndexMismatch(Exception):
@@ -33,6 +33,7 @@ async def create_indices(settings: Settings) -> None:
                 client, names.manifests_index(settings.generation), manifests_index_body(replicas=opensearch.replicas)
             )
             await _create(client, names.vectors_index, vectors_index_body(replicas=opensearch.replicas))
+            await _create(client, names.keys_index, keys_index_body(replicas=opensearch.replicas))
             await _create(client, chunks, layout)
             mapping = await client.indices.get_mapping(index=chunks)
             found = mapping[chunks]["mappings"]["properties"]["vector"]["dimension"]
@@ -43,6 +44,16 @@ async def create_indices(settings: Settings) -> None:
                 )
             if not await client.indices.exists_alias(name=names.chunks_alias):
                 await client.indices.put_alias(index=chunks, name=names.chunks_alias)
+    finally:
+        await client.close()
+
+
+async def create_keys_index(settings: Settings) -> None:
+    """Create the index of API keys where it is missing: keys may be issued before the first worker runs."""
+    client = connect(settings.opensearch)
+    try:
+        with unavailable_is_said():
+            await _create(client, settings.names.keys_index, keys_index_body(replicas=settings.opensearch.replicas))
     finally:
         await client.close()
 

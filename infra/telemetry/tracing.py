@@ -13,7 +13,7 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.sdk.trace.sampling import ParentBasedTraceIdRatio
-from opentelemetry.trace import Span, Status, StatusCode, set_span_in_context
+from opentelemetry.trace import NoOpTracer, Span, Status, StatusCode, Tracer, set_span_in_context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from infra.settings import Settings
@@ -22,6 +22,9 @@ from schemas.telemetry import SERVICE_NAMESPACE, TRACER
 _TRACEPARENT: Final = "traceparent"
 _EXPORT_EVERY_MS: Final = 1_000
 _W3C: Final = TraceContextTextMapPropagator()
+
+NO_TRACER: Final[Tracer] = NoOpTracer()
+"""Makes spans that record nothing."""
 
 
 class OpenSpan:
@@ -62,6 +65,11 @@ class Tracing:
         carrier: dict[str, str] = {}
         _W3C.inject(carrier, set_span_in_context(span))
         return OpenSpan(span, carrier.get(_TRACEPARENT))
+
+    @property
+    def tracer(self) -> Tracer:
+        """For spans that follow a task, not a record."""
+        return self._tracer or NO_TRACER
 
     async def close(self) -> None:
         """Send what is waiting."""

@@ -13,6 +13,7 @@ from starlette.requests import ClientDisconnect
 from starlette.routing import Match, Route
 
 from infra.blobs.port import BlobStoreUnavailable
+from infra.credentials.port import CredentialsUnavailable
 from infra.kafka.port import StreamUnavailable
 from infra.opensearch.port import IndexUnavailable
 from infra.redis.port import CacheUnavailable
@@ -43,6 +44,7 @@ _UNAVAILABLE_DETAIL: Final[dict[type[Exception], str]] = {
     StreamUnavailable: "the event stream did not acknowledge in time; repeat the request",
     CacheUnavailable: "Redis did not answer in time; repeat the request",
     IndexUnavailable: "the search index did not answer in time; repeat the request",
+    CredentialsUnavailable: "whether the credential is valid cannot be told now; repeat the request",
     BlobStoreUnavailable: "the content store did not answer in time; repeat the request",
 }
 
@@ -111,7 +113,8 @@ def as_problem(error: Exception) -> Problem:
             return ProblemRaised(ProblemType.INVALID_REQUEST, detail, status=HTTPStatus.BAD_REQUEST).problem
     for kind, detail in _UNAVAILABLE_DETAIL.items():
         if isinstance(error, kind):
-            return ProblemRaised(ProblemType.UNAVAILABLE, detail, retry_after_s=RETRY_AFTER_S).problem
+            retry_after_s = getattr(error, "retry_after_s", 0.0) or RETRY_AFTER_S
+            return ProblemRaised(ProblemType.UNAVAILABLE, detail, retry_after_s=retry_after_s).problem
     return ProblemRaised(ProblemType.INTERNAL, "the error is in the service's log; repeat the request later").problem
 
 

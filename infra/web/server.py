@@ -10,7 +10,7 @@ from typing import Final
 import uvicorn
 from starlette.types import ASGIApp
 
-from infra.settings import HttpSettings, TenantSettings
+from infra.settings import HttpSettings, Settings
 from infra.web.credentials import require_safe_bind
 
 GRACE_S: Final = 10
@@ -40,17 +40,17 @@ class _Server(uvicorn.Server):
 
 
 @asynccontextmanager
-async def listening(app: ASGIApp, http: HttpSettings, tenant: TenantSettings) -> AsyncIterator[str]:
+async def listening(app: ASGIApp, http: HttpSettings, settings: Settings) -> AsyncIterator[str]:
     """Serve ``app``; yields its base URL once requests are taken.
 
     Leaving the context stops taking connections and waits for requests under way, at most ``GRACE_S``; what ``app``
     uses may be closed after that. ASGI lifespan events are not sent: who builds the parts of ``app`` also ends them.
 
     Raises:
-        UnsafeBind: the address is reachable from elsewhere and no key is set.
+        UnsafeBind: the address is reachable from elsewhere and no credential is demanded.
         CannotListen: the address cannot be bound.
     """
-    require_safe_bind(http.host, tenant)
+    require_safe_bind(http.host, settings)
     config = uvicorn.Config(
         app,
         loop="none",

@@ -1,6 +1,7 @@
 """The response body: results that stay the same while they are cached, stamped anew for each caller."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import orjson
 
@@ -8,21 +9,30 @@ from infra.generation.port import GeneratedAnswer
 from query.core.fusion import Candidate
 from schemas.index import StoredChunk
 from schemas.positions import AsOf
-from schemas.queries import Result
+from schemas.queries import Result, Unanswered
 
 
 def response_body(
-    found: Sequence[tuple[Candidate, StoredChunk]], generated: GeneratedAnswer | None, *, include_metadata: bool
+    found: Sequence[tuple[Candidate, StoredChunk]],
+    generated: GeneratedAnswer | None,
+    *,
+    include_metadata: bool,
+    unanswered: Unanswered | None = None,
 ) -> bytes:
     """The part of ``QueryResponse`` that is true for as long as the answer is, as a JSON object."""
-    citations = [citation.model_dump() for citation in generated.citations] if generated else None
     return orjson.dumps(
         {
-            "results": [_result(candidate, chunk, include_metadata).model_dump() for candidate, chunk in found],
+            "results": results(found, include_metadata=include_metadata),
             "answer": generated.text if generated else None,
-            "citations": citations,
+            "citations": [citation.model_dump() for citation in generated.citations] if generated else None,
+            "unanswered": unanswered,
         }
     )
+
+
+def results(found: Sequence[tuple[Candidate, StoredChunk]], *, include_metadata: bool) -> list[dict[str, Any]]:
+    """``QueryResponse.results``, ready to be encoded."""
+    return [_result(candidate, chunk, include_metadata).model_dump() for candidate, chunk in found]
 
 
 def stamped(body: bytes, *, query_time_ms: float, cached: bool, as_of: AsOf) -> bytes:

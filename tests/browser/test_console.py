@@ -132,6 +132,20 @@ async def test_an_answer_comes_with_its_sources_and_positions_and_then_from_the_
     assert noted.troubles == []
 
 
+async def test_a_key_behind_the_hash_is_taken_over_and_leaves_the_address_bar(page, address):
+    sent = []
+    page.on("request", lambda request: sent.append((request.url, request.headers.get("x-api-key"))))
+    await page.goto(f"{address}/#key=fl_a%2Bb")
+    assert await page.locator("#key").input_value() == "fl_a+b"
+    assert await page.evaluate("location.href") == f"{address}/"
+    await page.reload()
+    await page.fill("#question", "anything")
+    await page.keyboard.press("Enter")
+    await page.wait_for_selector("#status.problem")  # this service knows no such key
+    assert (f"{address}/v1/query", "fl_a+b") in sent
+    assert not any("fl_a" in url for url, _ in sent)
+
+
 async def test_the_page_speaks_with_its_own_service_only(console, address, noted):
     await _ask(console, "When does the cafeteria open?")
     await expect(console.locator("#output")).to_be_visible()

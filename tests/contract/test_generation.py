@@ -1,18 +1,27 @@
 """What every generator promises, checked on each of them over its real protocol."""
 
-import json
+import asyncio
 import re
 from collections.abc import AsyncIterator, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
+from contextlib import aclosing
 
 import boto3
 import pytest
+from botocore.config import Config
+from model_endpoint import FACT, ON_TOPIC, ModelEndpoint, model_endpoint
 
 from infra.generation.bedrock import BedrockGenerator
 from infra.generation.extractive import ExtractiveGenerator
 from infra.generation.openai import OpenAIGenerator
-from infra.generation.port import NO_ANSWER, Generator, SourceText
+from infra.generation.port import (
+    NO_ANSWER,
+    AnswerPart,
+    GenerationError,
+    GenerationThrottled,
+    Generator,
+    SourceText,
+    Written,
+)
 
 SOURCES = (
     SourceText(1, "The office opens at nine.\nIt closes at six.", "Office"),
@@ -20,52 +29,17 @@ SOURCES = (
         2, "# Leave\n\n- Employees accrue **fifteen days** of vacation\n  a year.\n- Sick leave is unlimited.", None
     ),
 )
-ON_TOPIC = "How many days of vacation do employees accrue a year?"
 OFF_TOPIC = "What burns in rockets?"
 
 
-class ModelHandler(BaseHTTPRequestHandler):
-    """A model that speaks both protocols and knows one fact."""
-
-    def do_POST(self) -> None:
-        request = json.loads(self.rfile.read(int(self.headers["content-length"])))
-        is_bedrock = self.path.endswith("/converse")
-        content = request["messages"][-1]["content"]
-        user = content[0]["text"] if is_bedrock else content
-        text = "Employees accrue fifteen days of vacation [2]." if ON_TOPIC in user else NO_ANSWER
-        reply = (
-            {
-                "output": {"message": {"role": "assistant", "content": [{"text": text}]}},
-                "stopReason": "end_turn",
-                "usage": {"inputTokens": 1, "outputTokens": 1, "totalTokens": 2},
-                "metrics": {"latencyMs": 1},
-            }
-            if is_bedrock
-            else {"choices": [{"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}]}
-        )
-        body = json.dumps(reply).encode()
-        self.send_response(200)
-        self.send_header("content-type", "application/json")
-        self.send_header("content-length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
-@pytest.fixture(scope="module")
-def model_url() -> Iterator[str]:
-    with ThreadingHTTPServer(("127.0.0.1", 0), ModelHandler) as server:
-        thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
+@pytest.fixture
+def endpoint() -> Iterator[ModelEndpoint]:
+    with model_endpoint() as endpoint:
+        yield endpoint
 
 
 @pytest.fixture(params=["extractive", "bedrock", "openai"])
-async def generator(request: pytest.FixtureRequest, model_url: str) -> AsyncIterator[Generator]:
+async def generator(request: pytest.FixtureRequest, endpoint: ModelEndpoint) -> AsyncIterator[Generator]:
     generator: Generator
     match request.param:
         case "extractive":
@@ -74,13 +48,14 @@ async def generator(request: pytest.FixtureRequest, model_url: str) -> AsyncIter
             client = boto3.client(
                 "bedrock-runtime",
                 region_name="us-east-1",
-                endpoint_url=model_url,
+                endpoint_url=endpoint.url,
                 aws_access_key_id="test",
                 aws_secret_access_key="test",
+                config=Config(retries={"total_max_attempts": 1}),
             )
             generator = BedrockGenerator(client, "test.model-v1", max_tokens=100)
         case _:
-            generator = OpenAIGenerator(f"{model_url}/v1", "test", api_key=None, max_tokens=100, timeout_s=5)
+            generator = OpenAIGenerator(f"{endpoint.url}/v1", "test", api_key=None, max_tokens=100, timeout_s=5)
     yield generator
     await generator.close()
 
@@ -110,3 +85,91 @@ async def test_sources_that_hold_nothing_relevant_are_said_to(generator: Generat
 
 async def test_equal_questions_have_equal_answers(generator: Generator):
     assert await generator.answer(ON_TOPIC, SOURCES) == await generator.answer(ON_TOPIC, SOURCES)
+
+
+async def streamed(generator: Generator, question: str, sources=SOURCES) -> tuple[list[AnswerPart], Written]:
+    items = [item async for item in generator.stream(question, sources)]
+    parts, [end] = items[:-1], items[-1:]
+    assert all(isinstance(part, AnswerPart) for part in parts)
+    assert isinstance(end, Written)
+    return parts, end
+
+
+@pytest.mark.parametrize("question", [ON_TOPIC, OFF_TOPIC])
+async def test_a_stream_is_the_answer_in_parts(generator: Generator, question: str):
+    parts, end = await streamed(generator, question)
+    assert end.answer == await generator.answer(question, SOURCES)
+    assert "".join(part.text for part in parts) == end.answer.text
+    assert tuple(citation for part in parts for citation in part.citations) == end.answer.citations
+
+
+@pytest.fixture(params=["bedrock", "openai"])
+async def model(request: pytest.FixtureRequest, endpoint: ModelEndpoint) -> AsyncIterator[Generator]:
+    """Those behind a connection."""
+    if request.param == "openai":
+        generator: Generator = OpenAIGenerator(f"{endpoint.url}/v1", "test", api_key=None, max_tokens=100, timeout_s=5)
+    else:
+        client = boto3.client(
+            "bedrock-runtime",
+            region_name="us-east-1",
+            endpoint_url=endpoint.url,
+            aws_access_key_id="test",
+            aws_secret_access_key="test",
+            config=Config(retries={"total_max_attempts": 1}),
+        )
+        generator = BedrockGenerator(client, "test.model-v1", max_tokens=100)
+    yield generator
+    endpoint.may_go_on.set()
+    await generator.close()
+
+
+async def test_a_stream_tells_what_it_cost_and_comes_as_it_is_written(model: Generator, endpoint: ModelEndpoint):
+    endpoint.may_go_on.clear()
+    async with asyncio.timeout(10), aclosing(model.stream(ON_TOPIC, SOURCES)) as stream:
+        first = await anext(stream)
+        assert isinstance(first, AnswerPart)
+        assert first.text == FACT[:4]
+        endpoint.may_go_on.set()
+        *_, end = [item async for item in stream]
+    assert isinstance(end, Written)
+    assert (end.input_tokens, end.output_tokens) == (31, 7)
+
+
+async def test_a_stream_that_is_closed_ends_the_work(model: Generator, endpoint: ModelEndpoint):
+    endpoint.may_go_on.clear()
+    async with asyncio.timeout(10):
+        stream = model.stream(ON_TOPIC * 2_000, SOURCES)
+        await anext(stream)
+        await stream.aclose()
+        endpoint.may_go_on.set()
+    other = model.stream(ON_TOPIC, SOURCES)
+    assert [item async for item in other][-1].answer.text == FACT  # the place of the one given up is free
+
+
+@pytest.mark.parametrize("fault", ["cut", "withheld", "throttled"])
+async def test_a_stream_that_breaks_is_an_error_and_no_short_answer(
+    model: Generator, endpoint: ModelEndpoint, fault: str
+):
+    endpoint.fault = fault
+    with pytest.raises(GenerationError) as raised:
+        await streamed(model, ON_TOPIC)
+    if fault == "throttled" and isinstance(model, BedrockGenerator):
+        assert isinstance(raised.value, GenerationThrottled)
+
+
+@pytest.mark.parametrize("status", [400, 500])
+async def test_a_refusal_before_the_stream_is_an_error(model: Generator, endpoint: ModelEndpoint, status: int):
+    endpoint.status = status
+    with pytest.raises(GenerationError):
+        await streamed(model, ON_TOPIC)
+
+
+async def test_a_closed_openai_stream_closes_its_connection(endpoint: ModelEndpoint):
+    generator = OpenAIGenerator(f"{endpoint.url}/v1", "test", api_key=None, max_tokens=100, timeout_s=5)
+    endpoint.may_go_on.clear()
+    stream = generator.stream(ON_TOPIC, SOURCES)
+    await anext(stream)
+    await stream.aclose()
+    endpoint.may_go_on.set()
+    assert await asyncio.to_thread(endpoint.gone.wait, 10)
+    await generator.close()

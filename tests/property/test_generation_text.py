@@ -1,5 +1,6 @@
 """What holds for any text, however hostile."""
 
+import itertools
 import re
 import time
 
@@ -7,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infra.generation.port import NO_ANSWER, SourceText
-from infra.generation.prompt import build_prompt, read_answer
+from infra.generation.port import NO_ANSWER, GenerationError, SourceText
+from infra.generation.prompt import build_prompt
 from infra.generation.ranking import MAX_SENTENCES, choose_sentences, rank_sentences
+from infra.generation.reading import AnswerReader, read_answer
 from infra.generation.sentences import clean, split_sentences
 
 MARKDOWN = st.lists(
@@ -65,9 +67,11 @@ def test_no_text_can_write_a_line_with_the_code_word(question: str, sources: tup
 
 @given(MARKDOWN, SOURCES)
 def test_an_answer_cites_what_it_numbers_and_only_what_there_is(text: str, sources: tuple[SourceText, ...]):
-    if not text.strip():
+    try:
+        answer = read_answer(text, sources)
+    except GenerationError:
+        assert re.sub(r"\[\d[\d\s,]*\]|\s", "", text) == ""
         return
-    answer = read_answer(text, sources)
     texts = {source.number: source.text for source in sources}
     assert {citation.source for citation in answer.citations} <= texts.keys()
     assert {citation.source for citation in answer.citations} == set(
@@ -75,6 +79,27 @@ def test_an_answer_cites_what_it_numbers_and_only_what_there_is(text: str, sourc
     )
     for citation in answer.citations:
         assert citation.quote in texts[citation.source]
+
+
+@given(MARKDOWN, SOURCES, st.lists(st.integers(1, 9), min_size=1))
+def test_an_answer_reads_the_same_however_it_is_cut(text: str, sources: tuple[SourceText, ...], cuts: list[int]):
+    reader = AnswerReader(sources)
+    parts, place = [], 0
+    for length in itertools.cycle(cuts):
+        parts.append(reader.read(text[place : place + length]))
+        place += length
+        if place >= len(text):
+            break
+    try:
+        parts.append(reader.end())
+        whole = read_answer(text, sources)
+    except GenerationError:
+        with pytest.raises(GenerationError):
+            read_answer(text, sources)
+        return
+    assert reader.answer == whole
+    assert "".join(part.text for part in parts) == whole.text == whole.text.strip()
+    assert tuple(citation for part in parts for citation in part.citations) == whole.citations
 
 
 def test_no_answer_is_read_as_such():

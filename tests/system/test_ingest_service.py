@@ -53,7 +53,7 @@ async def settings(settings):
 async def serving(settings):
     async with (
         opened(settings) as app,
-        listening(app, settings.ingest, settings.tenant) as url,
+        listening(app, settings.ingest, settings) as url,
         httpx.AsyncClient(base_url=url, timeout=WAIT_S) as client,
     ):
         yield client

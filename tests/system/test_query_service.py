@@ -214,7 +214,7 @@ async def test_the_service_is_ready_and_shows_its_console(client):
     async with asyncio.timeout(WAIT_S):
         while (report := (await client.get("/ready")).json())["status"] != "ready":  # noqa: ASYNC110 - over HTTP
             await asyncio.sleep(0.02)
-    assert set(report["parts"]) == {"index", "redis", "subscription"}
+    assert set(report["parts"]) == {"index", "redis", "subscription", "generator", "invalidation"}
     assert "<title>Freshline</title>" in (await client.get("/")).text
 
 

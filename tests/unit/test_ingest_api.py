@@ -17,6 +17,7 @@ from infra.redis.memory_answers import MemoryAnswerCache
 from infra.redis.memory_states import MemoryEventStates, MemoryVersions
 from infra.redis.port import Progress
 from infra.settings import IngestSettings, ParseSettings, Settings
+from infra.web.credentials import Credentials
 from ingest.accept import Stores
 from ingest.api import build_api
 from ingest.batches import NDJSON
@@ -62,6 +63,7 @@ class World:
             SETTINGS,
             stores,
             ParkedLetters(self.streams.read_to_end, self.streams, Placing(self.streams, self.states)),
+            credentials=Credentials(SETTINGS),
             required={"kafka": self.check("kafka"), "blobs": self.check("blobs")},
             useful={"redis": self.check("redis")},
             registry=CollectorRegistry(),

@@ -1,5 +1,6 @@
 """The HTTP face: what is refused and how, what is promised in OpenAPI, and the console page."""
 
+import asyncio
 import base64
 import re
 from hashlib import sha256
@@ -10,12 +11,14 @@ from prometheus_client import CollectorRegistry
 from pydantic import SecretStr
 
 from infra.embedding.port import EmbeddingError, EmbeddingThrottled
-from infra.generation.port import GenerationError
 from infra.opensearch.port import Access, IndexUnavailable
 from infra.redis.port import CacheUnavailable
-from infra.settings import TenantSettings
+from infra.settings import Settings, TenantSettings
 from infra.web.credentials import Credentials
-from query.api import Part, build_app
+from infra.web.limits import OverLimit, TenantLimit
+from query.api import build_app
+from query.core.recent import Recent
+from query.operations import Operations, Part
 from query.standing import PositionNotReached
 from schemas.positions import AsOf, Position
 from schemas.problems import Problem
@@ -40,6 +43,13 @@ class Answers:
         return ANSWER.encode()
 
 
+class Streamed:
+    """Stands in for StreamedAnswers."""
+
+    async def begin(self, _request, _access):
+        raise AssertionError("not asked for here")
+
+
 class Fault:
     error: Exception | None = None
 
@@ -58,9 +68,13 @@ def faults():
     return {"index": Fault(), "redis": Fault()}
 
 
-def client_of(answers, faults, tenant):
+def client_of(answers, faults, tenant, **options):
     parts = {name: Part(fault.check, needed=name == "index") for name, fault in faults.items()}
-    app = build_app(answers, credentials=Credentials(tenant), parts=parts, registry=CollectorRegistry())
+    credentials = Credentials(Settings(tenant=tenant))
+    operations = Operations(parts, Recent())
+    app = build_app(
+        answers, Streamed(), credentials=credentials, operations=operations, registry=CollectorRegistry(), **options
+    )
     # Errors are to be answered, not to be raised into the test.
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     return httpx.AsyncClient(transport=transport, base_url="http://localhost")
@@ -129,7 +143,6 @@ AT_4 = PositionNotReached(Position(3, 42), AsOf(positions={3: 4}, checked_ms=1))
         (IndexUnavailable("secret host"), (503, "/problems/unavailable", "1")),
         (EmbeddingThrottled("busy", retry_after_s=2.5), (503, "/problems/unavailable", "3")),
         (EmbeddingError("secret host"), (503, "/problems/unavailable", "1")),
-        (GenerationError("secret host"), (503, "/problems/unavailable", "1")),
         (RuntimeError("secret host"), (500, "/problems/internal", None)),
     ],
 )
@@ -152,6 +165,29 @@ async def test_a_key_is_asked_for_where_one_is_set(answers, faults):
         assert answers.asked[0][1].tenant == "acme"
         for open_path in ("/", "/health", "/ready"):
             assert (await client.get(open_path)).status_code == 200
+
+
+async def test_a_tenant_that_asks_too_much_is_told_when_to_come_back(answers, faults):
+    async with client_of(answers, faults, TenantSettings(), requests_per_s=2) as client, asyncio.timeout(60):
+        responses = [await client.post("/v1/query", json={"query": "x"})]
+        while responses[-1].status_code == 200:
+            responses.append(await client.post("/v1/query", json={"query": "x"}))
+    assert len(answers.asked) == len(responses) - 1 >= 2
+    problem = Problem.model_validate_json(responses[-1].text)
+    assert (problem.status, problem.type) == (429, "/problems/rate-limited")
+    assert "2 questions in a second" in problem.detail
+    assert int(responses[-1].headers["retry-after"]) >= 1
+
+
+def test_tenants_have_limits_of_their_own():
+    limit = TenantLimit("things in a minute", per_minute=10)
+    limit.take("acme", 10)
+    with pytest.raises(OverLimit) as raised:
+        limit.take("acme")
+    assert 1 <= raised.value.retry_after_s <= 60
+    limit.take("umbrella", 10)
+    for _ in range(1_000):
+        TenantLimit("things").take("acme", 100)
 
 
 async def test_readiness_tells_a_needed_part_from_one_that_only_helps(client, faults):
@@ -178,7 +214,7 @@ async def test_metrics_count_requests_by_route(client):
 
 async def test_the_openapi_document_describes_question_answer_and_problems(client):
     document = (await client.get("/openapi.json")).json()
-    assert set(document["paths"]) == {"/v1/query", "/health", "/ready"}
+    assert set(document["paths"]) == {"/v1/query", "/v1/answers", "/health", "/ready", "/performance-summary"}
     operation = document["paths"]["/v1/query"]["post"]
     asked = operation["requestBody"]["content"]["application/json"]
     assert set(asked["schema"]["properties"]) == set(QueryRequest.model_fields)
@@ -186,7 +222,7 @@ async def test_the_openapi_document_describes_question_answer_and_problems(clien
     answered = operation["responses"]["200"]["content"]["application/json"]
     assert answered["schema"] == {"$ref": "#/components/schemas/QueryResponse"}
     QueryResponse.model_validate(answered["example"])
-    for status in ("401", "403", "413", "415", "422", "503"):
+    for status in ("401", "403", "413", "415", "422", "429", "503"):
         content = operation["responses"][status]["content"]
         assert content == {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}, status
 

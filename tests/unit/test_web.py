@@ -11,17 +11,23 @@ import pytest
 from fastapi import Depends, FastAPI, Query, Request
 from prometheus_client import CollectorRegistry
 from pydantic import SecretStr
+from structlog.testing import capture_logs
 
 from infra.blobs.port import BlobStoreUnavailable
+from infra.credentials.api_keys import issue, revoked
+from infra.credentials.key_table import RECHECK_S, KeyTable
+from infra.credentials.memory_keys import MemoryKeys
 from infra.kafka.port import StreamUnavailable
 from infra.opensearch.port import Access, IndexUnavailable
 from infra.redis.port import CacheUnavailable
-from infra.settings import HttpSettings, TenantSettings
+from infra.settings import HttpSettings, Settings, TenantSettings
+from infra.web.audit import install_audit
 from infra.web.bodies import read_body
 from infra.web.credentials import Credentials, UnsafeBind, is_loopback, require_safe_bind
 from infra.web.metrics import install_metrics
 from infra.web.problems import ProblemRaised, install_problems
 from infra.web.server import CannotListen, listening, until_told_to_stop
+from schemas.credentials import Scope
 from schemas.problems import PROBLEM_MEDIA_TYPE, InvalidField, Problem, ProblemType
 
 LIMIT_BYTES = 100
@@ -156,7 +162,9 @@ def credentialed(tenant: TenantSettings) -> FastAPI:
     install_problems(app)
 
     @app.get("/")
-    async def who(access: Annotated[Access, Depends(Credentials(tenant))]) -> str:
+    async def who(
+        access: Annotated[Access, Depends(Credentials(Settings(tenant=tenant)).requiring(Scope.QUERY))],
+    ) -> str:
         return access.tenant
 
     return app
@@ -217,12 +225,12 @@ async def test_open_service_refuses_a_foreign_name(host):
 )
 def test_only_loopback_may_be_bound_without_a_key(host, loopback):
     assert is_loopback(host) is loopback
-    require_safe_bind(host, TenantSettings(api_key=SecretStr(KEY)))
+    require_safe_bind(host, Settings(tenant=TenantSettings(api_key=SecretStr(KEY))))
     if loopback:
-        require_safe_bind(host, TenantSettings())
+        require_safe_bind(host, Settings())
     else:
         with pytest.raises(UnsafeBind, match="FRESHLINE_TENANT__API_KEY"):
-            require_safe_bind(host, TenantSettings())
+            require_safe_bind(host, Settings())
 
 
 async def test_metrics_know_routes_not_ids(app, client):
@@ -250,7 +258,7 @@ async def test_stopping_lets_a_request_finish_and_takes_no_more():
         return "whole"
 
     async with httpx.AsyncClient() as client:
-        async with listening(app, HttpSettings(), TenantSettings()) as url:
+        async with listening(app, HttpSettings(), Settings()) as url:
             answer = asyncio.create_task(client.get(f"{url}/slow"))
             await asyncio.wait_for(entered.wait(), 5)
             asyncio.get_running_loop().call_later(0.2, leave.set)
@@ -263,7 +271,7 @@ async def test_taken_port_is_said():
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(CannotListen, match=f"cannot listen on 127.0.0.1 port {port}"):
-            async with listening(FastAPI(), HttpSettings(port=port), TenantSettings()):
+            async with listening(FastAPI(), HttpSettings(port=port), Settings()):
                 pass
 
 
@@ -275,3 +283,88 @@ async def test_signal_ends_the_wait_and_leaves_no_handler(number):
     await asyncio.wait_for(waiting, 5)
     # A second signal ends a shutdown that hangs.
     assert signal.getsignal(number) in {signal.SIG_DFL, signal.default_int_handler}
+
+
+class Clock:
+    s = 100.0
+
+
+@pytest.fixture
+async def keyed():
+    """An application with a key of every kind of right, and what changes them."""
+    store, clock = MemoryKeys(), Clock()
+    table = KeyTable(store, refresh_s=5, stale_s=60, monotonic_s=lambda: clock.s, now_ms=lambda: clock.s * 1_000)
+    key, token = issue(
+        bytes(range(40)), label="x", tenant="acme", groups=("staff",), scopes=(Scope.QUERY,), now_ms=0, expires_ms=None
+    )
+    await store.add(key)
+    await table.refresh()
+    credentials = Credentials(Settings(), keys=table, monotonic_s=lambda: clock.s)
+    app = FastAPI()
+    install_problems(app)
+    install_audit(app, "changes")
+    for scope in Scope:
+
+        async def who(access: Annotated[Access, Depends(credentials.requiring(scope))]) -> list[str]:
+            return [access.tenant, *access.groups]
+
+        app.get(f"/{scope}/{{name}}")(who)
+    return app, store, table, clock, credentials, str(token)
+
+
+async def test_a_key_of_the_table_gives_its_tenant_groups_and_scopes(keyed):
+    app, *_, token = keyed
+    async with client_of(app, "http://anywhere.example") as client:
+        headers = {"Authorization": f"Bearer {token}"}
+        assert (await client.get("/query/x", headers=headers)).json() == ["acme", "staff"]
+        for scope in ("ingest", "admin"):
+            assert problem_of(await client.get(f"/{scope}/x", headers=headers)).type == "/problems/forbidden"
+
+
+async def test_a_wrong_credential_is_no_anonymous_one(keyed):
+    app, *_ = keyed
+    async with client_of(app) as client:
+        assert (await client.get("/query/x")).json() == ["local"]
+        assert (await client.get("/query/x", headers={"X-API-Key": "fl_wrong"})).status_code == 401
+
+
+async def test_a_verified_key_needs_one_look_until_it_is_looked_at_again(keyed):
+    app, store, table, clock, credentials, token = keyed
+    assert credentials.known(token) is None
+    principal = await credentials.identify({"x-api-key": token})
+    assert credentials.known(token) is principal
+    await store.change(principal.subject.removeprefix("key:"), lambda key: revoked(key, now_ms=1))
+    await table.refresh()
+    clock.s += RECHECK_S
+    assert credentials.known(token) is None
+    async with client_of(app) as client:
+        assert (await client.get("/query/x", headers={"X-API-Key": token})).status_code == 401
+
+
+async def test_keys_that_cannot_be_read_are_503_not_401(keyed):
+    app, store, table, clock, _, token = keyed
+    store.available = False
+    clock.s += 61
+    await table.refresh()
+    async with client_of(app) as client:
+        response = await client.get("/query/x", headers={"X-API-Key": token})
+    assert (response.status_code, response.headers["retry-after"]) == (503, "1")
+
+
+async def test_the_audit_log_has_refusals_and_changes_and_no_content(keyed):
+    app, *_, token = keyed
+    with capture_logs() as lines:
+        async with client_of(app) as client:
+            await client.get("/query/plans?q=plans", headers={"X-API-Key": token})
+            await client.get("/ingest/plans?q=plans", headers={"X-API-Key": token})
+            await client.get("/ingest/plans?q=plans")
+            await client.get("/query/plans", headers={"X-API-Key": "wrong"})
+    audited = [line for line in lines if line["event"] == "request"]
+    told = [(line["subject"], line["tenant"], line["route"], line["status"]) for line in audited]
+    assert told == [
+        ("key:0001020304050607", "acme", "/ingest/{name}", 403),
+        ("installation", "local", "/ingest/{name}", 200),
+        (None, None, "/query/{name}", 401),
+    ]
+    assert "plans" not in str(lines)
+    assert token.rpartition("_")[2] not in str(lines)

@@ -1,0 +1,70 @@
+"""Alerts by e-mail."""
+
+import asyncio
+import smtplib
+import ssl
+from email.message import EmailMessage
+from email.utils import formatdate
+from typing import Final
+from urllib.parse import unquote, urlsplit
+
+from pydantic import SecretStr
+
+from infra.alerts.port import Alert, AlertNotSent
+
+_TIMEOUT_S: Final = 10.0
+_PORTS: Final = {"smtp": 587, "smtps": 465}
+
+
+class Mail:
+    """See ``AlertChannel``.
+
+    Args:
+        url: ``smtp://USER:PASSWORD@HOST:PORT``, with STARTTLS where it logs in, or ``smtps://…``.
+        sender: address it comes from.
+        recipients: addresses it goes to.
+
+    Raises:
+        ValueError: the URL is of another kind.
+    """
+
+    name = "mail"
+
+    def __init__(self, url: SecretStr, *, sender: str, recipients: tuple[str, ...]) -> None:
+        self._server = urlsplit(url.get_secret_value())
+        if self._server.scheme not in _PORTS or not self._server.hostname:
+            raise ValueError("FRESHLINE_ALERTS__SMTP_URL must look like smtp://USER:PASSWORD@HOST:587 or smtps://…")
+        self._sender = sender
+        self._recipients = recipients
+
+    async def send(self, alert: Alert) -> None:
+        """See ``AlertChannel``."""
+        message = EmailMessage()
+        message["Subject"] = f"[{alert.severity}] {alert.name} on {alert.source}"
+        message["From"] = self._sender
+        message["To"] = ", ".join(self._recipients)
+        message["Date"] = formatdate(alert.at_ms / 1_000)
+        message.set_content(f"{alert.text}\n\n{alert.severity}, as {alert.source} sees it.\n")
+        try:
+            await asyncio.to_thread(self._send, message)
+        except (OSError, smtplib.SMTPException) as error:
+            raise AlertNotSent(f"{self.name}: {type(error).__name__}") from None
+
+    async def close(self) -> None:
+        """See ``AlertChannel``."""
+
+    def _send(self, message: EmailMessage) -> None:
+        scheme, host = self._server.scheme, self._server.hostname or ""
+        port = self._server.port or _PORTS[scheme]
+        context = ssl.create_default_context()
+        smtp = (
+            smtplib.SMTP_SSL(host, port, timeout=_TIMEOUT_S, context=context)
+            if scheme == "smtps"
+            else smtplib.SMTP(host, port, timeout=_TIMEOUT_S)
+        )
+        with smtp:
+            if self._server.username:
+                if scheme == "smtp":
+                    smtp.starttls(context=context)  # a password never goes in the clear
+                smtp.login(unquote(self._server.username), unquote(self._server.password or ""))
+            smtp.send_message(message)

@@ -1,0 +1,59 @@
+"""Alerts as HTTP requests: to Slack, or to anything that takes JSON."""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any, Final
+
+import httpx
+from pydantic import SecretStr
+
+from infra.alerts.port import Alert, AlertNotSent, Severity
+
+_TIMEOUT_S: Final = 5.0
+_MARKS: Final[Mapping[Severity, str]] = {
+    Severity.RESOLVED: ":white_check_mark:",
+    Severity.WARNING: ":warning:",
+    Severity.CRITICAL: ":rotating_light:",
+}
+
+
+class Webhook:
+    """See ``AlertChannel``. Posts the alert's fields as JSON.
+
+    Args:
+        url: where to; it is a secret, as whoever knows it may post there.
+    """
+
+    name = "webhook"
+
+    def __init__(self, url: SecretStr) -> None:
+        self._url = url
+        self._http = httpx.AsyncClient(timeout=_TIMEOUT_S)
+
+    async def send(self, alert: Alert) -> None:
+        """See ``AlertChannel``."""
+        try:
+            response = await self._http.post(self._url.get_secret_value(), json=self._body(alert))
+        except httpx.HTTPError as error:
+            # Without the message, which may hold the URL.
+            raise AlertNotSent(f"{self.name}: {type(error).__name__}") from None
+        if not response.is_success:
+            raise AlertNotSent(f"{self.name}: status {response.status_code}")
+
+    async def close(self) -> None:
+        """See ``AlertChannel``."""
+        await self._http.aclose()
+
+    def _body(self, alert: Alert) -> dict[str, Any]:
+        return asdict(alert)
+
+
+class SlackWebhook(Webhook):
+    """See ``AlertChannel``. Posts a line to an incoming webhook of Slack."""
+
+    name = "slack"
+
+    def _body(self, alert: Alert) -> dict[str, Any]:
+        line = f"{_MARKS[alert.severity]} *{alert.severity}* {alert.name}: {alert.text} ({alert.source})"
+        # Slack reads these three as markup.
+        return {"text": line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")}

@@ -1,0 +1,85 @@
+"""All API keys in this process, read again and again: no request waits for a store, and none outlives a revocation."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Final
+
+import structlog
+
+from infra.credentials.api_keys import Token, valid_until_ms
+from infra.credentials.port import CredentialRefused, CredentialsUnavailable, KeyStore, Principal, Verified
+from infra.opensearch.port import Access
+from schemas.credentials import ApiKey
+
+RECHECK_S: Final = 1.0
+"""How long a key that was found valid is taken for so without another look at the table."""
+
+_log = structlog.get_logger(__name__)
+
+
+class KeyTable:
+    """The keys as they were at the last reading.
+
+    A revocation is known after ``refresh_s`` and ``RECHECK_S`` at most. While the store cannot be read, the last table
+    goes on for ``stale_s``; after that no key can be told valid, and none is taken for it.
+
+    Args:
+        store: whose keys.
+        refresh_s: pause between readings.
+        stale_s: age at which the table counts no more.
+        monotonic_s: a clock that only goes forward.
+        now_ms: epoch milliseconds.
+    """
+
+    def __init__(
+        self,
+        store: KeyStore,
+        *,
+        refresh_s: float,
+        stale_s: float,
+        monotonic_s: Callable[[], float] = time.monotonic,
+        now_ms: Callable[[], float] = lambda: time.time() * 1_000,
+    ) -> None:
+        self._store = store
+        self._refresh_s = refresh_s
+        self._stale_s = stale_s
+        self._monotonic_s = monotonic_s
+        self._now_ms = now_ms
+        self._keys: dict[str, ApiKey] = {}
+        self._counts_until_s = -1.0
+
+    async def run(self) -> None:
+        """Read the table until cancelled."""
+        while True:
+            await self.refresh()
+            await asyncio.sleep(self._refresh_s)
+
+    async def refresh(self) -> None:
+        """Read the table once; where that fails, the last one stays."""
+        began_s = self._monotonic_s()
+        try:
+            keys = await self._store.keys()
+        except CredentialsUnavailable as error:
+            _log.warning("keys_not_read", reason=str(error), counts_for_s=max(0.0, self._counts_until_s - began_s))
+            return
+        self._keys = {key.key_id: key for key in keys}
+        self._counts_until_s = began_s + self._stale_s
+
+    def verify(self, token: Token) -> Verified:
+        """Whom the token speaks for.
+
+        Raises:
+            CredentialRefused: it opens no key.
+            CredentialsUnavailable: the table is too old to tell.
+        """
+        monotonic_s, now_ms = self._monotonic_s(), self._now_ms()
+        if monotonic_s >= self._counts_until_s:
+            raise CredentialsUnavailable("the API keys cannot be read")
+        key = self._keys.get(token.key_id)
+        until_ms = valid_until_ms(key, token.secret, now_ms=now_ms) if key else None
+        if key is None or until_ms is None:
+            raise CredentialRefused(f"key {token.key_id} is unknown, revoked or at its end, or the secret is wrong")
+        principal = Principal(f"key:{key.key_id}", Access(key.tenant, key.groups), frozenset(key.scopes))
+        until_s = min(monotonic_s + RECHECK_S, monotonic_s + (until_ms - now_ms) / 1_000, self._counts_until_s)
+        return Verified(principal, until_s)

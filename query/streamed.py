@@ -1,0 +1,171 @@
+"""Answers as they are written: sources first, then text and citations, then what it cost and what it is true for."""
+
+import time
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any, Final
+
+import orjson
+import structlog
+
+from infra.generation.port import AnswerPart, GeneratedAnswer, GenerationError, Generator, Written
+from infra.opensearch.port import Access
+from query.answering import Answering, readable, sources_of, why_unanswered
+from query.broadcast import Broadcast
+from query.core.response import response_body, results
+from query.metrics import QueryMetrics
+from query.standing import Standing
+from schemas.queries import Citation, QueryRequest, Unanswered
+
+IDLE_S: Final = 10.0
+"""A stream on which nothing comes for so long gets a comment, so that no proxy takes it for dead."""
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class StreamEvent:
+    """A server-sent event: its name, and its data as JSON."""
+
+    name: str
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class _Sources:
+    results: list[dict[str, Any]]
+
+
+_Made = _Sources | AnswerPart | Written | Unanswered
+
+
+class StreamedAnswers:
+    """Answers as events. A finished one is cached as ``Answering`` caches it, and one that is cached is told at once.
+
+    Equal questions at a time share one retrieval and one generation, as those of ``Answering`` do.
+
+    Args:
+        answering: looks, retrieves and keeps.
+        generator: writes.
+        metrics: where failures and costs are counted.
+        idle_s: see ``IDLE_S``.
+    """
+
+    def __init__(
+        self, *, answering: Answering, generator: Generator, metrics: QueryMetrics, idle_s: float = IDLE_S
+    ) -> None:
+        self._answering = answering
+        self._generator = generator
+        self._metrics = metrics
+        self._idle_s = idle_s
+        self._flights: dict[tuple[str, object], Broadcast[_Made]] = {}
+
+    async def begin(self, request: QueryRequest, access: Access) -> AsyncGenerator[StreamEvent | None, None]:
+        """The events of an answer; None where a sign of life is due. Closing them ends work that nobody else wants.
+
+        They are ``sources``, then any number of ``token`` and ``citation`` or one ``unanswered``, then ``usage``,
+        ``as_of`` and ``done``. Only a failure before the first of them is raised.
+
+        Raises:
+            PositionNotReached: ``min_position`` is not reached in time.
+            EmbeddingError: the question has no vector.
+            IndexUnavailable: nothing is cached and the index cannot answer now.
+        """
+        began_s = time.perf_counter()
+        request = request.model_copy(update={"generate": True})
+        key, standing = await self._answering.look(request, access)
+        cached = readable(standing.entry)
+        if cached is not None:
+            made = _replayed(cached)
+        else:
+            made = self._flight(request, access, key, standing).read(idle_s=self._idle_s)
+        first = await anext(made)  # what fails before it is not a stream but a problem
+        self._answering.served(standing, cached=cached is not None)
+        return _events(first, made, standing, began_s=began_s, cached=cached is not None)
+
+    async def close(self) -> None:
+        """End what is still being written."""
+        for flight in tuple(self._flights.values()):
+            await flight.close()
+
+    def _flight(self, request: QueryRequest, access: Access, key: str, standing: Standing) -> Broadcast[_Made]:
+        name = (key, standing.since)
+        flight = self._flights.get(name)
+        if flight is None:
+            flight = self._flights[name] = Broadcast(
+                self._write(request, access, key, standing),
+                forget=lambda: self._forget(name),
+                abandoned=self._metrics.abandoned.inc,
+            )
+        return flight
+
+    def _forget(self, name: tuple[str, object]) -> None:
+        self._flights.pop(name, None)
+
+    async def _write(
+        self, request: QueryRequest, access: Access, key: str, standing: Standing
+    ) -> AsyncGenerator[_Made, None]:
+        retrieved = await self._answering.retrieve(request, access)
+        yield _Sources(results(retrieved.passages, include_metadata=request.include_metadata))
+        try:
+            self._answering.spend(access.tenant)
+            with self._metrics.stage("generate"):
+                stream = self._generator.stream(request.query, sources_of(retrieved), retrieved.query_vector)
+                async with aclosing(stream) as parts:
+                    async for part in parts:
+                        if isinstance(part, Written):
+                            self._metrics.generated(input_tokens=part.input_tokens, output_tokens=part.output_tokens)
+                            include = request.include_metadata
+                            body = response_body(retrieved.passages, part.answer, include_metadata=include)
+                            await self._answering.keep(access.tenant, key, standing, body, retrieved)
+                        yield part
+        except GenerationError as error:
+            reason = why_unanswered(error)
+            self._metrics.generation_failures.labels(reason).inc()
+            _log.warning("not_generated", reason=str(error))
+            yield reason
+
+
+async def _replayed(body: bytes) -> AsyncGenerator[_Made | None, None]:
+    """A cached answer: all of its text at once, and no tokens spent on it."""
+    cached = orjson.loads(body)
+    yield _Sources(cached["results"])
+    answer = GeneratedAnswer(cached["answer"], tuple(map(Citation.model_validate, cached["citations"])))
+    yield AnswerPart(answer.text, answer.citations)
+    yield Written(answer, input_tokens=0, output_tokens=0)
+
+
+async def _events(
+    first: _Made | None, rest: AsyncGenerator[_Made | None, None], standing: Standing, *, began_s: float, cached: bool
+) -> AsyncGenerator[StreamEvent | None, None]:
+    async with aclosing(rest):
+        for event in _told(first):
+            yield event
+        async for made in rest:
+            for event in _told(made):
+                yield event
+    yield _event("as_of", standing.as_of.model_dump(mode="json"))
+    query_time_ms = round((time.perf_counter() - began_s) * 1_000, 3)
+    yield _event("done", {"cached": cached, "query_time_ms": query_time_ms})
+
+
+def _told(made: _Made | None) -> Iterator[StreamEvent | None]:
+    match made:
+        case None:
+            yield None
+        case _Sources():
+            yield _event("sources", {"results": made.results})
+        case AnswerPart():
+            if made.text:
+                yield _event("token", {"text": made.text})
+            for citation in made.citations:
+                yield _event("citation", citation.model_dump())
+        case Written():
+            yield _event("usage", {"input_tokens": made.input_tokens, "output_tokens": made.output_tokens})
+        case Unanswered():
+            yield _event("unanswered", {"reason": made})
+
+
+def _event(name: str, data: dict[str, Any]) -> StreamEvent:
+    return StreamEvent(name, orjson.dumps(data))

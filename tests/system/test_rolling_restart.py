@@ -1,0 +1,127 @@
+"""Query processes are replaced one after the other under load, and no request fails."""
+
+import asyncio
+import itertools
+import socket
+import sys
+from contextlib import AsyncExitStack
+
+import httpx
+import pytest
+
+from freshline.bench.installation import installed
+
+pytestmark = pytest.mark.stack
+
+CLIENTS = 12
+WAIT_S = 60
+LOOK_S = 0.1
+DRAIN_S = 4
+"""Longer than the balancer needs to notice, on a machine that is busy with other things too."""
+
+
+class Balancer:
+    """Sends each request to a process that said it was ready when last looked at, as load balancers do."""
+
+    def __init__(self, urls):
+        self._urls = urls
+        self._ready = dict.fromkeys(urls, False)
+        self._next = itertools.count()
+
+    async def look(self):
+        async with httpx.AsyncClient(timeout=1) as client, asyncio.TaskGroup() as looks:
+            for url in self._urls:
+                looks.create_task(self._look_at(url, client))
+
+    async def _look_at(self, url, client):
+        while True:
+            try:
+                self._ready[url] = (await client.get(f"{url}/ready")).is_success
+            except httpx.TransportError:
+                self._ready[url] = False
+            await asyncio.sleep(LOOK_S)
+
+    def take(self):
+        ready = [url for url in self._urls if self._ready[url]]
+        return ready[next(self._next) % len(ready)] if ready else None
+
+    async def until(self, url, *, ready):
+        async with asyncio.timeout(WAIT_S):
+            while self._ready[url] is not ready:  # noqa: ASYNC110 - it is looked at now and then
+                await asyncio.sleep(0.02)
+
+
+def free_ports(count):
+    probes = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [probe.getsockname()[1] for probe in probes]
+    for probe in probes:
+        probe.close()
+    return ports
+
+
+async def load(balancer, outcomes, done):
+    """Questions over connections that are kept open, some new and some cached, until told to stop."""
+    async with httpx.AsyncClient(timeout=30) as client:
+        for number in itertools.count():
+            if done.is_set():
+                return
+            url = balancer.take()
+            if url is None:
+                outcomes.append("nobody is ready")
+                return
+            try:
+                response = await client.post(f"{url}/v1/query", json={"query": f"question {number % 7}"})
+                outcomes.append(response.status_code)
+            except httpx.TransportError as error:
+                outcomes.append(repr(error))
+
+
+async def test_no_request_fails_while_processes_are_replaced(stack):
+    told = {
+        "FRESHLINE_OPENSEARCH__SHARDS": "1",
+        "FRESHLINE_KAFKA__PARTITIONS": "1",
+        "FRESHLINE_QUERY__DRAIN_S": str(DRAIN_S),
+    }
+    async with installed(stack, told) as installation, AsyncExitStack() as ending:
+        # The installation's own process is not touched; two more of ours are replaced.
+        ports = free_ports(2)
+        urls = [f"http://127.0.0.1:{port}" for port in ports]
+
+        async def start(port):
+            environment = dict(installation.launcher.environment) | {"FRESHLINE_QUERY__PORT": str(port)}
+            command = [sys.executable, "-m", "freshline", "serve", "query"]
+            process = await asyncio.create_subprocess_exec(*command, env=environment, stderr=asyncio.subprocess.DEVNULL)
+
+            async def end():
+                if process.returncode is None:
+                    process.kill()
+                    await process.wait()
+
+            ending.push_async_callback(end)
+            return process
+
+        balancer = Balancer(urls)
+        looking = asyncio.create_task(balancer.look())
+        ending.callback(looking.cancel)
+        processes = [await start(port) for port in ports]
+        for url in urls:
+            await balancer.until(url, ready=True)
+
+        outcomes, done = [], asyncio.Event()
+        clients = [asyncio.create_task(load(balancer, outcomes, done)) for _ in range(CLIENTS)]
+        for place, port in enumerate(ports):
+            processes[place].terminate()
+            async with asyncio.timeout(WAIT_S):
+                assert await processes[place].wait() == 0
+            before = len(outcomes)
+            processes[place] = await start(port)
+            await balancer.until(urls[place], ready=False)
+            await balancer.until(urls[place], ready=True)
+            assert len(outcomes) > before  # the other one went on
+        done.set()
+        await asyncio.gather(*clients)
+        assert set(outcomes) == {200}
+        assert len(outcomes) > 100
+        for process in processes:
+            process.terminate()
+            assert await process.wait() == 0

@@ -1,0 +1,327 @@
+"""Tenants never meet (I7): every door of a running installation, tried with credentials of others."""
+
+import asyncio
+import json
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
+from typing import Any
+
+import httpx
+import orjson
+import pytest
+from joserfc import jwt
+from joserfc.jwk import KeySet, RSAKey
+
+from freshline.bench.installation import Installation, installed
+from infra.local import Stack
+
+pytestmark = pytest.mark.stack
+
+WAIT_S = 20
+SECRET = "The Zephyr merger closes on the ninth of March."
+OPEN = "The cafeteria serves zephyr tea at noon."
+QUESTION = "What about Zephyr?"
+SIGNING = RSAKey.generate_key(2_048, {"kid": "one"}, private=True)
+NDJSON = {"content-type": "application/x-ndjson"}
+
+
+@dataclass(frozen=True)
+class Asker:
+    """Somebody with a key."""
+
+    key_id: str
+    token: str
+    installation: Installation
+
+    async def call(self, method: str, path: str, *, query: bool = False, **request: Any) -> httpx.Response:
+        url = (self.installation.query_url if query else self.installation.ingest_url) + path
+        headers = {"authorization": f"Bearer {self.token}"} | request.pop("headers", {})
+        async with httpx.AsyncClient(timeout=WAIT_S) as client:
+            return await client.request(method, url, headers=headers, **request)
+
+    async def put(self, document_id: str, text: str, **headers: str) -> dict[str, Any]:
+        """Upload, and wait until it is searchable and answers are dropped."""
+        headers = {"content-type": "text/markdown", **headers}
+        response = await self.call("PUT", f"/v1/documents/{document_id}", content=text.encode(), headers=headers)
+        assert response.status_code == 202, response.text
+        accepted = response.json()
+        await self.ended(accepted["event_id"])
+        return accepted
+
+    async def ended(self, event_id: str) -> None:
+        async def has_ended() -> bool:
+            return (await self.call("GET", f"/v1/events/{event_id}")).json()["outcome"] is not None
+
+        await until(has_ended)
+
+    async def ask(self, **fields: Any) -> httpx.Response:
+        return await self.call("POST", "/v1/query", query=True, json={"query": QUESTION, "top_k": 50, **fields})
+
+    async def found(self, **fields: Any) -> set[str]:
+        response = await self.ask(**fields)
+        assert response.status_code == 200, response.text
+        return {result["document_id"] for result in response.json()["results"]}
+
+
+async def until(condition: Callable[[], Awaitable[bool]]) -> None:
+    async with asyncio.timeout(WAIT_S):
+        while not await condition():  # noqa: ASYNC110 - over HTTP
+            await asyncio.sleep(0.02)
+
+
+async def answers_with(asker: Asker, status: int) -> None:
+    async def answers() -> bool:
+        return (await asker.ask()).status_code == status
+
+    await until(answers)
+
+
+def freshline(installation: Installation, *arguments: str) -> dict[str, Any]:
+    command = [sys.executable, "-m", "freshline", "keys", *arguments, "--json"]
+    environment = dict(installation.launcher.environment)
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=60)
+    return json.loads(ended.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def issuer() -> Iterator[str]:
+    """URL of an issuer that publishes the key."""
+    documents = {"/jwks": KeySet([SIGNING]).as_dict(private=False)}
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = json.dumps(documents[self.path]).encode()
+            self.send_response(200)
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+        thread.start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        documents["/.well-known/openid-configuration"] = {"issuer": url, "jwks_uri": f"{url}/jwks"}
+        yield url
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture(scope="module")
+async def installation(stack: Stack, issuer: str) -> AsyncIterator[Installation]:
+    told = {
+        "FRESHLINE_JWT__ISSUER": issuer,
+        "FRESHLINE_JWT__AUDIENCE": "freshline",
+        "FRESHLINE_OPENSEARCH__SHARDS": "1",
+        "FRESHLINE_KAFKA__PARTITIONS": "2",
+        "FRESHLINE_CREDENTIALS__ANONYMOUS": "refused",
+        "FRESHLINE_CREDENTIALS__REFRESH_S": "0.2",
+        "FRESHLINE_CREDENTIALS__AUDIT": "all",
+        "FRESHLINE_LOG_LEVEL": "info",
+        "FRESHLINE_QUERY__MIN_POSITION_WAIT_S": "0.5",
+    }
+    async with installed(stack, told) as running:
+        yield running
+
+
+async def issued(installation: Installation, *arguments: str) -> Asker:
+    """A key, once both services know it."""
+    told = await asyncio.to_thread(freshline, installation, "create", "a test", *arguments)
+    asker = Asker(told["key_id"], told["token"], installation)
+
+    async def is_known() -> bool:
+        answers = [await asker.ask(), await asker.call("GET", "/v1/events/none")]
+        return all(answer.status_code != 401 for answer in answers)
+
+    await until(is_known)
+    return asker
+
+
+@pytest.fixture(scope="module")
+async def acme(installation):
+    """A content team of acme, its plain reader and a reader of its board; the documents are searchable."""
+    writer = await issued(installation, "--tenant", "acme", "--scope", "ingest")
+    reader = await issued(installation, "--tenant", "acme")
+    board = await issued(installation, "--tenant", "acme", "--group", "board")
+    await writer.put("tea.md", OPEN, **{"freshline-metadata": '{"team": "kitchen"}'})
+    accepted = await writer.put("merger.md", SECRET, **{"freshline-groups": "board", "freshline-title": "Merger"})
+    return writer, reader, board, accepted
+
+
+@pytest.fixture(scope="module")
+async def umbrella(installation):
+    """All that another tenant may have: every scope, and groups of the same names."""
+    scopes = [part for scope in ("query", "ingest", "admin") for part in ("--scope", scope)]
+    asker = await issued(installation, "--tenant", "umbrella", *scopes, "--group", "board")
+    await asker.put("own.md", "Umbrella knows nothing of Zephyr.")
+    return asker
+
+
+async def test_questions_find_what_the_credential_may_see(acme, umbrella):
+    _, reader, board, _ = acme
+    for _ in range(2):  # retrieved, then cached
+        assert await board.found() == {"tea.md", "merger.md"}
+        assert await reader.found() == {"tea.md"}
+        assert await umbrella.found() == {"own.md"}
+    assert (await reader.ask()).json()["cached"]
+
+
+async def test_written_answers_and_cached_ones_stay_with_their_reader(acme, umbrella):
+    _, reader, board, _ = acme
+    for asker in (board, reader, umbrella, reader, umbrella):
+        response = await asker.ask(generate=True)
+        assert ("ninth of March" in response.text) is (asker is board), response.text
+        stream = await asker.call("POST", "/v1/answers", query=True, json={"query": QUESTION, "top_k": 50})
+        assert ("ninth of March" in stream.text) is (asker is board), stream.text
+        assert "event: done" in stream.text
+
+
+@pytest.mark.parametrize(
+    "filters",
+    [
+        {"document_id": "merger.md"},
+        {"document_id": ["merger.md", "tea.md"]},
+        {"title": "Merger"},
+        {"metadata.team": "kitchen"},
+    ],
+)
+async def test_filters_narrow_and_never_widen(acme, umbrella, filters):
+    assert await umbrella.found(filters=filters) == set()
+    assert "merger.md" not in await acme[1].found(filters=filters)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"tenant": "acme"},
+        {"groups": ["board"]},
+        {"access": {"tenant": "acme"}},
+        {"filters": {"tenant": "acme"}},
+        {"filters": {"groups": "board"}},
+        {"filters": {"metadata.": "x"}},
+    ],
+)
+async def test_a_request_cannot_say_who_it_speaks_for(umbrella, fields):
+    assert (await umbrella.ask(**fields)).status_code == 422
+
+
+@pytest.mark.parametrize("name", ["x-tenant", "x-tenant-id", "freshline-tenant", "x-forwarded-user", "x-groups"])
+async def test_nor_do_headers(umbrella, name):
+    response = await umbrella.call(
+        "POST", "/v1/query", query=True, json={"query": QUESTION}, headers={name: "acme", "x-api-key": "acme"}
+    )
+    assert {result["document_id"] for result in response.json()["results"]} == {"own.md"}
+
+
+async def test_positions_tell_nothing_of_others(acme, umbrella):
+    position = acme[3]["position"]
+    response = await umbrella.ask(min_position=position)
+    own = (await umbrella.ask()).json()["as_of"]["positions"]
+    if response.status_code == 503:
+        assert response.json()["as_of"] == own
+    else:  # its own events on that partition reach as far
+        partition, offset = position.removeprefix("documents.v1-").split(":")
+        assert own[partition] >= int(offset)
+    assert SECRET not in response.text
+
+
+async def test_documents_and_events_of_others_are_not_there(acme, umbrella):
+    writer, *_, accepted = acme
+    assert (await writer.call("GET", "/v1/documents/merger.md")).status_code == 200
+    for path in ("/v1/documents/merger.md", f"/v1/events/{accepted['event_id']}", "/v1/documents/acme%2Fmerger.md"):
+        assert (await umbrella.call("GET", path)).status_code == 404, path
+        assert (await umbrella.call("GET", path.replace("/v1/", "/v1/../v1/"))).status_code == 404, path
+
+
+async def test_uploads_and_deletes_reach_the_own_tenant_only(acme, umbrella):
+    board = acme[2]
+    await umbrella.put("merger.md", "Umbrella writes about Zephyr too.")
+    lines = [{"document_id": "merger.md", "deleted": True}, {"document_id": "acme/merger.md", "text": "zephyr"}]
+    lines.append({"document_id": "tea.md", "text": "x", "tenant": "acme"})
+    body = b"\n".join(map(orjson.dumps, lines))
+    outcomes = (await umbrella.call("POST", "/v1/documents:batch", content=body, headers=NDJSON)).json()["outcomes"]
+    assert [bool(outcome.get("accepted")) for outcome in outcomes] == [True, True, False]
+    deleted = await umbrella.call("DELETE", "/v1/documents/tea.md")
+    await umbrella.ended(deleted.json()["event_id"])
+    assert await board.found() == {"tea.md", "merger.md"}
+    assert SECRET in (await board.ask()).text
+
+
+async def test_scopes_are_apart(acme, umbrella):
+    writer, reader, *_ = acme
+    refused = await writer.ask()
+    assert (refused.status_code, refused.json()["type"]) == (403, "/problems/forbidden")
+    for method, path in (("PUT", "/v1/documents/x.md"), ("DELETE", "/v1/documents/x.md"), ("GET", "/v1/events/x")):
+        assert (await reader.call(method, path)).status_code == 403
+    assert (await reader.call("POST", "/v1/documents:batch", headers=NDJSON)).status_code == 403
+    admin = await issued(umbrella.installation, "--tenant", "acme", "--scope", "admin")
+    assert (await admin.ask()).status_code == 403
+    assert (await admin.call("PUT", "/v1/documents/x.md")).status_code == 403
+
+
+@pytest.mark.parametrize("token", ["fl_", "wrong", "fl_0123456789abcdef_" + "0" * 64, "e30.e30.e30"])
+async def test_without_a_valid_credential_no_door_opens(installation, token):
+    nobody = Asker("", token, installation)
+    assert (await nobody.ask()).status_code == 401
+    assert (await nobody.call("POST", "/v1/answers", query=True, json={"query": QUESTION})).status_code == 401
+    for method, path in (
+        ("PUT", "/v1/documents/x.md"),
+        ("GET", "/v1/documents/merger.md"),
+        ("DELETE", "/v1/documents/x.md"),
+        ("GET", "/v1/events/x"),
+        ("POST", "/v1/documents:batch"),
+    ):
+        assert (await nobody.call(method, path)).status_code == 401, path
+    async with httpx.AsyncClient() as client:
+        assert (await client.post(f"{installation.query_url}/v1/query", json={"query": "x"})).status_code == 401
+
+
+@pytest.mark.usefixtures("acme")
+async def test_a_token_finds_what_its_claims_say(installation, issuer, umbrella):
+    def token(**claims: Any) -> Asker:
+        told = {"iss": issuer, "aud": "freshline", "sub": "ada", "exp": time.time() + 60, "scope": "query"} | claims
+        return Asker("", jwt.encode({"alg": "RS256", "kid": "one"}, told, SIGNING), installation)
+
+    assert await token(tenant="acme", groups=["board"]).found() == {"tea.md", "merger.md"}
+    assert await token(tenant="acme", groups=["staff"]).found() == {"tea.md"}
+    assert await token(tenant="umbrella", groups=["board"]).found() == await umbrella.found()
+    assert (await token(tenant="acme", scope="ingest").ask()).status_code == 403
+    for claims in ({}, {"tenant": "acme", "aud": "other"}, {"tenant": "acme", "exp": time.time() - 60}):
+        assert (await token(**claims).ask()).status_code == 401
+    assert (await token(tenant="acme").call("PUT", "/v1/documents/x.md", content=b"x")).status_code == 403
+
+
+async def test_rotation_overlaps_and_revocation_ends_all(installation):
+    first = await issued(installation, "--tenant", "acme")
+    told = await asyncio.to_thread(freshline, installation, "rotate", first.key_id, "--overlap-hours", "1")
+    second = Asker(first.key_id, told["token"], installation)
+    await answers_with(second, 200)
+    assert (await first.ask()).status_code == 200
+    await asyncio.to_thread(freshline, installation, "revoke", first.key_id)
+    await answers_with(first, 401)
+    await answers_with(second, 401)
+    listed = await asyncio.to_thread(freshline, installation, "list")
+    [shown] = [key for key in listed["keys"] if key["key_id"] == first.key_id]
+    assert (shown["state"], shown["secrets"]) == ("revoked", 2)
+    assert first.token.rpartition("_")[2] not in json.dumps(listed)
+
+
+async def test_the_audit_log_tells_who_and_never_what(installation, acme):
+    writer, reader, *_ = acme
+    await reader.ask()
+    for service, asker in (("query", reader), ("ingest", writer)):
+        log = (installation.launcher.home / f"serve-{service}.log").read_text()
+        lines = [orjson.loads(line) for line in log.splitlines() if line.startswith("{")]
+        audited = [line for line in lines if line["logger"] == "audit"]
+        assert any(line["subject"] == f"key:{asker.key_id}" and line["tenant"] == "acme" for line in audited)
+        assert any(line["status"] == 401 and line["subject"] is None for line in audited)
+        for word in ("Zephyr", "zephyr", "merger.md", writer.token.rpartition("_")[2], reader.token.rpartition("_")[2]):
+            assert word not in log
+    assert any(line["event_id"] for line in audited)

@@ -1,0 +1,220 @@
+"""What a process tells of itself: windows, scores, health, readiness, the end of connections."""
+
+import httpx
+import pytest
+from prometheus_client import CollectorRegistry
+from pydantic import SecretStr
+
+from infra.opensearch.port import IndexUnavailable
+from infra.redis.memory_answers import MemoryAnswerCache
+from infra.settings import Settings, TenantSettings
+from infra.web.credentials import Credentials
+from query.api import build_app
+from query.core.health import PartState, health
+from query.core.recent import LONGEST_S, Ended, Recent, Served
+from query.lag import OBJECTIVE_S, InvalidationLag, InvalidationLags
+from query.operations import Operations, Part
+from schemas.operations import PerformanceSummary
+from schemas.positions import AsOf
+from schemas.queries import QueryResponse
+
+WELL = PartState(needed=True, fault=None)
+
+
+def test_a_window_counts_what_is_in_it_and_nothing_else():
+    recent = Recent()
+    for second in range(100):
+        recent.note_end(Ended.ANSWERED, 10.0, now_s=second)
+        recent.note_served(Served.HIT if second % 2 else Served.FILLED, 1.0, now_s=second)
+    window = recent.window(10, now_s=99.9)
+    assert (window.requests, window.served[Served.HIT], window.served[Served.FILLED]) == (10, 5, 5)
+    assert recent.window(LONGEST_S, now_s=99).requests == 100
+    assert recent.window(10, now_s=108).requests == 1
+    assert recent.window(10, now_s=200).requests == 0
+    assert recent.window(10, now_s=200).hit_share is None
+
+
+def test_an_hour_later_a_second_is_counted_anew():
+    recent = Recent()
+    recent.note_end(Ended.ANSWERED, 10.0, now_s=5)
+    recent.note_end(Ended.INTERNAL, 10.0, now_s=5 + LONGEST_S)
+    window = recent.window(LONGEST_S, now_s=5 + LONGEST_S)
+    assert (window.requests, window.ended[Ended.INTERNAL], window.times.mean_ms) == (1, 1, 0.0)
+
+
+def test_percentiles_are_off_by_a_twentieth_at_most():
+    recent = Recent()
+    for number in range(1, 10_001):
+        recent.note_end(Ended.ANSWERED, number / 10, now_s=number % 50)
+    times = recent.window(60, now_s=50).times
+    assert times.mean_ms == pytest.approx(500.05)
+    for found, exact in ((times.p50_ms, 500), (times.p95_ms, 950), (times.p99_ms, 990)):
+        assert found == pytest.approx(exact, rel=0.05)
+
+
+@pytest.mark.parametrize("ms", [0.0, 0.01, 1e9])
+def test_times_beyond_all_buckets_are_counted(ms):
+    recent = Recent()
+    recent.note_end(Ended.ANSWERED, ms, now_s=1)
+    assert recent.window(1, now_s=1).requests == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "ended"), [(200, "answered"), (422, "client"), (429, "limited"), (503, "unavailable"), (500, "internal")]
+)
+def test_a_status_says_who_is_at_fault(status, ended):
+    assert Ended.of(status) == ended
+
+
+def window_of(**counts):
+    recent = Recent()
+    for name, count in counts.items():
+        for _ in range(count):
+            recent.note_end(Ended(name), 10.0, now_s=1)
+    return recent.window(60, now_s=1)
+
+
+def test_a_process_without_faults_has_a_hundred_points():
+    assert health(window_of(answered=100, client=50), {"index": WELL}).score == 100
+
+
+@pytest.mark.parametrize(
+    ("window", "parts", "score", "reason"),
+    [
+        ({"answered": 100}, {"index": PartState(needed=True, fault="away")}, 50, "index: away"),
+        ({"answered": 100}, {"redis": PartState(needed=False, fault="away")}, 90, "redis: away"),
+        ({"answered": 95, "internal": 5}, {}, 80, "5.0% of requests failed"),
+        ({"internal": 100}, {}, 60, "100.0% of requests failed"),
+        ({"unavailable": 100}, {}, 70, "100.0% of requests were refused"),
+        ({"answered": 1, "internal": 1}, {}, 100, None),
+    ],
+)
+def test_points_are_lost_for_reasons(window, parts, score, reason):
+    scored = health(window_of(**window), parts)
+    assert scored.score == score
+    assert scored.reasons[:1] == (() if reason is None else (reason,))
+
+
+def test_slowness_costs_points():
+    recent = Recent()
+    for _ in range(100):
+        recent.note_end(Ended.ANSWERED, 1_500.0, now_s=1)
+    scored = health(recent.window(60, now_s=1), {})
+    assert scored.score == pytest.approx(90, abs=1)
+    assert "p99" in scored.reasons[0]
+
+
+class Answers:
+    error: Exception | None = None
+
+    async def answer(self, _request, _access):
+        if self.error:
+            raise self.error
+        as_of = AsOf(positions={}, checked_ms=1)
+        return QueryResponse(results=(), query_time_ms=1, cached=False, as_of=as_of).model_dump_json().encode()
+
+
+class World:
+    def __init__(self, *, memory_limit_bytes=None):
+        self.fault: Exception | None = None
+        self.answers = Answers()
+        self.operations = Operations(
+            {"index": Part(self.check, needed=True)}, Recent(), memory_limit_bytes=memory_limit_bytes
+        )
+        credentials = Credentials(Settings(tenant=TenantSettings(api_key=SecretStr("k"))))
+        app = build_app(
+            self.answers,
+            None,
+            credentials=credentials,
+            operations=self.operations,
+            registry=CollectorRegistry(),
+        )
+        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+        self.client = httpx.AsyncClient(transport=transport, base_url="http://x", headers={"X-API-Key": "k"})
+
+    async def check(self):
+        if self.fault:
+            raise self.fault
+
+    async def ask(self, times, error=None):
+        self.answers.error = error
+        for _ in range(times):
+            await self.client.post("/v1/query", json={"query": "x"})
+
+
+async def test_the_summary_tells_requests_by_their_end():
+    world = World()
+    await world.ask(30)
+    await world.ask(3, IndexUnavailable("away"))
+    await world.ask(2, RuntimeError("ours"))
+    await world.client.post("/v1/query", json={"query": ""})
+    response = await world.client.get("/performance-summary", params={"window": 60})
+    summary = PerformanceSummary.model_validate_json(response.content)
+    assert (summary.window_s, summary.requests) == (60, 36)
+    assert summary.errors == {"client": 1, "limited": 0, "unavailable": 3, "internal": 2}
+    assert summary.error_share == pytest.approx(2 / 36)
+    assert summary.times.p50_ms > 0
+    assert summary.health.score < 100
+    assert summary.health.reasons
+
+
+@pytest.mark.parametrize("window", ["0", "3601", "x"])
+async def test_a_window_is_a_second_to_an_hour(window):
+    assert (await World().client.get("/performance-summary", params={"window": window})).status_code == 422
+
+
+async def test_the_summary_is_for_operators():
+    response = await World().client.get("/performance-summary", headers={"X-API-Key": "other"})
+    assert response.status_code == 401
+
+
+async def test_own_errors_make_a_process_fail_and_those_of_stores_do_not():
+    world = World()
+    await world.ask(30, IndexUnavailable("away"))
+    report = await world.client.get("/health")
+    assert (report.status_code, report.json()["status"], report.json()["error_share"]) == (200, "ok", 0.0)
+    await world.ask(3, RuntimeError("ours"))
+    report = await world.client.get("/health")
+    assert (report.status_code, report.json()["status"]) == (503, "failing")
+
+
+async def test_memory_beyond_its_limit_makes_a_process_fail():
+    assert (await World(memory_limit_bytes=2**60).client.get("/health")).status_code == 200
+    report = await World(memory_limit_bytes=1).client.get("/health")
+    assert (report.status_code, report.json()["memory_bytes"] > 1) == (503, True)
+
+
+async def test_a_process_that_drains_answers_and_asks_for_no_more():
+    world = World()
+    kept = await world.client.post("/v1/query", json={"query": "x"})
+    assert "connection" not in kept.headers
+    world.operations.drain()
+    assert (await world.client.get("/ready")).status_code == 503
+    ended = await world.client.post("/v1/query", json={"query": "x"})
+    assert (ended.status_code, ended.headers["connection"]) == (200, "close")
+    assert (await world.client.get("/health")).status_code == 200
+
+
+class Index:
+    at: dict[int, int]
+
+    async def positions(self, _tenant):
+        return dict(self.at)
+
+
+async def test_invalidation_lags_when_a_change_stays_unapplied():
+    cache, index, clock = MemoryAnswerCache(), Index(), [100.0]
+    lag = InvalidationLag(cache, index, "acme", monotonic_s=lambda: clock[0])
+    index.at = {0: 5}
+    await lag.check()
+    clock[0] += OBJECTIVE_S / 2
+    await lag.check()  # a moment is how it works
+    clock[0] += OBJECTIVE_S
+    with pytest.raises(InvalidationLags, match="partitions 0"):
+        await lag.check()
+    await cache.apply("acme", {0: 5}, drop=True)
+    index.at = {0: 9}
+    for offset in range(5, 9):  # never quite level, and never late
+        await lag.check()
+        clock[0] += 2 * OBJECTIVE_S
+        await cache.apply("acme", {0: offset + 5}, drop=True)
