@@ -88,22 +88,23 @@ class Index:
     async def run(self, tasks: Sequence[Task]) -> AsyncGenerator[Sequence[Outcome], None]:
         """See ``Step.run``."""
         plans = [cast("ChunkPlan", task.message) for task in tasks]
-        newer = supersede_within([_version(plan) for plan in plans])
+        versions = [_version(plan) for plan in plans]
+        newer = supersede_within(versions)
         taken = {
             number: task for number, (task, version) in enumerate(zip(tasks, newer, strict=True)) if version is None
         }
         older: dict[object, list[int]] = defaultdict(list)
         for number, version in enumerate(newer):
             if version is not None:
-                older[plans[number].event.key].append(number)
+                older[versions[number][0]].append(number)
         outcomes: dict[int, Outcome] = {}
         carriers: dict[int, int] = {}
         told = 0
         async with aclosing(self._ended(taken)) as results:
             async for ended in results:
                 outcomes |= ended
-                for newest in [number for number in ended if plans[number].outcome is None]:
-                    for number in older.pop(plans[newest].event.key, ()):
+                for newest in ended:
+                    for number in older.pop(versions[newest][0], ()):
                         # Told behind what supersedes it, never before: a position is not reached until its content is.
                         outcomes[number] = Finished()
                         if plans[number].position == plans[newest].position:

@@ -403,6 +403,14 @@ async def test_an_event_that_comes_twice_is_told_once_and_does_not_supersede_its
     assert told == [[Outcome.DONE], []]
 
 
+async def test_news_that_comes_twice_is_told_once_and_ends(bench):
+    """An event that ended before this step; left without an outcome, the batch would be tried for ever."""
+    ended = plan(3).model_copy(update={"outcome": Outcome.DEAD_LETTER, "reason": "broken"})
+    outcomes = [outcome async for some in bench.step.run([task(ended), task(ended)]) for outcome in some]
+    told = [[change.outcome for change in changes_in(one)] for one in outcomes]
+    assert told == [[Outcome.DEAD_LETTER], []]
+
+
 async def test_a_superseded_version_does_not_end_before_what_carries_its_news(bench):
     """What supersedes it is known to be done at once; between the two, another document is still to be written."""
     await bench.run(plan(2, "b"))
