@@ -10,6 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 import redis.asyncio
+import structlog
 from aiokafka.admin import AIOKafkaAdminClient
 
 from infra.local import Stack, StackConfig, models_dir
@@ -20,6 +21,14 @@ from infra.settings import Settings
 def models() -> None:
     """The bundled models, downloaded where they are not yet: no test of a model is passed over."""
     os.environ.setdefault("FRESHLINE_EMBEDDING__MODELS_PATH", str(models_dir()))
+
+
+@pytest.fixture(autouse=True)
+def logging_as_it_was() -> Iterator[None]:
+    """A process that a test plays configures its logging; the next test must not inherit it."""
+    before = structlog.get_config()
+    yield
+    structlog.configure(**before)
 
 
 @pytest.fixture(scope="session")
