@@ -41,7 +41,7 @@ def event_routes(statuses: EventStatuses, index: Documents, writer: AccessOf) ->
             raise ProblemRaised(ProblemType.NOT_FOUND, _UNKNOWN_EVENT)
         return status
 
-    stream: dict[int | str, dict[str, Any]] = {200: {"content": {_EVENT_STREAM: {"schema": {"type": "string"}}}}}
+    stream: dict[int | str, dict[str, Any]] = {200: {"content": {_EVENT_STREAM: {}}}}
 
     @router.get("/{event_id}", response_model=EventStatus, responses=stream | problems_told(401, 403, 404, 503))
     async def get_event(event_id: str, request: Request, access: Annotated[Access, reader]) -> EventStatus | Response:

@@ -74,7 +74,6 @@ _STREAM: Final[dict[str, Any]] = {
     "without `done` was cut off.",
     "content": {
         _EVENT_STREAM: {
-            "schema": {"type": "string"},
             "example": 'event: sources\ndata: {"results": []}\n\n'
             'event: token\ndata: {"text": "You may work from another country for up to 30 days a year. [1]"}\n\n'
             'event: citation\ndata: {"source": 1, "quote": "You may work from another country for up to 30 days"}\n\n'

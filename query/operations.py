@@ -13,7 +13,7 @@ from starlette.types import Scope as AsgiScope
 
 from infra.opensearch.port import Access
 from infra.web.credentials import Credentials
-from infra.web.problems import as_problem
+from infra.web.problems import as_problem, problems_told
 from query.core.health import PartState, health, is_well
 from query.core.recent import LONGEST_S, Ended, Recent, Window
 from schemas.credentials import Scope
@@ -164,7 +164,7 @@ def add_operations(app: FastAPI, operations: Operations, credentials: Credential
         response.status_code = 503 if report.status == "unavailable" else 200
         return report
 
-    @app.get("/performance-summary")
+    @app.get("/performance-summary", responses=problems_told(401, 403, 422))
     async def performance_summary(
         _access: Annotated[Access, Depends(credentials.requiring(Scope.ADMIN))],
         window: Annotated[int, Query(ge=1, le=LONGEST_S, description="Seconds to look back.")] = 300,
