@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -64,12 +64,21 @@ class Standings:
         watch: tells of positions that become applied.
         metrics: where waits and failures are counted.
         wait_s: longest wait for a position.
+        monotonic_s: a clock that only goes forward.
     """
 
     def __init__(
-        self, *, cache: AnswerCache, index: SearchIndex, watch: AppliedWatch, metrics: QueryMetrics, wait_s: float
+        self,
+        *,
+        cache: AnswerCache,
+        index: SearchIndex,
+        watch: AppliedWatch,
+        metrics: QueryMetrics,
+        wait_s: float,
+        monotonic_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self._cache = cache
+        self._monotonic_s = monotonic_s
         self._index = index
         self._watch = watch
         self._metrics = metrics
@@ -82,7 +91,7 @@ class Standings:
         Raises:
             IndexUnavailable: neither cache nor index can tell.
         """
-        if time.monotonic() >= self._bypass_until_s:
+        if self._monotonic_s() >= self._bypass_until_s:
             try:
                 return await self._look_at_cache(tenant, key)
             except CacheUnavailable as error:
@@ -99,10 +108,10 @@ class Standings:
         standing = await self.look(tenant, key)
         if standing.as_of.covers(position):
             return standing
-        began_s = time.monotonic()
+        began_s = self._monotonic_s()
         standing = await self._wait(tenant, key, position, until_s=began_s + self._wait_s)
         reached = standing.as_of.covers(position)
-        self._metrics.waited(time.monotonic() - began_s, reached=reached)
+        self._metrics.waited(self._monotonic_s() - began_s, reached=reached)
         if not reached:
             raise PositionNotReached(position, standing.as_of)
         return standing
@@ -113,7 +122,7 @@ class Standings:
                 woken.clear()
                 # Only now, when no announcement can pass unnoticed any more.
                 standing = await self.look(tenant, key)
-                left_s = until_s - time.monotonic()
+                left_s = until_s - self._monotonic_s()
                 if standing.as_of.covers(position):
                     return standing
                 if left_s <= 0:
@@ -144,7 +153,7 @@ class Standings:
         return Standing(look.epoch, _as_of(look.positions), look.entry)
 
     def _leave_cache_aside(self, error: CacheUnavailable) -> None:
-        self._bypass_until_s = time.monotonic() + BYPASS_S
+        self._bypass_until_s = self._monotonic_s() + BYPASS_S
         self._metrics.bypasses.inc()
         _log.warning("cache_bypassed", reason=str(error), for_s=BYPASS_S)
 

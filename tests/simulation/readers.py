@@ -1,13 +1,11 @@
 """People who ask, through the real read path; each of their answers is judged."""
 
 import asyncio
-from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import orjson
 from prometheus_client import CollectorRegistry
 
-import query.standing
 from freshline.served import served_passages
 from infra.generation.extractive import ExtractiveGenerator
 from infra.opensearch.port import Access, IndexUnavailable
@@ -32,12 +30,15 @@ class Reader:
     def __init__(self, world: "World") -> None:
         self._world = world
         loop = asyncio.get_running_loop()
-        # Its pauses after a failure of the cache are of this world, not of ours.
-        query.standing.time = SimpleNamespace(monotonic=loop.time, time=loop.time)
         metrics = QueryMetrics(CollectorRegistry())
         self._answering = Answering(
             standings=Standings(
-                cache=world.cache, index=world.index, watch=AppliedWatch(world.cache), metrics=metrics, wait_s=1
+                cache=world.cache,
+                index=world.index,
+                watch=AppliedWatch(world.cache),
+                metrics=metrics,
+                wait_s=1,
+                monotonic_s=loop.time,
             ),
             retrieval=world.parts.retrieval(
                 index=world.index, embedder=world.embedder, metrics=metrics, window=ROOM, rrf_k=60
