@@ -120,7 +120,7 @@ async def serving(settings: Settings) -> AsyncIterator[str]:
         await _warm_up(embedder, opensearch, retrieval, settings.tenant.default)
         parts = _parts(opensearch, redis, watch) | {
             "generator": Part(generator_guard.check, needed=False),
-            "invalidation": Part(InvalidationLag(cache, index, settings.tenant.default).check, needed=False),
+            "invalidation": Part(InvalidationLag(cache, opensearch, settings.tenant.default).check, needed=False),
         }
         operations = Operations(parts, metrics.recent, memory_limit_bytes=settings.query.memory_limit_bytes or None)
         _begin_alerting(ending, operations, settings, metrics)
