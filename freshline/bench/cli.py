@@ -13,6 +13,7 @@ import orjson
 import typer
 from rich.console import Console
 
+from freshline.bench.cache import POLICIES, bench_cache
 from freshline.bench.freshness import bench_freshness
 from freshline.bench.ingest import bench_ingest
 from freshline.bench.installation import BenchmarkFailed
@@ -20,6 +21,7 @@ from freshline.bench.retrieval import MODELS, bench_retrieval
 from freshline.services import ServiceFailed
 from freshline.terminal import add_command
 from infra.local import Phase, Stack, StackConfig, StackError
+from ingest.connectors.event_file import BadEventFile
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -33,6 +35,7 @@ _Events = Annotated[
 ]
 _Model = Annotated[str | None, typer.Option(help=f"Embedding model instead of the default: {', '.join(MODELS)}.")]
 _Json = Annotated[bool, typer.Option("--json", help="One line of JSON, last on standard output.")]
+_Figures = dict[str, Any]
 _Data = Annotated[Path | None, typer.Option(help="Data directory of the local stack.")]
 
 
@@ -94,22 +97,57 @@ def retrieval(
     _measure(lambda stack: bench_retrieval(stack, collection, models=model or MODELS), data, as_json=as_json)
 
 
+def cache(  # noqa: PLR0917 - options of a command
+    events: _Events,
+    questions: Annotated[
+        Path, typer.Option(exists=True, dir_okay=False, help="Questions, .jsonl or .jsonl.gz; each line has a text.")
+    ],
+    policy: Annotated[
+        list[str] | None, typer.Option(help=f"{', '.join(POLICIES)}; repeat for several. By default every one.")
+    ] = None,
+    edits: Annotated[int | None, typer.Option(min=1, help="Events after the snapshot; by default all.")] = None,
+    requests: Annotated[int, typer.Option(min=1, help="Questions asked in all, under Zipf's skew.")] = 10_000,
+    data: _Data = None,
+    as_json: _Json = False,  # noqa: FBT002 - an option
+) -> None:
+    """Compare cached answers with the truth after each edit of a history, for each policy of invalidation.
+
+    With --json, one line for each policy.
+
+    Examples:
+      freshline bench cache --events history.jsonl.gz --questions questions.jsonl
+      freshline bench cache --events history.jsonl.gz --questions questions.jsonl --policy exact --edits 100 --json
+    """
+    if unknown := set(policy or ()).difference(POLICIES):
+        raise typer.BadParameter(
+            f"{', '.join(sorted(unknown))}: choose of {', '.join(POLICIES)}", param_hint="--policy"
+        )
+    _measure(
+        lambda stack: bench_cache(
+            stack, events, questions, policies=policy or POLICIES, edits=edits, requests=requests, say=_say
+        ),
+        data,
+        as_json=as_json,
+    )
+
+
 def _overrides(model: str | None) -> dict[str, str]:
     return {} if model is None else {"FRESHLINE_EMBEDDING__MODEL": model}
 
 
-def _measure(run: Callable[[Stack], Awaitable[dict[str, Any]]], data: Path | None, *, as_json: bool) -> None:
+def _measure(run: Callable[[Stack], Awaitable[_Figures | list[_Figures]]], data: Path | None, *, as_json: bool) -> None:
     try:
         with _running(data) as stack:
-            figures = _machine() | asyncio.run(_awaited(run(stack)))
-    except (BenchmarkFailed, ServiceFailed, StackError) as error:
+            figures = asyncio.run(_awaited(run(stack)))
+    except (BadEventFile, BenchmarkFailed, ServiceFailed, StackError) as error:
         _err.print(f"error: {error}", markup=False, highlight=False)
         raise typer.Exit(1) from None
     option = 0 if as_json else orjson.OPT_INDENT_2
-    sys.stdout.write(orjson.dumps(figures, option=option).decode() + "\n")
+    for one in figures if isinstance(figures, list) else [figures]:
+        sys.stdout.write(orjson.dumps(_machine() | one, option=option).decode() + "\n")
 
 
-async def _awaited(run: Awaitable[dict[str, Any]]) -> dict[str, Any]:
+async def _awaited(run: Awaitable[_Figures | list[_Figures]]) -> _Figures | list[_Figures]:
     return await run
 
 
@@ -136,5 +174,5 @@ def _machine() -> dict[str, Any]:
     return {"cores": os.cpu_count(), "machine": platform.machine(), "python": platform.python_version()}
 
 
-for _command in (ingest, freshness, retrieval):
+for _command in (ingest, freshness, retrieval, cache):
     add_command(app, _command)

@@ -10,6 +10,7 @@ from typing import Final
 
 import numpy as np
 
+from infra.opensearch.access import allows
 from infra.opensearch.port import (
     ChunkChange,
     ChunkWrite,
@@ -23,7 +24,7 @@ from infra.opensearch.port import (
     Windows,
 )
 from schemas.documents import DocumentKey
-from schemas.index import Manifest, StoredChunk, metadata_terms, metadata_text
+from schemas.index import Manifest, StoredChunk
 from schemas.positions import Position
 
 _WORD: Final = re.compile(r"\w+")
@@ -228,7 +229,7 @@ class MemoryIndex:
         vector: list[Hit] = []
         lexical: list[Hit] = []
         for write in everything:
-            if _allowed(search, write.chunk):
+            if allows(search, write.chunk):
                 chunk_id, key = write.chunk.chunk_id, write.chunk.key
                 vector.append(Hit(chunk_id, key, (1 + _cosine(search.vector, write.vector)) / 2))
                 if (score := _bm25(weights, _terms(write.chunk), average_length)) > 0:
@@ -238,21 +239,6 @@ class MemoryIndex:
     def _check_available(self) -> None:
         if not self.available:
             raise IndexUnavailable("the index was made unavailable")
-
-
-def _allowed(search: HybridSearch, chunk: StoredChunk) -> bool:
-    if chunk.tenant != search.access.tenant or (chunk.groups and not set(chunk.groups) & set(search.access.groups)):
-        return False
-    terms = metadata_terms(chunk.metadata)
-    for name, wanted in search.filters.items():
-        values = [metadata_text(value) for value in (wanted if isinstance(wanted, tuple) else (wanted,))]
-        metadata_name = name.removeprefix("metadata.")
-        if metadata_name != name:
-            if not any(f"{metadata_name}={value}" in terms for value in values):
-                return False
-        elif getattr(chunk, name) not in values:
-            return False
-    return True
 
 
 def _best(hits: Iterable[Hit], window: int) -> tuple[Hit, ...]:

@@ -1,0 +1,1 @@
+"""Which cached answers a change of the index alters, computed from what each answer was made of."""

@@ -1,0 +1,284 @@
+"""Exact invalidation against recomputing everything, by code that shares nothing with it: plain Python, no arrays."""
+
+import math
+import random
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from functools import wraps
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from infra.opensearch.port import Access, Hit, HybridSearch, Windows
+from query.core.fusion import fuse
+from schemas.documents import DocumentKey
+from schemas.index import StoredChunk
+from streams.core.invalidation.evidence import Change, Evidence, Passage, Statistics, TermCounts
+from streams.core.invalidation.exact import MAX_TERMS, Exact
+from streams.core.invalidation.policy import SIMPLE, Verdict
+
+DIMENSION = 4
+WORDS = ["travel", "hotel", "leave", "laptop", "train", "budget", "policy", "night"]
+GROUPS = ((), (), ("hr",), ("it", "hr"))
+K = 60
+
+
+class Tied(Exception):
+    """Which of two equal scores comes first is nobody's promise."""
+
+
+def without_ties(test):
+    @wraps(test)
+    def run(**drawn):
+        try:
+            test(**drawn)
+        except Tied:
+            assume(False)  # noqa: FBT003 - that is how Hypothesis is told
+
+    return run
+
+
+def unit(rng):
+    vector = np.array([rng.gauss(0, 1) for _ in range(DIMENSION)], dtype=np.float32)
+    return vector / np.linalg.norm(vector)
+
+
+def passage(chunk_id, rng, *, version=1, document=None, groups=None, words=None):
+    words = words if words is not None else [rng.choice(WORDS) for _ in range(rng.randint(1, 39))]
+    chunk = StoredChunk(
+        chunk_id=chunk_id,
+        tenant="acme",
+        document_id=document or f"doc-{chunk_id}",
+        version=version,
+        position="documents.v1-0:0",
+        text="",
+        text_sha256="",
+        start=0,
+        end=0,
+        groups=rng.choice(GROUPS) if groups is None else groups,
+        metadata={"kind": rng.choice("ab")},
+    )
+    return Passage(chunk, unit(rng), TermCounts.of(Counter(words)))
+
+
+@dataclass
+class Corpus:
+    """All passages, and retrieval by going through every one of them."""
+
+    passages: dict[str, Passage] = field(default_factory=dict)
+    frozen: Statistics | None = None
+
+    def statistics(self):
+        if self.frozen is not None:
+            return self.frozen
+        held = Counter(term for one in self.passages.values() for term in one.terms.frequencies)
+        # Every word of the questions, for one that nobody holds any more must not keep its old frequency.
+        frequencies = {word: held[word] for word in WORDS}
+        return Statistics(len(self.passages), sum(one.terms.length for one in self.passages.values()), frequencies)
+
+    def scores(self, search, terms):
+        vector, lexical = {}, {}
+        statistics = self.statistics()
+        count, held = statistics.document_count, statistics.frequencies
+        average = max(statistics.total_length / max(count, 1), 1)
+        for name, one in self.passages.items():
+            if one.chunk.groups and not set(one.chunk.groups) & set(search.access.groups):
+                continue
+            if "metadata.kind" in search.filters and search.filters["metadata.kind"] != one.chunk.metadata["kind"]:
+                continue
+            vector[name] = (1 + sum(float(a) * float(b) for a, b in zip(search.vector, one.vector, strict=True))) / 2
+            score = 0.0
+            for term, repeats in terms.items():
+                tf = one.terms.frequencies.get(term, 0)
+                norm = 1.2 * (1 - 0.75 + 0.75 * one.terms.length / average)
+                idf = math.log(1 + (count - held[term] + 0.5) / (held[term] + 0.5))
+                score += repeats * idf * tf / (tf + norm)
+            if score > 0:
+                lexical[name] = score
+        return vector, lexical
+
+    def windows(self, search, terms):
+        legs = []
+        for scores in self.scores(search, terms):
+            ranked = sorted(scores.items(), key=lambda item: -item[1])
+            if any(above[1] - below[1] < 1e-5 for above, below in pairwise(ranked)):
+                raise Tied
+            legs.append(tuple(Hit(name, DocumentKey("acme", name), score) for name, score in ranked))
+        return legs
+
+    def evidence(self, key, search, terms, top_k, *, fused):
+        vector, lexical = self.windows(search, terms)
+        sources = self.sources(search, terms, top_k, fused=fused)
+        return Evidence(
+            key=key,
+            search=search,
+            terms=terms,
+            top_k=top_k,
+            sources=tuple((name, self.passages[name].chunk.version) for name in sources),
+            documents=frozenset(self.passages[name].chunk.document_id for name in sources),
+            vector_window=tuple((hit.chunk_id, hit.score) for hit in vector[: search.window]),
+            lexical_window=tuple((hit.chunk_id, self.passages[hit.chunk_id].terms) for hit in lexical[: search.window]),
+        )
+
+    def sources(self, search, terms, top_k, *, fused):
+        vector, lexical = self.windows(search, terms)
+        places = max(fused, top_k)
+        return [one.hit.chunk_id for one in fuse(Windows(vector[:places], lexical[:places]), k=K)][:top_k]
+
+    def change(self, removed, added):
+        documents = {one.chunk.document_id for one in added} | {
+            self.passages[name].chunk.document_id for name in removed
+        }
+        for name in removed:
+            del self.passages[name]
+        self.passages |= {one.chunk.chunk_id: one for one in added}
+        return Change(frozenset(documents), frozenset(removed), tuple(added))
+
+
+def question(rng, *, window):
+    terms = Counter(rng.choice(WORDS) for _ in range(rng.randint(1, 4)))
+    access = Access("acme", rng.choice(((), ("hr",), ("it",))))
+    filters = rng.choice(({}, {}, {"metadata.kind": "a"}))
+    return HybridSearch(" ".join(terms.elements()), unit(rng), access, window, filters), terms
+
+
+@settings(max_examples=150, deadline=None)
+@given(seed=st.integers(0, 2**32), kept=st.sampled_from((6, 12, 60)), fused=st.sampled_from((3, 6)))
+@without_ties
+def test_exact_agrees_with_recomputing_everything(seed, kept, fused):
+    """Changes follow each other; an answer that is kept stays right, and one is dropped only for other sources.
+
+    Windows of 60 hold all there is, and stay exact while the statistics move under them. Shallower ones are exact for
+    as long as what lies below them stays below, so there the statistics stand still.
+    """
+    rng = random.Random(seed)
+    corpus = Corpus({f"c{number}": passage(f"c{number}", rng) for number in range(rng.choice((0, 3, 15, 40)))})
+    if kept < 60:
+        corpus.frozen = Statistics(40, 800, {word: 5 + 3 * number for number, word in enumerate(WORDS)})
+    policy = Exact(dimension=DIMENSION, kept=kept, fused=fused, rrf_k=K)
+    asked = {}
+    for number in range(12):
+        key = f"q{number}"
+        asked[key] = (*question(rng, window=kept), rng.choice((1, 2, 5)))
+        policy.put(corpus.evidence(key, *asked[key], fused=fused))
+    standing = {key: corpus.sources(*told, fused=fused) for key, told in asked.items()}
+    born = len(corpus.passages)
+    for version in range(2, 8):
+        names = sorted(corpus.passages)
+        removed = rng.sample(names, min(len(names), rng.randint(0, 3)))
+        again = rng.sample(sorted(set(names) - set(removed)), min(len(names) - len(removed), rng.randint(0, 1)))
+        fresh = [f"c{born + number}" for number in range(rng.randint(0, 3))]
+        born += len(fresh)
+        before = {key: set(corpus.sources(*told, fused=fused)) for key, told in asked.items()}
+        added = [passage(name, rng, version=version) for name in (*fresh, *again)]
+        change = corpus.change(removed, added)
+        verdict = policy.judge(change, corpus.statistics())
+        for key, told in asked.items():
+            if key not in standing:
+                continue
+            now = corpus.sources(*told, fused=fused)
+            needed = bool(set(standing[key]) & {*removed, *again}) or bool(set(now) & {*fresh, *again})
+            if key in verdict.drop:
+                # Besides: unchanged passages in other company, which statistics alone may have brought about.
+                assert needed or set(now) != set(standing[key]) or before[key] != set(standing[key])
+                del standing[key]
+            elif key in verdict.recheck:
+                policy.put(corpus.evidence(key, *told, fused=fused))
+                standing[key] = now
+            else:
+                assert not needed, (key, standing[key], now, removed, fresh, again)
+        if kept == 60:
+            assert not verdict.recheck
+
+
+@given(seed=st.integers(0, 2**32))
+@without_ties
+def test_a_change_that_is_judged_again_keeps_what_reflects_it(seed):
+    rng = random.Random(seed)
+    corpus = Corpus({f"c{number}": passage(f"c{number}", rng) for number in range(20)})
+    change = corpus.change(["c3", "c4"], [passage("c20", rng, version=2), passage("c5", rng, version=2)])
+    policy = Exact(dimension=DIMENSION, kept=60, fused=6, rrf_k=K)
+    for number in range(8):
+        policy.put(corpus.evidence(f"q{number}", *question(rng, window=60), 3, fused=6))
+    assert policy.judge(change, corpus.statistics()) == Verdict()
+    assert policy.judge(change, corpus.statistics()) == Verdict()
+
+
+def evidence_of(corpus, text, key="q", *, top_k=1):
+    rng = random.Random(7)
+    terms = Counter(text.split())
+    return corpus.evidence(key, HybridSearch(text, unit(rng), Access("acme"), 10), terms, top_k, fused=5)
+
+
+def test_a_question_of_very_many_terms_is_retrieved_again_at_each_change():
+    rng = random.Random(1)
+    corpus = Corpus({"c0": passage("c0", rng, groups=())})
+    policy = Exact(dimension=DIMENSION, kept=10, fused=5, rrf_k=K)
+    corpus.frozen = Statistics(1, 1, {f"term{number}": 1 for number in range(MAX_TERMS + 1)})
+    policy.put(evidence_of(corpus, " ".join(corpus.frozen.frequencies)))
+    nothing = Change(frozenset(), frozenset(), ())
+    assert policy.judge(nothing, corpus.statistics()) == Verdict()
+    assert policy.judge(corpus.change([], [passage("c1", rng, groups=())]), corpus.statistics()).recheck == {"q"}
+    assert policy.judge(corpus.change(["c0"], []), corpus.statistics()).drop == {"q"}, "it was its source"
+    assert policy.judge(corpus.change(["c1"], []), corpus.statistics()) == Verdict()
+
+
+def test_a_question_of_very_many_terms_is_altered_if_what_is_retrieved_again_leads_elsewhere():
+    rng = random.Random(1)
+    corpus = Corpus({name: passage(name, rng, groups=()) for name in ("c0", "c1")})
+    policy = Exact(dimension=DIMENSION, kept=10, fused=5, rrf_k=K)
+    corpus.frozen = Statistics(2, 2, {f"term{number}": 1 for number in range(MAX_TERMS + 1)})
+    evidence = evidence_of(corpus, " ".join(corpus.frozen.frequencies))
+    policy.put(evidence)
+    assert policy.altered(["q"], corpus.statistics()) == frozenset()
+    [(source, version)] = evidence.sources
+    [other] = {"c0", "c1"} - {source}
+    policy.put(replace(evidence, sources=((other, version),)))
+    assert policy.altered(["q"], corpus.statistics()) == {"q"}
+
+
+def test_an_answer_without_sources_is_dropped_by_the_first_passage_that_it_may_show():
+    rng = random.Random(1)
+    corpus = Corpus()
+    policy = Exact(dimension=DIMENSION, kept=10, fused=5, rrf_k=K)
+    policy.put(evidence_of(corpus, "hotel"))
+    hidden = corpus.change([], [passage("c0", rng, groups=("hr",))])
+    assert policy.judge(hidden, corpus.statistics()) == Verdict()
+    shown = corpus.change([], [passage("c1", rng, groups=())])
+    assert policy.judge(shown, corpus.statistics()).drop == {"q"}
+
+
+@pytest.mark.parametrize(
+    ("policy", "other_chunk", "same_chunk", "nothing"),
+    [
+        ("none", set(), set(), set()),
+        ("cited_chunk", set(), {"q"}, set()),
+        ("cited_document", {"q"}, {"q"}, set()),
+        ("all", {"q"}, {"q"}, set()),
+    ],
+)
+def test_the_simple_policies(policy, other_chunk, same_chunk, nothing):
+    rng = random.Random(1)
+
+    def corpus():
+        return Corpus(
+            {
+                name: passage(name, rng, document="one.md", groups=(), words=["hotel"] * n)
+                for n, name in enumerate("xab")
+            }
+        )
+
+    def judged(change):
+        before = corpus()
+        kept = SIMPLE[policy]()
+        kept.put(evidence_of(before, "hotel"))
+        cited = evidence_of(before, "hotel").sources[0][0]
+        changed = before.change(*change(cited))
+        return kept.judge(changed, before.statistics()).drop
+
+    assert judged(lambda cited: ([next(name for name in "ab" if name != cited)], [])) == other_chunk
+    assert judged(lambda cited: ([cited], [])) == same_chunk
+    assert judged(lambda _: ([], [])) == nothing

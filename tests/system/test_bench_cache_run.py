@@ -1,0 +1,50 @@
+"""The benchmark of the cache on real servers, with a history that is short enough for every build."""
+
+import json
+
+import pytest
+
+from freshline.bench.cache import POLICIES, bench_cache
+
+pytestmark = pytest.mark.stack
+
+TEXTS = {
+    "leave": "# Leave\n\nAsk your lead for paid leave two weeks before.\n",
+    "travel": "# Travel\n\nYou may work from abroad for thirty days a year.\n",
+    "desk": "# Desks\n\nBook a desk in the office the day before.\n",
+    "laptop": "# Laptops\n\nA broken laptop goes to the help desk.\n",
+    "budget": "# Budget\n\nBooks and courses are paid from the budget for learning.\n",
+    "visa": "# Visa\n\nThe travel team helps with a visa.\n",
+}
+QUESTIONS = ["How long may I work from abroad?", "Who helps with a visa?", "How do I book a desk?"]
+
+
+async def test_every_policy_is_compared_along_one_history(stack, tmp_path):
+    lines = [("created", name, text) for name, text in TEXTS.items()]
+    lines += [
+        ("updated", "travel", "# Travel\n\nYou may work from abroad for sixty days a year.\n"),
+        ("created", "abroad", "# Abroad\n\nHow long you may work from abroad depends on your visa.\n"),
+        ("renamed", "laptop", None),
+        ("deleted", "desk", None),
+    ]
+    events = tmp_path / "events.jsonl"
+    with events.open("w") as file:
+        for seq, (kind, name, text) in enumerate(lines):
+            told = {"seq": seq, "type": kind, "doc_id": name, "path": f"{name}-{seq}.md"}
+            file.write(json.dumps(told | ({} if text is None else {"content": text})) + "\n")
+    questions = tmp_path / "questions.jsonl"
+    questions.write_text("".join(json.dumps({"text": text}) + "\n" for text in QUESTIONS))
+    said = []
+    told = await bench_cache(stack, events, questions, requests=100, say=lambda what, state: said.append((what, state)))
+    figures = {one["policy"]: one for one in told}
+    assert tuple(figures) == POLICIES
+    assert said[-1][0] == "edit 4 of 4"
+    for one in told:
+        assert (one["compared"], one["requests"], one["documents"], one["edits"]) == (4 * 3, 100, 6, 4)
+        assert one["passages"] == 6
+        assert one["real_searches_agree_share"] == 1
+        assert len(one["stale_share_after_each_edit"]) == 4
+    assert figures["none"]["content_stale_share"] > 0.5
+    assert figures["all"]["drops"] == 12
+    assert figures["exact"]["content_stale_share"] == figures["exact"]["served_past_objective"] == 0
+    assert figures["exact"]["recall"] == figures["all"]["recall"] == 1
