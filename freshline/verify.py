@@ -173,7 +173,7 @@ async def _repair(settings: Settings, seen: _Seen) -> Counter[str]:
         if seen.orphans:
             await index.delete_chunks(seen.orphans)
             # Cached answers may stand on what was removed, and no event tells of it.
-            cache = RedisAnswerCache(redis, settings.names)
+            cache = RedisAnswerCache(redis, settings.names, settings.answers)
             for tenant in {hit.key.tenant for hit in seen.orphans}:
                 await cache.apply(tenant, {}, drop=True)
         placing = Placing(producer, RedisEventStates(redis, settings.names))

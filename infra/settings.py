@@ -145,6 +145,13 @@ class QuerySettings(HttpSettings):
 
     port: int = Field(8080, ge=0, le=65535, description="Port to bind; 0 takes a free one.")
     window: int = Field(50, ge=1, le=1000, description="Places of each leg that fusion looks at.")
+    window_kept: int = Field(
+        120,
+        ge=1,
+        le=1000,
+        description="Places of each leg kept with a cached answer: more than are fused, so that removals leave enough "
+        "to judge by.",
+    )
     rrf_k: int = Field(60, ge=0, description="Constant of reciprocal rank fusion.")
     min_position_wait_s: float = Field(5.0, ge=0, description="Longest wait for a position asked for.")
     tenant_requests_per_s: int = Field(
@@ -159,6 +166,27 @@ class QuerySettings(HttpSettings):
     deadline_s: float = Field(20.0, gt=0, description="Longest time for one question; past it, 503.")
     cache_ttl_s: int = Field(
         3_600, ge=1, description="Bound of rank drift: an unchanged answer is computed again after it."
+    )
+
+
+class AnswerSettings(Section):
+    """How cached answers are laid out and judged. The same for query and workers."""
+
+    slices: int = Field(
+        1,
+        ge=1,
+        le=1024,
+        description="Parts of a tenant's answers, each in a slot of a Redis cluster, judged by itself.",
+    )
+    per_slice: int = Field(25_000, ge=1, description="Most answers of one slice; the oldest give way.")
+    changes: int = Field(
+        1_000, ge=1, description="Changes that a slice remembers, for workers that take it over or fall behind."
+    )
+    judged_passages: int = Field(
+        2_000, ge=0, description="Most passages of changes that are judged at once; beyond it all answers are dropped."
+    )
+    rechecks: int = Field(
+        64, ge=0, description="Most answers that one judgement retrieves again to tell; beyond it they are dropped."
     )
 
 
@@ -276,6 +304,7 @@ class Settings(BaseSettings):
     parse: ParseSettings = ParseSettings()
     ingest: IngestSettings = IngestSettings()
     query: QuerySettings = QuerySettings()
+    answers: AnswerSettings = AnswerSettings()
     streams: StreamSettings = StreamSettings()
     tenant: TenantSettings = TenantSettings()
     credentials: CredentialSettings = CredentialSettings()

@@ -79,7 +79,7 @@ async def opened(settings: Settings) -> AsyncIterator[FastAPI]:
                 RedisVersions(redis, settings.names),
                 states,
                 index,
-                RedisAnswerCache(redis, settings.names),
+                RedisAnswerCache(redis, settings.names, settings.answers),
                 tracing,
             ),
             ParkedLetters(partial(read_to_end, settings), producer, Placing(producer, states, tracing)),

@@ -2,16 +2,17 @@
 
 import asyncio
 import time
-from typing import Any
+from typing import Any, Final
 
 import structlog
 
+from infra.embedding.port import EmbeddingError
 from infra.generation.port import GeneratedAnswer, GenerationError, GenerationThrottled, Generator, SourceText
-from infra.opensearch.port import Access
+from infra.opensearch.port import Access, IndexUnavailable
+from infra.redis.entry import Entry, UnreadableEntry, stored_response
 from infra.redis.port import AnswerCache, CacheUnavailable
 from query.budget import GenerationBudget, OverBudget
 from query.core.cache_key import AnswerMaker, cache_key, normalised
-from query.core.entry import Entry, UnreadableEntry, stored_response, window_of
 from query.core.recent import Served
 from query.core.response import response_body, stamped
 from query.metrics import QueryMetrics
@@ -21,6 +22,9 @@ from schemas.positions import Position
 from schemas.queries import QueryRequest, Unanswered
 
 _log = structlog.get_logger(__name__)
+
+_STORE_TRIES: Final = 3
+"""How often an answer that changes overtake is tried to be kept, before it is served and forgotten."""
 
 
 class Answering:
@@ -105,10 +109,31 @@ class Answering:
         if self._budget is not None:
             self._budget.spend(tenant)
 
-    async def keep(self, tenant: str, key: str, standing: Standing, body: bytes, retrieved: Retrieved) -> None:
-        """Store an answer that was retrieved after ``standing``, if that still stands."""
-        if standing.epoch is not None:
-            await self._store(tenant, key, _entry(body, retrieved).encode(), standing.epoch)
+    async def keep(
+        self, request: QueryRequest, access: Access, key: str, standing: Standing, *, body: bytes, retrieved: Retrieved
+    ) -> None:
+        """Store an answer that was retrieved after ``standing``.
+
+        A change that came meanwhile mostly changes other answers: what a new retrieval finds tells, and costs no
+        generation.
+        """
+        if standing.epoch is None:
+            return
+        epoch = standing.epoch
+        try:
+            for again in range(_STORE_TRIES):
+                if again:
+                    epoch = (await self._cache.lookup(access.tenant, key)).epoch
+                    found = await self.retrieve(request, access)
+                    if found.sources != retrieved.sources:
+                        break
+                    retrieved = found
+                entry = _entry(body, retrieved, request.top_k).encode()
+                if await self._cache.store(access.tenant, key, entry, epoch=epoch, ttl_s=self._ttl_s):
+                    return
+        except (CacheUnavailable, EmbeddingError, IndexUnavailable):
+            return  # the answer is good all the same; the next look counts and reports the failure
+        self._metrics.overtaken.inc()
 
     async def close(self) -> None:
         """End what is still under way for callers that are gone."""
@@ -151,29 +176,22 @@ class Answering:
             retrieved.passages, generated, include_metadata=request.include_metadata, unanswered=unanswered
         )
         if unanswered is None:
-            await self.keep(access.tenant, key, standing, body, retrieved)
+            await self.keep(request, access, key, standing, body=body, retrieved=retrieved)
         return body
 
     async def _generate(self, question: str, retrieved: Retrieved) -> GeneratedAnswer:
         with self._metrics.stage("generate"):
-            return await self._generator.answer(question, sources_of(retrieved), retrieved.query_vector)
-
-    async def _store(self, tenant: str, key: str, entry: bytes, epoch: int) -> None:
-        try:
-            stored = await self._cache.store(tenant, key, entry, epoch=epoch, ttl_s=self._ttl_s)
-        except CacheUnavailable:
-            return  # the answer is good all the same; the next look counts and reports the failure
-        if not stored:
-            self._metrics.overtaken.inc()
+            return await self._generator.answer(question, sources_of(retrieved), retrieved.search.vector)
 
 
-def _entry(body: bytes, retrieved: Retrieved) -> Entry:
+def _entry(body: bytes, retrieved: Retrieved, top_k: int) -> Entry:
     return Entry(
         response=body,
-        sources=tuple((chunk.chunk_id, chunk.version) for _, chunk in retrieved.passages),
-        vector_window=window_of(retrieved.windows.vector),
-        lexical_window=window_of(retrieved.windows.lexical),
-        query_vector=retrieved.query_vector,
+        search=retrieved.search,
+        top_k=top_k,
+        sources=retrieved.sources,
+        vector_window=retrieved.windows.vector,
+        lexical_window=retrieved.windows.lexical,
         filled_ms=time.time() * 1_000,
     )
 

@@ -83,7 +83,7 @@ async def serving(settings: Settings) -> AsyncIterator[str]:
         index = _guarded_index(opensearch, settings.opensearch, metrics)
         redis = connect_redis(settings.redis)
         ending.push_async_callback(redis.aclose)
-        cache = RedisAnswerCache(redis, settings.names)
+        cache = RedisAnswerCache(redis, settings.names, settings.answers)
         watch = AppliedWatch(cache)
         watching = asyncio.create_task(watch.run(), name="applied-watch")
         ending.push_async_callback(_end, watching)
@@ -98,6 +98,7 @@ async def serving(settings: Settings) -> AsyncIterator[str]:
             embedder=embedder,
             metrics=metrics,
             window=settings.query.window,
+            kept=settings.query.window_kept,
             rrf_k=settings.query.rrf_k,
         )
         answering = Answering(

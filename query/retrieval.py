@@ -28,14 +28,19 @@ class Retrieved:
     """What was found.
 
     Attributes:
+        search: what was asked of the index; its window is deeper than what is fused.
         windows: both legs, as the index gave them.
         passages: see there.
-        query_vector: unit length, shape (dimension,).
     """
 
+    search: HybridSearch
     windows: Windows
     passages: Passages
-    query_vector: Vector
+
+    @property
+    def sources(self) -> tuple[tuple[str, int], ...]:
+        """Chunk id and version of each passage."""
+        return tuple((chunk.chunk_id, chunk.version) for _, chunk in self.passages)
 
 
 class Retrieval:
@@ -46,17 +51,19 @@ class Retrieval:
         embedder: the model of its vectors.
         metrics: where stages are timed.
         window: places of each leg to fuse.
+        kept: places of each leg to keep with the answer, as evidence of what later changes do to it.
         rrf_k: constant of the fusion.
     """
 
     def __init__(
-        self, *, index: SearchIndex, embedder: Embedder, metrics: QueryMetrics, window: int, rrf_k: int
+        self, *, index: SearchIndex, embedder: Embedder, metrics: QueryMetrics, window: int, kept: int, rrf_k: int
     ) -> None:
         self._index = index
         self._versions = VersionCheck(index)
         self._embedder = embedder
         self._metrics = metrics
         self._window = window
+        self._kept = kept
         self._rrf_k = rrf_k
         self._vectors: OrderedDict[str, Vector] = OrderedDict()
 
@@ -75,16 +82,18 @@ class Retrieval:
             IndexUnavailable: the index cannot answer now.
         """
         vector = await self._vector(question)
-        search = HybridSearch(question, vector, access, max(self._window, top_k), filters)
+        fused = max(self._window, top_k)
+        search = HybridSearch(question, vector, access, max(self._kept, fused), filters)
         written: dict[DocumentKey, int] = {}
         for _ in range(LOOKS):
             with self._metrics.stage("search"):
                 [windows] = await self._index.search([search])
             with self._metrics.stage("fetch"):
-                passages, whole = await self._passages(fuse(windows, k=self._rrf_k), access, top_k, written)
+                candidates = fuse(Windows(windows.vector[:fused], windows.lexical[:fused]), k=self._rrf_k)
+                passages, whole = await self._passages(candidates, access, top_k, written)
             if whole:
                 break
-        return Retrieved(windows, passages, vector)
+        return Retrieved(search, windows, passages)
 
     async def _vector(self, question: str) -> Vector:
         vector = self._vectors.get(question)

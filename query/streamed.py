@@ -111,14 +111,14 @@ class StreamedAnswers:
         try:
             self._answering.spend(access.tenant)
             with self._metrics.stage("generate"):
-                stream = self._generator.stream(request.query, sources_of(retrieved), retrieved.query_vector)
+                stream = self._generator.stream(request.query, sources_of(retrieved), retrieved.search.vector)
                 async with aclosing(stream) as parts:
                     async for part in parts:
                         if isinstance(part, Written):
                             self._metrics.generated(input_tokens=part.input_tokens, output_tokens=part.output_tokens)
                             include = request.include_metadata
                             body = response_body(retrieved.passages, part.answer, include_metadata=include)
-                            await self._answering.keep(access.tenant, key, standing, body, retrieved)
+                            await self._answering.keep(request, access, key, standing, body=body, retrieved=retrieved)
                         yield part
         except GenerationError as error:
             reason = why_unanswered(error)

@@ -60,6 +60,10 @@ class Names:
         """Redis key prefix of one tenant; the braces keep all of it in one cluster slot, so one Lua call can see it."""
         return f"{self.namespace}:{{{tenant}}}"
 
+    def answer_slice(self, tenant: str, number: int) -> str:
+        """Redis key prefix of one slice of a tenant's answers; each has a cluster slot of its own."""
+        return f"{self.namespace}:{{{tenant}/{number}}}"
+
     @property
     def applied_channel(self) -> str:
         """Redis pub/sub channel on which invalidation announces what it has applied."""

@@ -12,8 +12,10 @@ from infra.embedding.onnx import load_tokenizer
 from infra.embedding.opening import open_embedder
 from infra.kafka.producer import KafkaProducer
 from infra.kafka.provision import StreamAdmin
+from infra.opensearch.client import connect
 from infra.opensearch.provision import create_indices
 from infra.opensearch.store import OpenSearchIndex
+from infra.opensearch.terms import OpenSearchTerms
 from infra.redis.answers import RedisAnswerCache
 from infra.redis.connect import connect_redis
 from infra.redis.event_states import RedisEventStates
@@ -23,6 +25,7 @@ from infra.telemetry.tracing import open_tracing
 from infra.web.server import until_told_to_stop
 from streams.core.splitting import SPLITTER_VERSION, Splitter
 from streams.faust_app import FaustWorker
+from streams.judging import Fusion, Judges
 from streams.metrics import WorkerMetrics
 from streams.parsing.parse import PARSER_VERSION
 from streams.parsing.sandbox import ParserPool
@@ -125,8 +128,27 @@ async def _build(settings: Settings, steps: Sequence[StepName], closing: AsyncEx
         closing.push_async_callback(embedder.close)
         built.append(Index(index, embedder, blobs, settings.generation, settings.streams.batch_chunks, progress))
     if StepName.INVALIDATE in steps:
-        built.append(Invalidate(RedisAnswerCache(redis, settings.names), states))
+        slices = RedisAnswerCache(redis, settings.names, settings.answers)
+        judges = await _judges(settings, slices, closing)
+        built.append(Invalidate(slices, judges, states))
     return built
+
+
+async def _judges(settings: Settings, slices: RedisAnswerCache, closing: AsyncExitStack) -> Judges:
+    client = connect(settings.opensearch)
+    closing.push_async_callback(client.close)
+    query = settings.query
+    fusion = Fusion(settings.embedding.dimension, max(query.window_kept, query.window), query.window, query.rrf_k)
+    index, terms = OpenSearchIndex(client, settings), OpenSearchTerms(client, settings)
+    judges = Judges(slices, index, terms, fusion=fusion, settings=settings.answers)
+    following = asyncio.create_task(judges.follow(), name="judges")
+
+    async def stop() -> None:
+        following.cancel()
+        await asyncio.gather(following, return_exceptions=True)
+
+    closing.push_async_callback(stop)
+    return judges
 
 
 def profile(settings: Settings) -> str:

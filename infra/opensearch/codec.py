@@ -1,13 +1,13 @@
 """Passages, manifests, vectors and searches as OpenSearch speaks of them. Pure."""
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from hashlib import sha256
 from typing import Any, Final
 
 import numpy as np
 
-from infra.opensearch.port import ChunkWrite, Hit, HybridSearch, Vector
+from infra.opensearch.port import ChunkWrite, FieldStatistics, Hit, HybridSearch, Vector
 from schemas.documents import DocumentKey
 from schemas.index import PUBLIC_GROUP, Manifest, StoredChunk, metadata_terms, metadata_text
 from schemas.positions import Position
@@ -17,6 +17,14 @@ CHUNK_SOURCE: Final = [name for name in StoredChunk.model_fields if name != "tex
 
 
 _MAX_ID_BYTES: Final = 512
+
+_TERMS_ONLY: Final = {
+    "fields": ["lexical"],
+    "positions": False,
+    "offsets": False,
+    "payloads": False,
+    "field_statistics": False,
+}
 
 
 def chunk_body(write: ChunkWrite) -> dict[str, Any]:
@@ -36,6 +44,12 @@ def read_chunk(source: Mapping[str, Any]) -> StoredChunk:
     """A passage from its stored form; ``text`` and its hash may have been left out of the request."""
     groups = tuple(group for group in source["groups"] if group != PUBLIC_GROUP)
     return StoredChunk.model_validate({"text": "", "text_sha256": "", **source, "groups": groups})
+
+
+def read_passage(source: Mapping[str, Any]) -> ChunkWrite:
+    """A passage with its vector from its stored form."""
+    chunk = {name: value for name, value in source.items() if name != "vector"}
+    return ChunkWrite(read_chunk(chunk), np.array(source["vector"], dtype=np.float32))
 
 
 def manifest_id(key: DocumentKey) -> str:
@@ -109,3 +123,45 @@ def _filters(search: HybridSearch) -> list[dict[str, Any]]:
         else:
             filters.append({"terms": {name: values}})
     return filters
+
+
+def term_vectors(index: str, hit: Hit) -> dict[str, Any]:
+    """Request for the terms of a stored passage."""
+    return {"_index": index, "_id": hit.chunk_id, "routing": str(hit.key)} | _TERMS_ONLY
+
+
+def analysis(index: str, text: str) -> dict[str, Any]:
+    """Request for the terms of a text that is not stored."""
+    return {"_index": index, "doc": {"lexical": text}} | _TERMS_ONLY
+
+
+def shard_statistics(index: str, terms: Collection[str], routing: str) -> dict[str, Any]:
+    """Request for the statistics of one shard. The terms are analysed already, so they are only taken apart again."""
+    return {
+        "_index": index,
+        "doc": {"lexical": " ".join(terms)},
+        "routing": routing,
+        "per_field_analyzer": {"lexical": "whitespace"},
+    } | (_TERMS_ONLY | {"term_statistics": True, "field_statistics": True})
+
+
+def read_terms(doc: Mapping[str, Any]) -> dict[str, int]:
+    """Term → how often; nothing where the text has no terms."""
+    found = doc["term_vectors"].get("lexical", {"terms": {}})["terms"]
+    return {term: counted["term_freq"] for term, counted in found.items()}
+
+
+def read_statistics(shards: Sequence[Mapping[str, Any]], terms: Collection[str]) -> FieldStatistics:
+    """The sum over the shards. A shard without passages tells nothing of its field."""
+    count, length, frequencies = 0, 0, dict.fromkeys(terms, 0)
+    for shard in shards:
+        told = shard["term_vectors"].get("lexical")
+        if told is None or "field_statistics" not in told:
+            continue
+        # Lucene says -1 where it does not know.
+        count += max(told["field_statistics"]["doc_count"], 0)
+        length += max(told["field_statistics"]["sum_ttf"], 0)
+        for term, counted in told["terms"].items():
+            if term in frequencies:
+                frequencies[term] += counted.get("doc_freq", 0)
+    return FieldStatistics(count, length, frequencies)

@@ -4,7 +4,7 @@ import math
 import re
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -14,6 +14,7 @@ from infra.opensearch.access import allows
 from infra.opensearch.port import (
     ChunkChange,
     ChunkWrite,
+    FieldStatistics,
     Hit,
     HybridSearch,
     IndexUnavailable,
@@ -111,6 +112,29 @@ class MemoryIndex:
                     under_way[partition] = min(offset, under_way.get(partition, offset))
         certain = {at: min(offset, under_way.get(at, offset + 1) - 1) for at, offset in done.items()}
         return {partition: offset for partition, offset in certain.items() if offset >= 0}
+
+    # Terms
+
+    async def with_vectors(self, hits: Sequence[Hit]) -> dict[str, ChunkWrite]:
+        """See ``TermIndex.with_vectors``."""
+        self._check_available()
+        return {hit.chunk_id: self._searchable[hit.chunk_id] for hit in hits if hit.chunk_id in self._searchable}
+
+    async def term_counts(self, hits: Sequence[Hit]) -> dict[str, Mapping[str, int]]:
+        """See ``TermIndex.term_counts``."""
+        return {chunk_id: Counter(_terms(one.chunk)) for chunk_id, one in (await self.with_vectors(hits)).items()}
+
+    async def analysed(self, texts: Sequence[str]) -> list[Mapping[str, int]]:
+        """See ``TermIndex.analysed``."""
+        self._check_available()
+        return [Counter(_words(text)) for text in texts]
+
+    async def statistics(self, terms: Collection[str]) -> FieldStatistics:
+        """See ``TermIndex.statistics``."""
+        self._check_available()
+        everything = [_terms(one.chunk) for one in self._searchable.values()]
+        held = Counter(term for one in everything for term in set(one))
+        return FieldStatistics(len(everything), sum(map(len, everything)), {term: held[term] for term in terms})
 
     # Write side
 
@@ -258,10 +282,10 @@ def _terms(chunk: StoredChunk) -> list[str]:
 
 
 def _term_weights(text: str, everything: Sequence[ChunkWrite]) -> dict[str, float]:
-    wanted = set(_words(text))
-    holding = Counter(term for write in everything for term in wanted & set(_terms(write.chunk)))
+    wanted = Counter(_words(text))  # a word that is asked twice weighs twice
+    holding = Counter(term for write in everything for term in wanted.keys() & set(_terms(write.chunk)))
     total = len(everything)
-    return {term: math.log(1 + (total - count + 0.5) / (count + 0.5)) for term, count in holding.items()}
+    return {term: wanted[term] * math.log(1 + (total - count + 0.5) / (count + 0.5)) for term, count in holding.items()}
 
 
 def _bm25(weights: Mapping[str, float], terms: Sequence[str], average_length: float) -> float:

@@ -1,6 +1,6 @@
 """What the write path and the read path ask of the index, and in which words it answers."""
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
@@ -153,6 +153,41 @@ class SearchIndex(Protocol):
 
     async def positions(self, tenant: str) -> dict[int, int]:
         """Partition → highest offset of a complete change of the tenant: what is certainly searchable."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class FieldStatistics:
+    """Term statistics of the lexical field, summed over the shards: what a search scores with.
+
+    Attributes:
+        document_count: passages that have the field. Removed ones count until the index merges them away.
+        total_length: terms in all of them.
+        frequencies: term → passages that hold it, of the terms asked for.
+    """
+
+    document_count: int
+    total_length: int
+    frequencies: Mapping[str, int]
+
+
+class TermIndex(Protocol):
+    """What the index makes of texts, for those who compute its scores: searchable state only."""
+
+    async def with_vectors(self, hits: Sequence[Hit]) -> dict[str, ChunkWrite]:
+        """Passages with their vectors, by chunk id; one that is not there is absent. Scores of the hits are ignored."""
+        ...
+
+    async def term_counts(self, hits: Sequence[Hit]) -> dict[str, Mapping[str, int]]:
+        """How often each passage holds each term, by chunk id; one that is not there is absent."""
+        ...
+
+    async def analysed(self, texts: Sequence[str]) -> list[Mapping[str, int]]:
+        """The terms of questions, with how often each occurs."""
+        ...
+
+    async def statistics(self, terms: Collection[str]) -> FieldStatistics:
+        """Statistics of this moment."""
         ...
 
 

@@ -1,141 +1,86 @@
-"""Cached answers in Redis, filled and dropped without locks.
+"""Cached answers in Redis, filled, judged and dropped without locks.
 
-A tenant's slice is one linearisation point: each operation is one script, and Redis runs one script at a time.
+A slice is one linearisation point: each operation is one script, and Redis runs one script at a time.
 
-- A change is made searchable first; ``apply`` then moves the slice to a new epoch, advances the positions and
-  announces them.
+- A change is made searchable first; then it begins a new epoch of the slice. It is judged after that: what it alters is
+  dropped, and in the same script the slice counts as judged up to that epoch, and the positions advance.
 - A fill looks up the epoch first, retrieves, and may store its answer only while that epoch stands.
 
-So an answer that a lookup returns was retrieved after every change at or before the positions of the same lookup: the
-change was searchable before its epoch began, and the fill began in this epoch or its answer would not be valid in it.
-
-``apply`` drops by epoch, all answers of the tenant at once. Judging each answer by the change goes in its place: only
-``_APPLY`` says what a change does to entries.
+So an answer that a lookup returns reflects every change at or before the positions of the same lookup. Such a change
+either began its epoch before the fill did, and was searchable when the fill retrieved; or after the answer was stored,
+and then whoever judged it has seen the answer, for the fills were read after the epoch began.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping
-from dataclasses import dataclass, field
-from hashlib import sha1
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any, Final
 
 from redis.asyncio import Redis
 from redis.exceptions import NoScriptError
 
+from infra.redis.answer_scripts import CHANGE, LOOKUP, PENDING, SETTLE, STORE, Script
 from infra.redis.connect import redis_errors
-from infra.redis.port import Applied, CacheUnavailable, Lookup
-from schemas.cache_keys import AnswerKeys
+from infra.redis.port import Applied, CacheUnavailable, Lookup, Pending, SliceChange, StoredEntry, reached_by_all
+from infra.settings import AnswerSettings
+from schemas.cache_keys import AnswerKeys, slice_of
 from schemas.names import Names
 
 HEARTBEAT_S: Final = 1.0
 """A silent subscription is asked for a sign of life after this, and counts as broken after twice this."""
 
-
-@dataclass(frozen=True, slots=True)
-class _Script:
-    """Lua source with the name under which Redis remembers it."""
-
-    source: str
-    sha: str = field(init=False)
-
-    def __post_init__(self) -> None:
-        # SHA-1 is how Redis names scripts.
-        object.__setattr__(self, "sha", sha1(self.source.encode(), usedforsecurity=False).hexdigest())
-
-
-# An epoch comes from the server's clock in microseconds, so that one made after Redis lost the slice is none that a
-# fill still under way began with. Lua numbers hold it exactly (below 2^53), but their default text does not.
-_NEW_EPOCH: Final = """
-local function new_epoch()
-  local time = redis.call('TIME')
-  local now_us = tonumber(time[1]) * 1000000 + tonumber(time[2])
-  local old = tonumber(redis.call('HGET', KEYS[1], 'epoch') or '0')
-  local epoch = string.format('%.0f', math.max(now_us, old + 1))
-  redis.call('HSET', KEYS[1], 'epoch', epoch)
-  return epoch
-end
-"""
-
-_LOOKUP: Final = _Script(
-    _NEW_EPOCH
-    + """
-local epoch = redis.call('HGET', KEYS[1], 'epoch') or new_epoch()
-local answer = redis.call('HMGET', KEYS[2], 'epoch', 'entry')
-return {redis.call('HGETALL', KEYS[1]), answer[1] == epoch and answer[2]}
-"""
-)
-
-_STORE: Final = _Script(
-    """
-if redis.call('HGET', KEYS[1], 'epoch') ~= ARGV[1] then
-  return 0
-end
-redis.call('HSET', KEYS[2], 'epoch', ARGV[1], 'entry', ARGV[2])
-redis.call('EXPIRE', KEYS[2], ARGV[3])
-return 1
-"""
-)
-
-# ARGV: channel, announcement, 'drop' | 'keep' | 'seed', then partition and offset of each position.
-_APPLY: Final = _Script(
-    _NEW_EPOCH
-    + """
-local epoch = redis.call('HGET', KEYS[1], 'epoch')
-if ARGV[3] == 'seed' and redis.call('HSETNX', KEYS[1], 'seeded', '1') == 0 then
-  return epoch
-end
-if ARGV[3] ~= 'keep' or not epoch then
-  epoch = new_epoch()
-end
-for i = 4, #ARGV, 2 do
-  local offset = redis.call('HGET', KEYS[1], ARGV[i])
-  if not offset or tonumber(offset) < tonumber(ARGV[i + 1]) then
-    redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1])
-  end
-end
-redis.call('PUBLISH', ARGV[1], epoch .. ' ' .. ARGV[2])
-return epoch
-"""
-)
+_DROP: Final = b"drop"
+_KEEP: Final = b"keep"
+_SEED: Final = b"seed"
 
 
 class RedisAnswerCache:
-    """See ``AnswerCache``. Every method raises CacheUnavailable where Redis cannot serve.
+    """See ``AnswerCache`` and ``AnswerSlices``. Every method raises CacheUnavailable where Redis cannot serve.
 
     Args:
         client: whose replies are bytes.
         names: of this installation.
+        cache: how slices are laid out.
     """
 
-    def __init__(self, client: Redis, names: Names) -> None:
+    def __init__(self, client: Redis, names: Names, cache: AnswerSettings | None = None) -> None:
         self._client = client
         self._names = names
+        self._cache = cache or AnswerSettings()
+
+    @property
+    def count(self) -> int:
+        """See ``AnswerSlices``."""
+        return self._cache.slices
 
     async def lookup(self, tenant: str, key: str) -> Lookup:
         """See ``AnswerCache``."""
-        keys = AnswerKeys.of(self._names, tenant)
-        fields, entry = await self._run(_LOOKUP, (keys.state, keys.answer(key)))
+        keys = AnswerKeys.of(self._names, tenant, slice_of(key, self.count))
+        fields, entry = await self._run(LOOKUP, keys, (keys.answer(key),))
         state = dict(zip(fields[::2], fields[1::2], strict=True))
         return Lookup(int(state[b"epoch"]), _positions(state), entry, seeded=b"seeded" in state)
 
     async def store(self, tenant: str, key: str, entry: bytes, *, epoch: int, ttl_s: int) -> bool:
         """See ``AnswerCache``."""
-        keys = AnswerKeys.of(self._names, tenant)
-        return bool(await self._run(_STORE, (keys.state, keys.answer(key)), epoch, entry, ttl_s))
+        keys = AnswerKeys.of(self._names, tenant, slice_of(key, self.count))
+        arguments = (epoch, entry, ttl_s, key, keys.answers, self._cache.per_slice)
+        return bool(await self._run(STORE, keys, (keys.answer(key),), *arguments))
 
     async def apply(self, tenant: str, positions: Mapping[int, int], *, drop: bool) -> int:
         """See ``AnswerCache``."""
-        return await self._apply(tenant, positions, "drop" if drop else "keep")
+        return await self._change_all(tenant, positions, _DROP if drop else _KEEP)
 
     async def positions(self, tenant: str) -> Mapping[int, int]:
         """See ``AnswerCache``."""
         with redis_errors():
-            state: dict[Any, Any] = await self._client.hgetall(AnswerKeys.of(self._names, tenant).state)
-        return _positions(state)
+            reading = self._client.pipeline(transaction=False)
+            for number in range(self.count):
+                reading.hgetall(AnswerKeys.of(self._names, tenant, number).state)
+            states = await reading.execute()
+        return reached_by_all([_positions(state) for state in states])
 
     async def seed(self, tenant: str, positions: Mapping[int, int]) -> None:
         """See ``AnswerCache``."""
-        await self._apply(tenant, positions, "seed")
+        await self._change_all(tenant, positions, _SEED)
 
     async def applied(self, *, subscribed: asyncio.Event | None = None) -> AsyncGenerator[Applied, None]:
         """See ``AnswerCache``."""
@@ -162,37 +107,90 @@ class RedisAnswerCache:
                         if subscribed is not None:
                             subscribed.set()
 
-    async def _apply(self, tenant: str, positions: Mapping[int, int], effect: str) -> int:
-        numbers = [number for position in positions.items() for number in position]
-        reply = await self._run(
-            _APPLY,
-            (AnswerKeys.of(self._names, tenant).state,),
-            self._names.applied_channel,
-            _announcement(tenant, positions),
-            effect,
-            *numbers,
-        )
-        return int(reply)
+    async def append(self, tenant: str, number: int, positions: Mapping[int, int], change: bytes) -> bool:
+        """See ``AnswerSlices``."""
+        _, waits = await self._change(tenant, number, positions, change or _KEEP)
+        return bool(waits)
 
-    async def _run(self, script: _Script, keys: tuple[str, ...], *arguments: str | bytes | int) -> Any:
+    async def pending(self, tenant: str, number: int, *, known: int, fill: int) -> Pending:
+        """See ``AnswerSlices``."""
+        keys = AnswerKeys.of(self._names, tenant, number)
+        state, changes, fills, oldest = await self._run(PENDING, keys, (), known, fill)
+        epoch, judged, floor = (int(value) for value in state)
+        return Pending(
+            epoch=epoch,
+            judged=judged,
+            floor=floor,
+            changes=tuple(_read_change(number, fields) for number, fields in changes),
+            fills=tuple((_number(fill), fields[1].decode()) for fill, fields in fills),
+            oldest_fill=_number(oldest) if oldest is not None else None,
+        )
+
+    async def entries(self, tenant: str, number: int, keys: Sequence[str]) -> list[StoredEntry | None]:
+        """See ``AnswerSlices``."""
+        names = AnswerKeys.of(self._names, tenant, number)
+        with redis_errors():
+            reading = self._client.pipeline(transaction=False)
+            for key in keys:
+                reading.hmget(names.answer(key), ["fill", "epoch", "entry"])
+            found = await reading.execute()
+        return [StoredEntry(int(fill), int(epoch), entry) if entry else None for fill, epoch, entry in found]
+
+    async def settle(
+        self, tenant: str, number: int, *, judged: int, epoch: int, drop: Sequence[tuple[int, str]]
+    ) -> bool:
+        """See ``AnswerSlices``."""
+        keys = AnswerKeys.of(self._names, tenant, number)
+        answers = tuple(keys.answer(key) for _, key in drop)
+        fills = (fill for fill, _ in drop)
+        channel = self._names.applied_channel
+        return bool(await self._run(SETTLE, keys, answers, channel, tenant, judged, epoch, *fills))
+
+    async def drop_all(self, tenant: str, number: int) -> None:
+        """See ``AnswerSlices``."""
+        await self._change(tenant, number, {}, _DROP)
+
+    async def _change_all(self, tenant: str, positions: Mapping[int, int], effect: bytes) -> int:
+        changed = (self._change(tenant, number, positions, effect) for number in range(self.count))
+        return max(epoch for epoch, _ in await asyncio.gather(*changed))
+
+    async def _change(self, tenant: str, number: int, positions: Mapping[int, int], effect: bytes) -> tuple[int, int]:
+        keys = AnswerKeys.of(self._names, tenant, number)
+        told = " ".join(f"{partition}:{offset}" for partition, offset in positions.items())
+        arguments = (self._names.applied_channel, tenant, told, effect, self._cache.changes)
+        epoch, waits = await self._run(CHANGE, keys, (), *arguments)
+        return int(epoch), int(waits)
+
+    async def _run(
+        self, script: Script, keys: AnswerKeys, answers: tuple[str, ...], *arguments: str | bytes | int
+    ) -> Any:
+        names = (keys.state, keys.changes, keys.fills, *answers)
         with redis_errors():
             try:
-                return await self._client.evalsha(script.sha, len(keys), *keys, *arguments)
+                return await self._client.evalsha(script.sha, len(names), *names, *arguments)
             except NoScriptError:  # this server has not seen it yet, or has forgotten it
-                return await self._client.eval(script.source, len(keys), *keys, *arguments)
+                return await self._client.eval(script.source, len(names), *names, *arguments)
 
 
 def _positions(state: Mapping[bytes, bytes]) -> dict[int, int]:
-    """The positions in a slice's state, which holds an epoch and a mark beside them."""
-    return {int(name): int(value) for name, value in state.items() if name not in {b"epoch", b"seeded"}}
+    """The positions in a slice's state, which holds other things under their names beside them."""
+    return {int(name): int(offset) for name, offset in state.items() if name.isdigit()}
 
 
-def _announcement(tenant: str, positions: Mapping[int, int]) -> str:
-    """``TENANT PARTITION:OFFSET …``; the script puts the epoch before it."""
-    return " ".join((tenant, *(f"{partition}:{offset}" for partition, offset in positions.items())))
+def _read_change(stream_id: bytes, fields: Sequence[bytes]) -> SliceChange:
+    _, previous, _, _, _, change = fields
+    return SliceChange(_number(stream_id), int(previous), change if change != _KEEP else b"")
+
+
+def _number(stream_id: bytes) -> int:
+    return int(stream_id.partition(b"-")[0])
 
 
 def _parse_announcement(data: bytes) -> Applied:
-    epoch, tenant, *positions = data.decode().split(" ")
-    pairs = (position.split(":") for position in positions)
-    return Applied(tenant, int(epoch), {int(partition): int(offset) for partition, offset in pairs})
+    """``EPOCH TENANT PARTITION:OFFSET …``."""
+    epoch, tenant, *positions = data.decode().split()
+    applied: dict[int, int] = {}
+    for position in positions:
+        partition, offset = (int(number) for number in position.split(":"))
+        applied[partition] = max(offset, applied.get(partition, offset))
+    return Applied(tenant, int(epoch), applied)

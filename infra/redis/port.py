@@ -56,7 +56,7 @@ class Progress:
 
 
 class AnswerCache(Protocol):
-    """Cached answers of all tenants. A tenant's slice is one linearisation point."""
+    """Cached answers of all tenants, in slices by their keys. A slice is one linearisation point."""
 
     async def lookup(self, tenant: str, key: str) -> Lookup:
         """Epoch, positions and entry of one instant. A slice without an epoch gets one that was never used before."""
@@ -67,7 +67,10 @@ class AnswerCache(Protocol):
         ...
 
     async def apply(self, tenant: str, positions: Mapping[int, int], *, drop: bool) -> int:
-        """Drop the answers if asked, then advance the positions (never back), then announce; return the epoch."""
+        """Drop the answers if asked, then advance the positions (never back), then announce; return the epoch.
+
+        Without a drop the positions wait for changes that are not judged yet.
+        """
         ...
 
     async def positions(self, tenant: str) -> Mapping[int, int]:
@@ -88,6 +91,106 @@ class AnswerCache(Protocol):
         ``subscribed`` is set as soon as no announcement can be missed any more: what was announced earlier is to be
         read by ``lookup`` after that.
         """
+        ...
+
+
+def reached_by_all(slices: Sequence[Mapping[int, int]]) -> dict[int, int]:
+    """Positions that every slice has reached."""
+    return {
+        partition: min(positions[partition] for positions in slices)
+        for partition in slices[0]
+        if all(partition in positions for positions in slices)
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class SliceChange:
+    """A change as a slice remembers it.
+
+    Attributes:
+        epoch: that it began.
+        previous: the epoch before it; where that is not the one of the change before, some are no longer remembered.
+        change: what ``append`` was given; empty where only positions advance.
+    """
+
+    epoch: int
+    previous: int
+    change: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """What there is to know of a slice, at one instant.
+
+    Attributes:
+        epoch: of the last change.
+        judged: of the last change that the answers were judged by.
+        floor: answers of earlier epochs do not count.
+        changes: those after the epoch that was named, judged or not, as far as they are remembered.
+        fills: number and key of each answer stored after the fill that was named.
+        oldest_fill: number of the oldest answer that is still there; None without answers.
+    """
+
+    epoch: int
+    judged: int
+    floor: int
+    changes: tuple[SliceChange, ...]
+    fills: tuple[tuple[int, str], ...]
+    oldest_fill: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class StoredEntry:
+    """An answer as it lies in its slice: the number of its fill, the epoch that it was filled in, and its bytes."""
+
+    fill: int
+    epoch: int
+    entry: bytes
+
+
+class AnswerSlices(Protocol):
+    """The side of those who judge answers by changes. Numbers of slices run from 0.
+
+    Safe whoever judges, and however many at a time: ``settle`` counts only if it begins where the last one ended, and
+    a judgement that saw a slice at an epoch has seen every answer that was filled before it.
+    """
+
+    @property
+    def count(self) -> int:
+        """Slices of each tenant."""
+        ...
+
+    async def append(self, tenant: str, number: int, positions: Mapping[int, int], change: bytes) -> bool:
+        """Begin an epoch with a change whose passages are searchable; False where no answer has to be judged by it.
+
+        Where more changes wait than are remembered, the answers are dropped. An empty change advances positions alone.
+        """
+        ...
+
+    async def pending(self, tenant: str, number: int, *, known: int, fill: int) -> Pending:
+        """What came after the epoch ``known`` and after the fill numbered ``fill``."""
+        ...
+
+    async def entries(self, tenant: str, number: int, keys: Sequence[str]) -> list[StoredEntry | None]:
+        """Stored answers; None for one that is gone."""
+        ...
+
+    async def settle(
+        self, tenant: str, number: int, *, judged: int, epoch: int, drop: Sequence[tuple[int, str]]
+    ) -> bool:
+        """Drop answers, and count those that stay as judged up to ``epoch``: positions advance, and are announced.
+
+        Args:
+            tenant: of the slice.
+            number: of the slice.
+            judged: where the judgement began; False, and nothing happens, where that is not the state any more.
+            epoch: where it ends.
+            drop: number of its fill and key of each answer to drop; one that was filled anew stays.
+        """
+        ...
+
+    async def drop_all(self, tenant: str, number: int) -> None:
+        """Drop the slice's answers unjudged, with the same effect on positions."""
         ...
 
 

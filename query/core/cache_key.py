@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 
 from infra.opensearch.port import Access
-from query.core.entry import ENTRY_VERSION
+from infra.redis.entry import ENTRY_VERSION
 from schemas.index import metadata_text
 from schemas.queries import QueryRequest
 

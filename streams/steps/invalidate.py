@@ -1,8 +1,10 @@
-"""index-changes.v1 → Redis: drop the cached answers that a change may alter, then advance the positions.
+"""index-changes.v1 → Redis: drop the cached answers that a change alters, then advance the positions.
 
-The order is the promise: whoever reads a position reads answers from which every change up to it is gone.
+The order is the promise: whoever reads a position reads answers from which every change up to it is gone. Each slice of
+a tenant's answers takes the change as a new epoch, is judged, and then advances; an event is purged when all have.
 """
 
+import asyncio
 import time
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Sequence
@@ -12,12 +14,14 @@ from typing import cast
 import structlog
 
 from infra.kafka.port import Record
-from infra.redis.port import AnswerCache, CacheUnavailable, EventStates, Progress
+from infra.redis.port import AnswerSlices, CacheUnavailable, EventStates, Progress
 from schemas.documents import Outcome as EventOutcome
 from schemas.documents import Stage
 from schemas.events import IndexChange
 from schemas.positions import Position
+from streams.core.invalidation.mentions import written
 from streams.core.outcomes import Finished, Outcome
+from streams.judging import Judges
 from streams.runner import Task
 from streams.topology import StepName
 
@@ -28,7 +32,8 @@ log = structlog.get_logger(__name__)
 class Invalidate:
     """The step."""
 
-    cache: AnswerCache
+    slices: AnswerSlices
+    judges: Judges
     states: EventStates
 
     name = StepName.INVALIDATE
@@ -40,18 +45,25 @@ class Invalidate:
         for change in changes:
             by_tenant[change.tenant].append(change)
         for tenant, its_changes in by_tenant.items():
-            positions: dict[int, int] = {}
-            for change in its_changes:
-                partition, offset = Position.parse(change.position)
-                positions[partition] = max(offset, positions.get(partition, offset))
-            drop = any(change.changes_answers for change in its_changes)
-            await self.cache.apply(tenant, positions, drop=drop)
+            applied = [self._apply(tenant, number, its_changes) for number in range(self.slices.count)]
+            # None is left running when another fails: what comes next begins with all of them at rest.
+            for error in await asyncio.gather(*applied, return_exceptions=True):
+                if error is not None:
+                    raise error
         await self._record(changes, time.time() * 1000)
         yield [Finished()] * len(tasks)
 
     def give_up(self, task: Task, reason: str) -> tuple[Record, ...]:  # noqa: ARG002 - nothing follows this step
         """See ``Step.give_up``."""
         return ()
+
+    async def _apply(self, tenant: str, number: int, changes: Sequence[IndexChange]) -> None:
+        positions: dict[int, int] = {}
+        for change in changes:
+            partition, offset = Position.parse(change.position)
+            positions[partition] = max(offset, positions.get(partition, offset))
+        if await self.slices.append(tenant, number, positions, written(changes)):
+            await self.judges.catch_up(tenant, number)
 
     async def _record(self, changes: Sequence[IndexChange], now_ms: float) -> None:
         try:

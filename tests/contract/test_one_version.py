@@ -56,7 +56,7 @@ class Reader:
         sides = {name: self._counted(name) for name in ("search", "fetch", "manifests", "positions")}
         metrics = QueryMetrics(CollectorRegistry())
         self.retrieval = Retrieval(
-            index=SimpleNamespace(**sides), embedder=self.embedder, metrics=metrics, window=20, rrf_k=60
+            index=SimpleNamespace(**sides), embedder=self.embedder, metrics=metrics, window=20, kept=20, rrf_k=60
         )
 
     def _counted(self, name):

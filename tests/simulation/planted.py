@@ -99,15 +99,17 @@ class ForgetsGroups(Index):
 
 
 class DropsNothing(Cache):
-    async def apply(self, tenant, positions, *, drop):  # noqa: ARG002 - that is the mistake
-        return await super().apply(tenant, positions, drop=False)
+    async def settle(self, tenant, number, *, judged, epoch, drop):  # noqa: ARG002 - that is the mistake
+        return await super().settle(tenant, number, judged=judged, epoch=epoch, drop=())
 
 
 class StoresWhateverTheEpoch(Cache):
     async def store(self, tenant, key, entry, *, epoch, ttl_s):  # noqa: ARG002 - as above
         await self._faults.before()
-        mine = self._slice(tenant)
-        mine.answers[key] = _Answer(mine.epoch, entry, self._now_us() + ttl_s * 1_000_000)
+        mine = self._slice(tenant, 0)
+        mine.fill += 1
+        mine.answers.pop(key, None)
+        mine.answers[key] = _Answer(mine.fill, mine.epoch, entry, self._now_us() + ttl_s * 1_000_000)
         return True
 
 

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import orjson
 from prometheus_client import CollectorRegistry
+from shaky_twins import ROOM
 
 from freshline.served import served_passages
 from infra.generation.extractive import ExtractiveGenerator
@@ -19,8 +20,6 @@ from schemas.queries import QueryRequest
 if TYPE_CHECKING:
     from world import World
 
-ROOM = 50
-"""More passages than there ever are."""
 GROUPS = ("hr",)
 
 
@@ -41,7 +40,7 @@ class Reader:
                 monotonic_s=loop.time,
             ),
             retrieval=world.parts.retrieval(
-                index=world.index, embedder=world.embedder, metrics=metrics, window=ROOM, rrf_k=60
+                index=world.index, embedder=world.embedder, metrics=metrics, window=ROOM, kept=ROOM, rrf_k=60
             ),
             generator=ExtractiveGenerator(),
             cache=world.cache,

@@ -24,6 +24,8 @@ from streams.parsing.sandbox import ParseFailed
 
 PARTITIONS = 2
 DIMENSION = 16
+ROOM = 50
+"""More passages than there ever are."""
 BROKEN = b"%BROKEN"
 
 
@@ -89,6 +91,28 @@ class Cache(MemoryAnswerCache):
         epoch = await super().apply(tenant, positions, drop=drop)
         await self._faults.after(CacheUnavailable)
         return epoch
+
+    async def append(self, tenant, number, positions, change):
+        await self._faults.before(CacheUnavailable)
+        waits = await super().append(tenant, number, positions, change)
+        await self._faults.after(CacheUnavailable)
+        return waits
+
+    async def pending(self, tenant, number, *, known, fill):
+        await self._faults.before(CacheUnavailable)
+        pending = await super().pending(tenant, number, known=known, fill=fill)
+        await self._faults.after(CacheUnavailable)  # what was read may be old by now
+        return pending
+
+    async def entries(self, tenant, number, keys):
+        await self._faults.before(CacheUnavailable)
+        return await super().entries(tenant, number, keys)
+
+    async def settle(self, tenant, number, *, judged, epoch, drop):
+        await self._faults.before(CacheUnavailable)
+        settled = await super().settle(tenant, number, judged=judged, epoch=epoch, drop=drop)
+        await self._faults.after(CacheUnavailable)
+        return settled
 
 
 class States(MemoryEventStates):

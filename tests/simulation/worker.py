@@ -5,9 +5,10 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from faults import RUNNING
-from shaky_twins import PARTITIONS, Parsers, Splitter
+from shaky_twins import DIMENSION, PARTITIONS, ROOM, Parsers, Splitter
 
-from infra.settings import StreamSettings
+from infra.settings import AnswerSettings, StreamSettings
+from streams.judging import Fusion, Judges
 from streams.progress import StatesProgress
 from streams.runner import Delivery, Step
 from streams.topology import TOPOLOGY, StepName
@@ -63,7 +64,9 @@ class Worker:
             return parts.prepare(world.blobs, Parsers(), Splitter(), "profile", progress)
         if step is StepName.INDEX:
             return parts.step(world.index, world.embedder, world.blobs, "g1", 3, progress)
-        return parts.invalidate(world.cache, world.states)
+        fusion = Fusion(DIMENSION, kept=ROOM, fused=ROOM, rrf_k=60)
+        judges = Judges(world.cache, world.index, world.index, fusion=fusion, settings=AnswerSettings())
+        return parts.invalidate(world.cache, judges, world.states)
 
     async def _read(self) -> None:
         world, topic = self._world, TOPOLOGY[self._step].reads.name

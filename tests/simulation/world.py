@@ -250,7 +250,7 @@ class World:
         if step is StepName.INDEX:
             told = {change.position for change in changes}
             return {at for at, plan in enumerate(plans) if plan.position in told}
-        applied = {tenant: one.positions.get(partition, -1) for tenant, one in self.cache._slices.items()}
+        applied = {tenant: one.positions.get(partition, -1) for (tenant, _), one in self.cache._slices.items()}
         return {
             at
             for at, change in enumerate(changes)

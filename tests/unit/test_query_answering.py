@@ -110,7 +110,7 @@ async def running(*, wait_s=WAIT_S, watched=True):
     watch = AppliedWatch(cache)
     answering = Answering(
         standings=Standings(cache=cache, index=index, watch=watch, metrics=metrics, wait_s=wait_s),
-        retrieval=Retrieval(index=index, embedder=embedder, metrics=metrics, window=10, rrf_k=60),
+        retrieval=Retrieval(index=index, embedder=embedder, metrics=metrics, window=10, kept=12, rrf_k=60),
         generator=ExtractiveGenerator(),
         cache=cache,
         maker=AnswerMaker("g1", "hashing", "extractive", "rrf"),
@@ -371,8 +371,8 @@ async def test_more_results_than_the_window_holds_widen_it(service):
 
 async def test_an_unreadable_entry_is_filled_anew(service):
     await service.ask()
-    [(key, answer)] = service.cache._slices["acme"].answers.items()
+    [(key, answer)] = service.cache._slices["acme", 0].answers.items()
     answer.entry = answer.entry[:-1]
     assert not (await service.ask()).cached
     assert (await service.ask()).cached
-    assert key in service.cache._slices["acme"].answers
+    assert key in service.cache._slices["acme", 0].answers

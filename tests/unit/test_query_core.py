@@ -1,12 +1,13 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from infra.generation.port import GeneratedAnswer
-from infra.opensearch.port import Access, Hit
+from infra.opensearch.port import Access, Hit, HybridSearch
+from infra.redis.entry import Entry, UnreadableEntry, stored_response
 from query.core.cache_key import AnswerMaker, cache_key, normalised
-from query.core.entry import Entry, UnreadableEntry, stored_response, window_of
 from query.core.fusion import Candidate
 from query.core.response import response_body, stamped
 from schemas.documents import DocumentKey
@@ -72,23 +73,35 @@ def test_filters_are_compared_as_the_index_does():
 
 
 def entry():
+    travel, leave = DocumentKey("acme", "travel.md"), DocumentKey("acme", "leave ä.md")
+    vector = np.array([0.6, -0.8, 1 / 3], dtype=np.float32)
+    access = Access("acme", ("hr", "it"))
     return Entry(
         response=b'{"results":[]}',
+        search=HybridSearch("days?", vector, access, 120, {"title": ("a", "b"), "metadata.year": 2024}),
+        top_k=5,
         sources=(("c1", 7),),
-        vector_window=(("c1", 0.875), ("c2", 0.5)),
-        lexical_window=(),
-        query_vector=np.array([0.6, -0.8], dtype=np.float32),
+        vector_window=(Hit("c1", travel, 0.875), Hit("c2", leave, 0.5)),
+        lexical_window=(Hit("c2", leave, 0.0), Hit("c3", travel, 0.0)),
         filled_ms=1_767_225_600_123.5,
     )
 
 
 def test_an_entry_comes_back_as_it_was():
     before, after = entry(), Entry.decode(entry().encode())
-    np.testing.assert_allclose(after.query_vector, before.query_vector, atol=1e-3)
-    assert after.query_vector.dtype == np.float32
-    for name in ("response", "sources", "vector_window", "lexical_window", "filled_ms"):
-        assert getattr(after, name) == getattr(before, name)
+    np.testing.assert_array_equal(after.search.vector, before.search.vector)
+    assert after.search.vector.dtype == np.float32
+    assert replace(after, search=replace(after.search, vector=None)) == replace(
+        before, search=replace(before.search, vector=None)
+    )
     assert stored_response(before.encode()) == before.response
+
+
+def test_an_entry_without_windows_comes_back_too():
+    bare = replace(entry(), vector_window=(), lexical_window=(), sources=())
+    after = Entry.decode(bare.encode())
+    np.testing.assert_array_equal(after.search.vector, bare.search.vector)
+    assert (after.vector_window, after.lexical_window, after.sources) == ((), (), ())
 
 
 @pytest.mark.parametrize("spoil", [lambda b: b[:-1], lambda b: b + b"x", lambda b: b"\x63" + b[1:], lambda _: b""])
@@ -98,10 +111,6 @@ def test_what_is_no_entry_is_refused(spoil):
         stored_response(spoiled)
     with pytest.raises(UnreadableEntry):
         Entry.decode(spoiled)
-
-
-def test_a_window_keeps_ids_and_scores():
-    assert window_of((Hit("c1", DocumentKey("acme", "d"), 0.5),)) == (("c1", 0.5),)
 
 
 def found():

@@ -17,12 +17,14 @@ from infra.opensearch.memory import MemoryIndex, _Deleted
 from infra.opensearch.port import IndexUnavailable
 from infra.redis.memory_answers import MemoryAnswerCache
 from infra.redis.memory_states import MemoryEventStates
+from infra.settings import AnswerSettings
 from schemas.documents import DocumentKey, LifeState, Outcome, Stage
 from schemas.events import Change, ChunkPlan, DocumentEvent, IndexChange, PlannedChunk, StageTimes
 from schemas.topics import MAX_RECORD_BYTES
 from streams.core.outcomes import DeadLetter, Finished
 from streams.core.planned_chunks import load_chunks
 from streams.core.splitting import embedding_text
+from streams.judging import Fusion, Judges
 from streams.parsing.parse import ParsedDocument
 from streams.parsing.sandbox import ParseFailed
 from streams.runner import Task
@@ -478,9 +480,15 @@ def changed(offset, outcome=Outcome.DONE, *, tenant="acme", added=("x",), partit
     )
 
 
+def invalidating(cache, states):
+    index = MemoryIndex(DIMENSION)
+    judges = Judges(cache, index, index, fusion=Fusion(DIMENSION, 12, 5, 60), settings=AnswerSettings())
+    return Invalidate(cache, judges, states)
+
+
 async def test_answers_are_dropped_where_something_changed_and_positions_advance_in_any_case():
     cache = MemoryAnswerCache()
-    step = Invalidate(cache, MemoryEventStates())
+    step = invalidating(cache, MemoryEventStates())
     for tenant in ("acme", "umbrella"):
         epoch = (await cache.lookup(tenant, "q")).epoch
         assert await cache.store(tenant, "q", b"answer", epoch=epoch, ttl_s=60)
@@ -498,7 +506,7 @@ async def test_answers_are_dropped_where_something_changed_and_positions_advance
 
 async def test_an_event_that_did_not_become_searchable_is_not_told_as_purged():
     states = MemoryEventStates()
-    await outcomes_of(Invalidate(MemoryAnswerCache(), states), changed(1, Outcome.DEAD_LETTER), changed(2))
+    await outcomes_of(invalidating(MemoryAnswerCache(), states), changed(1, Outcome.DEAD_LETTER), changed(2))
     recorded = [states._fields["acme", f"acme-{offset}"] for offset in (1, 2)]
     assert Stage.PURGED not in str(recorded[0])
     assert Stage.PURGED in str(recorded[1])
@@ -507,7 +515,7 @@ async def test_an_event_that_did_not_become_searchable_is_not_told_as_purged():
 async def test_states_out_of_reach_do_not_hold_back_invalidation():
     cache, states = MemoryAnswerCache(), MemoryEventStates()
     states.available = False
-    assert await outcomes_of(Invalidate(cache, states), changed(1)) == [Finished()]
+    assert await outcomes_of(invalidating(cache, states), changed(1)) == [Finished()]
     assert (await cache.lookup("acme", "q")).positions == {0: 1}
 
 

@@ -1,0 +1,180 @@
+"""What is done to a slice of answers, each operation one Lua script: Redis runs one script at a time.
+
+Every script has the keys ``state``, ``changes``, ``fills`` of one slice, and those of answers after them. All lie in
+one cluster slot.
+"""
+
+from dataclasses import dataclass, field
+from hashlib import sha1
+from typing import Final
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """Lua source with the name under which Redis remembers it."""
+
+    source: str
+    sha: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        # SHA-1 is how Redis names scripts.
+        object.__setattr__(self, "sha", sha1(self.source.encode(), usedforsecurity=False).hexdigest())
+
+
+# An epoch comes from the server's clock in microseconds, so that one made after Redis lost the slice is none that a
+# fill still under way began with. Lua numbers hold it exactly (below 2^53), but their default text does not.
+_SLICE: Final = """
+local STATE, CHANGES, FILLS = KEYS[1], KEYS[2], KEYS[3]
+local function state(name)
+  return redis.call('HGET', STATE, name)
+end
+local function new_epoch()
+  local time = redis.call('TIME')
+  local now_us = tonumber(time[1]) * 1000000 + tonumber(time[2])
+  local epoch = string.format('%.0f', math.max(now_us, tonumber(state('epoch') or '0') + 1))
+  redis.call('HSET', STATE, 'epoch', epoch)
+  return epoch
+end
+local function advance(positions)
+  for partition, offset in string.gmatch(positions, '(%d+):(%d+)') do
+    local old = redis.call('HGET', STATE, partition)
+    if not old or tonumber(old) < tonumber(offset) then
+      redis.call('HSET', STATE, partition, offset)
+    end
+  end
+end
+-- Positions of the changes after an epoch, up to another; they are reflected as soon as the answers are judged.
+local function advance_to(after, to)
+  local all = {}
+  for _, change in ipairs(redis.call('XRANGE', CHANGES, '(' .. after .. '-0', to)) do
+    all[#all + 1] = change[2][4]
+  end
+  local positions = table.concat(all, ' ')
+  advance(positions)
+  return positions
+end
+-- Every answer is gone, and with them the need to judge: an answer of an epoch below the floor does not count.
+local function drop_everything()
+  local positions = advance_to(state('judged') or '0', '+')
+  local epoch = new_epoch()
+  redis.call('HSET', STATE, 'judged', epoch, 'floor', epoch, 'waiting', 0)
+  redis.call('DEL', CHANGES, FILLS)
+  return epoch, positions
+end
+local function epoch_now()
+  return state('epoch') or (drop_everything())
+end
+local function announce(channel, epoch, tenant, positions)
+  redis.call('PUBLISH', channel, epoch .. ' ' .. tenant .. ' ' .. positions)
+end
+"""
+
+LOOKUP: Final = Script(
+    _SLICE
+    + """
+epoch_now()
+local answer = redis.call('HMGET', KEYS[4], 'epoch', 'entry')
+local counts = answer[1] and tonumber(answer[1]) >= tonumber(state('floor'))
+return {redis.call('HGETALL', STATE), counts and answer[2]}
+"""
+)
+
+# ARGV: epoch, entry, seconds to live, key, what keys of answers begin with, most answers.
+STORE: Final = Script(
+    _SLICE
+    + """
+if state('epoch') ~= ARGV[1] then
+  return 0
+end
+local earlier = redis.call('HGET', KEYS[4], 'fill')
+if earlier then
+  redis.call('XDEL', FILLS, earlier .. '-0')
+end
+local fill = redis.call('HINCRBY', STATE, 'fills', 1)
+redis.call('HSET', KEYS[4], 'epoch', ARGV[1], 'entry', ARGV[2], 'fill', fill)
+redis.call('EXPIRE', KEYS[4], ARGV[3])
+redis.call('XADD', FILLS, fill .. '-0', 'key', ARGV[4])
+-- Answers end in the order in which they came: a look at the oldest now and then keeps the list as long as they are.
+for _, oldest in ipairs(redis.call('XRANGE', FILLS, '-', '+', 'COUNT', 4)) do
+  local answer = ARGV[5] .. oldest[2][2]
+  local there = (redis.call('HGET', answer, 'fill') or '') .. '-0' == oldest[1]
+  if there then
+    if redis.call('XLEN', FILLS) <= tonumber(ARGV[6]) then
+      break
+    end
+    redis.call('DEL', answer)
+  end
+  redis.call('XDEL', FILLS, oldest[1])
+end
+return 1
+"""
+)
+
+# ARGV: channel, tenant, positions, 'drop' | 'keep' | 'seed' | a change, most changes to remember.
+CHANGE: Final = Script(
+    _SLICE
+    + """
+local channel, tenant, positions, effect, most = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
+local epoch = epoch_now()
+if effect == 'seed' and redis.call('HSETNX', STATE, 'seeded', '1') == 0 then
+  return {epoch, 0}
+end
+if effect == 'keep' and state('judged') == epoch then
+  advance(positions)
+  announce(channel, epoch, tenant, positions)
+  return {epoch, 0}
+end
+-- Where no answer is kept there is nothing to judge; fills under way are refused by the new epoch. Where judging has
+-- fallen behind by as much as is remembered, answers are dropped rather than a change forgotten.
+local behind = tonumber(state('waiting')) >= tonumber(most)
+if effect == 'drop' or effect == 'seed' or behind or redis.call('XLEN', FILLS) == 0 then
+  local earlier
+  epoch, earlier = drop_everything()
+  advance(positions)
+  announce(channel, epoch, tenant, earlier .. ' ' .. positions)
+  return {epoch, 0}
+end
+local previous = epoch
+epoch = new_epoch()
+redis.call('HINCRBY', STATE, 'waiting', 1)
+local change = {'previous', previous, 'positions', positions, 'change', effect}
+redis.call('XADD', CHANGES, 'MAXLEN', most, epoch .. '-0', unpack(change))
+return {epoch, 1}
+"""
+)
+
+# ARGV: epoch that is known, number of the last fill that is known.
+PENDING: Final = Script(
+    _SLICE
+    + """
+epoch_now()
+local oldest = redis.call('XRANGE', FILLS, '-', '+', 'COUNT', 1)[1]
+return {
+  redis.call('HMGET', STATE, 'epoch', 'judged', 'floor'),
+  redis.call('XRANGE', CHANGES, '(' .. ARGV[1] .. '-0', '+'),
+  redis.call('XRANGE', FILLS, '(' .. ARGV[2] .. '-0', '+'),
+  oldest and oldest[1]
+}
+"""
+)
+
+# ARGV: channel, tenant, epoch judged before, epoch judged now, then for each answer to drop the number of its fill.
+SETTLE: Final = Script(
+    _SLICE
+    + """
+if state('judged') ~= ARGV[3] then
+  return 0
+end
+for number = 4, #KEYS do
+  local fill = ARGV[number + 1]
+  if redis.call('HGET', KEYS[number], 'fill') == fill then
+    redis.call('DEL', KEYS[number])
+  end
+  redis.call('XDEL', FILLS, fill .. '-0')
+end
+local waiting = #redis.call('XRANGE', CHANGES, '(' .. ARGV[4] .. '-0', '+')
+redis.call('HSET', STATE, 'judged', ARGV[4], 'waiting', waiting)
+announce(ARGV[1], ARGV[4], ARGV[2], advance_to(ARGV[3], ARGV[4] .. '-0'))
+return 1
+"""
+)

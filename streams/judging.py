@@ -1,0 +1,312 @@
+"""Judging the answers of a slice by the changes of its tenant.
+
+Whoever brings a change judges, and may be more than one: a judgement only counts if it begins where the last one ended
+(``AnswerSlices.settle``), so there is no owner to be lost, and nothing moves when workers come and go. What a judge
+keeps in memory is a copy that can be made anew from Redis at any time; it is, whenever it does not fit what Redis says.
+
+Where a judgement cannot be made, because the index does not answer or too much has changed at once, the slice's answers
+are dropped: never kept.
+"""
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import structlog
+
+from infra.opensearch.port import Hit, IndexUnavailable, SearchIndex, TermIndex, Windows
+from infra.redis.entry import Entry, UnreadableEntry
+from infra.redis.port import AnswerSlices, CacheUnavailable, Pending
+from infra.settings import AnswerSettings
+from schemas.documents import DocumentKey
+from streams.core.invalidation.evidence import Change, Evidence, Passage, Statistics
+from streams.core.invalidation.exact import Exact
+from streams.core.invalidation.mentions import Mentions, read
+from streams.lexicon import Lexicon
+
+FOLLOW_S: Final = 1.0
+"""How often a judge reads what was stored, when no change makes it."""
+
+_UNKNOWN: Final = 0
+_ENTRIES_AT_ONCE: Final = 500
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Fusion:
+    """How the query tier makes an answer of windows: it and the judges must agree.
+
+    Attributes:
+        dimension: length of vectors.
+        kept: places of a window that are kept.
+        fused: places of a window that are fused.
+        rrf_k: constant of the fusion.
+    """
+
+    dimension: int
+    kept: int
+    fused: int
+    rrf_k: int
+
+    def policy(self) -> Exact:
+        """A policy without answers."""
+        return Exact(dimension=self.dimension, kept=self.kept, fused=self.fused, rrf_k=self.rrf_k)
+
+
+class SliceJudge:
+    """Keeps the evidence of one slice's answers, and judges them."""
+
+    def __init__(
+        self,
+        tenant: str,
+        number: int,
+        *,
+        slices: AnswerSlices,
+        index: SearchIndex,
+        terms: TermIndex,
+        lexicon: Lexicon,
+        fusion: Fusion,
+        settings: AnswerSettings,
+    ) -> None:
+        self._tenant = tenant
+        self._number = number
+        self._slices = slices
+        self._index = index
+        self._terms = terms
+        self._lexicon = lexicon
+        self._fusion = fusion
+        self._settings = settings
+        self._one_at_a_time = asyncio.Lock()
+        self._forget()
+
+    async def catch_up(self) -> None:
+        """Judge the slice up to its latest change.
+
+        Raises:
+            CacheUnavailable: it may be judged or not; the next call finds out.
+        """
+        async with self._one_at_a_time:
+            try:
+                while not await self._judge():
+                    pass
+            except IndexUnavailable as error:
+                self._forget()
+                await self._drop_all(str(error))
+            except BaseException:
+                # Windows may be ahead of what was dropped: only Redis knows now.
+                self._forget()
+                raise
+
+    def _forget(self) -> None:
+        self._policy = self._fusion.policy()
+        self._known = _UNKNOWN
+        self._floor = _UNKNOWN
+        self._last_fill = 0
+        self._fills: dict[str, int] = {}
+        self._doomed: dict[str, int] = {}
+        self._new_terms: set[str] = set()
+
+    async def _judge(self) -> bool:
+        """One round; False where another is needed, as the memory did not fit, or another worker was faster."""
+        pending = await self._slices.pending(self._tenant, self._number, known=self._known, fill=self._last_fill)
+        if self._known == _UNKNOWN:
+            self._floor = pending.floor
+        elif not self._continues(pending):
+            self._forget()
+            return False
+        mentions = read([change.change for change in pending.changes])
+        if len(mentions) > self._settings.judged_passages:
+            self._forget()
+            await self._drop_all(f"{len(mentions)} passages changed at once")
+            return True
+        unclear = await self._load(pending)
+        await self._weigh(mentions, unclear)
+        self._known = pending.epoch
+        drop = [(fill, key) for key, fill in self._doomed.items()]
+        if pending.judged != pending.epoch or drop:
+            # What is to be dropped stays so until it is: another worker may have been faster by one change only.
+            if not await self._slices.settle(
+                self._tenant, self._number, judged=pending.judged, epoch=pending.epoch, drop=drop
+            ):
+                return False
+            self._doomed.clear()
+        return True
+
+    def _continues(self, pending: Pending) -> bool:
+        previous = pending.changes[0].previous if pending.changes else pending.epoch
+        return pending.floor == self._floor and previous == self._known
+
+    async def _drop_all(self, reason: str) -> None:
+        log.warning("answers_dropped_unjudged", tenant=self._tenant, slice=self._number, reason=reason)
+        await self._slices.drop_all(self._tenant, self._number)
+
+    async def _load(self, pending: Pending) -> set[str]:
+        """Take in what was stored since; keys of answers whose windows are not whole."""
+        for key, fill in list(self._fills.items()):
+            if pending.oldest_fill is not None and fill >= pending.oldest_fill:
+                break
+            self._let_go(key)  # it has ended by itself
+        since = pending.changes[0].previous if pending.changes else pending.epoch
+        unclear: set[str] = set()
+        for start in range(0, len(pending.fills), _ENTRIES_AT_ONCE):
+            page = pending.fills[start : start + _ENTRIES_AT_ONCE]
+            stored = await self._slices.entries(self._tenant, self._number, [key for _, key in page])
+            entries: dict[str, Entry] = {}
+            for (fill, key), one in zip(page, stored, strict=True):
+                if one is None or one.fill != fill:
+                    continue
+                self._let_go(key)
+                self._fills[key] = fill
+                entry = _readable(one.entry)
+                # An answer can be judged only where all changes after it are remembered.
+                if entry is None or (self._known == _UNKNOWN and one.epoch < since):
+                    self._doomed[key] = fill
+                else:
+                    entries[key] = entry
+            unclear |= await self._put(entries)
+            self._last_fill = page[-1][0]
+        return unclear
+
+    def _let_go(self, key: str) -> None:
+        if self._fills.pop(key, None) is not None:
+            self._policy.discard(key)
+
+    async def _put(self, entries: dict[str, Entry]) -> set[str]:
+        """Keep the evidence of entries; keys of those that lack a passage by now."""
+        terms = await self._lexicon.questions([entry.search.text for entry in entries.values()])
+        counts = await self._lexicon.passages([hit for entry in entries.values() for hit in entry.lexical_window])
+        unclear = set()
+        for key, entry in entries.items():
+            there = [(hit.chunk_id, counts[hit.chunk_id]) for hit in entry.lexical_window if hit.chunk_id in counts]
+            if len(there) < len(entry.lexical_window):
+                unclear.add(key)
+            self._new_terms.update(terms[entry.search.text])
+            self._policy.put(
+                Evidence(
+                    key=key,
+                    search=entry.search,
+                    terms=terms[entry.search.text],
+                    top_k=entry.top_k,
+                    sources=entry.sources,
+                    documents=frozenset(),
+                    vector_window=tuple((hit.chunk_id, hit.score) for hit in entry.vector_window),
+                    lexical_window=tuple(there),
+                )
+            )
+        return unclear
+
+    async def _weigh(self, mentions: Mentions, unclear: set[str]) -> None:
+        if not (mentions or unclear) or not self._fills:
+            return
+        change = await self._change(mentions)
+        statistics = await self._statistics(change)
+        verdict = self._policy.judge(change, statistics)
+        self._doom(verdict.drop)
+        await self._recheck(sorted((verdict.recheck | unclear) - verdict.drop), statistics)
+
+    async def _change(self, mentions: Mentions) -> Change:
+        hits = [Hit(chunk_id, DocumentKey(self._tenant, name), 0.0) for chunk_id, name in mentions.added.items()]
+        passages, counts = await asyncio.gather(self._terms.with_vectors(hits), self._lexicon.passages(hits))
+        # What was added and is not there any more will be told as removed: it is no part of any answer from now on.
+        there = [chunk_id for chunk_id in passages if chunk_id in counts]
+        added = tuple(Passage(passages[name].chunk, passages[name].vector, counts[name]) for name in there)
+        return Change(mentions.documents, mentions.removed.union(mentions.added).difference(there), added)
+
+    async def _statistics(self, change: Change) -> Statistics:
+        added = {term for passage in change.added for term in passage.terms.frequencies}
+        statistics = await self._lexicon.statistics(sorted(self._new_terms | (added & self._policy.vocabulary)))
+        self._new_terms.clear()
+        return statistics
+
+    async def _recheck(self, keys: Sequence[str], statistics: Statistics) -> None:
+        """Retrieve again for answers whose windows are too short to tell; too many of them are dropped."""
+        if len(keys) > self._settings.rechecks:
+            self._doom(keys)
+            return
+        if not keys:
+            return
+        stored = await self._slices.entries(self._tenant, self._number, keys)
+        entries = {}
+        for key, one in zip(keys, stored, strict=True):
+            if one is not None and one.fill == self._fills[key]:
+                entries[key] = Entry.decode(one.entry)
+            else:
+                self._let_go(key)  # ended, or filled anew and read in the next round
+        found = await self._index.search([entry.search for entry in entries.values()])
+        fresh = {key: _again(entry, windows) for (key, entry), windows in zip(entries.items(), found, strict=True)}
+        unclear = await self._put(fresh)
+        self._doom(unclear | self._policy.altered(set(fresh) - unclear, statistics))
+
+    def _doom(self, keys: Iterable[str]) -> None:
+        for key in keys:
+            self._doomed[key] = self._fills[key]
+            self._let_go(key)
+
+
+def _readable(stored: bytes) -> Entry | None:
+    try:
+        return Entry.decode(stored)
+    except UnreadableEntry:
+        return None
+
+
+def _again(entry: Entry, windows: Windows) -> Entry:
+    return Entry(
+        response=b"",
+        search=entry.search,
+        top_k=entry.top_k,
+        sources=entry.sources,
+        vector_window=windows.vector,
+        lexical_window=windows.lexical,
+        filled_ms=entry.filled_ms,
+    )
+
+
+class Judges:
+    """The judges of this worker: one for each slice that it has seen a change of."""
+
+    def __init__(
+        self,
+        slices: AnswerSlices,
+        index: SearchIndex,
+        terms: TermIndex,
+        *,
+        fusion: Fusion,
+        settings: AnswerSettings,
+    ) -> None:
+        self._slices = slices
+        self._index = index
+        self._terms = terms
+        self._lexicon = Lexicon(terms)
+        self._fusion = fusion
+        self._settings = settings
+        self._judges: dict[tuple[str, int], SliceJudge] = {}
+
+    async def catch_up(self, tenant: str, number: int) -> None:
+        """See ``SliceJudge.catch_up``."""
+        judge = self._judges.get((tenant, number))
+        if judge is None:
+            judge = self._judges[tenant, number] = SliceJudge(
+                tenant,
+                number,
+                slices=self._slices,
+                index=self._index,
+                terms=self._terms,
+                lexicon=self._lexicon,
+                fusion=self._fusion,
+                settings=self._settings,
+            )
+        await judge.catch_up()
+
+    async def follow(self) -> None:
+        """Until cancelled, take in what was stored meanwhile, so that the next change finds little to read."""
+        while True:
+            await asyncio.sleep(FOLLOW_S)
+            for tenant, number in list(self._judges):
+                try:
+                    await self.catch_up(tenant, number)
+                except CacheUnavailable as error:
+                    log.warning("judge_waits_for_redis", reason=str(error))
+                    break

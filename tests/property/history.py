@@ -1,0 +1,223 @@
+"""A history of a tenant's passages, asked about and judged: what a cached answer says against a fresh retrieval.
+
+Works on any implementation of the ports. Vectors are random, and so are lengths, so that hardly two scores are equal.
+"""
+
+import random
+from dataclasses import dataclass, field
+from itertools import pairwise
+from zlib import crc32
+
+import numpy as np
+from prometheus_client import CollectorRegistry
+
+from infra.embedding.hashing import HashingEmbedder
+from infra.opensearch.port import Access, ChunkChange, ChunkWrite
+from infra.redis.entry import Entry
+from query.core.cache_key import normalised
+from query.metrics import QueryMetrics
+from query.retrieval import Retrieval
+from schemas.documents import DocumentKey, Outcome
+from schemas.events import IndexChange, StageTimes
+from schemas.index import StoredChunk
+from streams.judging import Fusion, Judges
+from streams.runner import Task
+from streams.steps.invalidate import Invalidate
+
+TENANT = "acme"
+DIMENSION = 16
+DOCUMENTS = 6
+FUSION = Fusion(DIMENSION, kept=12, fused=5, rrf_k=60)
+WORDS = ["hotel", "train", "leave", "laptop", "budget", "policy", "night", "visa", "badge", "desk"]
+READERS = (Access(TENANT), Access(TENANT, ("hr",)))
+
+
+class RandomEmbedder(HashingEmbedder):
+    """A vector of its own for each text."""
+
+    def __init__(self):
+        super().__init__(DIMENSION)
+
+    async def embed_query(self, text):
+        vector = np.random.default_rng(crc32(text.encode())).standard_normal(DIMENSION).astype(np.float32)
+        return vector / np.linalg.norm(vector)
+
+
+@dataclass
+class Question:
+    text: str
+    access: Access
+    top_k: int
+    filters: dict[str, str]
+
+    @property
+    def key(self):
+        return f"{self.text}/{self.access.groups}/{self.top_k}/{self.filters}"
+
+
+@dataclass
+class History:
+    """One writer, one reader, and as many workers as there are judges."""
+
+    rng: random.Random
+    index: object
+    terms: object
+    cache: object
+    states: object
+    settings: object
+    workers: list[Invalidate] = field(default_factory=list)
+    passages: dict[str, dict[str, StoredChunk]] = field(default_factory=dict)
+    offset: int = 0
+    dropped: int = 0
+    needed: int = 0
+    stale: list[str] = field(default_factory=list)
+    drifted: list[str] = field(default_factory=list)
+    checked: int = 0
+
+    def __post_init__(self):
+        self.embedder = RandomEmbedder()
+        metrics = QueryMetrics(CollectorRegistry())
+        self.retrieval = Retrieval(
+            index=self.index, embedder=self.embedder, metrics=metrics, window=FUSION.fused, kept=FUSION.kept, rrf_k=60
+        )
+        self.questions = [self._question() for _ in range(10)]
+        # What each stored answer says, and which passages were touched since.
+        self.answers: dict[str, tuple[tuple[str, int], ...]] = {}
+        self.touched: dict[str, set[str]] = {}
+        self.news: set[str] = set()
+
+    def hire(self):
+        """A worker more, which knows nothing."""
+        judges = Judges(self.cache, self.index, self.terms, fusion=FUSION, settings=self.settings)
+        self.workers.append(Invalidate(self.cache, judges, self.states))
+
+    async def fill(self):
+        """Ask every question that has no answer."""
+        for question in self.questions:
+            look = await self.cache.lookup(TENANT, question.key)
+            if look.entry is None:
+                found = await self.retrieve(question)
+                entry = Entry(
+                    response=b"{}",
+                    search=found.search,
+                    top_k=question.top_k,
+                    sources=found.sources,
+                    vector_window=found.windows.vector,
+                    lexical_window=found.windows.lexical,
+                    filled_ms=0.0,
+                )
+                stored = await self.cache.store(TENANT, question.key, entry.encode(), epoch=look.epoch, ttl_s=600)
+                if stored:
+                    self.answers[question.key] = found.sources
+                    self.touched[question.key] = set()
+
+    async def retrieve(self, question):
+        return await self.retrieval.retrieve(
+            normalised(question.text), question.access, top_k=question.top_k, filters=question.filters
+        )
+
+    async def change(self):
+        """Edit, write or delete one document, in the order of the write path; some worker hears of it."""
+        name = f"doc-{self.rng.randrange(DOCUMENTS)}"
+        key = DocumentKey(TENANT, name)
+        self.offset += 1
+        standing = self.passages.get(name, {})
+        gone = [chunk_id for chunk_id in standing if self.rng.random() < 0.4]
+        # The same id with another version: what an edit of the document's attributes does.
+        again = [chunk_id for chunk_id in standing if chunk_id not in gone and self.rng.random() < 0.2]
+        put = [standing[chunk_id].model_copy(update={"version": self.offset}) for chunk_id in again]
+        put += [self._passage(key) for _ in range(self.rng.randint(0, 3))]
+        writes = [ChunkWrite(chunk, await self.embedder.embed_query(chunk.text)) for chunk in put]
+        assert await self.index.apply([ChunkChange(key, self.offset, tuple(writes), tuple(gone))]) == [None]
+        kept = {chunk_id: chunk for chunk_id, chunk in standing.items() if chunk_id not in gone}
+        self.passages[name] = kept | {chunk.chunk_id: chunk for chunk in put}
+        change = IndexChange(
+            event_id=f"e{self.offset}",
+            tenant=TENANT,
+            document_id=name,
+            version=self.offset,
+            position=f"documents.v1-0:{self.offset}",
+            generation="g1",
+            outcome=Outcome.DONE,
+            added=tuple(chunk.chunk_id for chunk in put),
+            removed=tuple(gone),
+            times=StageTimes(accepted_ms=0.0),
+        )
+        for touched in (*self.touched.values(), self.news):
+            touched.update(change.added, change.removed)
+        return Task(change, 0, self.offset, None)
+
+    async def check(self):
+        """Every answer that is still there says what a fresh retrieval finds, but for passages that nobody touched."""
+        for question in self.questions:
+            before = self.answers.get(question.key)
+            if before is None:
+                continue
+            look = await self.cache.lookup(TENANT, question.key)
+            assert look.positions.get(0, self.offset) == self.offset
+            found = await self.retrieve(question)
+            now = found.sources
+            # A source with another version was stored anew: its answer shows other attributes.
+            differing = {chunk_id for chunk_id, _ in set(before) ^ set(now)}
+            needed = bool(differing & self.touched[question.key])
+            if look.entry is None:
+                self.dropped += 1
+                self.needed += needed
+                del self.answers[question.key]
+            elif needed and not _tied(found.windows):
+                # A passage that came earlier and ranks now: the statistics of the index moved, not the passages.
+                told = self.stale if differing & self.news else self.drifted
+                told.append(f"{question.key}: {before} would be {now}")
+            self.checked += 1
+        self.news.clear()
+
+    def _question(self):
+        words = " ".join(self.rng.choice(WORDS) for _ in range(self.rng.randint(1, 3)))
+        filters = self.rng.choice(({}, {}, {"metadata.kind": "a"}))
+        return Question(words, self.rng.choice(READERS), self.rng.choice((1, 3)), filters)
+
+    def _passage(self, key):
+        text = " ".join(self.rng.choice(WORDS) for _ in range(self.rng.randint(3, 39)))
+        return StoredChunk(
+            chunk_id=f"{key.document_id}-{crc32(text.encode()):08x}",
+            tenant=TENANT,
+            document_id=key.document_id,
+            version=self.offset,
+            position=f"documents.v1-0:{self.offset}",
+            text=text,
+            text_sha256="0" * 64,
+            start=0,
+            end=len(text),
+            groups=self.rng.choice(((), (), ("hr",))),
+            metadata={"kind": self.rng.choice("ab")},
+        )
+
+
+def _tied(windows):
+    """Which of two equal scores comes first is nobody's promise."""
+    return any(
+        above.score - below.score < 1e-6 for leg in (windows.vector, windows.lexical) for above, below in pairwise(leg)
+    )
+
+
+async def finished(worker, tasks):
+    return [outcome async for some in worker.run(tasks) for outcome in some]
+
+
+async def live(history, steps):
+    """Changes come, mostly one by one; workers come and go, and miss what others judge."""
+    history.hire()
+    for _ in range(steps):
+        await history.fill()
+        tasks = [await history.change() for _ in range(history.rng.choice((1, 1, 1, 2, 3)))]
+        if history.rng.random() < 0.15:
+            history.hire()
+        if history.rng.random() < 0.1:
+            history.workers = history.workers[1:] or history.workers
+        if history.rng.random() < 0.1:
+            await history.fill()  # after the change became searchable, before its epoch
+        worker = history.rng.choice(history.workers)
+        await finished(worker, tasks)
+        if history.rng.random() < 0.1:
+            await finished(history.rng.choice(history.workers), tasks)  # redelivered
+        await history.check()
