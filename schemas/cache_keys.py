@@ -26,8 +26,8 @@ class AnswerKeys:
         """A hash: the last offset applied of each partition, ``seeded``, and the numbers that order everything.
 
         ``epoch``: of the last change; ``judged``: of the last change that answers were judged by; ``floor``: answers of
-        earlier epochs do not count; ``fills``: number of the last answer stored. One key on purpose: Redis can lose all
-        of it, never a part of it.
+        earlier epochs do not count; ``fills``: number of the last answer stored; ``told``: number of the last
+        announcement. One key on purpose: Redis can lose all of it, never a part of it.
         """
         return f"{self.slice_key}:state"
 
@@ -42,6 +42,11 @@ class AnswerKeys:
         return f"{self.slice_key}:fills"
 
     @property
+    def drops(self) -> str:
+        """A stream of the latest drops: ``keys`` of the answers, or ``*``, and ``why``."""
+        return f"{self.slice_key}:drops"
+
+    @property
     def answers(self) -> str:
         """What the keys of all answers begin with."""
         return f"{self.slice_key}:answer:"
@@ -49,6 +54,10 @@ class AnswerKeys:
     def answer(self, key: str) -> str:
         """A hash of ``epoch``, ``fill`` and ``entry``; it ends by itself."""
         return f"{self.answers}{key}"
+
+    def lease(self, key: str) -> str:
+        """There while somebody fills the answer; it ends by itself."""
+        return f"{self.slice_key}:lease:{key}"
 
 
 def slice_of(key: str, slices: int) -> int:

@@ -9,26 +9,36 @@ are dropped: never kept.
 """
 
 import asyncio
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Final
 
+import orjson
 import structlog
 
-from infra.opensearch.port import Hit, IndexUnavailable, SearchIndex, TermIndex, Windows
+from infra.opensearch.port import IndexUnavailable, SearchIndex, TermIndex, Windows
 from infra.redis.entry import Entry, UnreadableEntry
 from infra.redis.port import AnswerSlices, CacheUnavailable, Pending
 from infra.settings import AnswerSettings
-from schemas.documents import DocumentKey
-from streams.core.invalidation.evidence import Change, Evidence, Passage, Statistics
+from streams.core.invalidation.evidence import Change, Evidence, Statistics
 from streams.core.invalidation.exact import Exact
 from streams.core.invalidation.mentions import Mentions, read
 from streams.lexicon import Lexicon
+from streams.news import News
 
-FOLLOW_S: Final = 1.0
-"""How often a judge reads what was stored, when no change makes it."""
+FOLLOW_S: Final = 0.1
+"""How often a judge reads what was stored, when no change makes it: mostly it is read before the next change comes."""
+
+QUIET_FOLLOW_S: Final = 2.0
+"""The same of a slice to which nothing has come for ``QUIET_AFTER_S``."""
+
+QUIET_AFTER_S: Final = 10.0
 
 _UNKNOWN: Final = 0
+_EVENTS_TOLD: Final = 20
+_NO_CHANGE: Final = Change(frozenset(), frozenset(), ())
+_NO_STATISTICS: Final = Statistics(0, 0)
 _ENTRIES_AT_ONCE: Final = 500
 
 log = structlog.get_logger(__name__)
@@ -65,7 +75,7 @@ class SliceJudge:
         *,
         slices: AnswerSlices,
         index: SearchIndex,
-        terms: TermIndex,
+        news: News,
         lexicon: Lexicon,
         fusion: Fusion,
         settings: AnswerSettings,
@@ -74,11 +84,12 @@ class SliceJudge:
         self._number = number
         self._slices = slices
         self._index = index
-        self._terms = terms
+        self._news = news
         self._lexicon = lexicon
         self._fusion = fusion
         self._settings = settings
         self._one_at_a_time = asyncio.Lock()
+        self.active_s = time.monotonic()
         self._forget()
 
     async def catch_up(self) -> None:
@@ -92,8 +103,10 @@ class SliceJudge:
                 while not await self._judge():
                     pass
             except IndexUnavailable as error:
-                self._forget()
-                await self._drop_all(str(error))
+                # Where no change waits, answers are as true as before; what was not taken in is, the next time.
+                if self._behind:
+                    self._forget()
+                    await self._drop_all(str(error))
             except BaseException:
                 # Windows may be ahead of what was dropped: only Redis knows now.
                 self._forget()
@@ -107,6 +120,7 @@ class SliceJudge:
         self._fills: dict[str, int] = {}
         self._doomed: dict[str, int] = {}
         self._new_terms: set[str] = set()
+        self._behind = False
 
     async def _judge(self) -> bool:
         """One round; False where another is needed, as the memory did not fit, or another worker was faster."""
@@ -116,19 +130,28 @@ class SliceJudge:
         elif not self._continues(pending):
             self._forget()
             return False
-        mentions = read([change.change for change in pending.changes])
+        self._behind = pending.judged != pending.epoch
+        told = tuple(change.change for change in pending.changes if change.change)
+        mentions = read(told)
+        if pending.changes or pending.fills:
+            self.active_s = time.monotonic()
         if len(mentions) > self._settings.judged_passages:
             self._forget()
             await self._drop_all(f"{len(mentions)} passages changed at once")
             return True
         unclear = await self._load(pending)
-        await self._weigh(mentions, unclear)
+        await self._weigh(told, unclear)
         self._known = pending.epoch
         drop = [(fill, key) for key, fill in self._doomed.items()]
         if pending.judged != pending.epoch or drop:
             # What is to be dropped stays so until it is: another worker may have been faster by one change only.
             if not await self._slices.settle(
-                self._tenant, self._number, judged=pending.judged, epoch=pending.epoch, drop=drop
+                self._tenant,
+                self._number,
+                judged=pending.judged,
+                epoch=pending.epoch,
+                drop=drop,
+                why=_why(mentions) if drop else b"",
             ):
                 return False
             self._doomed.clear()
@@ -140,7 +163,7 @@ class SliceJudge:
 
     async def _drop_all(self, reason: str) -> None:
         log.warning("answers_dropped_unjudged", tenant=self._tenant, slice=self._number, reason=reason)
-        await self._slices.drop_all(self._tenant, self._number)
+        await self._slices.drop_all(self._tenant, self._number, orjson.dumps({"unjudged": reason}))
 
     async def _load(self, pending: Pending) -> set[str]:
         """Take in what was stored since; keys of answers whose windows are not whole."""
@@ -153,19 +176,19 @@ class SliceJudge:
         for start in range(0, len(pending.fills), _ENTRIES_AT_ONCE):
             page = pending.fills[start : start + _ENTRIES_AT_ONCE]
             stored = await self._slices.entries(self._tenant, self._number, [key for _, key in page])
-            entries: dict[str, Entry] = {}
-            for (fill, key), one in zip(page, stored, strict=True):
-                if one is None or one.fill != fill:
-                    continue
+            there = {key: one for (fill, key), one in zip(page, stored, strict=True) if one and one.fill == fill}
+            # An answer can be judged only where all changes after it are remembered.
+            judged = {key: one for key, one in there.items() if self._known != _UNKNOWN or one.epoch >= since}
+            entries = {key: entry for key, one in judged.items() if (entry := _readable(one.entry)) is not None}
+            evidence, partial = await self._evidence(entries)
+            # Nothing is waited for from here on: what is taken in is taken in wholly.
+            for key, one in there.items():
                 self._let_go(key)
-                self._fills[key] = fill
-                entry = _readable(one.entry)
-                # An answer can be judged only where all changes after it are remembered.
-                if entry is None or (self._known == _UNKNOWN and one.epoch < since):
-                    self._doomed[key] = fill
-                else:
-                    entries[key] = entry
-            unclear |= await self._put(entries)
+                self._fills[key] = one.fill
+            for one_evidence in evidence:
+                self._put(one_evidence)
+            self._doom(there.keys() - entries.keys())
+            unclear |= partial
             self._last_fill = page[-1][0]
         return unclear
 
@@ -173,17 +196,21 @@ class SliceJudge:
         if self._fills.pop(key, None) is not None:
             self._policy.discard(key)
 
-    async def _put(self, entries: dict[str, Entry]) -> set[str]:
-        """Keep the evidence of entries; keys of those that lack a passage by now."""
+    def _put(self, evidence: Evidence) -> None:
+        self._new_terms.update(evidence.terms.keys() - self._policy.vocabulary)
+        self._news.vocabulary.update(evidence.terms)
+        self._policy.put(evidence)
+
+    async def _evidence(self, entries: Mapping[str, Entry]) -> tuple[list[Evidence], set[str]]:
+        """What entries were made of; and the keys of those that lack a passage by now."""
         terms = await self._lexicon.questions([entry.search.text for entry in entries.values()])
         counts = await self._lexicon.passages([hit for entry in entries.values() for hit in entry.lexical_window])
-        unclear = set()
+        found, partial = [], set()
         for key, entry in entries.items():
             there = [(hit.chunk_id, counts[hit.chunk_id]) for hit in entry.lexical_window if hit.chunk_id in counts]
             if len(there) < len(entry.lexical_window):
-                unclear.add(key)
-            self._new_terms.update(terms[entry.search.text])
-            self._policy.put(
+                partial.add(key)
+            found.append(
                 Evidence(
                     key=key,
                     search=entry.search,
@@ -195,38 +222,38 @@ class SliceJudge:
                     lexical_window=tuple(there),
                 )
             )
-        return unclear
+        return found, partial
 
-    async def _weigh(self, mentions: Mentions, unclear: set[str]) -> None:
-        if not (mentions or unclear) or not self._fills:
+    async def _weigh(self, told: tuple[bytes, ...], unclear: set[str]) -> None:
+        if not (told or unclear or self._new_terms) or not self._fills:
             return
-        change = await self._change(mentions)
-        statistics = await self._statistics(change)
+        change, statistics = await self._news.read(self._tenant, told) if told else (_NO_CHANGE, _NO_STATISTICS)
+        if self._new_terms or not told:
+            more = await self._lexicon.statistics(sorted(self._new_terms))
+            statistics = replace(more, frequencies={**statistics.frequencies, **more.frequencies})
+            self._new_terms.clear()
         verdict = self._policy.judge(change, statistics)
         self._doom(verdict.drop)
         await self._recheck(sorted((verdict.recheck | unclear) - verdict.drop), statistics)
 
-    async def _change(self, mentions: Mentions) -> Change:
-        hits = [Hit(chunk_id, DocumentKey(self._tenant, name), 0.0) for chunk_id, name in mentions.added.items()]
-        passages, counts = await asyncio.gather(self._terms.with_vectors(hits), self._lexicon.passages(hits))
-        # What was added and is not there any more will be told as removed: it is no part of any answer from now on.
-        there = [chunk_id for chunk_id in passages if chunk_id in counts]
-        added = tuple(Passage(passages[name].chunk, passages[name].vector, counts[name]) for name in there)
-        return Change(mentions.documents, mentions.removed.union(mentions.added).difference(there), added)
-
-    async def _statistics(self, change: Change) -> Statistics:
-        added = {term for passage in change.added for term in passage.terms.frequencies}
-        statistics = await self._lexicon.statistics(sorted(self._new_terms | (added & self._policy.vocabulary)))
-        self._new_terms.clear()
-        return statistics
-
     async def _recheck(self, keys: Sequence[str], statistics: Statistics) -> None:
         """Retrieve again for answers whose windows are too short to tell; too many of them are dropped."""
-        if len(keys) > self._settings.rechecks:
-            self._doom(keys)
-            return
         if not keys:
             return
+        try:
+            told = await self._again(keys) if len(keys) <= self._settings.rechecks else None
+        except IndexUnavailable:
+            told = None
+        if told is None:
+            self._doom(keys)
+            return
+        evidence, partial = told
+        for one in evidence:
+            self._put(one)
+        self._doom(partial | self._policy.altered({one.key for one in evidence} - partial, statistics))
+
+    async def _again(self, keys: Sequence[str]) -> tuple[list[Evidence], set[str]]:
+        """As ``_evidence``, with the windows of now."""
         stored = await self._slices.entries(self._tenant, self._number, keys)
         entries = {}
         for key, one in zip(keys, stored, strict=True):
@@ -235,14 +262,21 @@ class SliceJudge:
             else:
                 self._let_go(key)  # ended, or filled anew and read in the next round
         found = await self._index.search([entry.search for entry in entries.values()])
-        fresh = {key: _again(entry, windows) for (key, entry), windows in zip(entries.items(), found, strict=True)}
-        unclear = await self._put(fresh)
-        self._doom(unclear | self._policy.altered(set(fresh) - unclear, statistics))
+        fresh = {key: _retrieved(entry, windows) for (key, entry), windows in zip(entries.items(), found, strict=True)}
+        return await self._evidence(fresh)
 
     def _doom(self, keys: Iterable[str]) -> None:
         for key in keys:
-            self._doomed[key] = self._fills[key]
-            self._let_go(key)
+            if (fill := self._fills.get(key)) is not None:
+                self._doomed[key] = fill
+                self._let_go(key)
+
+
+def _why(mentions: Mentions) -> bytes:
+    """The events of a judgement, the latest of them where they are many."""
+    return orjson.dumps(
+        {"events": mentions.events[-_EVENTS_TOLD:], "documents": sorted(mentions.documents)[:_EVENTS_TOLD]}
+    )
 
 
 def _readable(stored: bytes) -> Entry | None:
@@ -252,7 +286,7 @@ def _readable(stored: bytes) -> Entry | None:
         return None
 
 
-def _again(entry: Entry, windows: Windows) -> Entry:
+def _retrieved(entry: Entry, windows: Windows) -> Entry:
     return Entry(
         response=b"",
         search=entry.search,
@@ -278,11 +312,16 @@ class Judges:
     ) -> None:
         self._slices = slices
         self._index = index
-        self._terms = terms
         self._lexicon = Lexicon(terms)
+        self._news = News(terms, self._lexicon, most=settings.judged_passages)
         self._fusion = fusion
         self._settings = settings
         self._judges: dict[tuple[str, int], SliceJudge] = {}
+
+    def expect(self, tenant: str, told: bytes) -> None:
+        """Begin to read what a change has made searchable, while it is appended to the slices."""
+        if any(name == tenant for name, _ in self._judges):
+            self._news.expect(tenant, (told,))
 
     async def catch_up(self, tenant: str, number: int) -> None:
         """See ``SliceJudge.catch_up``."""
@@ -293,7 +332,7 @@ class Judges:
                 number,
                 slices=self._slices,
                 index=self._index,
-                terms=self._terms,
+                news=self._news,
                 lexicon=self._lexicon,
                 fusion=self._fusion,
                 settings=self._settings,
@@ -302,11 +341,21 @@ class Judges:
 
     async def follow(self) -> None:
         """Until cancelled, take in what was stored meanwhile, so that the next change finds little to read."""
+        looked_s: dict[tuple[str, int], float] = {}
         while True:
             await asyncio.sleep(FOLLOW_S)
-            for tenant, number in list(self._judges):
+            for place, judge in list(self._judges.items()):
+                now_s = time.monotonic()
+                quiet = now_s - judge.active_s > QUIET_AFTER_S
+                if quiet and now_s - looked_s.get(place, 0.0) < QUIET_FOLLOW_S:
+                    continue
+                looked_s[place] = now_s
                 try:
-                    await self.catch_up(tenant, number)
+                    await judge.catch_up()
                 except CacheUnavailable as error:
                     log.warning("judge_waits_for_redis", reason=str(error))
                     break
+
+    async def close(self) -> None:
+        """End what is being read for changes that nobody waits for any more."""
+        await self._news.close()

@@ -146,6 +146,7 @@ async def _judges(settings: Settings, slices: RedisAnswerCache, closing: AsyncEx
     async def stop() -> None:
         following.cancel()
         await asyncio.gather(following, return_exceptions=True)
+        await judges.close()
 
     closing.push_async_callback(stop)
     return judges

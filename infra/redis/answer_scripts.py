@@ -1,7 +1,7 @@
 """What is done to a slice of answers, each operation one Lua script: Redis runs one script at a time.
 
-Every script has the keys ``state``, ``changes``, ``fills`` of one slice, and those of answers after them. All lie in
-one cluster slot.
+Every script has the keys ``state``, ``changes``, ``fills``, ``drops`` of one slice, and those of answers after them.
+All lie in one cluster slot.
 """
 
 from dataclasses import dataclass, field
@@ -24,7 +24,8 @@ class Script:
 # An epoch comes from the server's clock in microseconds, so that one made after Redis lost the slice is none that a
 # fill still under way began with. Lua numbers hold it exactly (below 2^53), but their default text does not.
 _SLICE: Final = """
-local STATE, CHANGES, FILLS = KEYS[1], KEYS[2], KEYS[3]
+local STATE, CHANGES, FILLS, DROPS = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local DROPS_REMEMBERED = 1000
 local function state(name)
   return redis.call('HGET', STATE, name)
 end
@@ -53,75 +54,96 @@ local function advance_to(after, to)
   advance(positions)
   return positions
 end
+local function remember_drop(keys, why)
+  redis.call('XADD', DROPS, 'MAXLEN', '~', DROPS_REMEMBERED, '*', 'keys', keys, 'why', why)
+end
 -- Every answer is gone, and with them the need to judge: an answer of an epoch below the floor does not count.
-local function drop_everything()
+local function drop_everything(why)
   local positions = advance_to(state('judged') or '0', '+')
+  if redis.call('XLEN', FILLS) > 0 then
+    remember_drop('*', why)
+  end
   local epoch = new_epoch()
   redis.call('HSET', STATE, 'judged', epoch, 'floor', epoch, 'waiting', 0)
   redis.call('DEL', CHANGES, FILLS)
   return epoch, positions
 end
 local function epoch_now()
-  return state('epoch') or (drop_everything())
+  return state('epoch') or (drop_everything(''))
 end
-local function announce(channel, epoch, tenant, positions)
-  redis.call('PUBLISH', channel, epoch .. ' ' .. tenant .. ' ' .. positions)
+-- WHERE is the channel, the tenant and the number of the slice. What is dropped: '-', '*', or keys, commas between.
+local function announce(where, dropped, positions)
+  local told = redis.call('HINCRBY', STATE, 'told', 1)
+  local channel, slice = string.match(where, '^(%S+) (%S+ %S+)$')
+  redis.call('PUBLISH', channel, slice .. ' ' .. told .. ' ' .. dropped .. ' ' .. positions)
 end
 """
 
+# ARGV: milliseconds of a lease, or 0. KEYS: the answer, its lease.
 LOOKUP: Final = Script(
     _SLICE
     + """
 epoch_now()
-local answer = redis.call('HMGET', KEYS[4], 'epoch', 'entry')
-local counts = answer[1] and tonumber(answer[1]) >= tonumber(state('floor'))
-return {redis.call('HGETALL', STATE), counts and answer[2]}
+local answer = redis.call('HMGET', KEYS[5], 'epoch', 'entry')
+if answer[1] and tonumber(answer[1]) >= tonumber(state('floor')) then
+  return {redis.call('HGETALL', STATE), answer[2], redis.call('PTTL', KEYS[5]), 0}
+end
+local leased = ARGV[1] == '0' or redis.call('SET', KEYS[6], '1', 'NX', 'PX', ARGV[1])
+return {redis.call('HGETALL', STATE), false, 0, leased and 1 or 0}
 """
 )
 
-# ARGV: epoch, entry, seconds to live, key, what keys of answers begin with, most answers.
+# ARGV: where, epoch, entry, seconds to live, key, what keys of answers begin with, most answers. KEYS: the answer, its
+# lease.
 STORE: Final = Script(
     _SLICE
     + """
-if state('epoch') ~= ARGV[1] then
+redis.call('DEL', KEYS[6])
+if state('epoch') ~= ARGV[2] then
   return 0
 end
-local earlier = redis.call('HGET', KEYS[4], 'fill')
-if earlier then
-  redis.call('XDEL', FILLS, earlier .. '-0')
+local earlier = redis.call('HMGET', KEYS[5], 'fill', 'epoch')
+if earlier[1] and tonumber(earlier[2]) >= tonumber(state('floor')) then
+  return 1
 end
 local fill = redis.call('HINCRBY', STATE, 'fills', 1)
-redis.call('HSET', KEYS[4], 'epoch', ARGV[1], 'entry', ARGV[2], 'fill', fill)
-redis.call('EXPIRE', KEYS[4], ARGV[3])
-redis.call('XADD', FILLS, fill .. '-0', 'key', ARGV[4])
+redis.call('HSET', KEYS[5], 'epoch', ARGV[2], 'entry', ARGV[3], 'fill', fill)
+redis.call('EXPIRE', KEYS[5], ARGV[4])
+redis.call('XADD', FILLS, fill .. '-0', 'key', ARGV[5])
 -- Answers end in the order in which they came: a look at the oldest now and then keeps the list as long as they are.
+local given_up = {}
 for _, oldest in ipairs(redis.call('XRANGE', FILLS, '-', '+', 'COUNT', 4)) do
-  local answer = ARGV[5] .. oldest[2][2]
+  local answer = ARGV[6] .. oldest[2][2]
   local there = (redis.call('HGET', answer, 'fill') or '') .. '-0' == oldest[1]
   if there then
-    if redis.call('XLEN', FILLS) <= tonumber(ARGV[6]) then
+    if redis.call('XLEN', FILLS) <= tonumber(ARGV[7]) then
       break
     end
     redis.call('DEL', answer)
+    given_up[#given_up + 1] = oldest[2][2]
   end
   redis.call('XDEL', FILLS, oldest[1])
+end
+-- Copies of what is no longer here would not be judged any more.
+if #given_up > 0 then
+  announce(ARGV[1], table.concat(given_up, ','), '')
 end
 return 1
 """
 )
 
-# ARGV: channel, tenant, positions, 'drop' | 'keep' | 'seed' | a change, most changes to remember.
+# ARGV: where, positions, 'drop' | 'keep' | 'seed' | a change, most changes to remember, why.
 CHANGE: Final = Script(
     _SLICE
     + """
-local channel, tenant, positions, effect, most = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
+local where, positions, effect, most, why = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 local epoch = epoch_now()
 if effect == 'seed' and redis.call('HSETNX', STATE, 'seeded', '1') == 0 then
   return {epoch, 0}
 end
 if effect == 'keep' and state('judged') == epoch then
   advance(positions)
-  announce(channel, epoch, tenant, positions)
+  announce(where, '-', positions)
   return {epoch, 0}
 end
 -- Where no answer is kept there is nothing to judge; fills under way are refused by the new epoch. Where judging has
@@ -129,9 +151,9 @@ end
 local behind = tonumber(state('waiting')) >= tonumber(most)
 if effect == 'drop' or effect == 'seed' or behind or redis.call('XLEN', FILLS) == 0 then
   local earlier
-  epoch, earlier = drop_everything()
+  epoch, earlier = drop_everything(why)
   advance(positions)
-  announce(channel, epoch, tenant, earlier .. ' ' .. positions)
+  announce(where, '*', earlier .. ' ' .. positions)
   return {epoch, 0}
 end
 local previous = epoch
@@ -158,23 +180,28 @@ return {
 """
 )
 
-# ARGV: channel, tenant, epoch judged before, epoch judged now, then for each answer to drop the number of its fill.
+# ARGV: where, epoch judged before, epoch judged now, why, keys of the answers to drop with commas between, and for each
+# of them the number of its fill. KEYS: those answers.
 SETTLE: Final = Script(
     _SLICE
     + """
-if state('judged') ~= ARGV[3] then
+if state('judged') ~= ARGV[2] then
   return 0
 end
-for number = 4, #KEYS do
+for number = 5, #KEYS do
   local fill = ARGV[number + 1]
   if redis.call('HGET', KEYS[number], 'fill') == fill then
     redis.call('DEL', KEYS[number])
   end
   redis.call('XDEL', FILLS, fill .. '-0')
 end
-local waiting = #redis.call('XRANGE', CHANGES, '(' .. ARGV[4] .. '-0', '+')
-redis.call('HSET', STATE, 'judged', ARGV[4], 'waiting', waiting)
-announce(ARGV[1], ARGV[4], ARGV[2], advance_to(ARGV[3], ARGV[4] .. '-0'))
+local waiting = #redis.call('XRANGE', CHANGES, '(' .. ARGV[3] .. '-0', '+')
+redis.call('HSET', STATE, 'judged', ARGV[3], 'waiting', waiting)
+local dropped = #KEYS > 4
+if dropped then
+  remember_drop(ARGV[5], ARGV[4])
+end
+announce(ARGV[1], dropped and ARGV[5] or '-', advance_to(ARGV[2], ARGV[3] .. '-0'))
 return 1
 """
 )

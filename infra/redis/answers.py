@@ -12,7 +12,8 @@ and then whoever judged it has seen the answer, for the fills were read after th
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping, Sequence
+import time
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from typing import Any, Final
 
 from redis.asyncio import Redis
@@ -20,17 +21,32 @@ from redis.exceptions import NoScriptError
 
 from infra.redis.answer_scripts import CHANGE, LOOKUP, PENDING, SETTLE, STORE, Script
 from infra.redis.connect import redis_errors
-from infra.redis.port import Applied, CacheUnavailable, Lookup, Pending, SliceChange, StoredEntry, reached_by_all
+from infra.redis.port import (
+    Applied,
+    CacheUnavailable,
+    Dropped,
+    Lookup,
+    Pending,
+    SliceChange,
+    StoredEntry,
+    reached_by_all,
+)
 from infra.settings import AnswerSettings
 from schemas.cache_keys import AnswerKeys, slice_of
 from schemas.names import Names
 
-HEARTBEAT_S: Final = 1.0
-"""A silent subscription is asked for a sign of life after this, and counts as broken after twice this."""
+HEARTBEAT_S: Final = 0.2
+"""How often a subscription is asked for a sign of life."""
+
+SILENT_S: Final = 2.0
+"""A subscription that gives none for so long counts as broken."""
 
 _DROP: Final = b"drop"
 _KEEP: Final = b"keep"
 _SEED: Final = b"seed"
+_ALL: Final = "*"
+_NONE: Final = "-"
+_DROPS_READ: Final = 1_000
 
 
 class RedisAnswerCache:
@@ -52,18 +68,27 @@ class RedisAnswerCache:
         """See ``AnswerSlices``."""
         return self._cache.slices
 
-    async def lookup(self, tenant: str, key: str) -> Lookup:
+    async def lookup(self, tenant: str, key: str, *, lease_ms: int = 0) -> Lookup:
         """See ``AnswerCache``."""
         keys = AnswerKeys.of(self._names, tenant, slice_of(key, self.count))
-        fields, entry = await self._run(LOOKUP, keys, (keys.answer(key),))
+        fields, entry, ends_ms, leased = await self._run(LOOKUP, keys, (keys.answer(key), keys.lease(key)), lease_ms)
         state = dict(zip(fields[::2], fields[1::2], strict=True))
-        return Lookup(int(state[b"epoch"]), _positions(state), entry, seeded=b"seeded" in state)
+        return Lookup(
+            epoch=int(state[b"epoch"]),
+            positions=_positions(state),
+            entry=entry,
+            seeded=b"seeded" in state,
+            told=int(state.get(b"told", 0)),
+            ends_ms=max(ends_ms, 0),
+            leased=bool(leased),
+        )
 
     async def store(self, tenant: str, key: str, entry: bytes, *, epoch: int, ttl_s: int) -> bool:
         """See ``AnswerCache``."""
-        keys = AnswerKeys.of(self._names, tenant, slice_of(key, self.count))
-        arguments = (epoch, entry, ttl_s, key, keys.answers, self._cache.per_slice)
-        return bool(await self._run(STORE, keys, (keys.answer(key),), *arguments))
+        number = slice_of(key, self.count)
+        keys = AnswerKeys.of(self._names, tenant, number)
+        arguments = (self._where(tenant, number), epoch, entry, ttl_s, key, keys.answers, self._cache.per_slice)
+        return bool(await self._run(STORE, keys, (keys.answer(key), keys.lease(key)), *arguments))
 
     async def apply(self, tenant: str, positions: Mapping[int, int], *, drop: bool) -> int:
         """See ``AnswerCache``."""
@@ -82,27 +107,32 @@ class RedisAnswerCache:
         """See ``AnswerCache``."""
         await self._change_all(tenant, positions, _SEED)
 
-    async def applied(self, *, subscribed: asyncio.Event | None = None) -> AsyncGenerator[Applied, None]:
-        """See ``AnswerCache``."""
+    async def applied(
+        self, *, subscribed: asyncio.Event | None = None, complete: Callable[[float], None] | None = None
+    ) -> AsyncGenerator[Applied, None]:
+        """See ``AnswerCache``. Redis answers a connection in order: before the reply to a ping comes all there was."""
         with redis_errors():
             async with self._client.pubsub() as channel:
                 await channel.subscribe(self._names.applied_channel)
-                confirmed = asked = False
+                confirmed = False
+                asked_s = answered_s = time.monotonic()
                 while True:
-                    message = await channel.get_message(timeout=HEARTBEAT_S)
-                    if message is None:
-                        if asked:
-                            raise CacheUnavailable(f"Redis: the subscription was silent for {2 * HEARTBEAT_S:g} s")
-                        asked = True
-                        await channel.ping()
-                        continue
-                    asked = False
-                    if message["type"] == "message":
+                    now_s = time.monotonic()
+                    if now_s - answered_s > SILENT_S:
+                        raise CacheUnavailable(f"Redis: the subscription was silent for {SILENT_S:g} s")
+                    if confirmed and asked_s <= answered_s and now_s - asked_s >= HEARTBEAT_S:
+                        asked_s = now_s
+                        await channel.ping(repr(now_s))
+                    message = await channel.get_message(timeout=HEARTBEAT_S / 4)
+                    kind = message["type"] if message is not None else None
+                    if kind == "message":
                         yield _parse_announcement(message["data"])
-                    elif message["type"] == "subscribe":
-                        # The client connects and subscribes again by itself; what was announced between is lost.
-                        if confirmed:
-                            raise CacheUnavailable("Redis: the subscription was interrupted")
+                    elif kind == "pong":
+                        answered_s = time.monotonic()
+                        if complete is not None:
+                            complete(float(message["data"]))
+                    elif kind == "subscribe":
+                        _once(confirmed=confirmed)
                         confirmed = True
                         if subscribed is not None:
                             subscribed.set()
@@ -137,34 +167,47 @@ class RedisAnswerCache:
         return [StoredEntry(int(fill), int(epoch), entry) if entry else None for fill, epoch, entry in found]
 
     async def settle(
-        self, tenant: str, number: int, *, judged: int, epoch: int, drop: Sequence[tuple[int, str]]
+        self, tenant: str, number: int, *, judged: int, epoch: int, drop: Sequence[tuple[int, str]], why: bytes = b""
     ) -> bool:
         """See ``AnswerSlices``."""
         keys = AnswerKeys.of(self._names, tenant, number)
         answers = tuple(keys.answer(key) for _, key in drop)
         fills = (fill for fill, _ in drop)
-        channel = self._names.applied_channel
-        return bool(await self._run(SETTLE, keys, answers, channel, tenant, judged, epoch, *fills))
+        dropped = ",".join(key for _, key in drop)
+        where = self._where(tenant, number)
+        return bool(await self._run(SETTLE, keys, answers, where, judged, epoch, why, dropped, *fills))
 
-    async def drop_all(self, tenant: str, number: int) -> None:
+    async def drop_all(self, tenant: str, number: int, why: bytes = b"") -> None:
         """See ``AnswerSlices``."""
-        await self._change(tenant, number, {}, _DROP)
+        await self._change(tenant, number, {}, _DROP, why)
+
+    async def drops(self, tenant: str, number: int, key: str) -> list[Dropped]:
+        """See ``AnswerSlices``."""
+        with redis_errors():
+            stream = AnswerKeys.of(self._names, tenant, number).drops
+            found: Any = await self._client.xrevrange(stream, count=_DROPS_READ)
+        dropped = ((_number(at), fields[b"keys"].decode(), fields[b"why"]) for at, fields in found)
+        return [Dropped(at_ms, keys == _ALL, why) for at_ms, keys, why in dropped if keys == _ALL or key in keys]
 
     async def _change_all(self, tenant: str, positions: Mapping[int, int], effect: bytes) -> int:
         changed = (self._change(tenant, number, positions, effect) for number in range(self.count))
         return max(epoch for epoch, _ in await asyncio.gather(*changed))
 
-    async def _change(self, tenant: str, number: int, positions: Mapping[int, int], effect: bytes) -> tuple[int, int]:
+    async def _change(
+        self, tenant: str, number: int, positions: Mapping[int, int], effect: bytes, why: bytes = b""
+    ) -> tuple[int, int]:
         keys = AnswerKeys.of(self._names, tenant, number)
-        told = " ".join(f"{partition}:{offset}" for partition, offset in positions.items())
-        arguments = (self._names.applied_channel, tenant, told, effect, self._cache.changes)
+        arguments = (self._where(tenant, number), _told(positions), effect, self._cache.changes, why)
         epoch, waits = await self._run(CHANGE, keys, (), *arguments)
         return int(epoch), int(waits)
+
+    def _where(self, tenant: str, number: int) -> str:
+        return f"{self._names.applied_channel} {tenant} {number}"
 
     async def _run(
         self, script: Script, keys: AnswerKeys, answers: tuple[str, ...], *arguments: str | bytes | int
     ) -> Any:
-        names = (keys.state, keys.changes, keys.fills, *answers)
+        names = (keys.state, keys.changes, keys.fills, keys.drops, *answers)
         with redis_errors():
             try:
                 return await self._client.evalsha(script.sha, len(names), *names, *arguments)
@@ -172,9 +215,19 @@ class RedisAnswerCache:
                 return await self._client.eval(script.source, len(names), *names, *arguments)
 
 
+def _once(*, confirmed: bool) -> None:
+    """The client connects and subscribes again by itself; what was announced between is lost."""
+    if confirmed:
+        raise CacheUnavailable("Redis: the subscription was interrupted")
+
+
 def _positions(state: Mapping[bytes, bytes]) -> dict[int, int]:
     """The positions in a slice's state, which holds other things under their names beside them."""
     return {int(name): int(offset) for name, offset in state.items() if name.isdigit()}
+
+
+def _told(positions: Mapping[int, int]) -> str:
+    return " ".join(f"{partition}:{offset}" for partition, offset in positions.items())
 
 
 def _read_change(stream_id: bytes, fields: Sequence[bytes]) -> SliceChange:
@@ -187,10 +240,11 @@ def _number(stream_id: bytes) -> int:
 
 
 def _parse_announcement(data: bytes) -> Applied:
-    """``EPOCH TENANT PARTITION:OFFSET …``."""
-    epoch, tenant, *positions = data.decode().split()
+    """``TENANT SLICE TOLD DROPPED PARTITION:OFFSET …``, as ``announce`` writes it."""
+    tenant, number, told, dropped, *positions = data.decode().split()
     applied: dict[int, int] = {}
     for position in positions:
-        partition, offset = (int(number) for number in position.split(":"))
+        partition, offset = (int(text) for text in position.split(":"))
         applied[partition] = max(offset, applied.get(partition, offset))
-    return Applied(tenant, int(epoch), applied)
+    gone = None if dropped == _ALL else frozenset() if dropped == _NONE else frozenset(dropped.split(","))
+    return Applied(tenant, int(number), int(told), applied, gone)

@@ -1,11 +1,21 @@
 """Cached answers in this process: the in-memory twin, for tests and simulation."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+import time
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from time import time_ns
 
-from infra.redis.port import Applied, CacheUnavailable, Lookup, Pending, SliceChange, StoredEntry, reached_by_all
+from infra.redis.port import (
+    Applied,
+    CacheUnavailable,
+    Dropped,
+    Lookup,
+    Pending,
+    SliceChange,
+    StoredEntry,
+    reached_by_all,
+)
 from infra.settings import AnswerSettings
 from schemas.cache_keys import slice_of
 
@@ -25,8 +35,12 @@ class _Slice:
     floor: int
     seeded: bool = False
     fill: int = 0
+    told: int = 0
     positions: dict[int, int] = field(default_factory=dict)
     answers: dict[str, _Answer] = field(default_factory=dict)
+    leases: dict[str, int] = field(default_factory=dict)
+    # Keys (None: all of the slice) with the rest.
+    drops: list[tuple[frozenset[str] | None, Dropped]] = field(default_factory=list)
     # Oldest first, like the stream.
     changes: list[tuple[SliceChange, Mapping[int, int]]] = field(default_factory=list)
 
@@ -57,35 +71,53 @@ class MemoryAnswerCache:
         """See ``AnswerSlices``."""
         return self._cache.slices
 
-    async def lookup(self, tenant: str, key: str) -> Lookup:
+    async def lookup(self, tenant: str, key: str, *, lease_ms: int = 0) -> Lookup:
         """See ``AnswerCache``."""
-        place = self._slice(tenant, slice_of(key, self.count))
+        place, now_us = self._slice(tenant, slice_of(key, self.count)), self._now_us()
         answer = self._there(place, key)
-        entry = answer.entry if answer is not None else None
-        return Lookup(place.epoch, dict(place.positions), entry, seeded=place.seeded)
+        leased = answer is None and (not lease_ms or place.leases.get(key, now_us) <= now_us)
+        if lease_ms and leased:
+            place.leases[key] = now_us + lease_ms * 1_000
+        return Lookup(
+            epoch=place.epoch,
+            positions=dict(place.positions),
+            entry=answer.entry if answer is not None else None,
+            seeded=place.seeded,
+            told=place.told,
+            ends_ms=(answer.ends_us - now_us) // 1_000 if answer is not None else 0,
+            leased=leased,
+        )
 
     async def store(self, tenant: str, key: str, entry: bytes, *, epoch: int, ttl_s: int) -> bool:
         """See ``AnswerCache``."""
-        place = self._slice(tenant, slice_of(key, self.count))
+        number = slice_of(key, self.count)
+        place = self._slice(tenant, number)
+        place.leases.pop(key, None)
         if place.epoch != epoch:
             return False
+        if self._there(place, key) is not None:
+            return True
         place.fill += 1
         place.answers.pop(key, None)
         place.answers[key] = _Answer(place.fill, epoch, entry, self._now_us() + ttl_s * 1_000_000)
+        given_up = set()
         for oldest in list(place.answers)[:4]:
-            if self._there(place, oldest) is not None and len(place.answers) <= self._cache.per_slice:
-                break
+            if self._there(place, oldest) is not None:
+                if len(place.answers) <= self._cache.per_slice:
+                    break
+                given_up.add(oldest)
             del place.answers[oldest]
+        if given_up:
+            self._announce(tenant, number, place, {}, given_up)
         return True
 
     async def apply(self, tenant: str, positions: Mapping[int, int], *, drop: bool) -> int:
         """See ``AnswerCache``."""
         for number in range(self.count):
-            place = self._slice(tenant, number)
             if drop:
-                self._drop(tenant, place, positions)
+                self._drop(tenant, number, positions)
             else:
-                self._append(tenant, place, positions, b"")
+                self._append(tenant, number, positions, b"")
         return max(self._slice(tenant, number).epoch for number in range(self.count))
 
     async def positions(self, tenant: str) -> Mapping[int, int]:
@@ -100,9 +132,11 @@ class MemoryAnswerCache:
             place = self._slice(tenant, number)
             if not place.seeded:
                 place.seeded = True
-                self._drop(tenant, place, positions)
+                self._drop(tenant, number, positions)
 
-    async def applied(self, *, subscribed: asyncio.Event | None = None) -> AsyncGenerator[Applied, None]:
+    async def applied(
+        self, *, subscribed: asyncio.Event | None = None, complete: Callable[[float], None] | None = None
+    ) -> AsyncGenerator[Applied, None]:
         """See ``AnswerCache``."""
         self._check_available()
         announcements: asyncio.Queue[Applied | None] = asyncio.Queue()
@@ -110,15 +144,19 @@ class MemoryAnswerCache:
         try:
             if subscribed is not None:
                 subscribed.set()
+            if complete is not None:
+                complete(time.monotonic())
             while (announcement := await announcements.get()) is not None:
                 yield announcement
+                if complete is not None and announcements.empty():
+                    complete(time.monotonic())
             raise CacheUnavailable("the subscription was interrupted")
         finally:
             self._subscribers.discard(announcements)
 
     async def append(self, tenant: str, number: int, positions: Mapping[int, int], change: bytes) -> bool:
         """See ``AnswerSlices``."""
-        return self._append(tenant, self._slice(tenant, number), positions, change)
+        return self._append(tenant, number, positions, change)
 
     async def pending(self, tenant: str, number: int, *, known: int, fill: int) -> Pending:
         """See ``AnswerSlices``."""
@@ -139,7 +177,7 @@ class MemoryAnswerCache:
         return [StoredEntry(one.fill, one.epoch, one.entry) if one is not None else None for one in found]
 
     async def settle(
-        self, tenant: str, number: int, *, judged: int, epoch: int, drop: Sequence[tuple[int, str]]
+        self, tenant: str, number: int, *, judged: int, epoch: int, drop: Sequence[tuple[int, str]], why: bytes = b""
     ) -> bool:
         """See ``AnswerSlices``."""
         place = self._slice(tenant, number)
@@ -148,12 +186,19 @@ class MemoryAnswerCache:
         for fill, key in drop:
             if key in place.answers and place.answers[key].fill == fill:
                 del place.answers[key]
-        self._judged(tenant, place, epoch, {})
+        keys = frozenset(key for _, key in drop)
+        if keys:
+            place.drops.append((keys, Dropped(self._now_us() // 1_000, everything=False, why=why)))
+        self._judged(tenant, number, epoch, {}, keys)
         return True
 
-    async def drop_all(self, tenant: str, number: int) -> None:
+    async def drop_all(self, tenant: str, number: int, why: bytes = b"") -> None:
         """See ``AnswerSlices``."""
-        self._drop(tenant, self._slice(tenant, number), {})
+        self._drop(tenant, number, {}, why)
+
+    async def drops(self, tenant: str, number: int, key: str) -> list[Dropped]:
+        """See ``AnswerSlices``."""
+        return [one for keys, one in reversed(self._slice(tenant, number).drops) if keys is None or key in keys]
 
     def lose_everything(self) -> None:
         """What a restart without persistence does; open subscriptions break."""
@@ -165,27 +210,34 @@ class MemoryAnswerCache:
         for subscriber in self._subscribers:
             subscriber.put_nowait(None)
 
-    def _append(self, tenant: str, place: _Slice, positions: Mapping[int, int], change: bytes) -> bool:
+    def _append(self, tenant: str, number: int, positions: Mapping[int, int], change: bytes) -> bool:
+        place = self._slice(tenant, number)
         if not change and place.judged == place.epoch:
-            self._judged(tenant, place, place.epoch, positions)
+            self._judged(tenant, number, place.epoch, positions, ())
             return False
         waiting = sum(one.epoch > place.judged for one, _ in place.changes)
         if not place.answers or waiting >= self._cache.changes:
-            self._drop(tenant, place, positions)
+            self._drop(tenant, number, positions)
             return False
         previous, place.epoch = place.epoch, self._new_epoch()
         place.changes.append((SliceChange(place.epoch, previous, change), dict(positions)))
         del place.changes[: -self._cache.changes]
         return True
 
-    def _drop(self, tenant: str, place: _Slice, positions: Mapping[int, int]) -> None:
+    def _drop(self, tenant: str, number: int, positions: Mapping[int, int], why: bytes = b"") -> None:
+        place = self._slice(tenant, number)
+        if place.answers:
+            place.drops.append((None, Dropped(self._now_us() // 1_000, everything=True, why=why)))
         place.epoch = place.floor = self._new_epoch()
-        self._judged(tenant, place, place.epoch, positions)
         place.answers.clear()
+        self._judged(tenant, number, place.epoch, positions, None)
         place.changes.clear()
 
-    def _judged(self, tenant: str, place: _Slice, epoch: int, positions: Mapping[int, int]) -> None:
+    def _judged(
+        self, tenant: str, number: int, epoch: int, positions: Mapping[int, int], dropped: Iterable[str] | None
+    ) -> None:
         """Advance by the changes up to ``epoch`` and by ``positions``, and announce it."""
+        place = self._slice(tenant, number)
         reflected = [positions for change, positions in place.changes if place.judged < change.epoch <= epoch]
         place.judged = epoch
         announced: dict[int, int] = {}
@@ -193,8 +245,15 @@ class MemoryAnswerCache:
             for partition, offset in told.items():
                 announced[partition] = max(offset, announced.get(partition, offset))
                 place.positions[partition] = max(offset, place.positions.get(partition, offset))
+        self._announce(tenant, number, place, announced, dropped)
+
+    def _announce(
+        self, tenant: str, number: int, place: _Slice, positions: Mapping[int, int], dropped: Iterable[str] | None
+    ) -> None:
+        place.told += 1
+        gone = None if dropped is None else frozenset(dropped)
         for subscriber in self._subscribers:
-            subscriber.put_nowait(Applied(tenant, epoch, announced))
+            subscriber.put_nowait(Applied(tenant, number, place.told, dict(positions), gone))
 
     def _there(self, place: _Slice, key: str) -> _Answer | None:
         answer = place.answers.get(key)

@@ -1,7 +1,7 @@
 """What is asked of Redis: cached answers, event states, versions. Losing all of it costs time, never truth."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -21,21 +21,37 @@ class Lookup:
         positions: partition → last offset whose effect on cached answers is applied.
         entry: the cached answer, if one is true for ``positions``.
         seeded: False where Redis lost the slice, so that ``positions`` may lack partitions until ``seed``.
+        told: number of the slice's last announcement.
+        ends_ms: milliseconds until the cached answer ends by itself; 0 without one.
+        leased: False where another process has said that it is filling the answer.
     """
 
     epoch: int
     positions: Mapping[int, int]
     entry: bytes | None
     seeded: bool = True
+    told: int = 0
+    ends_ms: int = 0
+    leased: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class Applied:
-    """Announcement: these positions of the tenant are applied."""
+    """Announcement of a slice: these positions are applied, and these answers are gone.
+
+    Attributes:
+        tenant: of the slice.
+        number: of the slice.
+        told: number of the announcement: one more than that before it, as long as Redis keeps its data.
+        positions: partition → last offset applied, of those that advance.
+        dropped: keys of answers that are gone; None where all of the slice are.
+    """
 
     tenant: str
-    epoch: int
+    number: int
+    told: int
     positions: Mapping[int, int]
+    dropped: frozenset[str] | None = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,12 +74,24 @@ class Progress:
 class AnswerCache(Protocol):
     """Cached answers of all tenants, in slices by their keys. A slice is one linearisation point."""
 
-    async def lookup(self, tenant: str, key: str) -> Lookup:
-        """Epoch, positions and entry of one instant. A slice without an epoch gets one that was never used before."""
+    @property
+    def count(self) -> int:
+        """Slices of each tenant."""
+        ...
+
+    async def lookup(self, tenant: str, key: str, *, lease_ms: int = 0) -> Lookup:
+        """Epoch, positions and entry of one instant. A slice without an epoch gets one that was never used before.
+
+        With ``lease_ms`` the first of those who find no entry is told to fill it, and the others that it is being
+        filled, until it is or the time is over.
+        """
         ...
 
     async def store(self, tenant: str, key: str, entry: bytes, *, epoch: int, ttl_s: int) -> bool:
-        """Keep the entry if the epoch still stands; False where a change came in between."""
+        """Keep the entry if the epoch still stands; False where a change came in between.
+
+        An entry that is there already stays: it is as true, and others may have copies of it.
+        """
         ...
 
     async def apply(self, tenant: str, positions: Mapping[int, int], *, drop: bool) -> int:
@@ -85,11 +113,16 @@ class AnswerCache(Protocol):
         """
         ...
 
-    def applied(self, *, subscribed: asyncio.Event | None = None) -> AsyncGenerator[Applied, None]:
+    def applied(
+        self, *, subscribed: asyncio.Event | None = None, complete: Callable[[float], None] | None = None
+    ) -> AsyncGenerator[Applied, None]:
         """Announcements from now on; ends with CacheUnavailable when the subscription breaks.
 
-        ``subscribed`` is set as soon as no announcement can be missed any more: what was announced earlier is to be
-        read by ``lookup`` after that.
+        Args:
+            subscribed: set as soon as no announcement can be missed any more: what was announced earlier is to be read
+                by ``lookup`` after that.
+            complete: called now and then with a moment of ``time.monotonic``: everything that was announced before it
+                has been yielded.
         """
         ...
 
@@ -148,6 +181,15 @@ class StoredEntry:
     entry: bytes
 
 
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """A drop: when, in epoch milliseconds of Redis, whether of all answers of the slice, and what was given as why."""
+
+    at_ms: int
+    everything: bool
+    why: bytes
+
+
 class AnswerSlices(Protocol):
     """The side of those who judge answers by changes. Numbers of slices run from 0.
 
@@ -176,7 +218,7 @@ class AnswerSlices(Protocol):
         ...
 
     async def settle(
-        self, tenant: str, number: int, *, judged: int, epoch: int, drop: Sequence[tuple[int, str]]
+        self, tenant: str, number: int, *, judged: int, epoch: int, drop: Sequence[tuple[int, str]], why: bytes = b""
     ) -> bool:
         """Drop answers, and count those that stay as judged up to ``epoch``: positions advance, and are announced.
 
@@ -186,11 +228,16 @@ class AnswerSlices(Protocol):
             judged: where the judgement began; False, and nothing happens, where that is not the state any more.
             epoch: where it ends.
             drop: number of its fill and key of each answer to drop; one that was filled anew stays.
+            why: remembered for a while with what is dropped.
         """
         ...
 
-    async def drop_all(self, tenant: str, number: int) -> None:
+    async def drop_all(self, tenant: str, number: int, why: bytes = b"") -> None:
         """Drop the slice's answers unjudged, with the same effect on positions."""
+        ...
+
+    async def drops(self, tenant: str, number: int, key: str) -> list[Dropped]:
+        """The latest drops that an answer fell under, newest first, as far as they are remembered."""
         ...
 
 

@@ -45,7 +45,10 @@ class Invalidate:
         for change in changes:
             by_tenant[change.tenant].append(change)
         for tenant, its_changes in by_tenant.items():
-            applied = [self._apply(tenant, number, its_changes) for number in range(self.slices.count)]
+            told = written(its_changes)
+            if told:
+                self.judges.expect(tenant, told)
+            applied = [self._apply(tenant, number, its_changes, told) for number in range(self.slices.count)]
             # None is left running when another fails: what comes next begins with all of them at rest.
             for error in await asyncio.gather(*applied, return_exceptions=True):
                 if error is not None:
@@ -57,12 +60,12 @@ class Invalidate:
         """See ``Step.give_up``."""
         return ()
 
-    async def _apply(self, tenant: str, number: int, changes: Sequence[IndexChange]) -> None:
+    async def _apply(self, tenant: str, number: int, changes: Sequence[IndexChange], told: bytes) -> None:
         positions: dict[int, int] = {}
         for change in changes:
             partition, offset = Position.parse(change.position)
             positions[partition] = max(offset, positions.get(partition, offset))
-        if await self.slices.append(tenant, number, positions, written(changes)):
+        if await self.slices.append(tenant, number, positions, told):
             await self.judges.catch_up(tenant, number)
 
     async def _record(self, changes: Sequence[IndexChange], now_ms: float) -> None:

@@ -125,10 +125,10 @@ async def test_announcements_come_in_order_after_subscription(cache):
     async with asyncio.timeout(WAIT_S):
         listening = asyncio.create_task(listen())
         await subscribed.wait()
-        first = await cache.apply("acme", {3: 42, 5: 7}, drop=True)
-        second = await cache.apply("umbrella-1", {}, drop=False)
+        await cache.apply("acme", {3: 42, 5: 7}, drop=True)
+        await cache.apply("umbrella-1", {}, drop=False)
         await listening
-    assert heard == [Applied("acme", first, {3: 42, 5: 7}), Applied("umbrella-1", second, {})]
+    assert heard == [Applied("acme", 0, 1, {3: 42, 5: 7}, None), Applied("umbrella-1", 0, 1, {}, frozenset())]
 
 
 async def test_an_answer_ends_with_its_time():

@@ -74,9 +74,9 @@ class Cache(MemoryAnswerCache):
         super().__init__(now_us)
         self._faults = faults
 
-    async def lookup(self, tenant, key):
+    async def lookup(self, tenant, key, *, lease_ms=0):
         await self._faults.before(CacheUnavailable)
-        look = await super().lookup(tenant, key)
+        look = await super().lookup(tenant, key, lease_ms=lease_ms)
         await self._faults.after(CacheUnavailable)
         return look
 
@@ -108,9 +108,9 @@ class Cache(MemoryAnswerCache):
         await self._faults.before(CacheUnavailable)
         return await super().entries(tenant, number, keys)
 
-    async def settle(self, tenant, number, *, judged, epoch, drop):
+    async def settle(self, tenant, number, *, judged, epoch, drop, why=b""):
         await self._faults.before(CacheUnavailable)
-        settled = await super().settle(tenant, number, judged=judged, epoch=epoch, drop=drop)
+        settled = await super().settle(tenant, number, judged=judged, epoch=epoch, drop=drop, why=why)
         await self._faults.after(CacheUnavailable)
         return settled
 
