@@ -163,6 +163,9 @@ class QuerySettings(HttpSettings):
     memory_limit_bytes: int = Field(
         0, ge=0, description="Resident memory beyond which the process says that it is failing; 0 sets no limit."
     )
+    near_bytes: int = Field(
+        134_217_728, ge=0, description="Most memory for copies of cached answers in one process; 0 keeps none."
+    )
     deadline_s: float = Field(20.0, gt=0, description="Longest time for one question; past it, 503.")
     cache_ttl_s: int = Field(
         3_600, ge=1, description="Bound of rank drift: an unchanged answer is computed again after it."

@@ -9,7 +9,7 @@ import structlog
 from infra.embedding.port import EmbeddingError
 from infra.generation.port import GeneratedAnswer, GenerationError, GenerationThrottled, Generator, SourceText
 from infra.opensearch.port import Access, IndexUnavailable
-from infra.redis.entry import Entry, UnreadableEntry, stored_response
+from infra.redis.entry import Entry
 from infra.redis.port import AnswerCache, CacheUnavailable
 from query.budget import GenerationBudget, OverBudget
 from query.core.cache_key import AnswerMaker, cache_key, normalised
@@ -22,6 +22,12 @@ from schemas.positions import Position
 from schemas.queries import QueryRequest, Unanswered
 
 _log = structlog.get_logger(__name__)
+
+_LEASE_MS: Final = 2_000
+"""How long others leave an answer to the process that first missed it, at most."""
+
+_LEASE_LOOK_S: Final = 0.02
+_LEASE_LOOKS: Final = 12
 
 _STORE_TRIES: Final = 3
 """How often an answer that changes overtake is tried to be kept, before it is served and forgotten."""
@@ -76,7 +82,7 @@ class Answering:
         """
         began_s = time.perf_counter()
         key, standing = await self.look(request, access)
-        cached = readable(standing.entry)
+        cached = standing.cached
         body = cached if cached is not None else await self._fill_once(request, access, key, standing)
         self.served(standing, cached=cached is not None)
         query_time_ms = (time.perf_counter() - began_s) * 1_000
@@ -86,7 +92,7 @@ class Answering:
         """Key of the answer, and where the tenant stands once ``min_position`` is reached; raises as ``answer``."""
         key = cache_key(request, access, self._maker)
         if request.min_position is None:
-            return key, await self._standings.look(access.tenant, key)
+            return key, await self._standings.look(access.tenant, key, lease_ms=_LEASE_MS)
         return key, await self._standings.look_from(access.tenant, key, Position.parse(request.min_position))
 
     def served(self, standing: Standing, *, cached: bool) -> None:
@@ -162,6 +168,8 @@ class Answering:
         return await asyncio.shield(flight)
 
     async def _fill(self, request: QueryRequest, access: Access, key: str, standing: Standing) -> bytes:
+        if not standing.leased and (filled := await self._filled_elsewhere(access.tenant, key)) is not None:
+            return filled
         retrieved = await self.retrieve(request, access)
         generated = unanswered = None
         if request.generate:
@@ -178,6 +186,17 @@ class Answering:
         if unanswered is None:
             await self.keep(request, access, key, standing, body=body, retrieved=retrieved)
         return body
+
+    async def _filled_elsewhere(self, tenant: str, key: str) -> bytes | None:
+        """What another process fills just now, if it comes soon."""
+        for _ in range(_LEASE_LOOKS):
+            await asyncio.sleep(_LEASE_LOOK_S)
+            standing = await self._standings.look(tenant, key, lease_ms=_LEASE_MS)
+            if standing.cached is not None:
+                return standing.cached
+            if standing.leased:
+                return None
+        return None
 
     async def _generate(self, question: str, retrieved: Retrieved) -> GeneratedAnswer:
         with self._metrics.stage("generate"):
@@ -210,11 +229,3 @@ def why_unanswered(error: GenerationError) -> Unanswered:
         case GenerationThrottled():
             return Unanswered.BUSY
     return Unanswered.FAILED
-
-
-def readable(entry: bytes | None) -> bytes | None:
-    """The response of a stored entry, if there is one of this version."""
-    try:
-        return stored_response(entry) if entry is not None else None
-    except UnreadableEntry:
-        return None

@@ -35,6 +35,7 @@ from query.guard import Guard
 from query.guarded import GuardedGenerator, GuardedIndex
 from query.lag import InvalidationLag
 from query.metrics import QueryMetrics
+from query.near import NearCache
 from query.operations import Operations, Part
 from query.retrieval import Retrieval
 from query.standing import Standings
@@ -84,14 +85,15 @@ async def serving(settings: Settings) -> AsyncIterator[str]:
         redis = connect_redis(settings.redis)
         ending.push_async_callback(redis.aclose)
         cache = RedisAnswerCache(redis, settings.names, settings.answers)
-        watch = AppliedWatch(cache)
+        near = NearCache(slices=cache.count, max_bytes=settings.query.near_bytes)
+        watch = AppliedWatch(cache, near)
         watching = asyncio.create_task(watch.run(), name="applied-watch")
         ending.push_async_callback(_end, watching)
 
         fusion = f"rrf {settings.query.rrf_k} of {settings.query.window}"
         maker = AnswerMaker(settings.generation, embedder.model.fingerprint, generator.name, fusion)
         standings = Standings(
-            cache=cache, index=index, watch=watch, metrics=metrics, wait_s=settings.query.min_position_wait_s
+            cache=cache, near=near, index=index, watch=watch, metrics=metrics, wait_s=settings.query.min_position_wait_s
         )
         retrieval = Retrieval(
             index=index,
@@ -177,7 +179,9 @@ def _parts(index: OpenSearchIndex, redis: Redis, watch: AppliedWatch) -> dict[st
 
     async def subscription_is_live() -> None:
         if not watch.live:
-            raise CacheUnavailable("not subscribed to announcements: waits for a position take up to 50 ms longer")
+            raise CacheUnavailable(
+                "not subscribed to announcements: answers come from Redis alone, and waits take up to 50 ms longer"
+            )
 
     return {
         "index": Part(index.ready, needed=True),

@@ -9,8 +9,10 @@ from typing import Final
 import structlog
 
 from infra.opensearch.port import SearchIndex
+from infra.redis.entry import UnreadableEntry, stored_response
 from infra.redis.port import AnswerCache, CacheUnavailable
 from query.metrics import QueryMetrics
+from query.near import NearCache
 from query.watch import AppliedWatch
 from schemas.positions import AsOf, Position
 
@@ -40,14 +42,16 @@ class Standing:
     """One look, taken before anything is retrieved.
 
     Attributes:
-        epoch: under which an answer may be stored, or None where the cache is not to be had.
+        epoch: under which an answer may be stored, or None where the cache is not to be had, or not needed.
         as_of: what an answer is true for that is cached, or retrieved from now on.
-        entry: the cached answer.
+        cached: the response that is cached, without what differs from caller to caller.
+        leased: False where another process is filling the answer.
     """
 
     epoch: int | None
     as_of: AsOf
-    entry: bytes | None
+    cached: bytes | None
+    leased: bool = True
 
     @property
     def since(self) -> object:
@@ -60,6 +64,8 @@ class Standings:
 
     Args:
         cache: whose epoch and positions count.
+        near: copies of answers in this process.
+        behind: whether invalidation has fallen behind for a tenant, so that its answers are left aside.
         index: which positions are searchable at least.
         watch: tells of positions that become applied.
         metrics: where waits and failures are counted.
@@ -71,13 +77,17 @@ class Standings:
         self,
         *,
         cache: AnswerCache,
+        near: NearCache,
         index: SearchIndex,
         watch: AppliedWatch,
         metrics: QueryMetrics,
         wait_s: float,
+        behind: Callable[[str], bool] = lambda _tenant: False,
         monotonic_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self._cache = cache
+        self._near = near
+        self._behind = behind
         self._monotonic_s = monotonic_s
         self._index = index
         self._watch = watch
@@ -85,15 +95,24 @@ class Standings:
         self._wait_s = wait_s
         self._bypass_until_s = 0.0
 
-    async def look(self, tenant: str, key: str) -> Standing:
-        """Where the tenant stands now.
+    async def look(self, tenant: str, key: str, *, lease_ms: int = 0) -> Standing:
+        """Where the tenant stands now; ``lease_ms`` as in ``AnswerCache.lookup``.
 
         Raises:
             IndexUnavailable: neither cache nor index can tell.
         """
+        if self._behind(tenant):
+            # What is searchable is true for more than the cached answers are.
+            return Standing(None, _as_of(await self._index.positions(tenant)), None)
+        hit = self._near.get(key)
+        if hit is not None:
+            return Standing(None, AsOf.model_construct(positions=hit.positions, checked_ms=hit.checked_ms), hit.body)
+        return await self._look_past_near(tenant, key, lease_ms)
+
+    async def _look_past_near(self, tenant: str, key: str, lease_ms: int = 0) -> Standing:
         if self._monotonic_s() >= self._bypass_until_s:
             try:
-                return await self._look_at_cache(tenant, key)
+                return await self._look_at_cache(tenant, key, lease_ms)
             except CacheUnavailable as error:
                 self._leave_cache_aside(error)
         return Standing(None, _as_of(await self._index.positions(tenant)), None)
@@ -121,7 +140,7 @@ class Standings:
             while True:
                 woken.clear()
                 # Only now, when no announcement can pass unnoticed any more.
-                standing = await self.look(tenant, key)
+                standing = await self._look_past_near(tenant, key)
                 left_s = until_s - self._monotonic_s()
                 if standing.as_of.covers(position):
                     return standing
@@ -145,17 +164,30 @@ class Standings:
             self._leave_cache_aside(error)
         return await self.look(tenant, key)
 
-    async def _look_at_cache(self, tenant: str, key: str) -> Standing:
-        look = await self._cache.lookup(tenant, key)
+    async def _look_at_cache(self, tenant: str, key: str, lease_ms: int) -> Standing:
+        looked_s = self._monotonic_s()
+        look = await self._cache.lookup(tenant, key, lease_ms=lease_ms)
         if not look.seeded:
             await self._cache.seed(tenant, await self._index.positions(tenant))
+            looked_s = self._monotonic_s()
             look = await self._cache.lookup(tenant, key)
-        return Standing(look.epoch, _as_of(look.positions), look.entry)
+        cached = _readable(look.entry)
+        if cached is not None:
+            self._near.put(tenant, key, look, cached, looked_s=looked_s)
+        return Standing(look.epoch, _as_of(look.positions), cached, look.leased or cached is not None)
 
     def _leave_cache_aside(self, error: CacheUnavailable) -> None:
         self._bypass_until_s = self._monotonic_s() + BYPASS_S
         self._metrics.bypasses.inc()
         _log.warning("cache_bypassed", reason=str(error), for_s=BYPASS_S)
+
+
+def _readable(entry: bytes | None) -> bytes | None:
+    """The response of a stored entry, if there is one of this version."""
+    try:
+        return stored_response(entry) if entry is not None else None
+    except UnreadableEntry:
+        return None
 
 
 def _as_of(positions: Mapping[int, int]) -> AsOf:

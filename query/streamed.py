@@ -11,7 +11,7 @@ import structlog
 
 from infra.generation.port import AnswerPart, GeneratedAnswer, GenerationError, Generator, Written
 from infra.opensearch.port import Access
-from query.answering import Answering, readable, sources_of, why_unanswered
+from query.answering import Answering, sources_of, why_unanswered
 from query.broadcast import Broadcast
 from query.core.response import response_body, results
 from query.metrics import QueryMetrics
@@ -75,7 +75,7 @@ class StreamedAnswers:
         began_s = time.perf_counter()
         request = request.model_copy(update={"generate": True})
         key, standing = await self._answering.look(request, access)
-        cached = readable(standing.entry)
+        cached = standing.cached
         if cached is not None:
             made = _replayed(cached)
         else:

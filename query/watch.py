@@ -10,6 +10,7 @@ from typing import Final
 import structlog
 
 from infra.redis.port import AnswerCache, Applied, CacheUnavailable
+from query.near import NearCache
 from schemas.positions import Position
 
 RESUBSCRIBE_S: Final = 0.5
@@ -25,14 +26,19 @@ class _Waiter:
 
 
 class AppliedWatch:
-    """One subscription for all waiting requests of this process.
+    """One subscription for the near cache and all waiting requests of this process.
 
     A wake is a hint, not a proof: a waiter looks up the positions again, and also does so now and then unasked, since
-    announcements are lost while the subscription is broken.
+    announcements are lost while the subscription is broken. The near cache is told of that.
+
+    Args:
+        cache: whose announcements are heard.
+        near: told of each of them.
     """
 
-    def __init__(self, cache: AnswerCache) -> None:
+    def __init__(self, cache: AnswerCache, near: NearCache | None = None) -> None:
         self._cache = cache
+        self._near = near or NearCache(slices=cache.count, max_bytes=0)
         self._waiters: defaultdict[str, set[_Waiter]] = defaultdict(set)
         self._subscribed = asyncio.Event()
 
@@ -45,13 +51,16 @@ class AppliedWatch:
         """Listen until cancelled; a broken subscription is renewed."""
         while True:
             try:
-                async with aclosing(self._cache.applied(subscribed=self._subscribed)) as announcements:
+                heard = self._cache.applied(subscribed=self._begin, complete=self._near.complete)
+                async with aclosing(heard) as announcements:
                     async for announcement in announcements:
+                        self._near.heard(announcement)
                         self._wake(announcement)
             except CacheUnavailable as error:
                 _log.warning("subscription_broken", reason=str(error))
             finally:
                 self._subscribed.clear()
+                self._near.lost()
             await asyncio.sleep(RESUBSCRIBE_S)
 
     @contextmanager
@@ -65,6 +74,10 @@ class AppliedWatch:
             self._waiters[tenant].discard(waiter)
             if not self._waiters[tenant]:
                 del self._waiters[tenant]
+
+    def _begin(self) -> None:
+        self._near.subscribed()
+        self._subscribed.set()
 
     def _wake(self, announcement: Applied) -> None:
         for waiter in self._waiters.get(announcement.tenant, ()):

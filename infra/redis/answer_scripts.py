@@ -65,6 +65,8 @@ local function drop_everything(why)
   end
   local epoch = new_epoch()
   redis.call('HSET', STATE, 'judged', epoch, 'floor', epoch, 'waiting', 0)
+  -- Numbers of announcements begin where no earlier ones of a slice that was lost can be.
+  redis.call('HSETNX', STATE, 'told', epoch)
   redis.call('DEL', CHANGES, FILLS)
   return epoch, positions
 end
@@ -102,16 +104,17 @@ redis.call('DEL', KEYS[6])
 if state('epoch') ~= ARGV[2] then
   return 0
 end
-local earlier = redis.call('HMGET', KEYS[5], 'fill', 'epoch')
-if earlier[1] and tonumber(earlier[2]) >= tonumber(state('floor')) then
-  return 1
+local given_up = {}
+local earlier = redis.call('HGET', KEYS[5], 'fill')
+if earlier then
+  redis.call('XDEL', FILLS, earlier .. '-0')
+  given_up[1] = ARGV[5]
 end
 local fill = redis.call('HINCRBY', STATE, 'fills', 1)
 redis.call('HSET', KEYS[5], 'epoch', ARGV[2], 'entry', ARGV[3], 'fill', fill)
 redis.call('EXPIRE', KEYS[5], ARGV[4])
 redis.call('XADD', FILLS, fill .. '-0', 'key', ARGV[5])
 -- Answers end in the order in which they came: a look at the oldest now and then keeps the list as long as they are.
-local given_up = {}
 for _, oldest in ipairs(redis.call('XRANGE', FILLS, '-', '+', 'COUNT', 4)) do
   local answer = ARGV[6] .. oldest[2][2]
   local there = (redis.call('HGET', answer, 'fill') or '') .. '-0' == oldest[1]

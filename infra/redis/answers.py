@@ -108,7 +108,7 @@ class RedisAnswerCache:
         await self._change_all(tenant, positions, _SEED)
 
     async def applied(
-        self, *, subscribed: asyncio.Event | None = None, complete: Callable[[float], None] | None = None
+        self, *, subscribed: Callable[[], None] | None = None, complete: Callable[[float], None] | None = None
     ) -> AsyncGenerator[Applied, None]:
         """See ``AnswerCache``. Redis answers a connection in order: before the reply to a ping comes all there was."""
         with redis_errors():
@@ -135,7 +135,7 @@ class RedisAnswerCache:
                         _once(confirmed=confirmed)
                         confirmed = True
                         if subscribed is not None:
-                            subscribed.set()
+                            subscribed()
 
     async def append(self, tenant: str, number: int, positions: Mapping[int, int], change: bytes) -> bool:
         """See ``AnswerSlices``."""

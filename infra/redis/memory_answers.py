@@ -1,10 +1,10 @@
 """Cached answers in this process: the in-memory twin, for tests and simulation."""
 
 import asyncio
-import time
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from time import time_ns
+from typing import Final
 
 from infra.redis.port import (
     Applied,
@@ -18,6 +18,8 @@ from infra.redis.port import (
 )
 from infra.settings import AnswerSettings
 from schemas.cache_keys import slice_of
+
+_HEARTBEAT_S: Final = 0.2
 
 
 @dataclass(slots=True)
@@ -95,12 +97,10 @@ class MemoryAnswerCache:
         place.leases.pop(key, None)
         if place.epoch != epoch:
             return False
-        if self._there(place, key) is not None:
-            return True
+        given_up = {key} if self._there(place, key) is not None else set()
         place.fill += 1
         place.answers.pop(key, None)
         place.answers[key] = _Answer(place.fill, epoch, entry, self._now_us() + ttl_s * 1_000_000)
-        given_up = set()
         for oldest in list(place.answers)[:4]:
             if self._there(place, oldest) is not None:
                 if len(place.answers) <= self._cache.per_slice:
@@ -135,7 +135,7 @@ class MemoryAnswerCache:
                 self._drop(tenant, number, positions)
 
     async def applied(
-        self, *, subscribed: asyncio.Event | None = None, complete: Callable[[float], None] | None = None
+        self, *, subscribed: Callable[[], None] | None = None, complete: Callable[[float], None] | None = None
     ) -> AsyncGenerator[Applied, None]:
         """See ``AnswerCache``."""
         self._check_available()
@@ -143,13 +143,21 @@ class MemoryAnswerCache:
         self._subscribers.add(announcements)
         try:
             if subscribed is not None:
-                subscribed.set()
-            if complete is not None:
-                complete(time.monotonic())
-            while (announcement := await announcements.get()) is not None:
-                yield announcement
+                subscribed()
+            while True:
                 if complete is not None and announcements.empty():
-                    complete(time.monotonic())
+                    complete(asyncio.get_running_loop().time())
+                waiting = asyncio.ensure_future(announcements.get())
+                try:
+                    while not (await asyncio.wait((waiting,), timeout=_HEARTBEAT_S))[0]:
+                        if complete is not None:
+                            complete(asyncio.get_running_loop().time())
+                finally:
+                    waiting.cancel()
+                announcement = waiting.result()
+                if announcement is None:
+                    break
+                yield announcement
             raise CacheUnavailable("the subscription was interrupted")
         finally:
             self._subscribers.discard(announcements)
@@ -264,7 +272,7 @@ class MemoryAnswerCache:
         place = self._slices.get((tenant, number))
         if place is None:
             epoch = self._new_epoch()
-            place = self._slices[tenant, number] = _Slice(epoch, epoch, epoch)
+            place = self._slices[tenant, number] = _Slice(epoch, epoch, epoch, told=epoch)
         return place
 
     def _check_available(self) -> None:

@@ -1,6 +1,5 @@
 """What is asked of Redis: cached answers, event states, versions. Losing all of it costs time, never truth."""
 
-import asyncio
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -42,7 +41,8 @@ class Applied:
     Attributes:
         tenant: of the slice.
         number: of the slice.
-        told: number of the announcement: one more than that before it, as long as Redis keeps its data.
+        told: number of the announcement: one more than that before it, as long as Redis keeps its data; after it lost
+            them, one that is far from all before.
         positions: partition → last offset applied, of those that advance.
         dropped: keys of answers that are gone; None where all of the slice are.
     """
@@ -90,7 +90,7 @@ class AnswerCache(Protocol):
     async def store(self, tenant: str, key: str, entry: bytes, *, epoch: int, ttl_s: int) -> bool:
         """Keep the entry if the epoch still stands; False where a change came in between.
 
-        An entry that is there already stays: it is as true, and others may have copies of it.
+        One that is there already gives way, and is announced as dropped: copies of it are not judged any more.
         """
         ...
 
@@ -114,13 +114,13 @@ class AnswerCache(Protocol):
         ...
 
     def applied(
-        self, *, subscribed: asyncio.Event | None = None, complete: Callable[[float], None] | None = None
+        self, *, subscribed: Callable[[], None] | None = None, complete: Callable[[float], None] | None = None
     ) -> AsyncGenerator[Applied, None]:
         """Announcements from now on; ends with CacheUnavailable when the subscription breaks.
 
         Args:
-            subscribed: set as soon as no announcement can be missed any more: what was announced earlier is to be read
-                by ``lookup`` after that.
+            subscribed: called as soon as no announcement can be missed any more: what was announced earlier is to be
+                read by ``lookup`` after that.
             complete: called now and then with a moment of ``time.monotonic``: everything that was announced before it
                 has been yielded.
         """

@@ -116,7 +116,7 @@ async def test_announcements_come_in_order_after_subscription(cache):
     heard: list[Applied] = []
 
     async def listen():
-        async with aclosing(cache.applied(subscribed=subscribed)) as announcements:
+        async with aclosing(cache.applied(subscribed=subscribed.set)) as announcements:
             async for announcement in announcements:
                 heard.append(announcement)
                 if len(heard) == 2:
@@ -128,7 +128,11 @@ async def test_announcements_come_in_order_after_subscription(cache):
         await cache.apply("acme", {3: 42, 5: 7}, drop=True)
         await cache.apply("umbrella-1", {}, drop=False)
         await listening
-    assert heard == [Applied("acme", 0, 1, {3: 42, 5: 7}, None), Applied("umbrella-1", 0, 1, {}, frozenset())]
+    told = [(await cache.lookup(tenant, "k")).told for tenant in ("acme", "umbrella-1")]
+    assert heard == [
+        Applied("acme", 0, told[0], {3: 42, 5: 7}, None),
+        Applied("umbrella-1", 0, told[1], {}, frozenset()),
+    ]
 
 
 async def test_an_answer_ends_with_its_time():
@@ -218,7 +222,7 @@ async def test_a_broken_subscription_ends(own_server, fault):
     client = connect_redis(redis_settings)
     cache = RedisAnswerCache(client, NAMES)
     subscribed = asyncio.Event()
-    listening = asyncio.create_task(anext(cache.applied(subscribed=subscribed)))
+    listening = asyncio.create_task(anext(cache.applied(subscribed=subscribed.set)))
     async with asyncio.timeout(WAIT_S):
         await subscribed.wait()
         if fault == "connection dropped":

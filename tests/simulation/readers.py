@@ -13,6 +13,7 @@ from infra.opensearch.port import Access, IndexUnavailable
 from query.answering import Answering
 from query.core.cache_key import AnswerMaker
 from query.metrics import QueryMetrics
+from query.near import NearCache
 from query.standing import Standings
 from query.watch import AppliedWatch
 from schemas.queries import QueryRequest
@@ -30,11 +31,14 @@ class Reader:
         self._world = world
         loop = asyncio.get_running_loop()
         metrics = QueryMetrics(CollectorRegistry())
+        near = NearCache(slices=world.cache.count, max_bytes=1_000_000, monotonic_s=loop.time)
+        self._watch = watch = AppliedWatch(world.cache, near)
         self._answering = Answering(
             standings=Standings(
                 cache=world.cache,
                 index=world.index,
-                watch=AppliedWatch(world.cache),
+                near=near,
+                watch=watch,
                 metrics=metrics,
                 wait_s=1,
                 monotonic_s=loop.time,
@@ -51,6 +55,14 @@ class Reader:
 
     async def ask_for_ever(self) -> None:
         """Ask the same few questions again and again, as people do, so that answers come from the cache too."""
+        watching = asyncio.create_task(self._watch.run())
+        try:
+            await self._ask_on()
+        finally:
+            watching.cancel()
+            await asyncio.gather(watching, return_exceptions=True)
+
+    async def _ask_on(self) -> None:
         rng, index = self._world.rng, self._world.index
         while True:
             await asyncio.sleep(rng.expovariate(3))

@@ -14,6 +14,7 @@ from infra.redis.memory_answers import MemoryAnswerCache
 from query.answering import Answering
 from query.core.cache_key import AnswerMaker
 from query.metrics import QueryMetrics
+from query.near import NearCache
 from query.retrieval import Retrieval
 from query.standing import PositionNotReached, Standings
 from query.watch import AppliedWatch
@@ -107,9 +108,10 @@ class Service:
 async def running(*, wait_s=WAIT_S, watched=True):
     registry = CollectorRegistry()
     metrics, index, cache, embedder = QueryMetrics(registry), Index(), MemoryAnswerCache(), CountingEmbedder()
-    watch = AppliedWatch(cache)
+    near = NearCache(slices=cache.count, max_bytes=1_000_000)
+    watch = AppliedWatch(cache, near)
     answering = Answering(
-        standings=Standings(cache=cache, index=index, watch=watch, metrics=metrics, wait_s=wait_s),
+        standings=Standings(cache=cache, near=near, index=index, watch=watch, metrics=metrics, wait_s=wait_s),
         retrieval=Retrieval(index=index, embedder=embedder, metrics=metrics, window=10, kept=12, rrf_k=60),
         generator=ExtractiveGenerator(),
         cache=cache,

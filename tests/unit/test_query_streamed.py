@@ -16,6 +16,7 @@ from query.broadcast import Broadcast
 from query.budget import GenerationBudget
 from query.core.cache_key import AnswerMaker
 from query.metrics import QueryMetrics
+from query.near import NearCache
 from query.retrieval import Retrieval
 from query.standing import Standings
 from query.streamed import StreamedAnswers
@@ -98,7 +99,12 @@ class Service:
         )
         self.answering = Answering(
             standings=Standings(
-                cache=self.cache, index=self.index, watch=AppliedWatch(self.cache), metrics=metrics, wait_s=1
+                cache=self.cache,
+                near=NearCache(slices=self.cache.count, max_bytes=0),
+                index=self.index,
+                watch=AppliedWatch(self.cache),
+                metrics=metrics,
+                wait_s=1,
             ),
             retrieval=Retrieval(
                 index=self.index, embedder=HashingEmbedder(8), metrics=metrics, window=10, kept=10, rrf_k=60
