@@ -75,7 +75,7 @@ local function epoch_now()
 end
 -- WHERE is the channel, the tenant and the number of the slice. What is dropped: '-', '*', or keys, commas between.
 local function announce(where, dropped, positions)
-  local told = redis.call('HINCRBY', STATE, 'told', 1)
+  local told = string.format('%.0f', redis.call('HINCRBY', STATE, 'told', 1))
   local channel, slice = string.match(where, '^(%S+) (%S+ %S+)$')
   redis.call('PUBLISH', channel, slice .. ' ' .. told .. ' ' .. dropped .. ' ' .. positions)
 end
