@@ -1,16 +1,31 @@
 """Whether invalidation keeps up: what is searchable is to be applied to cached answers soon after."""
 
+import asyncio
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from infra.opensearch.port import SearchIndex
-from infra.redis.port import AnswerCache
+import structlog
+
+from infra.opensearch.port import IndexUnavailable, SearchIndex
+from infra.redis.port import AnswerCache, CacheUnavailable
+from query.metrics import QueryMetrics
 
 OBJECTIVE_S: Final = 1.0
 """The freshness objective: a change that is searchable for longer should have dropped what it alters."""
 
+LOOK_S: Final = 0.5
+"""How often tenants that ask are looked after."""
+
 _NO_ANSWER: Final = "0" * 32
+_ASKS_FOR_S: Final = 10.0
+"""A tenant that has not asked for so long is not looked after."""
+
+_LOOKS_AT_ONCE: Final = 8
+"""Of very many tenants each waits longer for its turn, rather than the index being asked more often."""
+
+_log = structlog.get_logger(__name__)
 
 
 class InvalidationLags(Exception):
@@ -65,3 +80,70 @@ class InvalidationLag:
             )
         if not missing:
             self._expected, self._since_s = await self._index.positions(self._tenant), now_s
+
+
+class LagWatch:
+    """Knows the tenants whose cached answers have fallen behind what is searchable: they are answered past the cache.
+
+    Args:
+        cache: knows what is applied.
+        index: knows what is searchable.
+        metrics: where they are counted.
+        monotonic_s: a clock that only goes forward.
+    """
+
+    def __init__(
+        self,
+        cache: AnswerCache,
+        index: SearchIndex,
+        metrics: QueryMetrics,
+        *,
+        monotonic_s: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._cache = cache
+        self._index = index
+        self._metrics = metrics
+        self._monotonic_s = monotonic_s
+        self._asked_s: OrderedDict[str, float] = OrderedDict()
+        self._lags: dict[str, InvalidationLag] = {}
+        self._behind: set[str] = set()
+
+    def behind(self, tenant: str) -> bool:
+        """Whether the tenant's cached answers are to be left aside; asking has it looked after."""
+        self._asked_s[tenant] = self._monotonic_s()
+        return tenant in self._behind
+
+    async def run(self) -> None:
+        """Look after tenants until cancelled."""
+        while True:
+            await asyncio.sleep(LOOK_S)
+            await self.look()
+
+    async def look(self) -> None:
+        """Look once after the tenants that ask, those first that wait for the longest."""
+        since_s = self._monotonic_s() - _ASKS_FOR_S
+        for tenant in [tenant for tenant, asked_s in self._asked_s.items() if asked_s < since_s]:
+            del self._asked_s[tenant]
+            self._lags.pop(tenant, None)
+            self._behind.discard(tenant)
+        for tenant in list(self._asked_s)[:_LOOKS_AT_ONCE]:
+            self._asked_s.move_to_end(tenant)
+            await self._look_after(tenant)
+        self._metrics.invalidation_behind.set(len(self._behind))
+
+    async def _look_after(self, tenant: str) -> None:
+        lag = self._lags.get(tenant)
+        if lag is None:
+            lag = self._lags[tenant] = InvalidationLag(self._cache, self._index, tenant, monotonic_s=self._monotonic_s)
+        try:
+            await lag.check()
+        except InvalidationLags as error:
+            if tenant not in self._behind:
+                _log.warning("invalidation_behind", tenant=tenant, reason=str(error))
+                self._behind.add(tenant)
+        except (CacheUnavailable, IndexUnavailable):
+            pass  # nothing new is known; without the cache there are no answers to leave aside
+        else:
+            if tenant in self._behind:
+                _log.info("invalidation_caught_up", tenant=tenant)
+                self._behind.discard(tenant)

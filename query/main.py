@@ -33,7 +33,7 @@ from query.budget import GenerationBudget
 from query.core.cache_key import AnswerMaker
 from query.guard import Guard
 from query.guarded import GuardedGenerator, GuardedIndex
-from query.lag import InvalidationLag
+from query.lag import InvalidationLag, LagWatch
 from query.metrics import QueryMetrics
 from query.near import NearCache
 from query.operations import Operations, Part
@@ -92,8 +92,17 @@ async def serving(settings: Settings) -> AsyncIterator[str]:
 
         fusion = f"rrf {settings.query.rrf_k} of {settings.query.window}"
         maker = AnswerMaker(settings.generation, embedder.model.fingerprint, generator.name, fusion)
+        metrics.near_bytes.set_function(lambda: near.size_bytes)
+        lag = LagWatch(cache, opensearch, metrics)
+        ending.push_async_callback(_end, asyncio.create_task(lag.run(), name="lag-watch"))
         standings = Standings(
-            cache=cache, near=near, index=index, watch=watch, metrics=metrics, wait_s=settings.query.min_position_wait_s
+            cache=cache,
+            near=near,
+            index=index,
+            watch=watch,
+            metrics=metrics,
+            wait_s=settings.query.min_position_wait_s,
+            behind=lag.behind,
         )
         retrieval = Retrieval(
             index=index,

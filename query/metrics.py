@@ -20,6 +20,9 @@ from schemas.telemetry import (
     GENERATED_TOKENS,
     GENERATION_FAILURES,
     HTTP_SECONDS_BUCKETS,
+    INVALIDATION_BEHIND,
+    NEAR_BYTES,
+    NEAR_HITS,
     POSITION_WAIT_SECONDS,
     QUERIES,
     QUERY_STAGE_SECONDS,
@@ -43,6 +46,11 @@ class QueryMetrics:
         self.queries = Counter(QUERIES, "Questions answered.", ("served",), registry=registry)
         self.overtaken = Counter(FILLS_OVERTAKEN, "Answers not stored: a change came meanwhile.", registry=registry)
         self.bypasses = Counter(CACHE_BYPASSES, "Times the cache failed and was left aside.", registry=registry)
+        self.invalidation_behind = Gauge(
+            INVALIDATION_BEHIND, "Tenants whose cached answers are left aside.", registry=registry
+        )
+        self.near_hits = Counter(NEAR_HITS, "Answers from this process itself.", registry=registry)
+        self.near_bytes = Gauge(NEAR_BYTES, "About what copies of answers take.", registry=registry)
         self.abandoned = Counter(ANSWERS_ABANDONED, "Answers given up with their last reader.", registry=registry)
         self.generation_failures = Counter(
             GENERATION_FAILURES, "Answers that the generator did not write.", ("reason",), registry=registry

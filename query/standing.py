@@ -106,6 +106,7 @@ class Standings:
             return Standing(None, _as_of(await self._index.positions(tenant)), None)
         hit = self._near.get(key)
         if hit is not None:
+            self._metrics.near_hits.inc()
             return Standing(None, AsOf.model_construct(positions=hit.positions, checked_ms=hit.checked_ms), hit.body)
         return await self._look_past_near(tenant, key, lease_ms)
 

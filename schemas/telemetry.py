@@ -31,6 +31,15 @@ FILLS_OVERTAKEN: Final = "freshline_fills_overtaken_total"
 CACHE_BYPASSES: Final = "freshline_cache_bypasses_total"
 """Counter. Times the cache failed and was left aside for a moment."""
 
+INVALIDATION_BEHIND: Final = "freshline_invalidation_behind"
+"""Gauge. Tenants whose cached answers are left aside, since changes are searchable and not applied to them."""
+
+NEAR_BYTES: Final = "freshline_near_cache_bytes"
+"""Gauge. About what the copies of cached answers in this process take."""
+
+NEAR_HITS: Final = "freshline_near_cache_hits_total"
+"""Counter. Answers that came from this process itself."""
+
 GENERATION_FAILURES: Final = "freshline_generation_failures_total"
 """Counter; label reason: busy or failed. Answers that the generator did not write."""
 

@@ -82,6 +82,9 @@ end
 """
 
 # ARGV: milliseconds of a lease, or 0. KEYS: the answer, its lease.
+# Changes are judged, and what they alter is dropped, also where Redis has no room left; only fills are refused.
+_ALSO_WHEN_FULL: Final = "#!lua flags=allow-oom\n"
+
 LOOKUP: Final = Script(
     _SLICE
     + """
@@ -90,7 +93,8 @@ local answer = redis.call('HMGET', KEYS[5], 'epoch', 'entry')
 if answer[1] and tonumber(answer[1]) >= tonumber(state('floor')) then
   return {redis.call('HGETALL', STATE), answer[2], redis.call('PTTL', KEYS[5]), 0}
 end
-local leased = ARGV[1] == '0' or redis.call('SET', KEYS[6], '1', 'NX', 'PX', ARGV[1])
+-- A Redis without room gives no lease: that is no reason to answer nothing.
+local leased = ARGV[1] == '0' or redis.pcall('SET', KEYS[6], '1', 'NX', 'PX', ARGV[1])
 return {redis.call('HGETALL', STATE), false, 0, leased and 1 or 0}
 """
 )
@@ -137,7 +141,8 @@ return 1
 
 # ARGV: where, positions, 'drop' | 'keep' | 'seed' | a change, most changes to remember, why.
 CHANGE: Final = Script(
-    _SLICE
+    _ALSO_WHEN_FULL
+    + _SLICE
     + """
 local where, positions, effect, most, why = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 local epoch = epoch_now()
@@ -186,7 +191,8 @@ return {
 # ARGV: where, epoch judged before, epoch judged now, why, keys of the answers to drop with commas between, and for each
 # of them the number of its fill. KEYS: those answers.
 SETTLE: Final = Script(
-    _SLICE
+    _ALSO_WHEN_FULL
+    + _SLICE
     + """
 if state('judged') ~= ARGV[2] then
   return 0

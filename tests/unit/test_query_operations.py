@@ -12,7 +12,8 @@ from infra.web.credentials import Credentials
 from query.api import build_app
 from query.core.health import PartState, health
 from query.core.recent import LONGEST_S, Ended, Recent, Served
-from query.lag import OBJECTIVE_S, InvalidationLag, InvalidationLags
+from query.lag import OBJECTIVE_S, InvalidationLag, InvalidationLags, LagWatch
+from query.metrics import QueryMetrics
 from query.operations import Operations, Part
 from schemas.operations import PerformanceSummary
 from schemas.positions import AsOf
@@ -218,3 +219,36 @@ async def test_invalidation_lags_when_a_change_stays_unapplied():
         await lag.check()
         clock[0] += 2 * OBJECTIVE_S
         await cache.apply("acme", {0: offset + 5}, drop=True)
+
+
+async def test_a_tenant_that_falls_behind_is_told_until_it_has_caught_up():
+    cache, index, clock, registry = MemoryAnswerCache(), Index(), [100.0], CollectorRegistry()
+    watch = LagWatch(cache, index, QueryMetrics(registry), monotonic_s=lambda: clock[0])
+    index.at = {0: 5}
+    assert not watch.behind("acme")
+    await watch.look()
+    clock[0] += OBJECTIVE_S + 0.1
+    assert not watch.behind("umbrella")
+    await watch.look()
+    assert watch.behind("acme")
+    assert not watch.behind("umbrella"), "it has only begun to be looked after"
+    assert registry.get_sample_value("freshline_invalidation_behind") == 1
+    await cache.apply("acme", {0: 5}, drop=True)
+    await watch.look()
+    assert not watch.behind("acme")
+
+
+async def test_of_what_cannot_be_told_nothing_changes_and_who_stops_asking_is_forgotten():
+    cache, index, clock, registry = MemoryAnswerCache(), Index(), [100.0], CollectorRegistry()
+    watch = LagWatch(cache, index, QueryMetrics(registry), monotonic_s=lambda: clock[0])
+    index.at = {0: 5}
+    watch.behind("acme")
+    await watch.look()
+    clock[0] += OBJECTIVE_S + 0.1
+    await watch.look()
+    cache.available = False
+    await watch.look()
+    assert watch.behind("acme")
+    clock[0] += 60
+    await watch.look()
+    assert registry.get_sample_value("freshline_invalidation_behind") == 0
