@@ -15,7 +15,10 @@ from query.metrics import QueryMetrics
 OBJECTIVE_S: Final = 1.0
 """The freshness objective: a change that is searchable for longer should have dropped what it alters."""
 
-LOOK_S: Final = 0.5
+PATIENCE_S: Final = 0.75
+"""How long a change that is seen to be searchable may stay unapplied: less than the objective, as it is seen late."""
+
+LOOK_S: Final = 0.25
 """How often tenants that ask are looked after."""
 
 _NO_ANSWER: Final = "0" * 32
@@ -63,7 +66,7 @@ class InvalidationLag:
         """Look once.
 
         Raises:
-            InvalidationLags: what was searchable at a look more than ``OBJECTIVE_S`` ago is not applied yet.
+            InvalidationLags: what was searchable at a look more than ``PATIENCE_S`` ago is not applied yet.
             CacheUnavailable, IndexUnavailable: it cannot be told.
         """
         look = await self._cache.lookup(self._tenant, _NO_ANSWER)
@@ -73,10 +76,10 @@ class InvalidationLag:
             if look.positions.get(partition, -1) < offset
         }
         now_s = self._monotonic_s()
-        if missing and now_s - self._since_s > OBJECTIVE_S:
+        if missing and now_s - self._since_s > PATIENCE_S:
             raise InvalidationLags(
                 f"changes on partitions {', '.join(map(str, sorted(missing)))} are searchable for more than "
-                f"{now_s - self._since_s:.0f} s and not applied to cached answers: is `invalidate` running?"
+                f"{now_s - self._since_s:.1f} s and not applied to cached answers: is `invalidate` running?"
             )
         if not missing:
             self._expected, self._since_s = await self._index.positions(self._tenant), now_s
@@ -84,6 +87,9 @@ class InvalidationLag:
 
 class LagWatch:
     """Knows the tenants whose cached answers have fallen behind what is searchable: they are answered past the cache.
+
+    While the cache is out, changes cannot be applied to what it holds, so a tenant is behind from then on until all
+    that is searchable is seen to be applied.
 
     Args:
         cache: knows what is applied.
@@ -136,14 +142,22 @@ class LagWatch:
         if lag is None:
             lag = self._lags[tenant] = InvalidationLag(self._cache, self._index, tenant, monotonic_s=self._monotonic_s)
         try:
-            await lag.check()
-        except InvalidationLags as error:
+            if tenant in self._behind:
+                await self._try_to_return(tenant)
+            else:
+                await lag.check()
+        except (CacheUnavailable, InvalidationLags) as error:
             if tenant not in self._behind:
                 _log.warning("invalidation_behind", tenant=tenant, reason=str(error))
                 self._behind.add(tenant)
-        except (CacheUnavailable, IndexUnavailable):
-            pass  # nothing new is known; without the cache there are no answers to leave aside
-        else:
-            if tenant in self._behind:
-                _log.info("invalidation_caught_up", tenant=tenant)
-                self._behind.discard(tenant)
+        except IndexUnavailable:
+            pass  # nothing new is known, and nothing new becomes searchable
+
+    async def _try_to_return(self, tenant: str) -> None:
+        positions = await self._index.positions(tenant)
+        look = await self._cache.lookup(tenant, _NO_ANSWER)
+        # A cache that was emptied has no answers, and is told its positions by the next who asks.
+        if not look.seeded or all(look.positions.get(at, -1) >= offset for at, offset in positions.items()):
+            _log.info("invalidation_caught_up", tenant=tenant)
+            self._behind.discard(tenant)
+            self._lags.pop(tenant, None)

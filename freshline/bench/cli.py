@@ -17,6 +17,7 @@ from freshline.bench.cache import POLICIES, bench_cache
 from freshline.bench.freshness import bench_freshness
 from freshline.bench.ingest import bench_ingest
 from freshline.bench.installation import BenchmarkFailed
+from freshline.bench.redis_states import bench_redis_states
 from freshline.bench.retrieval import MODELS, bench_retrieval
 from freshline.services import ServiceFailed
 from freshline.terminal import add_command
@@ -97,6 +98,20 @@ def retrieval(
     _measure(lambda stack: bench_retrieval(stack, collection, models=model or MODELS), data, as_json=as_json)
 
 
+def redis_states(
+    seconds: Annotated[float, typer.Option(min=1, help="Length of each state.")] = 10.0,
+    data: _Data = None,
+    as_json: _Json = False,  # noqa: FBT002 - an option
+) -> None:
+    """Ask and edit while Redis is slow, hanging, full, down, wiped, failed over; judge each answer.
+
+    Examples:
+      freshline bench redis-states
+      freshline bench redis-states --seconds 30 --json
+    """
+    _measure(lambda stack: bench_redis_states(stack, seconds=seconds, say=_say), data, as_json=as_json)
+
+
 def cache(  # noqa: PLR0917 - options of a command
     events: _Events,
     questions: Annotated[
@@ -174,5 +189,5 @@ def _machine() -> dict[str, Any]:
     return {"cores": os.cpu_count(), "machine": platform.machine(), "python": platform.python_version()}
 
 
-for _command in (ingest, freshness, retrieval, cache):
+for _command in (ingest, freshness, retrieval, cache, redis_states):
     add_command(app, _command)

@@ -238,17 +238,39 @@ async def test_a_tenant_that_falls_behind_is_told_until_it_has_caught_up():
     assert not watch.behind("acme")
 
 
-async def test_of_what_cannot_be_told_nothing_changes_and_who_stops_asking_is_forgotten():
+async def test_after_an_outage_of_the_cache_what_is_searchable_has_to_be_applied_first():
     cache, index, clock, registry = MemoryAnswerCache(), Index(), [100.0], CollectorRegistry()
     watch = LagWatch(cache, index, QueryMetrics(registry), monotonic_s=lambda: clock[0])
     index.at = {0: 5}
+    await cache.seed("acme", {0: 5})
     watch.behind("acme")
     await watch.look()
-    clock[0] += OBJECTIVE_S + 0.1
-    await watch.look()
+    assert not watch.behind("acme")
     cache.available = False
     await watch.look()
     assert watch.behind("acme")
+    cache.available, index.at = True, {0: 6}
+    await watch.look()
+    assert watch.behind("acme"), "a change came meanwhile, and no answer knows of it"
+    await cache.apply("acme", {0: 6}, drop=True)
+    await watch.look()
+    assert not watch.behind("acme")
+    cache.available = False
+    await watch.look()
+    cache.available = True
+    cache.lose_everything()
+    await watch.look()
+    assert not watch.behind("acme"), "there is nothing that could be old"
+
+
+async def test_who_stops_asking_is_forgotten():
+    cache, index, clock, registry = MemoryAnswerCache(), Index(), [100.0], CollectorRegistry()
+    watch = LagWatch(cache, index, QueryMetrics(registry), monotonic_s=lambda: clock[0])
+    index.at = {0: 5}
+    cache.available = False
+    watch.behind("acme")
+    await watch.look()
+    assert registry.get_sample_value("freshline_invalidation_behind") == 1
     clock[0] += 60
     await watch.look()
     assert registry.get_sample_value("freshline_invalidation_behind") == 0
