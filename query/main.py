@@ -102,7 +102,7 @@ async def serving(settings: Settings) -> AsyncIterator[str]:
             watch=watch,
             metrics=metrics,
             wait_s=settings.query.min_position_wait_s,
-            behind=lag.behind,
+            behind=lambda tenant: lag.behind(tenant) or not watch.trusted,
         )
         retrieval = Retrieval(
             index=index,
@@ -187,6 +187,8 @@ def _parts(index: OpenSearchIndex, redis: Redis, watch: AppliedWatch) -> dict[st
             await redis.ping()
 
     async def subscription_is_live() -> None:
+        if not watch.trusted:
+            raise CacheUnavailable("Redis evicts keys at will: set maxmemory-policy to noeviction")
         if not watch.live:
             raise CacheUnavailable(
                 "not subscribed to announcements: answers come from Redis alone, and waits take up to 50 ms longer"

@@ -9,7 +9,7 @@ from typing import Final
 
 import structlog
 
-from infra.redis.port import AnswerCache, Applied, CacheUnavailable
+from infra.redis.port import AnswerCache, Applied, CacheUnavailable, CacheUntrusted
 from query.near import NearCache
 from schemas.positions import Position
 
@@ -41,6 +41,12 @@ class AppliedWatch:
         self._near = near or NearCache(slices=cache.count, max_bytes=0)
         self._waiters: defaultdict[str, set[_Waiter]] = defaultdict(set)
         self._subscribed = asyncio.Event()
+        self._trusted = True
+
+    @property
+    def trusted(self) -> bool:
+        """False while the cache is one whose answers are not to be served."""
+        return self._trusted
 
     @property
     def live(self) -> bool:
@@ -56,6 +62,9 @@ class AppliedWatch:
                     async for announcement in announcements:
                         self._near.heard(announcement)
                         self._wake(announcement)
+            except CacheUntrusted as error:
+                self._trusted = False
+                _log.error("cache_not_used", reason=str(error))
             except CacheUnavailable as error:
                 _log.warning("subscription_broken", reason=str(error))
             finally:
@@ -76,6 +85,7 @@ class AppliedWatch:
                 del self._waiters[tenant]
 
     def _begin(self) -> None:
+        self._trusted = True
         self._near.subscribed()
         self._subscribed.set()
 

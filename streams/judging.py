@@ -139,7 +139,7 @@ class SliceJudge:
             self._forget()
             await self._drop_all(f"{len(mentions)} passages changed at once")
             return True
-        unclear = await self._load(pending)
+        unclear = await self._load(pending, mentions.removed)
         await self._weigh(told, unclear)
         self._known = pending.epoch
         drop = [(fill, key) for key, fill in self._doomed.items()]
@@ -165,8 +165,8 @@ class SliceJudge:
         log.warning("answers_dropped_unjudged", tenant=self._tenant, slice=self._number, reason=reason)
         await self._slices.drop_all(self._tenant, self._number, orjson.dumps({"unjudged": reason}))
 
-    async def _load(self, pending: Pending) -> set[str]:
-        """Take in what was stored since; keys of answers whose windows are not whole."""
+    async def _load(self, pending: Pending, gone: frozenset[str]) -> set[str]:
+        """Take in what was stored since; keys of answers that lack a passage which is not known to be ``gone``."""
         for key, fill in list(self._fills.items()):
             if pending.oldest_fill is not None and fill >= pending.oldest_fill:
                 break
@@ -180,7 +180,7 @@ class SliceJudge:
             # An answer can be judged only where all changes after it are remembered.
             judged = {key: one for key, one in there.items() if self._known != _UNKNOWN or one.epoch >= since}
             entries = {key: entry for key, one in judged.items() if (entry := _readable(one.entry)) is not None}
-            evidence, partial = await self._evidence(entries)
+            evidence, partial = await self._evidence(entries, gone)
             # Nothing is waited for from here on: what is taken in is taken in wholly.
             for key, one in there.items():
                 self._let_go(key)
@@ -201,19 +201,26 @@ class SliceJudge:
         self._news.vocabulary.update(evidence.terms)
         self._policy.put(evidence)
 
-    async def _evidence(self, entries: Mapping[str, Entry]) -> tuple[list[Evidence], set[str]]:
-        """What entries were made of; and the keys of those that lack a passage by now."""
+    async def _evidence(
+        self, entries: Mapping[str, Entry], gone: frozenset[str] = frozenset()
+    ) -> tuple[list[Evidence], set[str]]:
+        """What entries were made of; and the keys of those that lack a passage which is not known to be ``gone``."""
         terms = await self._lexicon.questions([entry.search.text for entry in entries.values()])
         counts = await self._lexicon.passages([hit for entry in entries.values() for hit in entry.lexical_window])
         found, partial = [], set()
         for key, entry in entries.items():
             there = [(hit.chunk_id, counts[hit.chunk_id]) for hit in entry.lexical_window if hit.chunk_id in counts]
+            search = entry.search
             if len(there) < len(entry.lexical_window):
-                partial.add(key)
+                if there and all(hit.chunk_id in counts or hit.chunk_id in gone for hit in entry.lexical_window):
+                    # As if it had been taken out of a window that was kept: shorter, and there is more below.
+                    search = replace(search, window=len(there))
+                else:
+                    partial.add(key)
             found.append(
                 Evidence(
                     key=key,
-                    search=entry.search,
+                    search=search,
                     terms=terms[entry.search.text],
                     top_k=entry.top_k,
                     sources=entry.sources,

@@ -16,14 +16,16 @@ import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from typing import Any, Final
 
+import structlog
 from redis.asyncio import Redis
-from redis.exceptions import NoScriptError
+from redis.exceptions import NoPermissionError, NoScriptError
 
 from infra.redis.answer_scripts import CHANGE, LOOKUP, PENDING, SETTLE, STORE, Script
 from infra.redis.connect import redis_errors
 from infra.redis.port import (
     Applied,
     CacheUnavailable,
+    CacheUntrusted,
     Dropped,
     Lookup,
     Pending,
@@ -47,6 +49,8 @@ _SEED: Final = b"seed"
 _ALL: Final = "*"
 _NONE: Final = "-"
 _DROPS_READ: Final = 1_000
+
+log = structlog.get_logger(__name__)
 
 
 class RedisAnswerCache:
@@ -114,6 +118,7 @@ class RedisAnswerCache:
         with redis_errors():
             async with self._client.pubsub() as channel:
                 await channel.subscribe(self._names.applied_channel)
+                tells_all = await self._tells_all()
                 confirmed = False
                 asked_s = answered_s = time.monotonic()
                 while True:
@@ -129,7 +134,7 @@ class RedisAnswerCache:
                         yield _parse_announcement(message["data"])
                     elif kind == "pong":
                         answered_s = time.monotonic()
-                        if complete is not None:
+                        if complete is not None and tells_all:
                             complete(float(message["data"]))
                     elif kind == "subscribe":
                         _once(confirmed=confirmed)
@@ -188,6 +193,25 @@ class RedisAnswerCache:
             found: Any = await self._client.xrevrange(stream, count=_DROPS_READ)
         dropped = ((_number(at), fields[b"keys"].decode(), fields[b"why"]) for at, fields in found)
         return [Dropped(at_ms, keys == _ALL, why) for at_ms, keys, why in dropped if keys == _ALL or key in keys]
+
+    async def _tells_all(self) -> bool:
+        """False where Redis evicts answers to make room, which nobody is told.
+
+        Raises:
+            CacheUntrusted: it evicts anything, and so might keep answers without the list of them that is judged.
+        """
+        try:
+            memory = await self._client.info("memory")
+        except NoPermissionError:
+            log.warning("near_cache_off", reason="Redis does not say how it evicts: allow the command INFO")
+            return False
+        policy = str(memory.get("maxmemory_policy", "noeviction"))
+        if not memory.get("maxmemory") or policy == "noeviction":
+            return True
+        if policy.startswith("allkeys"):
+            raise CacheUntrusted(f"Redis evicts by {policy}: set maxmemory-policy to noeviction")
+        log.warning("near_cache_off", reason=f"Redis evicts by {policy}: set maxmemory-policy to noeviction")
+        return False
 
     async def _change_all(self, tenant: str, positions: Mapping[int, int], effect: bytes) -> int:
         changed = (self._change(tenant, number, positions, effect) for number in range(self.count))

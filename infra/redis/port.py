@@ -11,6 +11,10 @@ class CacheUnavailable(Exception):
     """Redis did not answer in time. Callers go on without it or refuse, as their promise demands."""
 
 
+class CacheUntrusted(CacheUnavailable):
+    """Redis may throw away a part of what belongs together: its answers are not to be served."""
+
+
 @dataclass(frozen=True, slots=True)
 class Lookup:
     """One consistent look at a tenant's slice.
@@ -118,11 +122,14 @@ class AnswerCache(Protocol):
     ) -> AsyncGenerator[Applied, None]:
         """Announcements from now on; ends with CacheUnavailable when the subscription breaks.
 
+        Raises:
+            CacheUntrusted: see there.
+
         Args:
             subscribed: called as soon as no announcement can be missed any more: what was announced earlier is to be
                 read by ``lookup`` after that.
             complete: called now and then with a moment of ``time.monotonic``: everything that was announced before it
-                has been yielded.
+                has been yielded. Never, where answers may vanish without an announcement.
         """
         ...
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import signal
+import time
 from contextlib import aclosing
 from uuid import uuid4
 
@@ -15,7 +16,7 @@ from redis_servers import free_port, redis_server, url
 from infra.redis.answers import RedisAnswerCache
 from infra.redis.connect import connect_redis
 from infra.redis.memory_answers import MemoryAnswerCache
-from infra.redis.port import Applied, CacheUnavailable
+from infra.redis.port import Applied, CacheUnavailable, CacheUntrusted
 from infra.settings import RedisSettings
 from schemas.cache_keys import AnswerKeys
 from schemas.names import Names
@@ -104,6 +105,51 @@ async def test_a_seed_drops_once_and_then_does_nothing(cache):
     assert not await cache.store("acme", "k", b"old", epoch=first, ttl_s=60)
     await cache.seed("acme", {0: 50})
     assert await cache.lookup("acme", "k") == look
+
+
+async def test_the_first_who_misses_has_the_lease_until_it_is_filled(cache):
+    first = await cache.lookup("acme", "k", lease_ms=60_000)
+    second = await cache.lookup("acme", "k", lease_ms=60_000)
+    other = await cache.lookup("acme", "other", lease_ms=60_000)
+    assert (first.leased, second.leased, other.leased) == (True, False, True)
+    assert await cache.store("acme", "k", b"answer", epoch=first.epoch, ttl_s=60)
+    look = await cache.lookup("acme", "k", lease_ms=60_000)
+    assert (look.entry, look.leased) == (b"answer", False)
+    assert 59_000 < look.ends_ms <= 60_000
+    await cache.apply("acme", {0: 1}, drop=True)
+    assert (await cache.lookup("acme", "k", lease_ms=60_000)).leased
+
+
+async def test_a_lease_ends_where_the_fill_is_refused(cache):
+    first = await cache.lookup("acme", "k", lease_ms=60_000)
+    await cache.apply("acme", {0: 1}, drop=True)
+    assert not await cache.store("acme", "k", b"old", epoch=first.epoch, ttl_s=60)
+    assert (await cache.lookup("acme", "k", lease_ms=60_000)).leased
+
+
+async def test_an_answer_that_takes_the_place_of_another_is_announced(cache):
+    epoch = (await cache.lookup("acme", "k")).epoch
+    told = [(await cache.lookup("acme", "k")).told]
+    for text in (b"one", b"two"):
+        assert await cache.store("acme", "k", text, epoch=epoch, ttl_s=60)
+        told.append((await cache.lookup("acme", "k")).told)
+    assert (await cache.lookup("acme", "k")).entry == b"two"
+    assert [number - told[0] for number in told] == [0, 0, 1]
+
+
+async def test_drops_are_remembered_with_their_reason(cache):
+    epoch = (await cache.lookup("acme", "a")).epoch
+    for key in "ab":
+        assert await cache.store("acme", key, b"answer", epoch=epoch, ttl_s=60)
+    assert await cache.append("acme", 0, {0: 1}, b"change")
+    pending = await cache.pending("acme", 0, known=0, fill=0)
+    [fill] = [fill for fill, key in pending.fills if key == "a"]
+    judged, now = pending.judged, pending.epoch
+    assert await cache.settle("acme", 0, judged=judged, epoch=now, drop=[(fill, "a")], why=b"event 7")
+    await cache.drop_all("acme", 0, b"too many")
+    drops = {key: await cache.drops("acme", 0, key) for key in "ab"}
+    assert [(one.everything, one.why) for one in drops["a"]] == [(True, b"too many"), (False, b"event 7")]
+    assert [(one.everything, one.why) for one in drops["b"]] == [(True, b"too many")]
 
 
 async def test_epochs_only_grow(cache):
@@ -231,6 +277,38 @@ async def test_a_broken_subscription_ends(own_server, fault):
             process.send_signal(signal.SIGKILL if fault == "killed" else signal.SIGSTOP)
         with pytest.raises(CacheUnavailable):
             await listening
+    await client.aclose()
+
+
+@pytest.mark.parametrize(("policy", "proves"), [("noeviction", True), ("volatile-lru", False)])
+async def test_only_a_server_that_keeps_answers_proves_that_all_was_told(own_server, policy, proves):
+    client = connect_redis(own_server[1])
+    await client.config_set("maxmemory", 100_000_000)
+    await client.config_set("maxmemory-policy", policy)
+    cache = RedisAnswerCache(client, NAMES)
+    began_s, proven = time.monotonic(), []
+    listening = asyncio.create_task(anext(cache.applied(complete=proven.append)))
+    async with asyncio.timeout(WAIT_S):
+        if proves:
+            while not proven:  # noqa: ASYNC110 - called from within
+                await asyncio.sleep(0.01)
+            assert began_s < proven[0] < time.monotonic()
+        pings = 0
+        while pings < 3:
+            pings = (await client.info("commandstats")).get("cmdstat_ping", {}).get("calls", 0)
+            await asyncio.sleep(0.01)
+    assert bool(proven) is proves
+    listening.cancel()
+    await asyncio.gather(listening, return_exceptions=True)
+    await client.aclose()
+
+
+async def test_a_server_that_evicts_at_will_is_not_trusted(own_server):
+    client = connect_redis(own_server[1])
+    await client.config_set("maxmemory", 100_000_000)
+    await client.config_set("maxmemory-policy", "allkeys-lru")
+    with pytest.raises(CacheUntrusted, match="noeviction"):
+        await anext(RedisAnswerCache(client, NAMES).applied())
     await client.aclose()
 
 
