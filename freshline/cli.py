@@ -4,7 +4,16 @@ import sys
 
 import typer
 
-from freshline import cli_chaos, cli_documents, cli_keys, cli_letters, cli_questions, cli_stack, cli_workers
+from freshline import (
+    cli_chaos,
+    cli_documents,
+    cli_keys,
+    cli_letters,
+    cli_load,
+    cli_questions,
+    cli_stack,
+    cli_workers,
+)
 from freshline.terminal import FAILED, INTERRUPTED, add_command, debugging, explain, fail
 
 app = typer.Typer(
@@ -15,7 +24,7 @@ app = typer.Typer(
     add_completion=True,
     help="Answers over documents that never stop changing: never older than the stream.",
 )
-for group in (cli_stack, cli_documents, cli_questions, cli_keys, cli_workers, cli_letters, cli_chaos):
+for group in (cli_stack, cli_documents, cli_questions, cli_keys, cli_workers, cli_letters, cli_load, cli_chaos):
     group.register(app)
 
 
@@ -35,7 +44,7 @@ def begin() -> None:
 
 
 def bench(context: typer.Context) -> None:
-    """Measure this installation on this machine: ingest, freshness, retrieval.
+    """Measure Freshline on this machine: ingest, freshness, retrieval, cache, users and more.
 
     Examples:
       freshline bench --help

@@ -10,6 +10,7 @@ from urllib.parse import quote
 import httpx
 from pydantic import ValidationError
 
+from freshline.load.lines import Target
 from infra.settings import HttpSettings, Settings
 from ingest.connectors.client import IngestClient, connect_ingest
 from ingest.connectors.encoding import upload_headers
@@ -113,6 +114,13 @@ def ingest_client(settings: Settings) -> AbstractAsyncContextManager[IngestClien
     """The client of the connectors, for the ingest service of an installation."""
     key = settings.tenant.api_key
     return connect_ingest(_url(settings.ingest), key.get_secret_value() if key else None)
+
+
+def query_target(settings: Settings) -> Target:
+    """Where questions of a load go, with the installation's credential."""
+    key = settings.tenant.api_key
+    headers = {"Authorization": f"Bearer {key.get_secret_value()}"} if key else {}
+    return Target(f"{_url(settings.query)}/v1/query", headers)
 
 
 def _url(http: HttpSettings) -> str:

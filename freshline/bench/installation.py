@@ -7,7 +7,7 @@ import shutil
 import socket
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +44,7 @@ class Installation:
         query_url: address of the way out.
         pids: process id of each server and each process of the installation.
         launcher: starts more of its processes.
+        home: what it keeps besides the servers' data.
     """
 
     settings: Settings
@@ -51,6 +52,7 @@ class Installation:
     query_url: str
     pids: Mapping[str, int]
     launcher: "_Launcher"
+    home: Path
 
     @asynccontextmanager
     async def workers(self) -> AsyncIterator[None]:
@@ -69,8 +71,12 @@ class Installation:
             used[name] = times.user + times.system + times.children_user + times.children_system
         return used
 
-    async def caught_up(self, *, timeout_s: float) -> None:
+    async def caught_up(self, *, timeout_s: float, told: Callable[[int], None] = lambda _behind: None) -> None:
         """Wait until every step has committed everything.
+
+        Args:
+            timeout_s: longest wait.
+            told: called with how many records are left, at each look.
 
         Raises:
             BenchmarkFailed: they have not within the time.
@@ -79,7 +85,8 @@ class Installation:
             async with asyncio.timeout(timeout_s), StreamAdmin(self.settings) as admin:
                 for step, row in TOPOLOGY.items():
                     group = self.settings.names.group(step)
-                    while behind := sum(lag.behind for lag in await admin.lag(row.reads, group)):  # noqa: ASYNC110 - brokers do not tell
+                    while behind := sum(lag.behind for lag in await admin.lag(row.reads, group)):
+                        told(behind)
                         # Asking costs the brokers time, so they are asked less while much is left.
                         await asyncio.sleep(min(_POLL_S * (1 + behind / 10), _POLL_MAX_S))
         except TimeoutError:
@@ -97,16 +104,23 @@ class Installation:
 
 
 @asynccontextmanager
-async def installed(stack: Stack, overrides: Mapping[str, str] | None = None) -> AsyncIterator[Installation]:
+async def installed(
+    stack: Stack, overrides: Mapping[str, str] | None = None, *, keep: str | None = None
+) -> AsyncIterator[Installation]:
     """Start ingest, query and one worker for each step on a running stack; remove everything on leaving.
+
+    Args:
+        stack: a running stack.
+        overrides: settings other than the stack's.
+        keep: a name under which its data stay on the stack, to be found again; without, they are removed.
 
     Raises:
         BenchmarkFailed: a process did not become ready; its last lines are in the message.
     """
-    home = Path(await asyncio.to_thread(tempfile.mkdtemp, prefix="freshline-bench-"))
+    home = await asyncio.to_thread(_home, stack, keep)
     ports = {"INGEST": _free_port(), "QUERY": _free_port()}
     told = stack.environment() | {
-        "FRESHLINE_NAMESPACE": f"bench-{secrets.token_hex(4)}",
+        "FRESHLINE_NAMESPACE": f"bench-{keep or secrets.token_hex(4)}",
         "FRESHLINE_BLOBS__PATH": str(home / "blobs"),
         "FRESHLINE_INGEST__PORT": str(ports["INGEST"]),
         "FRESHLINE_QUERY__PORT": str(ports["QUERY"]),
@@ -123,13 +137,22 @@ async def installed(stack: Stack, overrides: Mapping[str, str] | None = None) ->
         pids = {one.name: one.pid for one in stack.status().processes if one.pid is not None}
         pids |= {" ".join(command): process.pid for command, process in zip(commands, processes, strict=True)}
         ingest_url, query_url = (f"http://127.0.0.1:{ports[name]}" for name in ("INGEST", "QUERY"))
-        installation = Installation(settings, ingest_url, query_url, pids, launcher)
+        installation = Installation(settings, ingest_url, query_url, pids, launcher, home)
         await _await_ready(installation, processes, home)
         yield installation
     finally:
         await _end(processes)
-        await _remove(settings)
-        await asyncio.to_thread(shutil.rmtree, home)
+        if keep is None:
+            await _remove(settings)
+            await asyncio.to_thread(shutil.rmtree, home)
+
+
+def _home(stack: Stack, keep: str | None) -> Path:
+    if keep is None:
+        return Path(tempfile.mkdtemp(prefix="freshline-bench-"))
+    home = stack.config.data_dir / "bench" / keep
+    home.mkdir(parents=True, exist_ok=True)
+    return home
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,11 @@ from infra.web.credentials import require_safe_bind
 GRACE_S: Final = 10
 """Time that requests under way have to finish after the process was told to stop."""
 
-_BACKLOG: Final = 2_048
+_BACKLOG: Final = 4_096
+"""Connections that wait to be taken: thousands of users may come back at once."""
+
+_KEEP_ALIVE_S: Final = 75
+"""Idle connections stay open for longer than load balancers keep theirs (60 s), so no request meets a closing one."""
 
 
 class CannotListen(OSError):
@@ -62,6 +66,8 @@ async def listening(app: ASGIApp, http: HttpSettings, settings: Settings) -> Asy
         server_header=False,
         proxy_headers=False,
         timeout_graceful_shutdown=GRACE_S,
+        timeout_keep_alive=_KEEP_ALIVE_S,
+        backlog=_BACKLOG,
     )
     bound = _bind(http)
     server = _Server(config)

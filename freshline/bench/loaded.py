@@ -1,0 +1,103 @@
+"""An installation with the documents of a recorded history in it, which the next measurement may find again."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Final
+
+from freshline.bench.installation import Installation, installed
+from freshline.load.edits import Edits, history_of, snapshot_of
+from freshline.load.tally import Ledger
+from freshline.services import ingest_client
+from infra.local import Stack
+from infra.redis.connect import connect_redis
+from ingest.connectors.client import Summary
+from ingest.connectors.event_file import ingest_event_file
+
+_LOAD_S: Final = 3_600.0
+_SAY_S: Final = 5.0
+_SNAPSHOT: Final = "snapshot.jsonl"
+_SENT: Final = "sent.log"
+_EDITED: Final = "edited"
+
+Say = Callable[[str, str], None]
+
+
+@asynccontextmanager
+async def loaded(
+    stack: Stack, events: Path, *, overrides: Mapping[str, str], keep: str | None, say: Say
+) -> AsyncIterator[Installation]:
+    """An installation that has the snapshot of a history, and whose cache is empty.
+
+    A load that was interrupted goes on where it was if its data are kept.
+
+    Raises:
+        BenchmarkFailed: see ``installed``, or the documents were not indexed in an hour.
+    """
+    async with installed(stack, overrides, keep=keep) as installation:
+        await _load(installation, events, say)
+        await empty_cache(installation)
+        yield installation
+
+
+async def empty_cache(installation: Installation) -> None:
+    """Take all answers out of Redis, as if it had been started anew: that is safe at any time."""
+    settings = installation.settings
+    redis = connect_redis(settings.redis)
+    try:
+        prefix = settings.names.tenant_slice(settings.tenant.default)
+        keys = [key async for key in redis.scan_iter(match=f"{prefix}:*", count=1_000)]
+        for first in range(0, len(keys), 1_000):
+            await redis.delete(*keys[first : first + 1_000])
+    finally:
+        await redis.aclose()
+
+
+@asynccontextmanager
+async def edits_of(
+    installation: Installation, events: Path, ledger: Ledger, *, per_s: float
+) -> AsyncIterator[Edits | None]:
+    """The edits that follow in the history, behind those that an earlier measurement has sent; None for a rate of 0."""
+    if not per_s:
+        yield None
+        return
+    place = installation.home / _EDITED
+    after = int(await asyncio.to_thread(place.read_text)) if place.exists() else None
+    async with ingest_client(installation.settings) as client:
+        history = history_of(events, after=after)
+        yield Edits(client, history, ledger, per_s=per_s, sent=lambda seq: _note(place, seq))
+
+
+async def _load(installation: Installation, events: Path, say: Say) -> None:
+    snapshot = installation.home / _SNAPSHOT
+    total = await asyncio.to_thread(_write_snapshot, events, snapshot)
+    said_s = 0.0
+
+    def sent(summary: Summary) -> None:
+        nonlocal said_s
+        if time.monotonic() - said_s >= _SAY_S:
+            said_s = time.monotonic()
+            say("documents", f"{summary.sent + summary.skipped} of {total} sent")
+
+    def behind(records: int) -> None:
+        nonlocal said_s
+        if time.monotonic() - said_s >= _SAY_S:
+            said_s = time.monotonic()
+            say("documents", f"{records} on their way through one step")
+
+    async with ingest_client(installation.settings) as client:
+        await ingest_event_file(client, snapshot, log_path=installation.home / _SENT, progress=sent)
+    await installation.caught_up(timeout_s=_LOAD_S, told=behind)
+    say("documents", f"{total} loaded")
+
+
+def _write_snapshot(events: Path, snapshot: Path) -> int:
+    lines = [event.model_dump_json(exclude_none=True) for event in snapshot_of(events)]
+    snapshot.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return len(lines)
+
+
+def _note(place: Path, seq: int) -> None:
+    place.write_text(str(seq), encoding="utf-8")

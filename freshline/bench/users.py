@@ -1,0 +1,64 @@
+"""Thousands of users who think between their questions, while documents change."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from freshline.bench.loaded import edits_of, empty_cache, loaded
+from freshline.load.questions import Zipf, read_questions
+from freshline.load.run import Crowd, ask_as, editing, question_requests
+from freshline.load.tally import Ledger, Tally
+from freshline.services import query_target
+from infra.local import Stack
+
+
+async def bench_users(
+    stack: Stack,
+    events: Path,
+    questions: Path,
+    *,
+    users: Sequence[int],
+    think_s: float,
+    minutes: float,
+    skew: float,
+    edits_per_s: float,
+    keep: str | None,
+    overrides: Mapping[str, str],
+    say: Callable[[str, str], None],
+) -> list[dict[str, Any]]:
+    """For each number of users: an empty cache, then that many who ask.
+
+    Args:
+        stack: a running stack.
+        events: the history whose snapshot is searched and whose edits are sent.
+        questions: what is asked.
+        users: how many at a time, one number after the other.
+        think_s: mean of the time between an answer and the next question.
+        minutes: of each number of users.
+        skew: Zipf's s over the questions.
+        edits_per_s: edits in a second.
+        keep: see ``loaded``.
+        overrides: settings other than the stack's.
+        say: told of progress.
+
+    Raises:
+        BenchmarkFailed: the installation did not start.
+        BadQuestionFile, BadEventFile: see there.
+    """
+    asked = read_questions(questions)
+    found: list[dict[str, Any]] = []
+    async with loaded(stack, events, overrides=overrides, keep=keep, say=say) as installation:
+        target = query_target(installation.settings)
+        requests = question_requests(target, asked)
+        for number, crowd_size in enumerate(users):
+            await empty_cache(installation)
+            ledger = Ledger()
+            crowd = Crowd(crowd_size, think_s, minutes * 60)
+            say("users", f"{crowd_size} ask for {minutes:g} minutes")
+            used_s = installation.cpu_s()
+            async with edits_of(installation, events, ledger, per_s=edits_per_s) as edits, editing(edits):
+                figures = await ask_as(crowd, target, Zipf(requests, skew=skew, seed=number), Tally(ledger))
+                sent = edits.figures() if edits is not None else {}
+            cpu_s = {name: round(now_s - used_s[name], 1) for name, now_s in installation.cpu_s().items()}
+            found.append({"questions": len(asked), "skew": skew, **figures, **sent, "cpu_s": cpu_s})
+    return found

@@ -1,0 +1,1 @@
+"""Load on an installation, as many users make it, and what came of it."""

@@ -1,0 +1,80 @@
+"""A load test for people: a table, and a plot of it."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import pygal
+
+_COLUMNS: Final = (
+    ("users", "users"),
+    ("success", "success_share"),
+    ("answers/s", "answers_per_s"),
+    ("mean ms", "mean_ms"),
+    ("p50 ms", "p50_ms"),
+    ("p95 ms", "p95_ms"),
+    ("p99 ms", "p99_ms"),
+    ("hits", "hit_share"),
+    ("staleness p50 ms", "staleness_p50_ms"),
+    ("staleness p99 ms", "staleness_p99_ms"),
+    ("served past objective", "served_past_objective"),
+)
+
+
+def write_report(folder: Path, report: Mapping[str, Any], as_json: bytes) -> list[Path]:
+    """Write ``loadtest.json``, ``loadtest.md`` and ``loadtest.svg``; returns them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    files = {
+        "loadtest.json": as_json,
+        "loadtest.md": markdown(report).encode(),
+        "loadtest.svg": plot(report["steps"]),
+    }
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    return [folder / name for name in files]
+
+
+def markdown(report: Mapping[str, Any]) -> str:
+    """The report as Markdown."""
+    about = (
+        f"{report['questions']:,} questions, Zipf s = {report['skew']:g}; users think {report['think_s']:g} s on "
+        f"average; {report['step_s']:g} s for each step; {report['edits']} edits meanwhile. Where generator and servers "
+        "run on one machine, they share its cores."
+    )
+    lines = [
+        "# Load test",
+        "",
+        about,
+        "",
+        table(report["steps"]),
+        "",
+        "![Times and answers by users](loadtest.svg)",
+        "",
+    ]
+    if report["stopped"]:
+        lines += [f"Ended early: {report['stopped']}.", ""]
+    return "\n".join(lines)
+
+
+def table(steps: Sequence[Mapping[str, Any]]) -> str:
+    """The steps as a Markdown table."""
+    rows = [[title for title, _ in _COLUMNS], ["---"] * len(_COLUMNS)]
+    rows += [["" if step[name] is None else f"{step[name]:,}" for _, name in _COLUMNS] for step in steps]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def plot(steps: Sequence[Mapping[str, Any]]) -> bytes:
+    """Times by number of users, and answers in a second on the other axis, as SVG."""
+    chart = pygal.Line(
+        title="Times and answers by users",
+        x_title="users",
+        y_title="milliseconds; right: answers in a second",
+        legend_at_bottom=True,
+        js=[],  # nothing is loaded from elsewhere
+    )
+    chart.x_labels = [f"{step['users']:,}" for step in steps]
+    for title, name in (("mean", "mean_ms"), ("p50", "p50_ms"), ("p95", "p95_ms"), ("p99", "p99_ms")):
+        chart.add(title, [step[name] for step in steps])
+    chart.add("answers/s", [step["answers_per_s"] for step in steps], secondary=True)
+    rendered: bytes = chart.render()
+    return rendered
