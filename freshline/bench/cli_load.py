@@ -4,7 +4,9 @@ from typing import Annotated
 
 import typer
 
+from freshline.bench.hits import bench_hits
 from freshline.bench.measuring import Data, Events, Json, Model, Questions, measure, overrides, say
+from freshline.bench.misses import IN_FLIGHT, bench_misses
 from freshline.bench.users import bench_users
 
 Keep = Annotated[
@@ -57,4 +59,72 @@ def users(  # noqa: PLR0917 - options of a command
     )
 
 
-COMMANDS = (users,)
+def misses(  # noqa: PLR0917 - options of a command
+    events: Events,
+    questions: Questions,
+    in_flight: Annotated[list[int] | None, typer.Option(min=1, help="Questions at a time; repeat for several.")] = None,
+    seconds: Annotated[float, typer.Option(min=1, help="Seconds for each number of questions.")] = 20,
+    keep: Keep = None,
+    model: Model = None,
+    data: Data = None,
+    as_json: Json = False,  # noqa: FBT002 - an option
+) -> None:
+    """Ask what nobody has asked before, beside the index alone with the same searches in the same run.
+
+    Examples:
+      freshline bench misses --events history.jsonl.gz --questions questions.jsonl.gz
+      freshline bench misses --events history.jsonl.gz --questions questions.txt --in-flight 1 --in-flight 64 --json
+    """
+    measure(
+        lambda stack: bench_misses(
+            stack,
+            events,
+            questions,
+            in_flight=in_flight or IN_FLIGHT,
+            seconds=seconds,
+            keep=keep,
+            overrides=overrides(model),
+            say=say,
+        ),
+        data,
+        as_json=as_json,
+    )
+
+
+def hits(  # noqa: PLR0917 - options of a command
+    events: Events,
+    questions: Questions,
+    distinct: Annotated[int, typer.Option(min=1, help="Different questions, drawn under Zipf's skew.")] = 100,
+    connections: Annotated[int, typer.Option(min=1, help="Connections at a time.")] = 5_000,
+    seconds: Annotated[float, typer.Option(min=1, help="Seconds for each of the three.")] = 60,
+    keep: Keep = None,
+    model: Model = None,
+    data: Data = None,
+    as_json: Json = False,  # noqa: FBT002 - an option
+) -> None:
+    """Ask what is cached as fast as wrk can, beside a bare ASGI application with the same bytes, and the usual cache.
+
+    The usual one is FastAPI with models, one GET of Redis and a time to live.
+
+    Examples:
+      freshline bench hits --events history.jsonl.gz --questions questions.jsonl.gz
+      freshline bench hits --events history.jsonl.gz --questions questions.txt --connections 200 --seconds 10 --json
+    """
+    measure(
+        lambda stack: bench_hits(
+            stack,
+            events,
+            questions,
+            distinct=distinct,
+            connections=connections,
+            seconds=seconds,
+            keep=keep,
+            overrides=overrides(model),
+            say=say,
+        ),
+        data,
+        as_json=as_json,
+    )
+
+
+COMMANDS = (users, misses, hits)

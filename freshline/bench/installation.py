@@ -118,7 +118,7 @@ async def installed(
         BenchmarkFailed: a process did not become ready; its last lines are in the message.
     """
     home = await asyncio.to_thread(_home, stack, keep)
-    ports = {"INGEST": _free_port(), "QUERY": _free_port()}
+    ports = {"INGEST": free_port(), "QUERY": free_port()}
     told = stack.environment() | {
         "FRESHLINE_NAMESPACE": f"bench-{keep or secrets.token_hex(4)}",
         "FRESHLINE_BLOBS__PATH": str(home / "blobs"),
@@ -224,7 +224,8 @@ async def _remove(settings: Settings) -> None:
     await delete_indices(settings)
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of loopback that nobody uses now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

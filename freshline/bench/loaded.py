@@ -2,23 +2,22 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 from freshline.bench.installation import Installation, installed
-from freshline.load.edits import Edits, history_of, snapshot_of
+from freshline.load.edits import Edits, history_of, last_state_of, snapshot_of
 from freshline.load.tally import Ledger
 from freshline.services import ingest_client
 from infra.local import Stack
 from infra.redis.connect import connect_redis
 from ingest.connectors.client import Summary
-from ingest.connectors.event_file import ingest_event_file
+from ingest.connectors.event_file import RecordedEvent, ingest_event_file
 
 _LOAD_S: Final = 3_600.0
 _SAY_S: Final = 5.0
-_SNAPSHOT: Final = "snapshot.jsonl"
 _SENT: Final = "sent.log"
 _EDITED: Final = "edited"
 
@@ -27,17 +26,31 @@ Say = Callable[[str, str], None]
 
 @asynccontextmanager
 async def loaded(
-    stack: Stack, events: Path, *, overrides: Mapping[str, str], keep: str | None, say: Say
+    stack: Stack,
+    events: Path,
+    *,
+    overrides: Mapping[str, str],
+    keep: str | None,
+    say: Say,
+    state: Literal["first", "last"] = "first",
 ) -> AsyncIterator[Installation]:
-    """An installation that has the snapshot of a history, and whose cache is empty.
+    """An installation that has a state of a history, and whose cache is empty.
 
     A load that was interrupted goes on where it was if its data are kept.
+
+    Args:
+        stack: a running stack.
+        events: the history.
+        overrides: settings other than the stack's.
+        keep: see ``installed``.
+        say: told of progress.
+        state: the snapshot that the history begins with, or what there is at its end.
 
     Raises:
         BenchmarkFailed: see ``installed``, or the documents were not indexed in an hour.
     """
     async with installed(stack, overrides, keep=keep) as installation:
-        await _load(installation, events, say)
+        await _load(installation, events, say, state)
         await empty_cache(installation)
         yield installation
 
@@ -70,9 +83,10 @@ async def edits_of(
         yield Edits(client, history, ledger, per_s=per_s, sent=lambda seq: _note(place, seq))
 
 
-async def _load(installation: Installation, events: Path, say: Say) -> None:
-    snapshot = installation.home / _SNAPSHOT
-    total = await asyncio.to_thread(_write_snapshot, events, snapshot)
+async def _load(installation: Installation, events: Path, say: Say, state: Literal["first", "last"]) -> None:
+    file = installation.home / f"{state}.jsonl"
+    events_of = snapshot_of if state == "first" else last_state_of
+    total = await asyncio.to_thread(_write, events_of(events), file)
     said_s = 0.0
 
     def sent(summary: Summary) -> None:
@@ -88,14 +102,14 @@ async def _load(installation: Installation, events: Path, say: Say) -> None:
             say("documents", f"{records} on their way through one step")
 
     async with ingest_client(installation.settings) as client:
-        await ingest_event_file(client, snapshot, log_path=installation.home / _SENT, progress=sent)
+        await ingest_event_file(client, file, log_path=installation.home / _SENT, progress=sent)
     await installation.caught_up(timeout_s=_LOAD_S, told=behind)
     say("documents", f"{total} loaded")
 
 
-def _write_snapshot(events: Path, snapshot: Path) -> int:
-    lines = [event.model_dump_json(exclude_none=True) for event in snapshot_of(events)]
-    snapshot.write_text("\n".join(lines) + "\n", encoding="utf-8")
+def _write(events: Iterable[RecordedEvent], file: Path) -> int:
+    lines = [event.model_dump_json(exclude_none=True) for event in events]
+    file.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return len(lines)
 
 

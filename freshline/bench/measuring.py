@@ -16,6 +16,7 @@ from rich.console import Console
 from freshline.bench.installation import BenchmarkFailed
 from freshline.bench.retrieval import MODELS
 from freshline.load.questions import BadQuestionFile
+from freshline.load.wrk import NoWrk
 from freshline.services import ServiceFailed
 from infra.local import Phase, Stack, StackConfig, StackError
 from ingest.connectors.event_file import BadEventFile
@@ -45,7 +46,7 @@ def measure(run: Callable[[Stack], Awaitable[Figures | list[Figures]]], data: Pa
     try:
         with _running(data) as stack:
             figures = uvloop.run(_awaited(run(stack)))
-    except (BadEventFile, BadQuestionFile, BenchmarkFailed, ServiceFailed, StackError) as error:
+    except (BadEventFile, BadQuestionFile, BenchmarkFailed, NoWrk, ServiceFailed, StackError) as error:
         _err.print(f"error: {error}", markup=False, highlight=False)
         raise typer.Exit(1) from None
     option = 0 if as_json else orjson.OPT_INDENT_2

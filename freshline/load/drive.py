@@ -20,7 +20,7 @@ _OPENING: Final = 100
 Ask = Callable[[], bytes]
 """The next request, ready to be sent."""
 
-Note = Callable[[Exchange], None]
+Note = Callable[[Exchange], object]
 
 
 @dataclass(slots=True)

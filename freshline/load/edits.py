@@ -46,6 +46,17 @@ def snapshot_of(path: Path) -> Iterator[RecordedEvent]:
         yield event
 
 
+def last_state_of(path: Path) -> Iterator[RecordedEvent]:
+    """For each document that there is at the end of a history, the event that gave it its content, as a creation."""
+    live: dict[str, RecordedEvent] = {}
+    for event in read_events(path):
+        if event.type == "deleted":
+            live.pop(event.doc_id, None)
+        elif event.new_content() is not None:
+            live[event.doc_id] = event.model_copy(update={"type": "created"})
+    yield from live.values()
+
+
 class Edits:
     """Sends edits, and notes when each became searchable.
 

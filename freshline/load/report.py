@@ -38,8 +38,8 @@ def markdown(report: Mapping[str, Any]) -> str:
     """The report as Markdown."""
     about = (
         f"{report['questions']:,} questions, Zipf s = {report['skew']:g}; users think {report['think_s']:g} s on "
-        f"average; {report['step_s']:g} s for each step; {report['edits']} edits meanwhile. Where generator and servers "
-        "run on one machine, they share its cores."
+        f"average; {report['step_s']:g} s for each step; {report['edits']} edits meanwhile. "
+        "Where generator and servers run on one machine, they share its cores."
     )
     lines = [
         "# Load test",

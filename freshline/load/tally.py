@@ -69,20 +69,26 @@ class Tally:
 
     def note(self, exchange: Exchange) -> None:
         """Count an exchange with ``/v1/query``."""
+        if not self.note_other(exchange):
+            return
+        answer = orjson.loads(exchange.body)
+        now_ms = time.time() * 1_000
+        as_of = answer["as_of"]
+        self._hits.append(answer["cached"])
+        self._staleness_ms.append(max(0.0, now_ms - as_of["checked_ms"]))
+        self.past_objective += self._ledger.lacks(as_of["positions"], now_ms)
+
+    def note_other(self, exchange: Exchange) -> bool:
+        """Count an exchange whose response is not looked into; whether it succeeded."""
         self.statuses[exchange.status] += 1
         if exchange.status != _OK:
             self.refusals_ms.append(exchange.took_s * 1_000)
             if self.first_failure is None:
                 self.first_failure = f"{exchange.status}: {exchange.body[:300].decode('utf-8', 'replace')}"
-            return
-        answer = orjson.loads(exchange.body)
-        now_ms = time.time() * 1_000
-        as_of = answer["as_of"]
+            return False
         self._ended_s.append(exchange.began_s + exchange.took_s - self.began_s)
         self._took_ms.append(exchange.took_s * 1_000)
-        self._hits.append(answer["cached"])
-        self._staleness_ms.append(max(0.0, now_ms - as_of["checked_ms"]))
-        self.past_objective += self._ledger.lacks(as_of["positions"], now_ms)
+        return True
 
     @property
     def answered(self) -> int:
@@ -102,7 +108,7 @@ class Tally:
         """
         seconds = time.perf_counter() - self.began_s if seconds is None else seconds
         hits, ended_s = np.array(self._hits, dtype=np.float64), np.array(self._ended_s)
-        late = hits[ended_s >= seconds / 2]
+        late = hits[ended_s >= seconds / 2] if hits.size else hits
         return {
             "requests": self.requests,
             "seconds": round(seconds, 1),

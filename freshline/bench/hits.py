@@ -1,0 +1,153 @@
+"""Answers out of the cache over thousands of connections, beside the least that could be done, and the usual way.
+
+All three answer the same questions with the same bytes, one after the other in the same run, on the same cores as wrk.
+"""
+
+import asyncio
+import os
+import sys
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import httpx
+import orjson
+import psutil
+
+from freshline.bench.installation import BenchmarkFailed, Installation, free_port
+from freshline.bench.loaded import loaded
+from freshline.load.lines import Target
+from freshline.load.questions import read_questions
+from freshline.load.wrk import wrk
+from freshline.services import query_target
+from infra.local import Stack
+
+_START_S: Final = 30.0
+_POLL_S: Final = 0.05
+_WARM_UP_S: Final = 3.0
+
+
+async def bench_hits(
+    stack: Stack,
+    events: Path,
+    questions: Path,
+    *,
+    distinct: int,
+    connections: int,
+    seconds: float,
+    keep: str | None,
+    overrides: Mapping[str, str],
+    say: Callable[[str, str], None],
+) -> dict[str, Any]:
+    """Fill the cache with some questions, then ask them as fast as wrk can.
+
+    Args:
+        stack: a running stack.
+        events: the history whose last state is searched.
+        questions: what is asked, under Zipf's skew with s = 1.
+        distinct: how many of them.
+        connections: at a time.
+        seconds: for each of the three.
+        keep: see ``loaded``.
+        overrides: settings other than the stack's.
+        say: told of progress.
+
+    Raises:
+        BenchmarkFailed: the installation or a baseline did not start.
+        NoWrk: see there.
+    """
+    bodies = [orjson.dumps({"query": question}) for question in read_questions(questions)[:distinct]]
+    async with AsyncExitStack() as ending:
+        installation = await ending.enter_async_context(
+            loaded(stack, events, overrides=overrides, keep=keep, say=say, state="last")
+        )
+        ours = query_target(installation.settings)
+        say("cache", f"{len(bodies)} questions")
+        answers = await _filled(ours, bodies)
+        file = installation.home / "answers.jsonl"
+        lines = [orjson.dumps([body.decode(), answer.decode()]) for body, answer in answers.items()]
+        await asyncio.to_thread(file.write_bytes, b"\n".join(lines))
+        targets = {"ours": (ours, installation.pids["serve query"])}
+        for kind in ("bare", "usual"):
+            targets[kind] = await ending.enter_async_context(_baseline(kind, file, installation))
+        found = {}
+        for kind in ("bare", "usual", "ours"):
+            say("hits", kind)
+            target, pid = targets[kind]
+            weighted = [(1 / rank, target.request(body)) for rank, body in enumerate(bodies, start=1)]
+            await wrk(target, weighted, connections=connections, seconds=_WARM_UP_S)
+            used_s = _cpu_s(pid)
+            figures = await wrk(target, weighted, connections=connections, seconds=seconds)
+            cpu_us = (_cpu_s(pid) - used_s) * 1e6 / max(1, figures["requests"])
+            found[kind] = {**figures, "cpu_us_each": round(cpu_us, 1)}
+    return {
+        "connections": connections,
+        "seconds": seconds,
+        "questions": len(bodies),
+        "mean_answer_bytes": round(sum(map(len, answers.values())) / len(answers)),
+        **found,
+        "ratio_to_bare": _ratio(found, "bare"),
+        "ratio_to_usual": _ratio(found, "usual"),
+    }
+
+
+def _ratio(found: Mapping[str, Mapping[str, Any]], other: str) -> float:
+    return round(float(found["ours"]["answers_per_s"] / max(found[other]["answers_per_s"], 0.1)), 3)
+
+
+async def _filled(target: Target, bodies: list[bytes]) -> dict[bytes, bytes]:
+    """Each question with its answer as it comes from the cache."""
+    answers = {}
+    headers = {"Content-Type": "application/json", **target.headers}
+    async with httpx.AsyncClient(timeout=60, headers=headers) as client:
+        for body in bodies:
+            for _ in range(2):
+                response = await client.post(target.url, content=body)
+                response.raise_for_status()
+            answers[body] = response.content
+    return answers
+
+
+@asynccontextmanager
+async def _baseline(kind: str, file: Path, installation: Installation) -> AsyncIterator[tuple[Target, int]]:
+    port = free_port()
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "freshline.bench.baselines",
+        kind,
+        str(file),
+        str(port),
+        installation.settings.redis.url,
+        env=os.environ,
+    )
+    try:
+        async with asyncio.timeout(_START_S):
+            while not await _listens(port):
+                if process.returncode is not None:
+                    raise BenchmarkFailed(f"the baseline {kind!r} ended with {process.returncode}")
+                await asyncio.sleep(_POLL_S)
+        yield Target(f"http://127.0.0.1:{port}/v1/query"), process.pid
+    except TimeoutError:
+        raise BenchmarkFailed(f"the baseline {kind!r} did not start") from None
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
+async def _listens(port: int) -> bool:
+    try:
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+    except OSError:
+        return False
+    writer.close()
+    return True
+
+
+def _cpu_s(pid: int) -> float:
+    """Processor seconds of a process and those it started."""
+    root = psutil.Process(pid)
+    used = [one.cpu_times() for one in (root, *root.children(recursive=True))]
+    return sum(times.user + times.system for times in used)
