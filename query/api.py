@@ -9,7 +9,7 @@ from fastapi import Depends, FastAPI, Request, Response
 from fastapi.responses import StreamingResponse
 from fastapi.sse import format_sse_event
 from opentelemetry.trace import Tracer
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, Histogram
 from pydantic import ValidationError
 
 from infra.embedding.port import EmbeddingError, EmbeddingThrottled
@@ -97,6 +97,11 @@ _PROBLEMS: Final[dict[int | str, dict[str, Any]]] = {
 }
 
 
+def question_limit(per_second: int) -> TenantLimit:
+    """Questions that each tenant may ask of this process in a second; 0 sets no limit."""
+    return TenantLimit("questions in a second", per_second=per_second)
+
+
 def build_app(
     answering: Answering,
     streamed: StreamedAnswers,
@@ -106,11 +111,12 @@ def build_app(
     registry: CollectorRegistry,
     audited: Literal["changes", "all"] = "changes",
     deadline_s: float = 20.0,
-    requests_per_s: int = 0,
+    limit: TenantLimit | None = None,
+    seconds: Histogram | None = None,
     tracer: Tracer = NO_TRACER,
 ) -> FastAPI:
     """The application; it owns nothing that needs closing."""
-    limit = TenantLimit("questions in a second", per_second=requests_per_s)
+    limit = limit or question_limit(0)
     app = FastAPI(
         title="Freshline query API",
         version="1",
@@ -119,7 +125,7 @@ def build_app(
         docs_url=None,
     )
     install_problems(app)
-    install_metrics(app, service="query", registry=registry)
+    install_metrics(app, service="query", registry=registry, seconds=seconds)
 
     install_audit(app, audited)
     reader = Depends(credentials.requiring(Scope.QUERY))

@@ -10,6 +10,7 @@ from typing import Final
 import structlog
 from prometheus_client import CollectorRegistry
 from redis.asyncio import Redis
+from starlette.types import ASGIApp
 
 from infra.alerts.opening import open_channels
 from infra.credentials.opening import opened_credentials
@@ -25,14 +26,17 @@ from infra.redis.port import CacheUnavailable
 from infra.settings import OpenSearchSettings, Settings
 from infra.telemetry.logging import configure_logging
 from infra.telemetry.tracing import open_tracing
+from infra.web.metrics import http_seconds
 from infra.web.server import listening, until_told_to_stop
 from query.alerting import Alerting
 from query.answering import Answering
-from query.api import build_app
+from query.api import build_app, question_limit
 from query.budget import GenerationBudget
 from query.core.cache_key import AnswerMaker
 from query.guard import Guard
 from query.guarded import GuardedGenerator, GuardedIndex
+from query.hit_counts import HitCounts
+from query.hit_path import HitPath, Keys, counted_in
 from query.lag import InvalidationLag, LagWatch
 from query.metrics import QueryMetrics
 from query.near import NearCache
@@ -136,17 +140,31 @@ async def serving(settings: Settings) -> AsyncIterator[str]:
         }
         operations = Operations(parts, metrics.recent, memory_limit_bytes=settings.query.memory_limit_bytes or None)
         _begin_alerting(ending, operations, settings, metrics)
-        app = build_app(
+        limit, seconds = question_limit(settings.query.tenant_requests_per_s), http_seconds(registry)
+        app: ASGIApp = build_app(
             answering,
             streamed,
             credentials=credentials,
             audited=settings.credentials.audit,
             deadline_s=settings.query.deadline_s,
-            requests_per_s=settings.query.tenant_requests_per_s,
+            limit=limit,
+            seconds=seconds,
             tracer=tracing.tracer,
             operations=operations,
             registry=registry,
         )
+        if not _looks_at_each(settings):
+            counts = HitCounts(metrics, counted_in(seconds))
+            ending.callback(counts.flush)
+            app = HitPath(
+                app,
+                near=standings.near_hit,
+                keys=Keys(maker),
+                credentials=credentials,
+                limit=limit,
+                operations=operations,
+                counts=counts,
+            )
         base_url = await ending.enter_async_context(listening(app, settings.query, settings))
         _log.info("query_serving", url=base_url, namespace=settings.namespace)
         try:
@@ -154,6 +172,11 @@ async def serving(settings: Settings) -> AsyncIterator[str]:
         finally:
             operations.drain()
             await asyncio.sleep(settings.query.drain_s)  # balancers look at /ready now and then
+
+
+def _looks_at_each(settings: Settings) -> bool:
+    """Whether each question is to be traced or told in the audit log: then none takes the short way."""
+    return settings.telemetry.otlp_endpoint is not None or settings.credentials.audit == "all"
 
 
 def _begin_alerting(ending: AsyncExitStack, operations: Operations, settings: Settings, metrics: QueryMetrics) -> None:

@@ -12,7 +12,7 @@ from infra.opensearch.port import SearchIndex
 from infra.redis.entry import UnreadableEntry, stored_response
 from infra.redis.port import AnswerCache, CacheUnavailable
 from query.metrics import QueryMetrics
-from query.near import NearCache
+from query.near import NearCache, NearHit
 from query.watch import AppliedWatch
 from schemas.positions import AsOf, Position
 
@@ -94,6 +94,10 @@ class Standings:
         self._metrics = metrics
         self._wait_s = wait_s
         self._bypass_until_s = 0.0
+
+    def near_hit(self, tenant: str, key: str) -> NearHit | None:
+        """The answer, if it is in this process and the tenant's answers are not left aside."""
+        return None if self._behind(tenant) else self._near.get(key)
 
     async def look(self, tenant: str, key: str, *, lease_ms: int = 0) -> Standing:
         """Where the tenant stands now; ``lease_ms`` as in ``AnswerCache.lookup``.

@@ -4,7 +4,6 @@ All three answer the same questions with the same bytes, one after the other in 
 """
 
 import asyncio
-import os
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -120,7 +119,6 @@ async def _baseline(kind: str, file: Path, installation: Installation) -> AsyncI
         str(file),
         str(port),
         installation.settings.redis.url,
-        env=os.environ,
     )
     try:
         async with asyncio.timeout(_START_S):

@@ -110,10 +110,8 @@ async def _searches(installation: Installation, asked: Sequence[str]) -> tuple[T
     try:
         for question in map(normalised, asked):
             vector = await embedder.embed_query(question)
-            search = HybridSearch(question, vector, Access(settings.tenant.default), settings.query.window)
-            lines: list[dict[str, Any]] = []
-            for leg in codec.search_bodies(search):
-                lines += [{"preference": "bench"}, leg]
+            search = HybridSearch(question, vector, Access(settings.tenant.default), settings.query.window_kept)
+            lines = codec.search_lines(search, "bench")
             body = b"".join(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE) for line in lines)
             requests.append(target.request(body, _NDJSON))
     finally:

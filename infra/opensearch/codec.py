@@ -102,6 +102,14 @@ def search_bodies(search: HybridSearch) -> list[dict[str, Any]]:
     return [shared | {"query": {"knn": knn}}, shared | {"query": lexical}]
 
 
+def search_lines(search: HybridSearch, copy: str) -> list[dict[str, Any]]:
+    """Both legs as lines of ``_msearch``; ``copy`` names the copies of shards that are asked."""
+    vector, lexical = search_bodies(search)
+    # Statistics of all shards together: a score is the same on every shard, and can be computed elsewhere.
+    whole = {"preference": copy, "search_type": "dfs_query_then_fetch"}
+    return [{"preference": copy}, vector, whole, lexical]
+
+
 def read_hits(response: Mapping[str, Any]) -> tuple[Hit, ...]:
     """The window of one leg."""
     return tuple(

@@ -76,12 +76,7 @@ class OpenSearchIndex:
         """See ``SearchIndex.search``."""
         if not searches:
             return []
-        lines: list[dict[str, Any]] = []
-        for search in searches:
-            vector, lexical = codec.search_bodies(search)
-            # Statistics of all shards together: a score is the same on every shard, and can be computed elsewhere.
-            whole = {"preference": self._copy, "search_type": "dfs_query_then_fetch"}
-            lines += [{"preference": self._copy}, vector, whole, lexical]
+        lines = [line for search in searches for line in codec.search_lines(search, self._copy)]
         with unavailable_is_said():
             answer = await self._client.msearch(index=self._serving, body=_ndjson(lines))
         legs = [_searched(response) for response in answer["responses"]]

@@ -5,6 +5,7 @@ import secrets
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping
+from functools import lru_cache
 from typing import Final
 
 import structlog
@@ -106,6 +107,16 @@ class Credentials:
         self._remember(presented, verified)
         return verified.principal
 
+    def known_sender(self, headers: Mapping[str, str]) -> Principal | None:
+        """As ``identify``, for whoever can be told without waiting; None for all others, be they valid or not."""
+        presented = _presented(headers)
+        if presented is not None:
+            return self.known(presented)
+        try:
+            return self._unnamed(headers.get("host", ""))
+        except ProblemRaised:
+            return None
+
     def known(self, presented: str) -> Principal | None:
         """Whom a credential speaks for that was verified a moment ago: one look, and nothing to wait for."""
         verified = self._verified.get(presented)
@@ -156,6 +167,7 @@ def require_safe_bind(host: str, settings: Settings) -> None:
         )
 
 
+@lru_cache(256)
 def is_loopback(host: str) -> bool:
     """True for ``localhost`` and loopback addresses; a name that would have to be resolved is not."""
     if host.lower() == "localhost":

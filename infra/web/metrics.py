@@ -14,16 +14,10 @@ _UNROUTED = "(none)"
 class HttpMetrics:
     """ASGI middleware that times each request by route, so that document ids never become label values."""
 
-    def __init__(self, app: ASGIApp, *, service: str, registry: CollectorRegistry) -> None:
+    def __init__(self, app: ASGIApp, *, service: str, seconds: Histogram) -> None:
         self._app = app
         self._service = service
-        self._seconds = Histogram(
-            HTTP_SECONDS,
-            "Seconds from a request's head to the end of its response.",
-            ("service", "method", "route", "status"),
-            buckets=HTTP_SECONDS_BUCKETS,
-            registry=registry,
-        )
+        self._seconds = seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on and observe how long it took."""
@@ -48,9 +42,29 @@ class HttpMetrics:
             labels.observe(time.perf_counter() - began_s)
 
 
-def install_metrics(app: FastAPI, *, service: str, registry: CollectorRegistry) -> None:
-    """Time every request of ``app``, and serve ``registry`` at ``/metrics``."""
-    app.add_middleware(HttpMetrics, service=service, registry=registry)
+def http_seconds(registry: CollectorRegistry) -> Histogram:
+    """The times of requests, by service, method, route and status; once for each registry."""
+    return Histogram(
+        HTTP_SECONDS,
+        "Seconds from a request's head to the end of its response.",
+        ("service", "method", "route", "status"),
+        buckets=HTTP_SECONDS_BUCKETS,
+        registry=registry,
+    )
+
+
+def install_metrics(
+    app: FastAPI, *, service: str, registry: CollectorRegistry, seconds: Histogram | None = None
+) -> None:
+    """Time every request of ``app``, and serve ``registry`` at ``/metrics``.
+
+    Args:
+        app: the application.
+        service: its name.
+        registry: what is served.
+        seconds: where times go, if others note there too; by default made and registered here.
+    """
+    app.add_middleware(HttpMetrics, service=service, seconds=seconds or http_seconds(registry))
 
     @app.get("/metrics", include_in_schema=False)
     async def metrics() -> Response:

@@ -5,7 +5,7 @@ that; the memory is the same at any load.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
@@ -119,6 +119,12 @@ class _Histogram:
         self._counts[row, min(bucket, _BUCKETS - 1)] += 1
         self._sums_ms[row] += ms
 
+    def note_many(self, row: int, many_ms: Sequence[float]) -> None:
+        ms = np.maximum(np.array(many_ms), _LEAST_MS)
+        buckets = np.minimum(np.ceil(np.log(ms / _LEAST_MS) / _LOG_GROWTH).astype(np.int64), _BUCKETS - 1)
+        self._counts[row] += np.bincount(buckets, minlength=_BUCKETS).astype(np.uint32)
+        self._sums_ms[row] += float(np.sum(many_ms))
+
     def times(self, rows: list[int]) -> Times:
         counts = self._counts[rows].sum(axis=0, dtype=np.int64)
         total = int(counts.sum())
@@ -160,6 +166,14 @@ class Recent:
         row = self._row(now_s)
         self._served[row, _SERVED[served]] += 1
         self._staleness.note(row, staleness_ms)
+
+    def note_hits(self, took_ms: Sequence[float], staleness_ms: Sequence[float], *, now_s: float) -> None:
+        """As many answers from the cache as there are times, all of them answered requests."""
+        row = self._row(now_s)
+        self._ended[row, _ENDED[Ended.ANSWERED]] += len(took_ms)
+        self._times.note_many(row, took_ms)
+        self._served[row, _SERVED[Served.HIT]] += len(took_ms)
+        self._staleness.note_many(row, staleness_ms)
 
     def window(self, seconds: int, *, now_s: float) -> Window:
         """The last ``seconds``, of which the present one counts as one."""

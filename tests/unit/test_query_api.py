@@ -16,7 +16,7 @@ from infra.redis.port import CacheUnavailable
 from infra.settings import Settings, TenantSettings
 from infra.web.credentials import Credentials
 from infra.web.limits import OverLimit, TenantLimit
-from query.api import build_app
+from query.api import build_app, question_limit
 from query.core.recent import Recent
 from query.operations import Operations, Part
 from query.standing import PositionNotReached
@@ -168,7 +168,7 @@ async def test_a_key_is_asked_for_where_one_is_set(answers, faults):
 
 
 async def test_a_tenant_that_asks_too_much_is_told_when_to_come_back(answers, faults):
-    async with client_of(answers, faults, TenantSettings(), requests_per_s=2) as client, asyncio.timeout(60):
+    async with client_of(answers, faults, TenantSettings(), limit=question_limit(2)) as client, asyncio.timeout(60):
         responses = [await client.post("/v1/query", json={"query": "x"})]
         while responses[-1].status_code == 200:
             responses.append(await client.post("/v1/query", json={"query": "x"}))

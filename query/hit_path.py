@@ -1,0 +1,188 @@
+"""Answers that lie in this process already, from the socket to the bytes, with nothing of a framework between.
+
+What is not such a hit goes on to the application, untouched: every other route, every question of another form, whoever
+is not known yet, and every answer that is not here. So nothing here decides anything that the application decides
+differently; both give the same bytes but for the time that an answer took.
+"""
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Final
+
+from prometheus_client import Histogram
+from pydantic import ValidationError
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from infra.credentials.port import Principal
+from infra.opensearch.port import Access
+from infra.web.credentials import Credentials
+from infra.web.limits import OverLimit, TenantLimit
+from query.core.cache_key import AnswerMaker, cache_key, normalised
+from query.core.response import Stamp
+from query.hit_counts import HitCounts
+from query.near import NearHit
+from query.operations import Operations
+from schemas.credentials import Scope as CredentialScope
+from schemas.queries import QueryRequest
+
+PATHS: Final = frozenset({"/v1/query", "/query"})
+
+LONGEST_BYTES: Final = 16_384
+"""Longer questions take the other way; they are rare, and would take much of what is remembered."""
+
+REMEMBERED_BYTES: Final = 16_000_000
+"""Bodies whose key is known, of all tenants together."""
+
+_JSON: Final = b"application/json"
+_OVERHEAD_BYTES: Final = 300
+_WANTED: Final = {b"authorization": "authorization", b"x-api-key": "x-api-key", b"host": "host"}
+
+Near = Callable[[str, str], NearHit | None]
+"""Tenant and key → the answer, if it is in this process and may be served."""
+
+
+class Keys:
+    """The cache key of a body, without reading equal bodies twice.
+
+    Args:
+        maker: what decides an answer besides the question.
+        max_bytes: see ``REMEMBERED_BYTES``.
+    """
+
+    def __init__(self, maker: AnswerMaker, *, max_bytes: int = REMEMBERED_BYTES) -> None:
+        self._maker = maker
+        self._max_bytes = max_bytes
+        self._bytes = 0
+        self._known: OrderedDict[tuple[bytes, Access], str] = OrderedDict()
+
+    def of(self, body: bytes, access: Access) -> str | None:
+        """The key; None for what is no plain question: the application says what is wrong with it, or waits for it."""
+        name = (body, access)
+        key = self._known.get(name)
+        if key is not None:
+            self._known.move_to_end(name)
+            return key
+        try:
+            request = QueryRequest.model_validate_json(body)
+        except ValidationError:
+            return None
+        if request.min_position is not None or not normalised(request.query):
+            return None
+        key = self._known[name] = cache_key(request, access, self._maker)
+        self._bytes += len(body) + _OVERHEAD_BYTES
+        while self._bytes > self._max_bytes:
+            (forgotten, _), _ = self._known.popitem(last=False)
+            self._bytes -= len(forgotten) + _OVERHEAD_BYTES
+        return key
+
+
+class HitPath:
+    """ASGI application before ``app``.
+
+    Args:
+        app: what answers everything else.
+        near: the answers of this process.
+        keys: of bodies.
+        credentials: knows who asked lately.
+        limit: of each tenant; the same as the application's.
+        operations: knows when the process is about to end.
+        counts: counts hits as the application would.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        near: Near,
+        keys: Keys,
+        credentials: Credentials,
+        limit: TenantLimit,
+        operations: Operations,
+        counts: HitCounts,
+    ) -> None:
+        self._app = app
+        self._near = near
+        self._keys = keys
+        self._credentials = credentials
+        self._limit = limit
+        self._operations = operations
+        self._counts = counts
+        self._stamp = Stamp()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer, or pass on."""
+        if scope["type"] != "http" or scope["path"] not in PATHS or scope["method"] != "POST":
+            await self._app(scope, receive, send)
+            return
+        began_s = time.perf_counter()
+        access = None if self._operations.draining else self._access(scope["headers"])
+        if access is None:
+            await self._app(scope, receive, send)
+            return
+        first = await receive()
+        if first["type"] != "http.request" or first.get("more_body"):
+            await self._app(scope, _again(first, receive), send)
+            return
+        answer = self.answer(first.get("body", b""), access, scope["path"], began_s)
+        if answer is None:
+            await self._app(scope, _again(first, receive), send)
+            return
+        headers = [(b"content-length", b"%d" % len(answer)), (b"content-type", _JSON)]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": answer})
+
+    def answer(self, body: bytes, access: Access, path: str, began_s: float) -> bytes | None:
+        """The answer, counted as served; None where it is not here or may not be given."""
+        key = self._keys.of(body, access)
+        if key is None:
+            return None
+        hit = self._near(access.tenant, key)
+        if hit is None:
+            return None
+        try:
+            self._limit.take(access.tenant)
+        except OverLimit:
+            return None  # the application says so; nothing was counted
+        took_ms = (time.perf_counter() - began_s) * 1_000
+        self._counts.note(path, took_ms, hit.checked_ms)
+        return self._stamp.on(hit.body, hit.positions, hit.checked_ms, query_time_ms=took_ms)
+
+    def _access(self, headers: list[tuple[bytes, bytes]]) -> Access | None:
+        """Whom the request speaks for, if that is known without waiting and it is a question of the usual form."""
+        told: dict[str, str] = {}
+        is_json, length = False, b""
+        for name, value in headers:
+            if name == b"content-type":
+                is_json = value == _JSON
+            elif name == b"content-length":
+                length = value
+            elif name in _WANTED and _WANTED[name] not in told:
+                told[_WANTED[name]] = value.decode("latin-1")
+        if not is_json or not length.isdigit() or int(length) > LONGEST_BYTES:
+            return None
+        principal = self._credentials.known_sender(told)
+        return principal.access if principal is not None and _may_ask(principal) else None
+
+
+def _may_ask(principal: Principal) -> bool:
+    return CredentialScope.QUERY in principal.scopes
+
+
+def _again(first: Message, receive: Receive) -> Receive:
+    """What was received already, then the rest."""
+    waiting: Message | None = first
+
+    async def receiving() -> Message:
+        nonlocal waiting
+        if waiting is not None:
+            message, waiting = waiting, None
+            return message
+        return await receive()
+
+    return receiving
+
+
+def counted_in(seconds: Histogram) -> dict[str, Histogram]:
+    """Where the times of hits go, by path: among those of the application's own route."""
+    return {path: seconds.labels("query", "POST", path, "200") for path in PATHS}
