@@ -38,7 +38,7 @@ class AppliedWatch:
 
     def __init__(self, cache: AnswerCache, near: NearCache | None = None) -> None:
         self._cache = cache
-        self._near = near or NearCache(slices=cache.count, max_bytes=0)
+        self._near = near if near is not None else NearCache(slices=cache.count, max_bytes=0)
         self._waiters: defaultdict[str, set[_Waiter]] = defaultdict(set)
         self._subscribed = asyncio.Event()
         self._trusted = True

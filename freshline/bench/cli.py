@@ -128,5 +128,4 @@ def cache(  # noqa: PLR0917 - options of a command
 
 
 for _command in (ingest, freshness, retrieval, cache, redis_states, *cli_load.COMMANDS):
-
     add_command(app, _command)
