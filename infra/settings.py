@@ -166,6 +166,14 @@ class QuerySettings(HttpSettings):
     near_bytes: int = Field(
         134_217_728, ge=0, description="Most memory for copies of cached answers in one process; 0 keeps none."
     )
+    miss_target_ms: float = Field(
+        250.0,
+        gt=0,
+        description="Time of one retrieval: while they are quicker, more are admitted at a time; slower, fewer.",
+    )
+    miss_queue_ms: float = Field(
+        500.0, ge=0, description="Longest wait of an uncached question to be admitted; past it, 503."
+    )
     deadline_s: float = Field(20.0, gt=0, description="Longest time for one question; past it, 503.")
     cache_ttl_s: int = Field(
         3_600, ge=1, description="Bound of rank drift: an unchanged answer is computed again after it."

@@ -22,6 +22,7 @@ from infra.web.limits import OverLimit, TenantLimit
 from infra.web.metrics import install_metrics
 from infra.web.problems import ProblemRaised, install_problems, invalid, invalid_fields
 from infra.web.tracing import install_tracing
+from query.admission import Overloaded
 from query.answering import Answering
 from query.console import console
 from query.core.cache_key import normalised
@@ -197,6 +198,9 @@ def _problems_said() -> Iterator[None]:
         raise ProblemRaised(
             ProblemType.POSITION_NOT_REACHED, detail, retry_after_s=_RETRY_AFTER_S, as_of=error.as_of.positions
         ) from error
+    except Overloaded as error:
+        detail = f"{error}; ask again after `Retry-After`"
+        raise ProblemRaised(ProblemType.UNAVAILABLE, detail, retry_after_s=error.retry_after_s) from error
     except EmbeddingThrottled as error:
         raise ProblemRaised(
             ProblemType.UNAVAILABLE, f"{error}; repeat the request later", retry_after_s=error.retry_after_s

@@ -5,10 +5,12 @@ is not known yet, and every answer that is not here. So nothing here decides any
 differently; both give the same bytes but for the time that an answer took.
 """
 
+import asyncio
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Final
+from contextlib import suppress
+from typing import Final, NamedTuple
 
 from prometheus_client import Histogram
 from pydantic import ValidationError
@@ -27,6 +29,7 @@ from schemas.credentials import Scope as CredentialScope
 from schemas.queries import QueryRequest
 
 PATHS: Final = frozenset({"/v1/query", "/query"})
+URLS: Final = frozenset(path.encode() for path in PATHS)
 
 LONGEST_BYTES: Final = 16_384
 """Longer questions take the other way; they are rare, and would take much of what is remembered."""
@@ -34,12 +37,31 @@ LONGEST_BYTES: Final = 16_384
 REMEMBERED_BYTES: Final = 16_000_000
 """Bodies whose key is known, of all tenants together."""
 
+AT_A_TIME: Final = 256
+"""Questions that the application works on: more than are admitted to the index and wait for that, with some to spare
+for those whose answer lies in Redis."""
+
+_FIRST_S: Final = 2.0
+"""How long an equal question is waited for; then each goes on by itself."""
+
 _JSON: Final = b"application/json"
 _OVERHEAD_BYTES: Final = 300
 _WANTED: Final = {b"authorization": "authorization", b"x-api-key": "x-api-key", b"host": "host"}
 
 Near = Callable[[str, str], NearHit | None]
 """Tenant and key → the answer, if it is in this process and may be served."""
+
+
+class Plain(NamedTuple):
+    """A question of the usual form.
+
+    Attributes:
+        key: of its answer.
+        quick: False where a text is to be written, which may take its time.
+    """
+
+    key: str
+    quick: bool
 
 
 class Keys:
@@ -54,31 +76,42 @@ class Keys:
         self._maker = maker
         self._max_bytes = max_bytes
         self._bytes = 0
-        self._known: OrderedDict[tuple[bytes, Access], str] = OrderedDict()
+        self._known: OrderedDict[tuple[bytes, Access], Plain] = OrderedDict()
 
-    def of(self, body: bytes, access: Access) -> str | None:
+    def of(self, body: bytes, access: Access) -> Plain | None:
         """The key; None for what is no plain question: the application says what is wrong with it, or waits for it."""
         name = (body, access)
-        key = self._known.get(name)
-        if key is not None:
+        plain = self._known.get(name)
+        if plain is not None:
             self._known.move_to_end(name)
-            return key
+            return plain
         try:
             request = QueryRequest.model_validate_json(body)
         except ValidationError:
             return None
         if request.min_position is not None or not normalised(request.query):
             return None
-        key = self._known[name] = cache_key(request, access, self._maker)
+        plain = self._known[name] = Plain(cache_key(request, access, self._maker), not request.generate)
         self._bytes += len(body) + _OVERHEAD_BYTES
         while self._bytes > self._max_bytes:
             (forgotten, _), _ = self._known.popitem(last=False)
             self._bytes -= len(forgotten) + _OVERHEAD_BYTES
-        return key
+        return plain
+
+
+class _Request(NamedTuple):
+    scope: Scope
+    receive: Receive
+    send: Send
 
 
 class HitPath:
     """ASGI application before ``app``.
+
+    Only some requests at a time go on to ``app``, and of equal questions one at a time, as long as they are answered
+    without writing. The others wait here, where waiting costs nothing, and look again when it is their turn: most find
+    their answer then. So thousands who come at once do not keep the process from hearing what it needs to hear to serve
+    hits.
 
     Args:
         app: what answers everything else.
@@ -88,6 +121,7 @@ class HitPath:
         limit: of each tenant; the same as the application's.
         operations: knows when the process is about to end.
         counts: counts hits as the application would.
+        at_a_time: requests for ``app``.
     """
 
     def __init__(
@@ -100,6 +134,7 @@ class HitPath:
         limit: TenantLimit,
         operations: Operations,
         counts: HitCounts,
+        at_a_time: int = AT_A_TIME,
     ) -> None:
         self._app = app
         self._near = near
@@ -109,6 +144,17 @@ class HitPath:
         self._operations = operations
         self._counts = counts
         self._stamp = Stamp()
+        self._places = asyncio.Semaphore(at_a_time)
+        self._first: dict[str, asyncio.Event] = {}
+
+    def at_once(self, url: bytes, headers: list[tuple[bytes, bytes]], body: bytes) -> bytes | None:
+        """The answer to a request that has come as a whole, if it is here."""
+        began_s = time.perf_counter()
+        access = None if self._operations.draining else self._access(headers)
+        if access is None:
+            return None
+        plain = self._keys.of(body, access)
+        return None if plain is None else self._answer(plain, access, url.decode(), began_s)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer, or pass on."""
@@ -120,24 +166,46 @@ class HitPath:
         if access is None:
             await self._app(scope, receive, send)
             return
-        first = await receive()
-        if first["type"] != "http.request" or first.get("more_body"):
-            await self._app(scope, _again(first, receive), send)
+        message = await receive()
+        if message["type"] != "http.request" or message.get("more_body"):
+            await self._app(scope, _again(message, receive), send)
             return
-        answer = self.answer(first.get("body", b""), access, scope["path"], began_s)
-        if answer is None:
-            await self._app(scope, _again(first, receive), send)
+        plain = self._keys.of(message.get("body", b""), access)
+        if plain is None:
+            await self._app(scope, _again(message, receive), send)
             return
-        headers = [(b"content-length", b"%d" % len(answer)), (b"content-type", _JSON)]
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
-        await send({"type": "http.response.body", "body": answer})
+        answer = self._answer(plain, access, scope["path"], began_s)
+        if answer is not None:
+            await _send(answer, send)
+        elif plain.quick:
+            await self._in_turn(plain, access, began_s, _Request(scope, _again(message, receive), send))
+        else:
+            await self._app(scope, _again(message, receive), send)
 
-    def answer(self, body: bytes, access: Access, path: str, began_s: float) -> bytes | None:
+    async def _in_turn(self, plain: Plain, access: Access, began_s: float, request: _Request) -> None:
+        first = self._first.get(plain.key)
+        if first is None:
+            first = self._first[plain.key] = asyncio.Event()
+            try:
+                async with self._places:
+                    await self._app(request.scope, request.receive, request.send)
+            finally:
+                del self._first[plain.key]
+                first.set()
+            return
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_FIRST_S):
+                await first.wait()
+        async with self._places:
+            answer = self._answer(plain, access, request.scope["path"], began_s)
+            if answer is None:
+                await self._app(request.scope, request.receive, request.send)
+                return
+        await _send(answer, request.send)
+
+    def _answer(self, plain: Plain, access: Access, path: str, began_s: float) -> bytes | None:
         """The answer, counted as served; None where it is not here or may not be given."""
-        key = self._keys.of(body, access)
-        if key is None:
-            return None
-        hit = self._near(access.tenant, key)
+        hit = self._near(access.tenant, plain.key)
         if hit is None:
             return None
         try:
@@ -163,6 +231,12 @@ class HitPath:
             return None
         principal = self._credentials.known_sender(told)
         return principal.access if principal is not None and _may_ask(principal) else None
+
+
+async def _send(answer: bytes, send: Send) -> None:
+    headers = [(b"content-length", b"%d" % len(answer)), (b"content-type", _JSON)]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": answer})
 
 
 def _may_ask(principal: Principal) -> bool:

@@ -4,13 +4,13 @@ import asyncio
 import os
 import socket
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from typing import Final
 
 import structlog
+from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 from redis.asyncio import Redis
-from starlette.types import ASGIApp
 
 from infra.alerts.opening import open_channels
 from infra.credentials.opening import opened_credentials
@@ -23,11 +23,13 @@ from infra.opensearch.store import OpenSearchIndex
 from infra.redis.answers import RedisAnswerCache
 from infra.redis.connect import connect_redis, redis_errors
 from infra.redis.port import CacheUnavailable
-from infra.settings import OpenSearchSettings, Settings
+from infra.settings import GenerationSettings, OpenSearchSettings, Settings
 from infra.telemetry.logging import configure_logging
 from infra.telemetry.tracing import open_tracing
+from infra.web.at_once import AtOnce
 from infra.web.metrics import http_seconds
 from infra.web.server import listening, until_told_to_stop
+from query.admission import Admission
 from query.alerting import Alerting
 from query.answering import Answering
 from query.api import build_app, question_limit
@@ -36,7 +38,7 @@ from query.core.cache_key import AnswerMaker
 from query.guard import Guard
 from query.guarded import GuardedGenerator, GuardedIndex
 from query.hit_counts import HitCounts
-from query.hit_path import HitPath, Keys, counted_in
+from query.hit_path import URLS, HitPath, Keys, counted_in
 from query.lag import InvalidationLag, LagWatch
 from query.metrics import QueryMetrics
 from query.near import NearCache
@@ -76,12 +78,7 @@ async def serving(settings: Settings) -> AsyncIterator[str]:
         metrics = QueryMetrics(registry, tracing.tracer)
         embedder = open_embedder(settings.embedding)
         ending.push_async_callback(embedder.close)
-        generator_guard = Guard(
-            "generator", places=settings.generator.concurrency, metrics=metrics, harmless=(AnswerWithheld,)
-        )
-        generator = GuardedGenerator(
-            open_generator(settings.generator), guard=generator_guard, limit_s=settings.generator.timeout_s
-        )
+        generator_guard, generator = _guarded_generator(settings.generator, metrics)
         ending.push_async_callback(generator.close)
         opensearch = OpenSearchIndex.open(settings)
         ending.push_async_callback(opensearch.close)
@@ -91,8 +88,7 @@ async def serving(settings: Settings) -> AsyncIterator[str]:
         cache = RedisAnswerCache(redis, settings.names, settings.answers)
         near = NearCache(slices=cache.count, max_bytes=settings.query.near_bytes)
         watch = AppliedWatch(cache, near)
-        watching = asyncio.create_task(watch.run(), name="applied-watch")
-        ending.push_async_callback(_end, watching)
+        ending.push_async_callback(_end, asyncio.create_task(watch.run(), name="applied-watch"))
 
         fusion = f"rrf {settings.query.rrf_k} of {settings.query.window}"
         maker = AnswerMaker(settings.generation, embedder.model.fingerprint, generator.name, fusion)
@@ -115,6 +111,7 @@ async def serving(settings: Settings) -> AsyncIterator[str]:
             window=settings.query.window,
             kept=settings.query.window_kept,
             rrf_k=settings.query.rrf_k,
+            admission=_admission(settings, metrics),
         )
         answering = Answering(
             standings=standings,
@@ -141,7 +138,7 @@ async def serving(settings: Settings) -> AsyncIterator[str]:
         operations = Operations(parts, metrics.recent, memory_limit_bytes=settings.query.memory_limit_bytes or None)
         _begin_alerting(ending, operations, settings, metrics)
         limit, seconds = question_limit(settings.query.tenant_requests_per_s), http_seconds(registry)
-        app: ASGIApp = build_app(
+        app = build_app(
             answering,
             streamed,
             credentials=credentials,
@@ -153,10 +150,11 @@ async def serving(settings: Settings) -> AsyncIterator[str]:
             operations=operations,
             registry=registry,
         )
+        hits = None
         if not _looks_at_each(settings):
             counts = HitCounts(metrics, counted_in(seconds))
             ending.callback(counts.flush)
-            app = HitPath(
+            hits = HitPath(
                 app,
                 near=standings.near_hit,
                 keys=Keys(maker),
@@ -165,13 +163,28 @@ async def serving(settings: Settings) -> AsyncIterator[str]:
                 operations=operations,
                 counts=counts,
             )
-        base_url = await ending.enter_async_context(listening(app, settings.query, settings))
+        base_url = await ending.enter_async_context(_listening(app, hits, settings))
         _log.info("query_serving", url=base_url, namespace=settings.namespace)
         try:
             yield base_url
         finally:
             operations.drain()
             await asyncio.sleep(settings.query.drain_s)  # balancers look at /ready now and then
+
+
+def _admission(settings: Settings, metrics: QueryMetrics) -> Admission:
+    return Admission(
+        target_ms=settings.query.miss_target_ms,
+        queue_ms=settings.query.miss_queue_ms,
+        most=settings.opensearch.connections,
+        metrics=metrics,
+    )
+
+
+def _listening(app: FastAPI, hits: HitPath | None, settings: Settings) -> AbstractAsyncContextManager[str]:
+    if hits is None:
+        return listening(app, settings.query, settings)
+    return listening(hits, settings.query, settings, at_once=AtOnce(URLS, hits.at_once))
 
 
 def _looks_at_each(settings: Settings) -> bool:
@@ -187,6 +200,11 @@ def _begin_alerting(ending: AsyncExitStack, operations: Operations, settings: Se
         source = f"query on {socket.gethostname()}, process {os.getpid()}, {settings.namespace}"
         alerting = Alerting(operations, channels, settings.alerts, metrics=metrics, source=source)
         ending.push_async_callback(_end, asyncio.create_task(alerting.run(), name="alerting"))
+
+
+def _guarded_generator(settings: GenerationSettings, metrics: QueryMetrics) -> tuple[Guard, GuardedGenerator]:
+    guard = Guard("generator", places=settings.concurrency, metrics=metrics, harmless=(AnswerWithheld,))
+    return guard, GuardedGenerator(open_generator(settings), guard=guard, limit_s=settings.timeout_s)
 
 
 def _guarded_index(index: OpenSearchIndex, settings: OpenSearchSettings, metrics: QueryMetrics) -> GuardedIndex:

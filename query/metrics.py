@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from infra.telemetry.tracing import NO_TRACER
 from query.core.recent import Recent, Served
 from schemas.telemetry import (
+    ADMITTED_AT_A_TIME,
     ALERTS,
     ANSWERS_ABANDONED,
     BREAKER_OPEN,
@@ -59,6 +60,7 @@ class QueryMetrics:
         self.not_admitted = Counter(
             CALLS_NOT_ADMITTED, "Calls that were not made at all.", ("store", "reason"), registry=registry
         )
+        self.admitted_at_a_time = Gauge(ADMITTED_AT_A_TIME, "Retrievals admitted at a time.", registry=registry)
         self.alerts = Counter(ALERTS, "Alerts sent.", ("channel", "severity"), registry=registry)
         self.retries = Counter(CALL_RETRIES, "Calls made a second time.", ("store",), registry=registry)
         self._tokens = Counter(

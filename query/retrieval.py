@@ -2,11 +2,13 @@
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Final
 
 from infra.embedding.port import Embedder
 from infra.opensearch.port import Access, HybridSearch, SearchIndex, Vector, Windows
+from query.admission import Admission
 from query.core.fusion import Candidate, fuse
 from query.metrics import QueryMetrics
 from query.one_version import VersionCheck
@@ -53,10 +55,19 @@ class Retrieval:
         window: places of each leg to fuse.
         kept: places of each leg to keep with the answer, as evidence of what later changes do to it.
         rrf_k: constant of the fusion.
+        admission: says how many are retrieved at a time; without, all are.
     """
 
     def __init__(
-        self, *, index: SearchIndex, embedder: Embedder, metrics: QueryMetrics, window: int, kept: int, rrf_k: int
+        self,
+        *,
+        index: SearchIndex,
+        embedder: Embedder,
+        metrics: QueryMetrics,
+        window: int,
+        kept: int,
+        rrf_k: int,
+        admission: Admission | None = None,
     ) -> None:
         self._index = index
         self._versions = VersionCheck(index)
@@ -65,6 +76,7 @@ class Retrieval:
         self._window = window
         self._kept = kept
         self._rrf_k = rrf_k
+        self._admission = admission
         self._vectors: OrderedDict[str, Vector] = OrderedDict()
 
     async def retrieve(
@@ -79,8 +91,18 @@ class Retrieval:
 
         Raises:
             EmbeddingError: the question has no vector.
-            IndexUnavailable: the index cannot answer now.
+            IndexUnavailable: the index cannot answer now; or ``Overloaded``.
         """
+        async with self._admission.admitted(access.tenant) if self._admission else nullcontext():
+            return await self._retrieve(question, access, top_k, filters)
+
+    async def _retrieve(
+        self,
+        question: str,
+        access: Access,
+        top_k: int,
+        filters: Mapping[str, MetadataValue | tuple[MetadataValue, ...]],
+    ) -> Retrieved:
         vector = await self._vector(question)
         fused = max(self._window, top_k)
         search = HybridSearch(question, vector, access, max(self._kept, fused), filters)

@@ -52,6 +52,9 @@ ANSWERS_ABANDONED: Final = "freshline_answers_abandoned_total"
 BREAKER_OPEN: Final = "freshline_breaker_open"
 """Gauge; label store: 1 while calls to it are refused, or tried one at a time."""
 
+ADMITTED_AT_A_TIME: Final = "freshline_retrievals_admitted"
+"""How many questions are retrieved at a time at most, as the adaptive limit has it now."""
+
 CALLS_NOT_ADMITTED: Final = "freshline_calls_not_admitted_total"
 """Counter; labels store, reason: open (the breaker) or full (the bulkhead)."""
 

@@ -3,14 +3,18 @@
 import asyncio
 import signal
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from typing import Final
+from functools import partial
+from typing import Any, Final, cast
 
+import structlog
 import uvicorn
 from starlette.types import ASGIApp
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from infra.settings import HttpSettings, Settings
+from infra.web.at_once import AtOnce, AtOnceProtocol
 from infra.web.credentials import require_safe_bind
 
 GRACE_S: Final = 10
@@ -23,8 +27,76 @@ _KEEP_ALIVE_S: Final = 75
 """Idle connections stay open for longer than load balancers keep theirs (60 s), so no request meets a closing one."""
 
 
+_ACCEPTS: Final = 64
+"""Connections taken in one turn of the loop; more wait for the next, or for another process."""
+
+_PAUSE_S: Final = 0.5
+
+_log = structlog.get_logger(__name__)
+
+
 class CannotListen(OSError):
     """The address is taken or is not ours."""
+
+
+class _Acceptor:
+    """Takes connections many at a time.
+
+    uvloop takes one for each turn of the loop. While a turn answers thousands of requests, those who come then would
+    wait for minutes; that is how some of 5,000 connections had no answer within ten seconds.
+
+    Args:
+        bound: listens, and is not closed here: other processes may take connections from it too.
+        protocol: makes what handles one connection.
+    """
+
+    def __init__(self, bound: socket.socket, protocol: Callable[[], asyncio.Protocol]) -> None:
+        self._bound = bound
+        self._protocol = protocol
+        self._loop = asyncio.get_running_loop()
+        self._handing: set[asyncio.Task[None]] = set()
+        self._closed = False
+        bound.setblocking(False)  # noqa: FBT003 - the only form there is
+        self._loop.add_reader(bound, self._accept)
+
+    def close(self) -> None:
+        """Take no more."""
+        if not self._closed:
+            self._closed = True
+            self._loop.remove_reader(self._bound)
+
+    async def wait_closed(self) -> None:
+        """Wait until those that were taken are handed on."""
+        await asyncio.gather(*self._handing, return_exceptions=True)
+
+    def _accept(self) -> None:
+        for _ in range(_ACCEPTS):
+            try:
+                connection, _ = self._bound.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError as error:
+                # No descriptors are left. The queue keeps who waits; asking again at once would only burn the core.
+                _log.error("cannot_accept", reason=str(error), pause_s=_PAUSE_S)
+                self._loop.remove_reader(self._bound)
+                self._loop.call_later(_PAUSE_S, self._resume)
+                return
+            handing = self._loop.create_task(self._hand_on(connection))
+            self._handing.add(handing)
+            handing.add_done_callback(self._handing.discard)
+
+    def _resume(self) -> None:
+        if not self._closed:
+            self._loop.add_reader(self._bound, self._accept)
+
+    async def _hand_on(self, connection: socket.socket) -> None:
+        connection.setblocking(False)  # noqa: FBT003 - as above
+        try:
+            # Nagle's delays are 40 ms for a small response.
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            await self._loop.connect_accepted_socket(self._protocol, connection)
+        except OSError:  # the other side is gone already
+            connection.close()
 
 
 class _Server(uvicorn.Server):
@@ -35,8 +107,15 @@ class _Server(uvicorn.Server):
         self.began = asyncio.Event()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
+        await super().startup(sockets=[])
+        self.servers = [_Acceptor(one, self._protocol) for one in sockets or ()]  # type: ignore[misc]  # as servers are used
         self.began.set()
+
+    def _protocol(self) -> asyncio.Protocol:
+        made: asyncio.Protocol = self.config.http_protocol_class(  # type: ignore[call-arg]
+            config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+        )
+        return made
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -44,8 +123,10 @@ class _Server(uvicorn.Server):
 
 
 @asynccontextmanager
-async def listening(app: ASGIApp, http: HttpSettings, settings: Settings) -> AsyncIterator[str]:
-    """Serve ``app``; yields its base URL once requests are taken.
+async def listening(
+    app: ASGIApp, http: HttpSettings, settings: Settings, *, at_once: AtOnce | None = None
+) -> AsyncIterator[str]:
+    """Serve ``app``; yields its base URL once requests are taken. ``at_once`` is asked before ``app``.
 
     Leaving the context stops taking connections and waits for requests under way, at most ``GRACE_S``; what ``app``
     uses may be closed after that. ASGI lifespan events are not sent: who builds the parts of ``app`` also ends them.
@@ -58,7 +139,7 @@ async def listening(app: ASGIApp, http: HttpSettings, settings: Settings) -> Asy
     config = uvicorn.Config(
         app,
         loop="none",
-        http="httptools",
+        http=HttpToolsProtocol if at_once is None else cast("Any", partial(AtOnceProtocol, at_once=at_once)),
         ws="none",
         lifespan="off",
         access_log=False,
