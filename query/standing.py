@@ -167,7 +167,7 @@ class Standings:
             await self._cache.apply(tenant, positions, drop=True)
         except CacheUnavailable as error:
             self._leave_cache_aside(error)
-        return await self.look(tenant, key)
+        return await self._look_past_near(tenant, key)  # what was just announced may not have been heard here yet
 
     async def _look_at_cache(self, tenant: str, key: str, lease_ms: int) -> Standing:
         looked_s = self._monotonic_s()
