@@ -57,21 +57,38 @@ def worker(
     uvloop.run(work(find(data), [StepName(step) for step in dict.fromkeys(steps or known)]))
 
 
-def serve(*, service: Annotated[Service, typer.Argument(help="Which service.")], data: Data = None) -> None:
-    """Run a service in this process, until Ctrl-C or SIGTERM.
+def serve(
+    *,
+    service: Annotated[Service, typer.Argument(help="Which service.")],
+    processes: Annotated[
+        int, typer.Option(min=1, max=256, help="Processes of query behind one address; SIGHUP replaces them.")
+    ] = 1,
+    data: Data = None,
+) -> None:
+    """Run a service, until Ctrl-C or SIGTERM.
 
-    Its servers are those of the environment's settings, else those of the local installation.
+    Its servers are those of the environment's settings, else those of the local installation. With several processes,
+    `/metrics`, `/health` and `/performance-summary` tell of the one that answers.
 
     Examples:
       freshline serve ingest
       FRESHLINE_QUERY__PORT=8090 freshline serve query
+      freshline serve query --processes 4
     """
     import uvloop  # noqa: PLC0415 - heavy
 
     from freshline.installation import find  # noqa: PLC0415 - as above
 
     if service is Service.INGEST:
+        if processes > 1:
+            raise fail("--processes goes with query", MISUSED)
         from ingest.main import serve as run  # noqa: PLC0415 - as above
+    elif processes > 1:
+        from freshline.replicas import serve_replicas  # noqa: PLC0415 - as above
+
+        options = () if data is None else ("--data", str(data))
+        uvloop.run(serve_replicas(find(data), processes, options=options))
+        return
     else:
         from query.main import serve as run  # noqa: PLC0415 - as above
     uvloop.run(run(find(data)))

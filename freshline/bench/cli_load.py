@@ -7,6 +7,7 @@ import typer
 from freshline.bench.hits import bench_hits
 from freshline.bench.measuring import Data, Events, Json, Model, Questions, measure, overrides, say
 from freshline.bench.misses import IN_FLIGHT, bench_misses
+from freshline.bench.overload import bench_overload
 from freshline.bench.users import bench_users
 
 Keep = Annotated[
@@ -127,4 +128,36 @@ def hits(  # noqa: PLR0917 - options of a command
     )
 
 
-COMMANDS = (users, misses, hits)
+def overload(  # noqa: PLR0917 - options of a command
+    events: Events,
+    questions: Questions,
+    times: Annotated[float, typer.Option(min=1, help="How many times its capacity the service is asked.")] = 3,
+    seconds: Annotated[float, typer.Option(min=4, help="Seconds of overload.")] = 60,
+    keep: Keep = None,
+    model: Model = None,
+    data: Data = None,
+    as_json: Json = False,  # noqa: FBT002 - an option
+) -> None:
+    """Ask several times what can be answered of questions that nobody has asked before, and see what is left after.
+
+    Examples:
+      freshline bench overload --events history.jsonl.gz --questions questions.jsonl.gz
+      freshline bench overload --events history.jsonl.gz --questions questions.txt --times 5 --seconds 20 --json
+    """
+    measure(
+        lambda stack: bench_overload(
+            stack,
+            events,
+            questions,
+            times=times,
+            seconds=seconds,
+            keep=keep,
+            overrides=overrides(model),
+            say=say,
+        ),
+        data,
+        as_json=as_json,
+    )
+
+
+COMMANDS = (users, misses, hits, overload)

@@ -58,7 +58,7 @@ async def bench_misses(
     found = []
     async with loaded(stack, events, overrides=overrides, keep=keep, say=say, state="last") as installation:
         target = query_target(installation.settings)
-        new = _new_questions(target, asked)
+        new = new_questions(target, asked)
         index, searches = await _searches(installation, asked[:_BODIES])
         say("warm-up", "servers that were just started compile themselves while they work")
         await _drive(target, lambda: next(new), max(in_flight), _WARM_UP_S)
@@ -93,7 +93,8 @@ async def _drive(target: Target, ask: Callable[[], bytes], places: int, seconds:
     return {**tally.figures(seconds), "generator": strain.figures()}
 
 
-def _new_questions(target: Target, asked: Sequence[str]) -> Iterator[bytes]:
+def new_questions(target: Target, asked: Sequence[str]) -> Iterator[bytes]:
+    """Requests without end, each for a question that nobody has asked: the given ones, then with a number behind."""
     for turn in itertools.count():
         for question in asked:
             text = f"{question} {turn}" if turn else question
@@ -107,12 +108,13 @@ async def _searches(installation: Installation, asked: Sequence[str]) -> tuple[T
     target = Target(f"{url}/{settings.names.chunks_alias}/_msearch")
     embedder = open_embedder(settings.embedding)
     requests = []
+    option = orjson.OPT_APPEND_NEWLINE | orjson.OPT_SERIALIZE_NUMPY
     try:
         for question in map(normalised, asked):
             vector = await embedder.embed_query(question)
             search = HybridSearch(question, vector, Access(settings.tenant.default), settings.query.window_kept)
             lines = codec.search_lines(search, "bench")
-            body = b"".join(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE) for line in lines)
+            body = b"".join(orjson.dumps(line, option=option) for line in lines)
             requests.append(target.request(body, _NDJSON))
     finally:
         await embedder.close()

@@ -63,6 +63,7 @@ class Tally:
         self._staleness_ms = array("d")
         self.statuses: Counter[int] = Counter()
         self.refusals_ms = array("d")
+        self.last_refused_s: float | None = None
         self.past_objective = 0
         self.first_failure: str | None = None
         self.began_s = time.perf_counter()
@@ -83,6 +84,7 @@ class Tally:
         self.statuses[exchange.status] += 1
         if exchange.status != _OK:
             self.refusals_ms.append(exchange.took_s * 1_000)
+            self.last_refused_s = exchange.began_s + exchange.took_s - self.began_s
             if self.first_failure is None:
                 self.first_failure = f"{exchange.status}: {exchange.body[:300].decode('utf-8', 'replace')}"
             return False

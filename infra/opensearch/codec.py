@@ -92,12 +92,20 @@ def read_vector(source: Mapping[str, Any]) -> Vector:
 def search_bodies(search: HybridSearch) -> list[dict[str, Any]]:
     """Request bodies of the vector leg and of the lexical leg.
 
+    The vector stays an array: written as the numbers of its own precision it has half the digits, for both sides.
+
     Both carry the whole access filter; in the vector leg it is inside the k-NN query, where it limits the graph walk
     itself, and not behind it, where it would thin out the window.
     """
     allowed = {"bool": {"filter": _filters(search)}}
     shared: dict[str, Any] = {"size": search.window, "_source": False, "track_total_hits": False}
-    knn = {"vector": {"vector": search.vector.tolist(), "k": search.window, "filter": allowed}}
+    knn = {
+        "vector": {
+            "vector": np.ascontiguousarray(search.vector, dtype=np.float32),
+            "k": search.window,
+            "filter": allowed,
+        }
+    }
     lexical = {"bool": {"must": [{"match": {"lexical": {"query": search.text}}}], **allowed["bool"]}}
     return [shared | {"query": {"knn": knn}}, shared | {"query": lexical}]
 

@@ -299,7 +299,8 @@ def _deletes(change: ChunkChange, chunk_ids: Sequence[str]) -> list[dict[str, An
 
 
 def _ndjson(lines: Sequence[Mapping[str, Any]]) -> str:
-    return b"".join(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE) for line in lines).decode()
+    option = orjson.OPT_APPEND_NEWLINE | orjson.OPT_SERIALIZE_NUMPY
+    return b"".join(orjson.dumps(line, option=option) for line in lines).decode()
 
 
 def _bulk_slices(sizes: Sequence[int]) -> list[tuple[int, int]]:

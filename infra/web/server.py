@@ -1,6 +1,7 @@
 """Listening on a port, and stopping without dropping what is under way."""
 
 import asyncio
+import os
 import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -26,6 +27,12 @@ _BACKLOG: Final = 4_096
 _KEEP_ALIVE_S: Final = 75
 """Idle connections stay open for longer than load balancers keep theirs (60 s), so no request meets a closing one."""
 
+
+LISTEN_FD: Final = "FRESHLINE_LISTEN_FD"
+"""Variable of a process that shares an address: the descriptor of the socket that listens there."""
+
+READY_FD: Final = "FRESHLINE_READY_FD"
+"""Variable of such a process: the descriptor to which it writes once it takes requests."""
 
 _ACCEPTS: Final = 64
 """Connections taken in one turn of the loop; more wait for the next, or for another process."""
@@ -135,7 +142,6 @@ async def listening(
         UnsafeBind: the address is reachable from elsewhere and no credential is demanded.
         CannotListen: the address cannot be bound.
     """
-    require_safe_bind(http.host, settings)
     config = uvicorn.Config(
         app,
         loop="none",
@@ -150,12 +156,13 @@ async def listening(
         timeout_keep_alive=_KEEP_ALIVE_S,
         backlog=_BACKLOG,
     )
-    bound = _bind(http)
+    bound = _given() or bind(http, settings)
     server = _Server(config)
     serving = asyncio.create_task(server.serve(sockets=[bound]), name="http-server")
     try:
         await server.began.wait()
         host, port = bound.getsockname()[:2]
+        _tell_ready()
         yield f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     finally:
         server.should_exit = True
@@ -177,7 +184,26 @@ async def until_told_to_stop() -> None:
             loop.remove_signal_handler(number)
 
 
-def _bind(http: HttpSettings) -> socket.socket:
+def _given() -> socket.socket | None:
+    """The socket of whoever started this process to share its address."""
+    descriptor = os.environ.pop(LISTEN_FD, None)
+    return None if descriptor is None else socket.socket(fileno=int(descriptor))
+
+
+def _tell_ready() -> None:
+    descriptor = os.environ.pop(READY_FD, None)
+    if descriptor is not None:
+        os.write(int(descriptor), b"1")
+        os.close(int(descriptor))
+
+
+def bind(http: HttpSettings, settings: Settings) -> socket.socket:
+    """A socket that listens where the settings say.
+
+    Raises:
+        UnsafeBind, CannotListen: see ``listening``.
+    """
+    require_safe_bind(http.host, settings)
     # asyncio switches Nagle's delays off (40 ms for a small response) only where the protocol is named as TCP.
     family = socket.AF_INET6 if ":" in http.host else socket.AF_INET
     bound = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)

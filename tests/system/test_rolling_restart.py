@@ -2,11 +2,13 @@
 
 import asyncio
 import itertools
+import signal
 import socket
 import sys
 from contextlib import AsyncExitStack
 
 import httpx
+import psutil
 import pytest
 
 from freshline.bench.installation import installed
@@ -125,3 +127,62 @@ async def test_no_request_fails_while_processes_are_replaced(stack):
         for process in processes:
             process.terminate()
             assert await process.wait() == 0
+
+
+class OneAddress:
+    """What stands behind one address is nobody's business: no balancer is needed."""
+
+    def __init__(self, url):
+        self._url = url
+
+    def take(self):
+        return self._url
+
+
+def children_of(process):
+    return {child.pid for child in psutil.Process(process.pid).children()}
+
+
+async def until(condition):
+    async with asyncio.timeout(WAIT_S):
+        while not condition():  # noqa: ASYNC110 - processes do not tell
+            await asyncio.sleep(0.02)
+
+
+async def test_no_request_fails_while_processes_of_one_address_are_replaced(stack):
+    told = {
+        "FRESHLINE_OPENSEARCH__SHARDS": "1",
+        "FRESHLINE_KAFKA__PARTITIONS": "1",
+        "FRESHLINE_QUERY__DRAIN_S": "1",  # for connections to end with a response
+    }
+    async with installed(stack, told) as installation:
+        [port] = free_ports(1)
+        environment = dict(installation.launcher.environment) | {"FRESHLINE_QUERY__PORT": str(port)}
+        command = [sys.executable, "-m", "freshline", "serve", "query", "--processes", "2"]
+        process = await asyncio.create_subprocess_exec(*command, env=environment, stderr=asyncio.subprocess.DEVNULL)
+        try:
+            await until(lambda: len(children_of(process)) == 2)
+            async with httpx.AsyncClient(timeout=60) as client:
+                await client.get(f"http://127.0.0.1:{port}/ready")
+            outcomes, done = [], asyncio.Event()
+            address = OneAddress(f"http://127.0.0.1:{port}")
+            clients = [asyncio.create_task(load(address, outcomes, done)) for _ in range(CLIENTS)]
+            before = children_of(process)
+            process.send_signal(signal.SIGHUP)
+            await until(lambda: len(children_of(process)) == 2 and not children_of(process) & before)
+            answered = len(outcomes)
+            await until(lambda: len(outcomes) > answered + 20)
+            done.set()
+            await asyncio.gather(*clients)
+            assert set(outcomes) == {200}
+
+            # One that ends by itself is started again; the other goes on meanwhile.
+            killed = min(children_of(process))
+            psutil.Process(killed).kill()
+            await until(lambda: len(children_of(process) - {killed}) == 2)
+            process.terminate()
+            assert await process.wait() == 0
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
