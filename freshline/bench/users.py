@@ -20,6 +20,7 @@ async def bench_users(
     users: Sequence[int],
     think_s: float,
     minutes: float,
+    ramp_s: float,
     skew: float,
     edits_per_s: float,
     keep: str | None,
@@ -35,6 +36,7 @@ async def bench_users(
         users: how many at a time, one number after the other.
         think_s: mean of the time between an answer and the next question.
         minutes: of each number of users.
+        ramp_s: the users come evenly over this time.
         skew: Zipf's s over the questions.
         edits_per_s: edits in a second.
         keep: see ``loaded``.
@@ -53,7 +55,7 @@ async def bench_users(
         for number, crowd_size in enumerate(users):
             await empty_cache(installation)
             ledger = Ledger()
-            crowd = Crowd(crowd_size, think_s, minutes * 60)
+            crowd = Crowd(crowd_size, think_s, minutes * 60, ramp_s)
             say("users", f"{crowd_size} ask for {minutes:g} minutes")
             used_s = installation.cpu_s()
             async with edits_of(installation, events, ledger, per_s=edits_per_s) as edits, editing(edits):

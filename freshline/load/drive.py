@@ -48,7 +48,15 @@ class Strain:
 
 
 async def users_ask(
-    target: Target, ask: Ask, note: Note, *, users: int, think_s: float, seconds: float, seed: int = 0
+    target: Target,
+    ask: Ask,
+    note: Note,
+    *,
+    users: int,
+    think_s: float,
+    seconds: float,
+    ramp_s: float = 0.0,
+    seed: int = 0,
 ) -> None:
     """Let each user ask, wait for the answer, think, and ask again.
 
@@ -60,6 +68,7 @@ async def users_ask(
         think_s: mean of the time between an answer and the next question, exponentially distributed; 0 for none. The
             first question comes after such a time too, so users do not begin together.
         seconds: after which nobody asks any more; answers that are due are waited for.
+        ramp_s: the users come one after the other, evenly over this time.
         seed: of the thinking.
     """
     crowd = _Users(ask, note, think_s=think_s, asking=users, seed=seed)
@@ -67,7 +76,7 @@ async def users_ask(
     async with _limited(lines):
         if not think_s:
             await _open(lines)
-        crowd.begin(lines, until_s=time.perf_counter() + seconds)
+        crowd.begin(lines, until_s=time.perf_counter() + seconds, ramp_s=ramp_s)
         await crowd.all_done.wait()
 
 
@@ -84,10 +93,13 @@ class _Users:
         self._loop = asyncio.get_running_loop()
         self.all_done = asyncio.Event()
 
-    def begin(self, lines: list[Line], *, until_s: float) -> None:
+    def begin(self, lines: list[Line], *, until_s: float, ramp_s: float) -> None:
         self._until_s = until_s
-        for line in lines:
-            self._next_question(line)
+        for number, line in enumerate(lines):
+            if ramp_s:
+                self._loop.call_later(ramp_s * number / len(lines), self._next_question, line)
+            else:
+                self._next_question(line)
 
     def ended(self, line: Line, exchange: Exchange) -> None:
         self._note(exchange)

@@ -26,11 +26,13 @@ class Crowd:
         users: at a time.
         think_s: mean of the time that each thinks, exponentially distributed.
         seconds: how long.
+        ramp_s: they come evenly over this time.
     """
 
     users: int
     think_s: float
     seconds: float
+    ramp_s: float = 0.0
 
 
 async def ask_as(crowd: Crowd, target: Target, questions: Zipf, tally: Tally) -> dict[str, Any]:
@@ -40,6 +42,7 @@ async def ask_as(crowd: Crowd, target: Target, questions: Zipf, tally: Tally) ->
     return {
         "users": crowd.users,
         "think_s": crowd.think_s,
+        "ramp_s": crowd.ramp_s,
         **tally.figures(crowd.seconds),
         "generator": strain.figures(),
     }

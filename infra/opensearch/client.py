@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from typing import Any, Final
 
 import boto3
+import orjson
 from opensearchpy import (
     AIOHttpConnection,
     AsyncHttpConnection,
@@ -14,7 +15,8 @@ from opensearchpy import (
     AWSV4SignerAsyncAuth,
 )
 from opensearchpy.exceptions import ConnectionError as OpenSearchConnectionError
-from opensearchpy.exceptions import TransportError
+from opensearchpy.exceptions import SerializationError, TransportError
+from opensearchpy.serializer import JSONSerializer
 
 from infra.opensearch.port import IndexUnavailable
 from infra.settings import OpenSearchSettings
@@ -32,6 +34,16 @@ class _Transport(AsyncTransport):  # type: ignore[misc]  # opensearch-py is not 
         await super().close()
         for connection in self.seed_connections:
             await connection.close()
+
+
+class _Json(JSONSerializer):  # type: ignore[misc]  # as above
+    """Reads answers several times as fast as the library's own."""
+
+    def loads(self, s: str | bytes) -> Any:
+        try:
+            return orjson.loads(s)
+        except ValueError as error:
+            raise SerializationError(s, error) from error
 
 
 def connect(settings: OpenSearchSettings) -> AsyncOpenSearch:
@@ -52,6 +64,8 @@ def connect(settings: OpenSearchSettings) -> AsyncOpenSearch:
         "pool_maxsize": settings.connections,
         "maxsize": settings.connections,
         "connection_class": AIOHttpConnection,
+        "serializers": {"application/json": _Json()},
+        "serializer": _Json(),
     }
     if settings.auth == "basic":
         if settings.username is None or settings.password is None:

@@ -2,6 +2,7 @@
 
 import base64
 from collections.abc import Collection, Mapping, Sequence
+from functools import lru_cache
 from hashlib import sha256
 from typing import Any, Final
 
@@ -120,9 +121,13 @@ def search_lines(search: HybridSearch, copy: str) -> list[dict[str, Any]]:
 
 def read_hits(response: Mapping[str, Any]) -> tuple[Hit, ...]:
     """The window of one leg."""
-    return tuple(
-        Hit(hit["_id"], DocumentKey.parse(hit["_routing"]), float(hit["_score"])) for hit in response["hits"]["hits"]
-    )
+    return tuple(Hit(hit["_id"], _key_of(hit["_routing"]), float(hit["_score"])) for hit in response["hits"]["hits"])
+
+
+@lru_cache(100_000)
+def _key_of(routing: str) -> DocumentKey:
+    """Each search finds hundreds of passages, mostly of documents that were found before."""
+    return DocumentKey.parse(routing)
 
 
 def _filters(search: HybridSearch) -> list[dict[str, Any]]:
