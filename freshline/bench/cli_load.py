@@ -10,6 +10,7 @@ from freshline.bench.misses import IN_FLIGHT, bench_misses
 from freshline.bench.overload import bench_overload
 from freshline.bench.users import bench_users
 
+Processes = Annotated[int, typer.Option(min=1, help="Query processes behind one address.")]
 Keep = Annotated[
     str | None,
     typer.Option(
@@ -28,6 +29,7 @@ def users(  # noqa: PLR0917 - options of a command
     ramp_s: Annotated[float, typer.Option(min=0, help="Seconds over which the users come, with an empty cache.")] = 60,
     skew: Annotated[float, typer.Option(min=0, help="Zipf's s over the questions; 0 makes all equally frequent.")] = 1,
     edits_per_s: Annotated[float, typer.Option(min=0, help="Edits of the history in a second.")] = 1,
+    processes: Processes = 1,
     keep: Keep = None,
     model: Model = None,
     data: Data = None,
@@ -53,6 +55,7 @@ def users(  # noqa: PLR0917 - options of a command
             ramp_s=ramp_s,
             skew=skew,
             edits_per_s=edits_per_s,
+            processes=processes,
             keep=keep,
             overrides=overrides(model),
             say=say,
@@ -67,6 +70,7 @@ def misses(  # noqa: PLR0917 - options of a command
     questions: Questions,
     in_flight: Annotated[list[int] | None, typer.Option(min=1, help="Questions at a time; repeat for several.")] = None,
     seconds: Annotated[float, typer.Option(min=1, help="Seconds for each number of questions.")] = 20,
+    processes: Processes = 1,
     keep: Keep = None,
     model: Model = None,
     data: Data = None,
@@ -85,6 +89,7 @@ def misses(  # noqa: PLR0917 - options of a command
             questions,
             in_flight=in_flight or IN_FLIGHT,
             seconds=seconds,
+            processes=processes,
             keep=keep,
             overrides=overrides(model),
             say=say,
@@ -100,6 +105,7 @@ def hits(  # noqa: PLR0917 - options of a command
     distinct: Annotated[int, typer.Option(min=1, help="Different questions, drawn under Zipf's skew.")] = 100,
     connections: Annotated[int, typer.Option(min=1, help="Connections at a time.")] = 5_000,
     seconds: Annotated[float, typer.Option(min=1, help="Seconds for each of the three.")] = 60,
+    processes: Processes = 1,
     keep: Keep = None,
     model: Model = None,
     data: Data = None,
@@ -121,6 +127,7 @@ def hits(  # noqa: PLR0917 - options of a command
             distinct=distinct,
             connections=connections,
             seconds=seconds,
+            processes=processes,
             keep=keep,
             overrides=overrides(model),
             say=say,
@@ -135,6 +142,7 @@ def overload(  # noqa: PLR0917 - options of a command
     questions: Questions,
     times: Annotated[float, typer.Option(min=1, help="How many times its capacity the service is asked.")] = 3,
     seconds: Annotated[float, typer.Option(min=4, help="Seconds of overload.")] = 60,
+    processes: Processes = 1,
     keep: Keep = None,
     model: Model = None,
     data: Data = None,
@@ -153,6 +161,7 @@ def overload(  # noqa: PLR0917 - options of a command
             questions,
             times=times,
             seconds=seconds,
+            processes=processes,
             keep=keep,
             overrides=overrides(model),
             say=say,

@@ -12,9 +12,8 @@ from typing import Any, Final
 
 import httpx
 import orjson
-import psutil
 
-from freshline.bench.installation import BenchmarkFailed, Installation, free_port
+from freshline.bench.installation import BenchmarkFailed, Installation, cpu_s, free_port
 from freshline.bench.loaded import loaded
 from freshline.load.lines import Target
 from freshline.load.questions import read_questions
@@ -35,6 +34,7 @@ async def bench_hits(
     distinct: int,
     connections: int,
     seconds: float,
+    processes: int,
     keep: str | None,
     overrides: Mapping[str, str],
     say: Callable[[str, str], None],
@@ -48,6 +48,7 @@ async def bench_hits(
         distinct: how many of them.
         connections: at a time.
         seconds: for each of the three.
+        processes: of query, behind one address.
         keep: see ``loaded``.
         overrides: settings other than the stack's.
         say: told of progress.
@@ -59,7 +60,7 @@ async def bench_hits(
     bodies = [orjson.dumps({"query": question}) for question in read_questions(questions)[:distinct]]
     async with AsyncExitStack() as ending:
         installation = await ending.enter_async_context(
-            loaded(stack, events, overrides=overrides, keep=keep, say=say, state="last")
+            loaded(stack, events, overrides=overrides, processes=processes, keep=keep, say=say, state="last")
         )
         ours = query_target(installation.settings)
         say("cache", f"{len(bodies)} questions")
@@ -76,9 +77,9 @@ async def bench_hits(
             target, pid = targets[kind]
             weighted = [(1 / rank, target.request(body)) for rank, body in enumerate(bodies, start=1)]
             await wrk(target, weighted, connections=connections, seconds=_WARM_UP_S)
-            used_s = _cpu_s(pid)
+            used_s = cpu_s(pid)
             figures = await wrk(target, weighted, connections=connections, seconds=seconds)
-            cpu_us = (_cpu_s(pid) - used_s) * 1e6 / max(1, figures["requests"])
+            cpu_us = (cpu_s(pid) - used_s) * 1e6 / max(1, figures["requests"])
             found[kind] = {**figures, "cpu_us_each": round(cpu_us, 1)}
     return {
         "connections": connections,
@@ -142,10 +143,3 @@ async def _listens(port: int) -> bool:
         return False
     writer.close()
     return True
-
-
-def _cpu_s(pid: int) -> float:
-    """Processor seconds of a process and those it started."""
-    root = psutil.Process(pid)
-    used = [one.cpu_times() for one in (root, *root.children(recursive=True))]
-    return sum(times.user + times.system for times in used)

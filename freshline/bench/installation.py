@@ -65,11 +65,7 @@ class Installation:
 
     def cpu_s(self) -> dict[str, float]:
         """Processor seconds that each process has used so far, its children and this one included."""
-        used = {}
-        for name, pid in {**self.pids, "this benchmark": os.getpid()}.items():
-            times = psutil.Process(pid).cpu_times()
-            used[name] = times.user + times.system + times.children_user + times.children_system
-        return used
+        return {name: cpu_s(pid) for name, pid in {**self.pids, "this benchmark": os.getpid()}.items()}
 
     async def caught_up(self, *, timeout_s: float, told: Callable[[int], None] = lambda _behind: None) -> None:
         """Wait until every step has committed everything.
@@ -105,13 +101,18 @@ class Installation:
 
 @asynccontextmanager
 async def installed(
-    stack: Stack, overrides: Mapping[str, str] | None = None, *, keep: str | None = None
+    stack: Stack,
+    overrides: Mapping[str, str] | None = None,
+    *,
+    keep: str | None = None,
+    query_processes: int = 1,
 ) -> AsyncIterator[Installation]:
     """Start ingest, query and one worker for each step on a running stack; remove everything on leaving.
 
     Args:
         stack: a running stack.
         overrides: settings other than the stack's.
+        query_processes: behind the one address of query.
         keep: a name under which its data stay on the stack, to be found again; without, they are removed.
 
     Raises:
@@ -132,10 +133,10 @@ async def installed(
     processes: list[asyncio.subprocess.Process] = []
     try:
         # One worker process for each step, as an installation has them.
-        commands = [("worker", str(step)) for step in TOPOLOGY] + [("serve", "ingest"), ("serve", "query")]
+        commands = [("worker", str(step)) for step in TOPOLOGY] + [("serve", "ingest"), _query_command(query_processes)]
         processes += [await launcher.start(*command) for command in commands]
         pids = {one.name: one.pid for one in stack.status().processes if one.pid is not None}
-        pids |= {" ".join(command): process.pid for command, process in zip(commands, processes, strict=True)}
+        pids |= {" ".join(command[:2]): process.pid for command, process in zip(commands, processes, strict=True)}
         ingest_url, query_url = (f"http://127.0.0.1:{ports[name]}" for name in ("INGEST", "QUERY"))
         installation = Installation(settings, ingest_url, query_url, pids, launcher, home)
         await _await_ready(installation, processes, home)
@@ -145,6 +146,19 @@ async def installed(
         if keep is None:
             await _remove(settings)
             await asyncio.to_thread(shutil.rmtree, home)
+
+
+def _query_command(processes: int) -> tuple[str, ...]:
+    return ("serve", "query") if processes == 1 else ("serve", "query", "--processes", str(processes))
+
+
+def cpu_s(pid: int) -> float:
+    """Processor seconds that a process has used so far, with those that it started, ended ones included."""
+    root = psutil.Process(pid)
+    times = root.cpu_times()
+    used = times.user + times.system + times.children_user + times.children_system
+    running = [one.cpu_times() for one in root.children(recursive=True)] if pid != os.getpid() else []
+    return used + sum(one.user + one.system for one in running)
 
 
 def _home(stack: Stack, keep: str | None) -> Path:

@@ -33,6 +33,7 @@ async def loaded(
     keep: str | None,
     say: Say,
     state: Literal["first", "last"] = "first",
+    processes: int = 1,
 ) -> AsyncIterator[Installation]:
     """An installation that has a state of a history, and whose cache is empty.
 
@@ -44,12 +45,13 @@ async def loaded(
         overrides: settings other than the stack's.
         keep: see ``installed``.
         say: told of progress.
+        processes: of query.
         state: the snapshot that the history begins with, or what there is at its end.
 
     Raises:
         BenchmarkFailed: see ``installed``, or the documents were not indexed in an hour.
     """
-    async with installed(stack, overrides, keep=keep) as installation:
+    async with installed(stack, overrides, keep=keep, query_processes=processes) as installation:
         await _load(installation, events, say, state)
         await empty_cache(installation)
         yield installation

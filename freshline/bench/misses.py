@@ -35,6 +35,7 @@ async def bench_misses(
     *,
     in_flight: Sequence[int],
     seconds: float,
+    processes: int,
     keep: str | None,
     overrides: Mapping[str, str],
     say: Callable[[str, str], None],
@@ -47,6 +48,7 @@ async def bench_misses(
         questions: what is asked, each once, then with a number behind it.
         in_flight: questions at a time.
         seconds: for the service, and for the index alone.
+        processes: of query, behind one address.
         keep: see ``loaded``.
         overrides: settings other than the stack's.
         say: told of progress.
@@ -56,7 +58,9 @@ async def bench_misses(
     """
     asked = read_questions(questions)
     found = []
-    async with loaded(stack, events, overrides=overrides, keep=keep, say=say, state="last") as installation:
+    async with loaded(
+        stack, events, overrides=overrides, processes=processes, keep=keep, say=say, state="last"
+    ) as installation:
         target = query_target(installation.settings)
         new = new_questions(target, asked)
         index, searches = await _searches(installation, asked[:_BODIES])

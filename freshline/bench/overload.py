@@ -29,6 +29,7 @@ async def bench_overload(
     *,
     times: float,
     seconds: float,
+    processes: int,
     keep: str | None,
     overrides: Mapping[str, str],
     say: Callable[[str, str], None],
@@ -41,6 +42,7 @@ async def bench_overload(
         questions: what is asked.
         times: how many times its capacity is asked.
         seconds: for how long; the capacity is measured for a quarter of that.
+        processes: of query, behind one address.
         keep: see ``loaded``.
         overrides: settings other than the stack's.
         say: told of progress.
@@ -49,7 +51,9 @@ async def bench_overload(
         BenchmarkFailed: the installation did not start.
     """
     asked = read_questions(questions)
-    async with loaded(stack, events, overrides=overrides, keep=keep, say=say, state="last") as installation:
+    async with loaded(
+        stack, events, overrides=overrides, processes=processes, keep=keep, say=say, state="last"
+    ) as installation:
         process = psutil.Process(installation.pids["serve query"])
         target = query_target(installation.settings)
         new = new_questions(target, asked)
@@ -58,7 +62,7 @@ async def bench_overload(
             lambda: next(new),
             times=times,
             seconds=seconds,
-            rss_bytes=lambda: process.memory_info().rss,
+            rss_bytes=lambda: sum(one.memory_info().rss for one in (process, *process.children(recursive=True))),
             say=say,
         )
 

@@ -23,6 +23,7 @@ async def bench_users(
     ramp_s: float,
     skew: float,
     edits_per_s: float,
+    processes: int,
     keep: str | None,
     overrides: Mapping[str, str],
     say: Callable[[str, str], None],
@@ -39,6 +40,7 @@ async def bench_users(
         ramp_s: the users come evenly over this time.
         skew: Zipf's s over the questions.
         edits_per_s: edits in a second.
+        processes: of query, behind one address.
         keep: see ``loaded``.
         overrides: settings other than the stack's.
         say: told of progress.
@@ -49,7 +51,7 @@ async def bench_users(
     """
     asked = read_questions(questions)
     found: list[dict[str, Any]] = []
-    async with loaded(stack, events, overrides=overrides, keep=keep, say=say) as installation:
+    async with loaded(stack, events, overrides=overrides, processes=processes, keep=keep, say=say) as installation:
         target = query_target(installation.settings)
         requests = question_requests(target, asked)
         for number, crowd_size in enumerate(users):
