@@ -7,7 +7,7 @@ from typing import Final
 
 from prometheus_client import Histogram
 
-from query.core.recent import Served
+from query.core.recent import Ended, Served
 from query.metrics import QueryMetrics
 
 _EVERY_S: Final = 0.05
@@ -31,6 +31,11 @@ class HitCounts:
         if not self._hits:
             asyncio.get_running_loop().call_later(_EVERY_S, self.flush)
         self._hits.append((path, took_ms, checked_ms))
+
+    def note_refused(self, took_s: float) -> None:
+        """A question was refused before it came to the application."""
+        self._metrics.not_admitted.labels("application", "full").inc()
+        self._metrics.recent.note_end(Ended.UNAVAILABLE, took_s * 1_000, now_s=time.monotonic())
 
     def flush(self) -> None:
         """Count what waits."""

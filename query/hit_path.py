@@ -8,10 +8,11 @@ differently; both give the same bytes but for the time that an answer took.
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from typing import Final, NamedTuple
 
+from fastapi import Response
 from prometheus_client import Histogram
 from pydantic import ValidationError
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -20,12 +21,15 @@ from infra.credentials.port import Principal
 from infra.opensearch.port import Access
 from infra.web.credentials import Credentials
 from infra.web.limits import OverLimit, TenantLimit
+from infra.web.problems import ProblemRaised, problem_response
+from query.admission import RETRY_AFTER_S
 from query.core.cache_key import AnswerMaker, cache_key, normalised
 from query.core.response import Stamp
 from query.hit_counts import HitCounts
 from query.near import NearHit
 from query.operations import Operations
 from schemas.credentials import Scope as CredentialScope
+from schemas.problems import ProblemType
 from schemas.queries import QueryRequest
 
 PATHS: Final = frozenset({"/v1/query", "/query"})
@@ -40,6 +44,9 @@ REMEMBERED_BYTES: Final = 16_000_000
 AT_A_TIME: Final = 256
 """Questions that the application works on: more than are admitted to the index and wait for that, with some to spare
 for those whose answer lies in Redis."""
+
+WAITING: Final = 256
+"""Different questions that wait for their turn; more are refused here, which costs a tenth of a refusal further in."""
 
 _FIRST_S: Final = 2.0
 """How long an equal question is waited for; then each goes on by itself."""
@@ -145,6 +152,7 @@ class HitPath:
         self._counts = counts
         self._stamp = Stamp()
         self._places = asyncio.Semaphore(at_a_time)
+        self._waiting = 0
         self._first: dict[str, asyncio.Event] = {}
 
     def at_once(self, url: bytes, headers: list[tuple[bytes, bytes]], body: bytes) -> bytes | None:
@@ -185,9 +193,13 @@ class HitPath:
     async def _in_turn(self, plain: Plain, access: Access, began_s: float, request: _Request) -> None:
         first = self._first.get(plain.key)
         if first is None:
+            if self._places.locked() and self._waiting >= WAITING:
+                self._counts.note_refused(time.perf_counter() - began_s)
+                await _refusal(request.scope["path"])(request.scope, request.receive, request.send)
+                return
             first = self._first[plain.key] = asyncio.Event()
             try:
-                async with self._places:
+                async with self._place():
                     await self._app(request.scope, request.receive, request.send)
             finally:
                 del self._first[plain.key]
@@ -196,12 +208,24 @@ class HitPath:
         with suppress(TimeoutError):
             async with asyncio.timeout(_FIRST_S):
                 await first.wait()
-        async with self._places:
+        async with self._place():
             answer = self._answer(plain, access, request.scope["path"], began_s)
             if answer is None:
                 await self._app(request.scope, request.receive, request.send)
                 return
         await _send(answer, request.send)
+
+    @asynccontextmanager
+    async def _place(self) -> AsyncIterator[None]:
+        self._waiting += 1
+        try:
+            await self._places.acquire()
+        finally:
+            self._waiting -= 1
+        try:
+            yield
+        finally:
+            self._places.release()
 
     def _answer(self, plain: Plain, access: Access, path: str, began_s: float) -> bytes | None:
         """The answer, counted as served; None where it is not here or may not be given."""
@@ -231,6 +255,12 @@ class HitPath:
             return None
         principal = self._credentials.known_sender(told)
         return principal.access if principal is not None and _may_ask(principal) else None
+
+
+def _refusal(path: str) -> Response:
+    detail = "more is asked than can be answered now; ask again after `Retry-After`"
+    raised = ProblemRaised(ProblemType.UNAVAILABLE, detail, retry_after_s=RETRY_AFTER_S)
+    return problem_response(raised.problem.model_copy(update={"instance": path}))
 
 
 async def _send(answer: bytes, send: Send) -> None:

@@ -9,7 +9,14 @@ from pydantic import BaseModel
 from infra.settings import Settings
 
 ROOT = Path(__file__).parents[2]
-PLACES = {"FRESHLINE_HOME", "FRESHLINE_CACHE", "FRESHLINE_TEST_STACK", "FRESHLINE_TEST_HOME"}
+PLACES = {
+    "FRESHLINE_HOME",
+    "FRESHLINE_CACHE",
+    "FRESHLINE_TEST_STACK",
+    "FRESHLINE_TEST_HOME",
+    "FRESHLINE_LISTEN_FD",
+    "FRESHLINE_READY_FD",
+}
 """Read before there are settings."""
 
 _ROW = re.compile(r"^\| `(FRESHLINE_[A-Z0-9_]+)` \| (?:`(.*?)`)? \| (.+) \|$", re.MULTILINE)

@@ -136,6 +136,9 @@ async def _query_process(monkeypatch):
         free.bind(("127.0.0.1", 0))
         address = free.getsockname()
     monkeypatch.setenv("FRESHLINE_QUERY__PORT", str(address[1]))
+    # Copies in the process are true up to a moment ago, as told in `as_of`: tests/property/test_near_cache_protocol.py.
+    # What is asked here is that nothing else is behind.
+    monkeypatch.setenv("FRESHLINE_QUERY__NEAR_BYTES", "0")
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
