@@ -107,7 +107,7 @@ class Standings:
         """
         if self._behind(tenant):
             # What is searchable is true for more than the cached answers are.
-            return Standing(None, _as_of(await self._index.positions(tenant)), None)
+            return await self._look_at_index(tenant)
         hit = self._near.get(key)
         if hit is not None:
             self._metrics.near_hits.inc()
@@ -120,7 +120,11 @@ class Standings:
                 return await self._look_at_cache(tenant, key, lease_ms)
             except CacheUnavailable as error:
                 self._leave_cache_aside(error)
-        return Standing(None, _as_of(await self._index.positions(tenant)), None)
+        return await self._look_at_index(tenant)
+
+    async def _look_at_index(self, tenant: str) -> Standing:
+        looked_ms = _now_ms()
+        return Standing(None, _as_of(await self._index.positions(tenant), looked_ms), None)
 
     async def look_from(self, tenant: str, key: str, position: Position) -> Standing:
         """Where the tenant stands once ``position`` is reached; waits for that.
@@ -161,7 +165,7 @@ class Standings:
     async def _catch_up(self, tenant: str, key: str, standing: Standing, position: Position) -> Standing:
         """The index may be ahead of a Redis that lost its last announcements; what is searchable may be applied."""
         positions = await self._index.positions(tenant)
-        if standing.epoch is None or not _as_of(positions).covers(position):
+        if standing.epoch is None or not _as_of(positions, 0).covers(position):
             return standing
         try:
             await self._cache.apply(tenant, positions, drop=True)
@@ -170,16 +174,16 @@ class Standings:
         return await self._look_past_near(tenant, key)  # what was just announced may not have been heard here yet
 
     async def _look_at_cache(self, tenant: str, key: str, lease_ms: int) -> Standing:
-        looked_s = self._monotonic_s()
+        looked_s, looked_ms = self._monotonic_s(), _now_ms()
         look = await self._cache.lookup(tenant, key, lease_ms=lease_ms)
         if not look.seeded:
             await self._cache.seed(tenant, await self._index.positions(tenant))
-            looked_s = self._monotonic_s()
+            looked_s, looked_ms = self._monotonic_s(), _now_ms()
             look = await self._cache.lookup(tenant, key)
         cached = _readable(look.entry)
         if cached is not None:
             self._near.put(tenant, key, look, cached, looked_s=looked_s)
-        return Standing(look.epoch, _as_of(look.positions), cached, look.leased or cached is not None)
+        return Standing(look.epoch, _as_of(look.positions, looked_ms), cached, look.leased or cached is not None)
 
     def _leave_cache_aside(self, error: CacheUnavailable) -> None:
         self._bypass_until_s = self._monotonic_s() + BYPASS_S
@@ -195,5 +199,9 @@ def _readable(entry: bytes | None) -> bytes | None:
         return None
 
 
-def _as_of(positions: Mapping[int, int]) -> AsOf:
-    return AsOf(positions=dict(positions), checked_ms=round(time.time() * 1_000, 3))
+def _as_of(positions: Mapping[int, int], looked_ms: float) -> AsOf:
+    return AsOf(positions=dict(positions), checked_ms=looked_ms)
+
+
+def _now_ms() -> float:
+    return round(time.time() * 1_000, 3)

@@ -52,7 +52,7 @@ class AsOf(Message):
     """
 
     positions: dict[int, int] = Field(description="Partition of the document stream → last offset reflected.")
-    checked_ms: float = Field(description="When these positions were read, in epoch milliseconds.")
+    checked_ms: float = Field(description="Every change applied before this moment is among them; epoch milliseconds.")
 
     def covers(self, position: Position) -> bool:
         """True if the event at ``position`` is reflected."""

@@ -212,10 +212,13 @@ class SliceJudge:
             there = [(hit.chunk_id, counts[hit.chunk_id]) for hit in entry.lexical_window if hit.chunk_id in counts]
             search = entry.search
             if len(there) < len(entry.lexical_window):
-                if there and all(hit.chunk_id in counts or hit.chunk_id in gone for hit in entry.lexical_window):
-                    # As if it had been taken out of a window that was kept: shorter, and there is more below.
+                known = all(hit.chunk_id in counts or hit.chunk_id in gone for hit in entry.lexical_window)
+                held_all = len(entry.lexical_window) < search.window
+                # As if they had been taken out of a window that was kept. One that held all there was still does; of a
+                # full one it is known that there is more below, and it has to be deep enough without.
+                if known and not held_all and min(len(there), len(entry.vector_window)) >= self._depth(entry):
                     search = replace(search, window=len(there))
-                else:
+                elif not (known and held_all):
                     partial.add(key)
             found.append(
                 Evidence(
@@ -230,6 +233,9 @@ class SliceJudge:
                 )
             )
         return found, partial
+
+    def _depth(self, entry: Entry) -> int:
+        return max(self._fusion.fused, entry.top_k)
 
     async def _weigh(self, told: tuple[bytes, ...], unclear: set[str]) -> None:
         if not (told or unclear or self._new_terms) or not self._fills:

@@ -1,4 +1,5 @@
-"""Many connections at once, while documents change: no answer may be older than what was applied before its question.
+"""Many connections at once, while documents change: no answer may be older than the moment that it names, nor that
+moment be long ago.
 
 One client over raw connections, so that what is measured is the service. What is checked is right and wrong, not speed.
 """
@@ -22,6 +23,7 @@ from infra.opensearch.provision import create_indices
 from infra.opensearch.store import OpenSearchIndex
 from infra.redis.answers import RedisAnswerCache
 from infra.redis.connect import connect_redis
+from query.near import PROOF_S
 from schemas.documents import LifeState
 from schemas.index import Manifest, StoredChunk
 from schemas.queries import QueryResponse
@@ -65,6 +67,8 @@ class Library:
         self.applied: dict[int, int] = {}
         self.versions: dict[str, int] = {}
         self.changes = 0
+        # What was applied, and when for certain, oldest first.
+        self.log: list[tuple[float, dict[int, int], dict[str, int]]] = [(0.0, {}, {})]
 
     async def change(self, documents):
         """New versions of ``documents``; returns when they are applied."""
@@ -83,6 +87,11 @@ class Library:
             self.applied |= positions
             self.versions |= {chunk.document_id: chunk.version for chunk in chunks}
             self.changes += 1
+            self.log.append((time.time() * 1_000, dict(self.applied), dict(self.versions)))
+
+    def applied_before(self, moment_ms):
+        """Positions and versions that were applied before then."""
+        return next((applied, versions) for at_ms, applied, versions in reversed(self.log) if at_ms < moment_ms)
 
     def _next_chunk(self, document):
         self._offset += 1
@@ -136,9 +145,6 @@ async def _query_process(monkeypatch):
         free.bind(("127.0.0.1", 0))
         address = free.getsockname()
     monkeypatch.setenv("FRESHLINE_QUERY__PORT", str(address[1]))
-    # Copies in the process are true up to a moment ago, as told in `as_of`: tests/property/test_near_cache_protocol.py.
-    # What is asked here is that nothing else is behind.
-    monkeypatch.setenv("FRESHLINE_QUERY__NEAR_BYTES", "0")
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
@@ -231,10 +237,12 @@ class Load:
                     await self._library.change(chance.choices(ROOMS, WEIGHTS))
 
     async def _ask(self, connection, room):
-        applied, version = dict(self._library.applied), self._library.versions[room]
+        asked_ms = time.time() * 1_000
         status, body = await connection.post("/v1/query", {"query": f"Who booked the room {room}?", "generate": True})
         assert status == 200, body
         answer = QueryResponse.model_validate_json(body)
+        assert answer.as_of.checked_ms > asked_ms - PROOF_S * 1_000, "nothing older is proven to be true now"
+        applied, versions = self._library.applied_before(min(asked_ms, answer.as_of.checked_ms))
         behind = {
             partition: offset
             for partition, offset in applied.items()
@@ -242,7 +250,7 @@ class Load:
         }
         assert not behind, f"true for {answer.as_of.positions} only"
         [found] = [result for result in answer.results if result.document_id == room]
-        assert found.version >= version, f"says it is true for {answer.as_of.positions}, and is not"
+        assert found.version >= versions[room], f"says it is true for {answer.as_of.positions}, and is not"
         assert found.text.endswith(f"team {found.version}.")
         self.served["hit" if answer.cached else "miss"] += 1
         self.asked[room] += 1

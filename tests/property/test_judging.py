@@ -5,7 +5,7 @@ import random
 
 import pytest
 from history import DIMENSION, TENANT, History, finished, live
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from infra.opensearch.memory import MemoryIndex
@@ -23,6 +23,7 @@ def history(seed, **told):
 
 
 @settings(max_examples=8, deadline=None)
+@example(seed=23214, slices=1, changes=2, rechecks=0)
 @given(
     seed=st.integers(0, 2**32),
     slices=st.sampled_from((1, 3)),
