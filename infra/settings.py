@@ -175,6 +175,12 @@ class QuerySettings(HttpSettings):
         500.0, ge=0, description="Longest wait of an uncached question to be admitted; past it, 503."
     )
     deadline_s: float = Field(20.0, gt=0, description="Longest time for one question; past it, 503.")
+    audit_share: float = Field(
+        0.01, ge=0, le=1, description="Share of answers from the cache that are retrieved again, to see what they were."
+    )
+    audits_per_s: float = Field(
+        2.0, gt=0, description="Most of them in a second and process; they wait while the index is busy."
+    )
     cache_ttl_s: int = Field(
         3_600, ge=1, description="Bound of rank drift: an unchanged answer is computed again after it."
     )

@@ -58,6 +58,11 @@ class Admission:
         """How many at a time."""
         return self._limit.now
 
+    @property
+    def has_room(self) -> bool:
+        """Whether half of the places are free and nobody waits: time for what can be left undone."""
+        return not self._waiting and 2 * self._under_way < self._limit.now
+
     @asynccontextmanager
     async def admitted(self, tenant: str) -> AsyncIterator[None]:
         """Retrieve in it.

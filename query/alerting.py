@@ -10,6 +10,7 @@ import structlog
 from infra.alerts.port import Alert, AlertChannel, AlertNotSent
 from infra.settings import AlertSettings
 from query.core.alarms import Alarms, Reading
+from query.core.audit import Verdict
 from query.core.health import PartState
 from query.metrics import QueryMetrics
 from query.operations import Operations
@@ -73,6 +74,9 @@ class Alerting:
         if limit is not None:
             share = health.memory_bytes / limit
             readings.append(Reading("memory", share, 0.9, 1.0, f"{share:.0%} of its limit are in use"))
+        stale = window.audited[Verdict.VIOLATION]
+        text = f"{stale} audited answers of the last minute lacked changes that they claimed"
+        readings.append(Reading("stale answers", stale, 1, 1, text))
         if window.requests >= _FEWEST:
             errors, refused, p99_ms = window.error_share, window.unavailable_share, window.times.p99_ms
             readings += [

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, Final
 
@@ -21,6 +22,9 @@ from query.retrieval import Retrieval, Retrieved
 from query.standing import Standing, Standings
 from schemas.positions import Position
 from schemas.queries import QueryRequest, Unanswered
+
+AuditHook = Callable[[str, str, bytes, Mapping[int, int]], None]
+"""Told of a hit that goes out: tenant, key, body, positions."""
 
 _log = structlog.get_logger(__name__)
 
@@ -52,6 +56,7 @@ class Answering:
         metrics: where answers are counted.
         ttl_s: how long an answer is kept at most.
         budget: what a tenant may have written.
+        audit: told of every hit.
     """
 
     def __init__(
@@ -65,6 +70,7 @@ class Answering:
         metrics: QueryMetrics,
         ttl_s: int,
         budget: GenerationBudget | None = None,
+        audit: AuditHook | None = None,
     ) -> None:
         self._standings = standings
         self._retrieval = retrieval
@@ -74,6 +80,7 @@ class Answering:
         self._metrics = metrics
         self._ttl_s = ttl_s
         self._budget = budget
+        self._audit = audit
         self._flights: dict[tuple[str, object], asyncio.Task[bytes]] = {}
 
     async def answer(self, request: QueryRequest, access: Access) -> bytes:
@@ -91,7 +98,7 @@ class Answering:
             body = await self._fill_once(request, access, key, standing)
             if time.perf_counter() - began_s > _LONG_S:
                 standing = await self._looked_again(access.tenant, key, standing, body)
-        self.served(standing, cached=cached is not None)
+        self.served(access.tenant, key, standing)
         query_time_ms = (time.perf_counter() - began_s) * 1_000
         return stamped(body, query_time_ms=query_time_ms, cached=cached is not None, as_of=standing.as_of)
 
@@ -115,9 +122,13 @@ class Answering:
             return key, await self._standings.look(access.tenant, key, lease_ms=_LEASE_MS)
         return key, await self._standings.look_from(access.tenant, key, Position.parse(request.min_position))
 
-    def served(self, standing: Standing, *, cached: bool) -> None:
+    def served(self, tenant: str, key: str, standing: Standing) -> None:
         """Count an answer that goes out."""
-        served = Served.HIT if cached else Served.UNCACHED if standing.epoch is None else Served.FILLED
+        if self._audit is not None and standing.cached is not None:
+            self._audit(tenant, key, standing.cached, standing.as_of.positions)
+        served = (
+            Served.HIT if standing.cached is not None else Served.UNCACHED if standing.epoch is None else Served.FILLED
+        )
         self._metrics.served(served, max(0.0, time.time() * 1_000 - standing.as_of.checked_ms))
 
     async def retrieve(self, request: QueryRequest, access: Access) -> Retrieved:
@@ -145,16 +156,17 @@ class Answering:
         """
         if standing.epoch is None:
             return
-        epoch = standing.epoch
+        epoch, positions = standing.epoch, standing.as_of.positions
         try:
             for again in range(_STORE_TRIES):
                 if again:
-                    epoch = (await self._cache.lookup(access.tenant, key)).epoch
+                    look = await self._cache.lookup(access.tenant, key)
+                    epoch, positions = look.epoch, dict(look.positions)
                     found = await self.retrieve(request, access)
                     if found.sources != retrieved.sources:
                         break
                     retrieved = found
-                entry = _entry(body, retrieved, request.top_k).encode()
+                entry = _entry(body, retrieved, request.top_k, positions).encode()
                 if await self._cache.store(access.tenant, key, entry, epoch=epoch, ttl_s=self._ttl_s):
                     return
         except (CacheUnavailable, EmbeddingError, IndexUnavailable):
@@ -223,7 +235,7 @@ class Answering:
             return await self._generator.answer(question, sources_of(retrieved), retrieved.search.vector)
 
 
-def _entry(body: bytes, retrieved: Retrieved, top_k: int) -> Entry:
+def _entry(body: bytes, retrieved: Retrieved, top_k: int, positions: Mapping[int, int]) -> Entry:
     return Entry(
         response=body,
         search=retrieved.search,
@@ -232,6 +244,7 @@ def _entry(body: bytes, retrieved: Retrieved, top_k: int) -> Entry:
         vector_window=retrieved.windows.vector,
         lexical_window=retrieved.windows.lexical,
         filled_ms=time.time() * 1_000,
+        positions=positions,
     )
 
 

@@ -23,6 +23,7 @@ from infra.web.credentials import Credentials
 from infra.web.limits import OverLimit, TenantLimit
 from infra.web.problems import ProblemRaised, problem_response
 from query.admission import RETRY_AFTER_S
+from query.answering import AuditHook
 from query.core.cache_key import AnswerMaker, cache_key, normalised
 from query.core.response import Stamp
 from query.hit_counts import HitCounts
@@ -128,6 +129,7 @@ class HitPath:
         limit: of each tenant; the same as the application's.
         operations: knows when the process is about to end.
         counts: counts hits as the application would.
+        audit: told of every hit.
         at_a_time: requests for ``app``.
     """
 
@@ -141,6 +143,7 @@ class HitPath:
         limit: TenantLimit,
         operations: Operations,
         counts: HitCounts,
+        audit: AuditHook | None = None,
         at_a_time: int = AT_A_TIME,
     ) -> None:
         self._app = app
@@ -150,6 +153,7 @@ class HitPath:
         self._limit = limit
         self._operations = operations
         self._counts = counts
+        self._audit = audit
         self._stamp = Stamp()
         self._places = asyncio.Semaphore(at_a_time)
         self._waiting = 0
@@ -236,6 +240,8 @@ class HitPath:
             self._limit.take(access.tenant)
         except OverLimit:
             return None  # the application says so; nothing was counted
+        if self._audit is not None:
+            self._audit(access.tenant, plain.key, hit.body, hit.positions)
         took_ms = (time.perf_counter() - began_s) * 1_000
         self._counts.note(path, took_ms, hit.checked_ms)
         return self._stamp.on(hit.body, hit.positions, hit.checked_ms, query_time_ms=took_ms)

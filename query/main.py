@@ -5,7 +5,7 @@ import os
 import socket
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
-from typing import Final
+from typing import Final, Protocol, TypeVar
 
 import structlog
 from fastapi import FastAPI
@@ -22,6 +22,7 @@ from infra.opensearch.port import Access, IndexUnavailable
 from infra.opensearch.store import OpenSearchIndex
 from infra.redis.answers import RedisAnswerCache
 from infra.redis.connect import connect_redis, redis_errors
+from infra.redis.event_states import RedisEventStates
 from infra.redis.port import CacheUnavailable
 from infra.settings import GenerationSettings, OpenSearchSettings, Settings
 from infra.telemetry.logging import configure_logging
@@ -33,6 +34,7 @@ from query.admission import Admission
 from query.alerting import Alerting
 from query.answering import Answering
 from query.api import build_app, question_limit
+from query.auditor import Auditor
 from query.budget import GenerationBudget
 from query.core.cache_key import AnswerMaker
 from query.guard import Guard
@@ -76,12 +78,10 @@ async def serving(settings: Settings) -> AsyncIterator[str]:
         tracing = open_tracing(settings, "query")
         ending.push_async_callback(tracing.close)
         metrics = QueryMetrics(registry, tracing.tracer)
-        embedder = open_embedder(settings.embedding)
-        ending.push_async_callback(embedder.close)
+        embedder = _closed_by(ending, open_embedder(settings.embedding))
         generator_guard, generator = _guarded_generator(settings.generator, metrics)
         ending.push_async_callback(generator.close)
-        opensearch = OpenSearchIndex.open(settings)
-        ending.push_async_callback(opensearch.close)
+        opensearch = _closed_by(ending, OpenSearchIndex.open(settings))
         index = _guarded_index(opensearch, settings.opensearch, metrics)
         redis = connect_redis(settings.redis)
         ending.push_async_callback(redis.aclose)
@@ -113,6 +113,17 @@ async def serving(settings: Settings) -> AsyncIterator[str]:
             rrf_k=settings.query.rrf_k,
             admission=_admission(settings, metrics),
         )
+        auditor = Auditor(
+            share=settings.query.audit_share,
+            per_s=settings.query.audits_per_s,
+            cache=cache,
+            slices=cache,
+            index=index,
+            retrieval=retrieval,
+            states=RedisEventStates(redis, settings.names),
+            metrics=metrics,
+        )
+        ending.push_async_callback(_end, asyncio.create_task(auditor.run(), name="auditor"))
         answering = Answering(
             standings=standings,
             retrieval=retrieval,
@@ -125,10 +136,10 @@ async def serving(settings: Settings) -> AsyncIterator[str]:
                 tokens_per_minute=settings.generator.tenant_tokens_per_minute,
                 tokens_per_answer=settings.generator.max_tokens,
             ),
+            audit=auditor.saw,
         )
         ending.push_async_callback(answering.close)
-        streamed = StreamedAnswers(answering=answering, generator=generator, metrics=metrics)
-        ending.push_async_callback(streamed.close)
+        streamed = _closed_by(ending, StreamedAnswers(answering=answering, generator=generator, metrics=metrics))
         credentials = await ending.enter_async_context(opened_credentials(settings))
         await _warm_up(embedder, opensearch, retrieval, settings.tenant.default)
         parts = _parts(opensearch, redis, watch) | {
@@ -162,6 +173,7 @@ async def serving(settings: Settings) -> AsyncIterator[str]:
                 limit=limit,
                 operations=operations,
                 counts=counts,
+                audit=auditor.saw,
             )
         base_url = await ending.enter_async_context(_listening(app, hits, settings))
         _log.info("query_serving", url=base_url, namespace=settings.namespace)
@@ -170,6 +182,18 @@ async def serving(settings: Settings) -> AsyncIterator[str]:
         finally:
             operations.drain()
             await asyncio.sleep(settings.query.drain_s)  # balancers look at /ready now and then
+
+
+class _Closing(Protocol):
+    async def close(self) -> None: ...
+
+
+_Part = TypeVar("_Part", bound=_Closing)
+
+
+def _closed_by(ending: AsyncExitStack, part: _Part) -> _Part:
+    ending.push_async_callback(part.close)
+    return part
 
 
 def _admission(settings: Settings, metrics: QueryMetrics) -> Admission:

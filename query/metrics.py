@@ -8,15 +8,21 @@ from opentelemetry.trace import StatusCode, Tracer
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from infra.telemetry.tracing import NO_TRACER
+from query.core.audit import Verdict
 from query.core.recent import Recent, Served
 from schemas.telemetry import (
     ADMITTED_AT_A_TIME,
     ALERTS,
     ANSWERS_ABANDONED,
+    AUDITED_PAST_OBJECTIVE,
+    AUDITED_STALE_SECONDS,
+    AUDITS,
+    AUDITS_SKIPPED,
     BREAKER_OPEN,
     CACHE_BYPASSES,
     CALL_RETRIES,
     CALLS_NOT_ADMITTED,
+    EVENTS_SECONDS_BUCKETS,
     FILLS_OVERTAKEN,
     GENERATED_TOKENS,
     GENERATION_FAILURES,
@@ -63,6 +69,21 @@ class QueryMetrics:
         self.admitted_at_a_time = Gauge(ADMITTED_AT_A_TIME, "Retrievals admitted at a time.", registry=registry)
         self.alerts = Counter(ALERTS, "Alerts sent.", ("channel", "severity"), registry=registry)
         self.retries = Counter(CALL_RETRIES, "Calls made a second time.", ("store",), registry=registry)
+        self.unaudited = Counter(
+            AUDITS_SKIPPED, "Hits drawn for an audit and not looked at.", ("reason",), registry=registry
+        )
+        self._audits = Counter(AUDITS, "Hits that were looked at again.", ("verdict",), registry=registry)
+        for verdict in Verdict:
+            self._audits.labels(verdict)  # an alarm on violations needs to see none of them
+        self._audited_past_objective = Counter(
+            AUDITED_PAST_OBJECTIVE, "Hits that lacked a change for longer than they may.", registry=registry
+        )
+        self._audited_stale = Histogram(
+            AUDITED_STALE_SECONDS,
+            "Seconds for which a change had been searchable that a hit lacked.",
+            buckets=EVENTS_SECONDS_BUCKETS,
+            registry=registry,
+        )
         self._tokens = Counter(
             GENERATED_TOKENS,
             "Tokens of streamed answers.",
@@ -101,6 +122,15 @@ class QueryMetrics:
         """Count an answer that goes out."""
         self.queries.labels(served).inc()
         self.recent.note_served(served, staleness_ms, now_s=time.monotonic())
+
+    def audited(self, verdict: Verdict, stale_ms: float | None, *, past_objective: bool) -> None:
+        """Count a hit that was looked at again."""
+        self._audits.labels(verdict).inc()
+        if stale_ms is not None:
+            self._audited_stale.observe(stale_ms / 1_000)
+        if past_objective:
+            self._audited_past_objective.inc()
+        self.recent.note_audited(verdict, stale_ms, past_objective=past_objective, now_s=time.monotonic())
 
     def generated(self, *, input_tokens: int | None, output_tokens: int | None) -> None:
         """Count what an answer has cost, where that is known."""

@@ -14,10 +14,11 @@ from starlette.types import Scope as AsgiScope
 from infra.opensearch.port import Access
 from infra.web.credentials import Credentials
 from infra.web.problems import as_problem, problems_told
+from query.core.audit import Verdict
 from query.core.health import PartState, health, is_well
 from query.core.recent import LONGEST_S, Ended, Recent, Window
 from schemas.credentials import Scope
-from schemas.operations import HealthReport, HealthScore, PerformanceSummary, ReadyReport, TimesReport
+from schemas.operations import AuditReport, HealthReport, HealthScore, PerformanceSummary, ReadyReport, TimesReport
 
 _HEALTH_WINDOW_S: Final = 60
 
@@ -117,6 +118,7 @@ class Operations:
             error_share=window.error_share,
             hit_share=window.hit_share,
             staleness=TimesReport(**asdict(window.staleness)),
+            audit=_audit_report(window),
             health=HealthScore(score=scored.score, reasons=scored.reasons),
         )
 
@@ -171,6 +173,16 @@ def add_operations(app: FastAPI, operations: Operations, credentials: Credential
     ) -> PerformanceSummary:
         """How this process did lately: times, errors, hits, staleness, and a health score with its reasons."""
         return await operations.summary(window)
+
+
+def _audit_report(window: Window) -> AuditReport:
+    compared = sum(count for verdict, count in window.audited.items() if verdict is not Verdict.GONE)
+    return AuditReport(
+        verdicts={str(verdict): count for verdict, count in window.audited.items()},
+        unsafe_share=window.audited[Verdict.VIOLATION] / compared if compared else None,
+        past_objective=window.past_objective,
+        stale=TimesReport(**asdict(window.audited_stale)),
+    )
 
 
 async def _fault(part: Part) -> str | None:

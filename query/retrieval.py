@@ -79,6 +79,11 @@ class Retrieval:
         self._admission = admission
         self._vectors: OrderedDict[str, Vector] = OrderedDict()
 
+    @property
+    def has_room(self) -> bool:
+        """Whether there is time for what can be left undone."""
+        return self._admission is None or self._admission.has_room
+
     async def retrieve(
         self,
         question: str,

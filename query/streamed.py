@@ -81,7 +81,7 @@ class StreamedAnswers:
         else:
             made = self._flight(request, access, key, standing).read(idle_s=self._idle_s)
         first = await anext(made)  # what fails before it is not a stream but a problem
-        self._answering.served(standing, cached=cached is not None)
+        self._answering.served(access.tenant, key, standing)
         return _events(first, made, standing, began_s=began_s, cached=cached is not None)
 
     async def close(self) -> None:

@@ -31,6 +31,20 @@ class TimesReport(Message):
     p99_ms: float
 
 
+class AuditReport(Message):
+    """What a second look at some of the answers from the cache found."""
+
+    verdicts: dict[str, int] = Field(
+        description="`same`; `drift`: unchanged passages rank otherwise; `newer`: lacked a change that `as_of` does "
+        "not claim; `violation`: lacked one that it claims; `gone`: no longer there to be compared."
+    )
+    unsafe_share: float | None = Field(
+        description="Share of violations among those that could be compared; absent where there were none."
+    )
+    past_objective: int = Field(description="Lacked a change that had been searchable for longer than a second.")
+    stale: TimesReport = Field(description="For how long it had been searchable, of those that lacked one.")
+
+
 class HealthScore(Message):
     """How well the process does."""
 
@@ -51,4 +65,5 @@ class PerformanceSummary(Message):
     error_share: float = Field(description="Share of requests that ended with an internal error.")
     hit_share: float | None = Field(description="Share of answers from the cache; absent where there were none.")
     staleness: TimesReport = Field(description="How long before its answer went out `as_of` was read.")
+    audit: AuditReport = Field(description="Of answers from the cache.")
     health: HealthScore

@@ -40,6 +40,18 @@ NEAR_BYTES: Final = "freshline_near_cache_bytes"
 NEAR_HITS: Final = "freshline_near_cache_hits_total"
 """Counter. Answers that came from this process itself."""
 
+AUDITS: Final = "freshline_audits_total"
+"""Counter; label verdict: same, drift, newer, violation or gone. Hits that were retrieved again to compare."""
+
+AUDITS_SKIPPED: Final = "freshline_audits_skipped_total"
+"""Counter; label reason: full, busy or failed. Hits that were drawn for that and not looked at."""
+
+AUDITED_STALE_SECONDS: Final = "freshline_audited_stale_seconds"
+"""Histogram. For how long a change had been searchable that a hit lacked, of the hits that lacked one."""
+
+AUDITED_PAST_OBJECTIVE: Final = "freshline_audited_past_objective_total"
+"""Counter. Hits for which that was longer than the freshness objective."""
+
 GENERATION_FAILURES: Final = "freshline_generation_failures_total"
 """Counter; label reason: busy or failed. Answers that the generator did not write."""
 

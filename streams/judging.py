@@ -308,6 +308,7 @@ def _retrieved(entry: Entry, windows: Windows) -> Entry:
         vector_window=windows.vector,
         lexical_window=windows.lexical,
         filled_ms=entry.filled_ms,
+        positions=entry.positions,
     )
 
 

@@ -10,7 +10,8 @@ between neighbours in a window.
 
 import struct
 import zlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
@@ -19,7 +20,7 @@ import orjson
 from infra.opensearch.port import Access, Hit, HybridSearch
 from schemas.documents import DocumentKey
 
-ENTRY_VERSION: Final = 2
+ENTRY_VERSION: Final = 3
 """Part of every cache key, so that processes of two releases never read each other's entries."""
 
 _HEAD: Final = struct.Struct("<BdIII")
@@ -43,6 +44,7 @@ class Entry:
         vector_window: what the vector leg found, best first.
         lexical_window: what the lexical leg found, best first; scores are not kept, they move with the index.
         filled_ms: epoch milliseconds of the fill.
+        positions: partition → offset known to be reflected when it was filled; later ones may be.
     """
 
     response: bytes
@@ -52,6 +54,7 @@ class Entry:
     vector_window: tuple[Hit, ...]
     lexical_window: tuple[Hit, ...]
     filled_ms: float
+    positions: Mapping[int, int] = field(default_factory=dict)
 
     def encode(self) -> bytes:
         """The stored form."""
@@ -89,6 +92,7 @@ class Entry:
             ),
             lexical_window=tuple(Hit(chunk_id, keys[at], 0.0) for chunk_id, at in evidence["lexical"]),
             filled_ms=filled_ms,
+            positions={int(partition): offset for partition, offset in evidence["positions"].items()},
         )
 
     def _evidence(self) -> dict[str, Any]:
@@ -107,6 +111,7 @@ class Entry:
             "documents": list(documents),
             "vector": vector,
             "lexical": lexical,
+            "positions": {str(partition): offset for partition, offset in self.positions.items()},
         }
 
 

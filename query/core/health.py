@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from query.core.audit import Verdict
 from query.core.recent import Window
 
 MAX_ERROR_SHARE: Final = 0.05
@@ -16,6 +17,7 @@ _USEFUL_PENALTY: Final = 10.0
 _ERROR_PENALTY: Final = 40.0
 _UNAVAILABLE_PENALTY: Final = 30.0
 _SLOW_PENALTY: Final = 20.0
+_STALE_PENALTY: Final = 40.0
 _FEWEST: Final = 20
 """Requests below which shares and percentiles say nothing."""
 
@@ -45,13 +47,17 @@ def health(window: Window, parts: Mapping[str, PartState]) -> Health:
     """Score a window and the parts.
 
     A part that is needed and out costs 50 points, another one 10. Own errors cost 40 at twice ``MAX_ERROR_SHARE``,
-    refusals 30 if all requests are refused, a p99 beyond the objective 20 at twice that; below these, in proportion.
+    refusals 30 if all requests are refused, a p99 beyond the objective 20 at twice that; below these, in proportion. An
+    answer from the cache that lacked what it claimed costs 40, be it one.
     """
     lost = [
         (_NEEDED_PENALTY if part.needed else _USEFUL_PENALTY, f"{name}: {part.fault}")
         for name, part in parts.items()
         if part.fault is not None
     ]
+    stale = window.audited[Verdict.VIOLATION]
+    if stale:
+        lost.append((_STALE_PENALTY, f"{stale} audited answers lacked changes that they claimed"))
     if window.requests >= _FEWEST:
         p99_ms = window.times.p99_ms
         lost += [

@@ -12,6 +12,8 @@ from typing import Final
 
 import numpy as np
 
+from query.core.audit import Verdict
+
 LONGEST_S: Final = 3_600
 
 _LEAST_MS: Final = 0.05
@@ -73,6 +75,9 @@ class Window:
         served: answers by where they came from.
         times: of answered requests.
         staleness: how long before its answer went out the positions in ``as_of`` were read.
+        audited: hits that were looked at again, by what was found.
+        audited_stale: for how long a change had been searchable that a hit lacked; of those that lacked one.
+        past_objective: hits for which that was longer than the freshness objective.
     """
 
     seconds: int
@@ -80,6 +85,9 @@ class Window:
     served: Mapping[Served, int]
     times: Times
     staleness: Times
+    audited: Mapping[Verdict, int]
+    audited_stale: Times
+    past_objective: int
 
     @property
     def requests(self) -> int:
@@ -153,6 +161,9 @@ class Recent:
         self._served = np.zeros((LONGEST_S, len(Served)), dtype=np.int64)
         self._times = _Histogram()
         self._staleness = _Histogram()
+        self._audited = np.zeros((LONGEST_S, len(Verdict)), dtype=np.int64)
+        self._audited_stale = _Histogram()
+        self._past_objective = np.zeros(LONGEST_S, dtype=np.int64)
 
     def note_end(self, ended: Ended, took_ms: float, *, now_s: float) -> None:
         """A request ended; its time counts if it was answered."""
@@ -175,6 +186,14 @@ class Recent:
         self._served[row, _SERVED[Served.HIT]] += len(took_ms)
         self._staleness.note_many(row, staleness_ms)
 
+    def note_audited(self, verdict: Verdict, stale_ms: float | None, *, past_objective: bool, now_s: float) -> None:
+        """A hit was looked at again."""
+        row = self._row(now_s)
+        self._audited[row, _AUDITED[verdict]] += 1
+        self._past_objective[row] += past_objective
+        if stale_ms is not None:
+            self._audited_stale.note(row, stale_ms)
+
     def window(self, seconds: int, *, now_s: float) -> Window:
         """The last ``seconds``, of which the present one counts as one."""
         seconds = min(seconds, LONGEST_S)
@@ -182,12 +201,16 @@ class Recent:
         rows = [second % LONGEST_S for second in range(first, int(now_s) + 1)]
         rows = [row for row in rows if self._seconds[row] >= first]
         ended, served = self._ended[rows].sum(axis=0), self._served[rows].sum(axis=0)
+        audited = self._audited[rows].sum(axis=0)
         return Window(
             seconds=seconds,
             ended={kind: int(ended[place]) for kind, place in _ENDED.items()},
             served={kind: int(served[place]) for kind, place in _SERVED.items()},
             times=self._times.times(rows),
             staleness=self._staleness.times(rows),
+            audited={kind: int(audited[place]) for kind, place in _AUDITED.items()},
+            audited_stale=self._audited_stale.times(rows),
+            past_objective=int(self._past_objective[rows].sum()),
         )
 
     def _row(self, now_s: float) -> int:
@@ -199,8 +222,12 @@ class Recent:
             self._served[row] = 0
             self._times.clear(row)
             self._staleness.clear(row)
+            self._audited[row] = 0
+            self._audited_stale.clear(row)
+            self._past_objective[row] = 0
         return row
 
 
 _ENDED: Final = {kind: place for place, kind in enumerate(Ended)}
+_AUDITED: Final = {kind: place for place, kind in enumerate(Verdict)}
 _SERVED: Final = {kind: place for place, kind in enumerate(Served)}

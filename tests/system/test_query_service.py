@@ -10,6 +10,7 @@ from uuid import uuid4
 import httpx
 import pytest
 from only_writer import put_over
+from structlog.testing import capture_logs
 
 from infra.embedding.opening import open_embedder
 from infra.local.stack import Stack
@@ -227,3 +228,86 @@ async def test_without_redis_questions_are_answered_uncached(stack_settings):
             assert (answer.cached, documents(answer)[0]) == (False, "leave.md")
         ready = await client.get("/ready")
         assert (ready.status_code, ready.json()["status"]) == (200, "degraded")
+
+
+@pytest.fixture
+async def audited(stack_settings, writer):  # noqa: ARG001 - the index is to be there first
+    """A service that looks again at every answer from its caches."""
+    every = QuerySettings(port=0, min_position_wait_s=WAIT_S, audit_share=1.0, audits_per_s=1_000.0)
+    async with service_of(stack_settings.model_copy(update={"query": every})) as client:
+        yield client
+
+
+async def verdicts(client):
+    summary = await client.get("/performance-summary")
+    assert summary.status_code == 200, summary.text
+    return summary.json()["audit"]["verdicts"]
+
+
+async def audited_as(client, verdict, count=1):
+    async with asyncio.timeout(WAIT_S):
+        while (await verdicts(client))[verdict] < count:  # noqa: ASYNC110 - over HTTP
+            await asyncio.sleep(0.02)
+
+
+async def hit_at(client, query, offset):
+    """An answer from the cache that claims the position."""
+    async with asyncio.timeout(WAIT_S):
+        while (answer := await ask(client, query)).as_of.positions.get(0, -1) < offset:  # noqa: ASYNC110 - over HTTP
+            await asyncio.sleep(0.01)
+    assert answer.cached
+    return answer
+
+
+@pytest.mark.parametrize("change", ["added", "gone"])
+async def test_the_auditor_finds_an_answer_that_invalidation_forgot(audited, writer, change):
+    query = f"Where do I report a lost scooter that is {change}?"
+    texts = [f"Report a lost scooter that is {change} {where}." for where in ("at the gate", "to the fleet desk")]
+    name = f"scooters-{change}.md"
+    old = await writer.write(name, texts[0])
+    assert not (await ask(audited, query)).cached
+    assert (await ask(audited, query)).cached
+    await audited_as(audited, "same")
+    assert (await verdicts(audited))["violation"] == 0
+    with capture_logs() as lines:
+        # The mistake: positions advance, and nothing is dropped.
+        if change == "added":
+            new = await writer.make_searchable(f"more-{name}", texts[1])
+        else:
+            new = await writer.make_searchable(name, "Scooters are green.", remove=[old.chunk_id])
+        await writer.cache.apply("local", {0: writer.offset}, drop=False)
+        answer = await hit_at(audited, query, writer.offset)
+        await audited_as(audited, "violation")
+    assert texts[0] in [result.text for result in answer.results]
+    told = next(line for line in lines if line["event"] == "stale_answer_served")
+    expected = (new.document_id, "added", new.position) if change == "added" else (name, "gone", new.position)
+    assert expected in [(one["document_id"], one["change"], one["position"]) for one in told["changes"]]
+    assert told["stale_ms"] > 0
+    assert (new.chunk_id, new.version) in told["fresh"] or change == "gone"
+    assert (old.chunk_id, old.version) in told["served"]
+    summary = (await audited.get("/performance-summary")).json()
+    assert summary["audit"]["unsafe_share"] > 0
+    assert any("lacked changes that they claimed" in reason for reason in summary["health"]["reasons"])
+    metrics = (await audited.get("/metrics")).text
+    assert 'freshline_audits_total{verdict="violation"} 0.0' not in metrics
+    await writer.cache.apply("local", {0: writer.offset}, drop=True)  # nothing planted is left for other tests
+
+
+async def test_the_auditor_finds_nothing_where_changes_drop_what_they_alter(audited, writer):
+    query = "Which colour are the umbrellas?"
+    edits = ("red", "green", "blue", "white")
+    old = None
+    for number, colour in enumerate(edits, start=1):
+        remove = [old.chunk_id] if old else []
+        old = await writer.write("colours.md", f"The umbrellas are {colour}.", remove=remove)
+        assert not (await ask(audited, query, min_position=old.position)).cached
+        assert (await ask(audited, query)).cached
+        await audited_as(audited, "same", number)
+    # What is searchable and not applied yet is no part of what an answer claims.
+    await writer.make_searchable("colours-2.md", "The umbrellas are also yellow.")
+    assert (await ask(audited, query)).cached
+    await audited_as(audited, "newer")
+    await writer.cache.apply("local", {0: writer.offset}, drop=True)
+    found = await verdicts(audited)
+    assert (found["violation"], found["same"] >= len(edits)) == (0, True)
+    assert (await audited.get("/performance-summary")).json()["audit"]["unsafe_share"] == 0

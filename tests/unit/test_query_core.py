@@ -84,6 +84,7 @@ def entry():
         vector_window=(Hit("c1", travel, 0.875), Hit("c2", leave, 0.5)),
         lexical_window=(Hit("c2", leave, 0.0), Hit("c3", travel, 0.0)),
         filled_ms=1_767_225_600_123.5,
+        positions={0: 41, 11: 7},
     )
 
 
