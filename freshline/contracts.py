@@ -139,7 +139,14 @@ def _ingest_app(settings: Settings) -> FastAPI:
 
 def _query_app(settings: Settings) -> FastAPI:
     nobody, credentials, operations = cast("Any", None), Credentials(settings), Operations({}, Recent())
-    return build_app(nobody, nobody, credentials=credentials, operations=operations, registry=CollectorRegistry())
+    return build_app(
+        nobody,
+        nobody,
+        credentials=credentials,
+        operations=operations,
+        explaining=nobody,
+        registry=CollectorRegistry(),
+    )
 
 
 def _asyncapi(settings: Settings) -> dict[str, Any]:

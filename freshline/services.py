@@ -51,6 +51,10 @@ class Services:
         """An answer."""
         return await self._call("POST", f"{self.query_url}/v1/query", json={"query": question, **parameters})
 
+    async def explained(self, question: str, **parameters: Any) -> dict[str, Any]:
+        """What is known of the cached answer to a question."""
+        return await self._call("POST", f"{self.query_url}/v1/cache:explain", json={"query": question, **parameters})
+
     async def event(self, event_id: str) -> dict[str, Any]:
         """Where an event is."""
         return await self._call("GET", f"{self.ingest_url}/v1/events/{event_id}")

@@ -10,45 +10,34 @@ from fastapi.responses import StreamingResponse
 from fastapi.sse import format_sse_event
 from opentelemetry.trace import Tracer
 from prometheus_client import CollectorRegistry, Histogram
-from pydantic import ValidationError
 
 from infra.embedding.port import EmbeddingError, EmbeddingThrottled
 from infra.opensearch.port import Access
 from infra.telemetry.tracing import NO_TRACER
 from infra.web.audit import install_audit
-from infra.web.bodies import read_body
 from infra.web.credentials import Credentials
 from infra.web.limits import OverLimit, TenantLimit
 from infra.web.metrics import install_metrics
-from infra.web.problems import ProblemRaised, install_problems, invalid, invalid_fields
+from infra.web.problems import ProblemRaised, install_problems
 from infra.web.tracing import install_tracing
 from query.admission import Overloaded
 from query.answering import Answering
 from query.console import console
-from query.core.cache_key import normalised
 from query.deadline import DeadlineExceeded, deadline_in
+from query.explaining import Explaining, add_explaining
 from query.operations import Operations, add_operations
+from query.questions import question_described, read_question
 from query.standing import PositionNotReached
 from query.streamed import StreamedAnswers, StreamEvent
 from schemas.credentials import Scope
-from schemas.problems import PROBLEM_MEDIA_TYPE, InvalidField, Problem, ProblemType
-from schemas.queries import QueryRequest, QueryResponse
-
-MAX_BODY_BYTES: Final = 256_000
-"""A question and its filters at their own limits fit."""
+from schemas.problems import PROBLEM_MEDIA_TYPE, Problem, ProblemType
+from schemas.queries import QueryResponse
 
 _JSON: Final = "application/json"
 _EVENT_STREAM: Final = "text/event-stream"
 _UNBUFFERED: Final = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 _RETRY_AFTER_S: Final = 1.0
 
-_EXAMPLE_REQUEST: Final = {
-    "query": "How long can I work from abroad?",
-    "top_k": 3,
-    "generate": True,
-    "filters": {"metadata.department": ["people", "legal"]},
-    "min_position": "documents.v1-3:42",
-}
 _EXAMPLE_RESPONSE: Final = {
     "results": [
         {
@@ -109,6 +98,7 @@ def build_app(
     *,
     credentials: Credentials,
     operations: Operations,
+    explaining: Explaining,
     registry: CollectorRegistry,
     audited: Literal["changes", "all"] = "changes",
     deadline_s: float = 20.0,
@@ -135,19 +125,18 @@ def build_app(
         """Answer a question from the passages that the caller may see."""
         with operations.noting(), _problems_said():
             limit.take(access.tenant)
-            question = await _read_question(request)
+            question = await read_question(request)
             async with deadline_in(deadline_s):
                 body = await answering.answer(question, access)
         return Response(body, media_type=_JSON)
 
-    request_body = {"required": True, "content": {_JSON: {"schema": _request_schema(), "example": _EXAMPLE_REQUEST}}}
     answered: dict[str, Any] = {"model": QueryResponse, "content": {_JSON: {"example": _EXAMPLE_RESPONSE}}}
     for path, documented in (("/v1/query", True), ("/query", False)):
         app.post(
             path,
             response_class=Response,
             responses={200: answered, **_PROBLEMS},
-            openapi_extra={"requestBody": request_body},
+            openapi_extra=question_described(),
             operation_id="query",
             include_in_schema=documented,
         )(query)
@@ -156,36 +145,23 @@ def build_app(
         "/v1/answers",
         response_class=Response,
         responses={200: _STREAM, **_PROBLEMS},
-        openapi_extra={"requestBody": request_body},
+        openapi_extra=question_described(),
     )
     async def answers(request: Request, access: Annotated[Access, reader]) -> Response:
         """Answer a question with text as it is written, as server-sent events. Going away ends the work."""
         with operations.noting(), _problems_said():
             limit.take(access.tenant)
-            question = await _read_question(request)
+            question = await read_question(request)
             async with deadline_in(deadline_s):
                 events = await streamed.begin(question, access)
         return StreamingResponse(_server_sent(events), media_type=_EVENT_STREAM, headers=_UNBUFFERED)
 
     add_operations(app, operations, credentials)
+    add_explaining(app, explaining, credentials)
     install_tracing(app, tracer)
     app.get("/", include_in_schema=False)(console)
     _document_problems(app)
     return app
-
-
-async def _read_question(request: Request) -> QueryRequest:
-    # Also keeps other web pages from asking in a reader's browser: they may send JSON only after asking us.
-    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != _JSON:
-        raise ProblemRaised(ProblemType.UNSUPPORTED_TYPE, f"send the question as Content-Type: {_JSON}")
-    try:
-        question = QueryRequest.model_validate_json(await read_body(request, MAX_BODY_BYTES))
-    except ValidationError as error:
-        fields = invalid_fields([{"loc": found["loc"], "msg": found["msg"]} for found in error.errors()])
-        raise invalid("the question has wrong fields", fields) from None
-    if not normalised(question.query):
-        raise invalid("the question has wrong fields", [InvalidField(field="query", message="has no text")])
-    return question
 
 
 @contextmanager
@@ -231,7 +207,3 @@ def _document_problems(app: FastAPI) -> None:
         content = response["content"]
         if _JSON in content and content[_JSON]["schema"]["$ref"].endswith(f"/{Problem.__name__}"):
             content[PROBLEM_MEDIA_TYPE] = content.pop(_JSON)
-
-
-def _request_schema() -> dict[str, Any]:
-    return QueryRequest.model_json_schema(mode="validation")

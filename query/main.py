@@ -37,6 +37,7 @@ from query.api import build_app, question_limit
 from query.auditor import Auditor
 from query.budget import GenerationBudget
 from query.core.cache_key import AnswerMaker
+from query.explaining import Explaining
 from query.guard import Guard
 from query.guarded import GuardedGenerator, GuardedIndex
 from query.hit_counts import HitCounts
@@ -85,7 +86,10 @@ async def serving(settings: Settings) -> AsyncIterator[str]:
         index = _guarded_index(opensearch, settings.opensearch, metrics)
         redis = connect_redis(settings.redis)
         ending.push_async_callback(redis.aclose)
-        cache = RedisAnswerCache(redis, settings.names, settings.answers)
+        cache, states = (
+            RedisAnswerCache(redis, settings.names, settings.answers),
+            RedisEventStates(redis, settings.names),
+        )
         near = NearCache(slices=cache.count, max_bytes=settings.query.near_bytes)
         watch = AppliedWatch(cache, near)
         ending.push_async_callback(_end, asyncio.create_task(watch.run(), name="applied-watch"))
@@ -120,7 +124,7 @@ async def serving(settings: Settings) -> AsyncIterator[str]:
             slices=cache,
             index=index,
             retrieval=retrieval,
-            states=RedisEventStates(redis, settings.names),
+            states=states,
             metrics=metrics,
         )
         ending.push_async_callback(_end, asyncio.create_task(auditor.run(), name="auditor"))
@@ -159,6 +163,15 @@ async def serving(settings: Settings) -> AsyncIterator[str]:
             seconds=seconds,
             tracer=tracing.tracer,
             operations=operations,
+            explaining=Explaining(
+                cache=cache,
+                slices=cache,
+                near=near,
+                states=states,
+                maker=maker,
+                window=settings.query.window,
+                behind=standings.left_aside,
+            ),
             registry=registry,
         )
         hits = None

@@ -136,6 +136,11 @@ class NearCache:
         self._copies.move_to_end(key)
         return NearHit(copy.body, copy.positions, self._proven_ms)
 
+    def holds(self, key: str) -> bool:
+        """Whether ``get`` would find the answer, without counting as a hit."""
+        copy = self._copies.get(key)
+        return copy is not None and self.live and self._monotonic_s() < copy.ends_s
+
     def put(self, tenant: str, key: str, look: Lookup, body: bytes, *, looked_s: float) -> bool:
         """Keep a copy of what a look found; False where it may have been dropped since.
 

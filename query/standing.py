@@ -95,6 +95,10 @@ class Standings:
         self._wait_s = wait_s
         self._bypass_until_s = 0.0
 
+    def left_aside(self, tenant: str) -> bool:
+        """Whether the tenant's cached answers are not served now."""
+        return self._behind(tenant)
+
     def near_hit(self, tenant: str, key: str) -> NearHit | None:
         """The answer, if it is in this process and the tenant's answers are not left aside."""
         return None if self._behind(tenant) else self._near.get(key)

@@ -23,7 +23,7 @@ from infra.redis.port import AnswerSlices, CacheUnavailable, Pending
 from infra.settings import AnswerSettings
 from streams.core.invalidation.evidence import Change, Evidence, Statistics
 from streams.core.invalidation.exact import Exact
-from streams.core.invalidation.mentions import Mentions, read
+from streams.core.invalidation.mentions import read
 from streams.lexicon import Lexicon
 from streams.news import News
 
@@ -151,7 +151,7 @@ class SliceJudge:
                 judged=pending.judged,
                 epoch=pending.epoch,
                 drop=drop,
-                why=_why(mentions) if drop else b"",
+                why=_why(pending) if drop else b"",
             ):
                 return False
             self._doomed.clear()
@@ -285,8 +285,12 @@ class SliceJudge:
                 self._let_go(key)
 
 
-def _why(mentions: Mentions) -> bytes:
-    """The events of a judgement, the latest of them where they are many."""
+def _why(pending: Pending) -> bytes:
+    """The events of a judgement, the latest of them where they are many.
+
+    A judge that begins reads changes that others judged before: those have dropped nothing now.
+    """
+    mentions = read(tuple(one.change for one in pending.changes if one.change and one.epoch > pending.judged))
     return orjson.dumps(
         {"events": mentions.events[-_EVENTS_TOLD:], "documents": sorted(mentions.documents)[:_EVENTS_TOLD]}
     )

@@ -85,6 +85,7 @@ async def serving(near, *, short, key=None, per_s=0, answers=None):
         None,
         credentials=credentials,
         operations=operations,
+        explaining=None,
         registry=registry,
         limit=limit,
         seconds=seconds,

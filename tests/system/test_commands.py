@@ -106,6 +106,44 @@ def test_change_in_the_folder_is_all_that_is_sent(handbook: Path) -> None:
     assert "one month" in told("ask", "When do I ask for leave?")["answer"]
 
 
+@pytest.mark.timeout(300)
+def test_a_cached_answer_is_explained_and_so_is_its_drop(handbook: Path, settings: Settings) -> None:
+    question = "How many days from abroad may it be?"
+    before = told("explain-cache", question)
+    assert (before["stored"], before["near"]) == (None, False)
+    assert "Not cached." in freshline("explain-cache", question).stdout
+    told("ask", question)
+    assert told("ask", question)["cached"]
+    cached = told("explain-cache", question)
+    stored = cached["stored"]
+    assert cached["near"]
+    assert stored["sources"][0]["document_id"] == "travel.md"
+    assert stored["size_bytes"] > 1_500
+    assert 0 < stored["ends_in_ms"] <= 3_600_000
+    for leg in ("vector_window", "lexical_window"):
+        assert 1 <= stored[leg]["fused"] <= stored[leg]["places"] <= stored[leg]["asked"]
+    assert -1 <= stored["vector_window"]["edge_score"] <= 1
+    # Other options, another answer.
+    assert told("explain-cache", question, "--top-k", "1")["stored"] is None
+    (handbook / "travel.md").write_text(TRAVEL.replace("30 days", "40 days"))
+    told("ingest", str(handbook), "--wait")
+    after = told("explain-cache", question)
+    assert (after["key"], after["stored"], after["near"]) == (cached["key"], None, False)
+    drop = after["drops"][0]
+    [event] = drop["events"]
+    assert (drop["everything"], drop["documents"], event["document_id"]) == (False, ["travel.md"], "travel.md")
+    assert cached["as_of"]["checked_ms"] < event["searchable_ms"] <= drop["at_ms"] + 1
+    partition, _, offset = event["position"].rpartition("-")[2].partition(":")
+    assert after["as_of"]["positions"][partition] >= int(offset)
+    assert event["event_id"] in freshline("explain-cache", question).stdout
+    (handbook / "travel.md").write_text(TRAVEL)
+    told("ingest", str(handbook), "--wait")
+    key = httpx.post(
+        f"http://127.0.0.1:{settings.query.port}/v1/cache:explain", json={"query": question}, trust_env=False
+    )
+    assert key.status_code == 401
+
+
 @pytest.mark.usefixtures("handbook")
 def test_document_that_cannot_be_read_fails_the_command(home: Path) -> None:
     folder = home / "broken"

@@ -114,6 +114,8 @@ def test_help_imports_nothing_heavy() -> None:
         (["demo", "--docs", ".", "--git", "."], "choose one"),
         (["ask"], "Missing argument"),
         (["ask", "x", "--top-k", "51"], "50"),
+        (["ask", "x", "--filter", "title"], "NAME=VALUE"),
+        (["explain-cache", "x", "--filter", "=y"], "NAME=VALUE"),
         (["nosuch"], "nosuch"),
     ],
 )
@@ -147,6 +149,16 @@ def test_answer_for_a_program(elsewhere: Service) -> None:
         "generate": False,
         "min_position": "documents.v1-3:41",
     }
+
+
+@pytest.mark.parametrize(("command", "path"), [("ask", "/v1/query"), ("explain-cache", "/v1/cache:explain")])
+def test_an_answer_is_explained_by_the_options_that_it_is_asked_with(elsewhere: Service, command, path) -> None:
+    filters = ["metadata.team=legal", "title=a=b", "metadata.team=people"]
+    options = [part for one in filters for part in ("--filter", one)]
+    CliRunner().invoke(app, [command, "x", "--top-k", "7", *options, "--json"])
+    wanted = {"metadata.team": ["legal", "people"], "title": ["a=b"]}
+    sent = {"query": "x", "top_k": 7, "generate": True, "filters": wanted}
+    assert elsewhere.asked == [(path, "Bearer secret", sent)]
 
 
 def test_refusal_is_one_line_that_names_the_field(elsewhere: Service) -> None:

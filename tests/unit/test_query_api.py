@@ -73,7 +73,13 @@ def client_of(answers, faults, tenant, **options):
     credentials = Credentials(Settings(tenant=tenant))
     operations = Operations(parts, Recent())
     app = build_app(
-        answers, Streamed(), credentials=credentials, operations=operations, registry=CollectorRegistry(), **options
+        answers,
+        Streamed(),
+        credentials=credentials,
+        operations=operations,
+        explaining=None,
+        registry=CollectorRegistry(),
+        **options,
     )
     # Errors are to be answered, not to be raised into the test.
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
@@ -214,7 +220,14 @@ async def test_metrics_count_requests_by_route(client):
 
 async def test_the_openapi_document_describes_question_answer_and_problems(client):
     document = (await client.get("/openapi.json")).json()
-    assert set(document["paths"]) == {"/v1/query", "/v1/answers", "/health", "/ready", "/performance-summary"}
+    assert set(document["paths"]) == {
+        "/v1/query",
+        "/v1/answers",
+        "/v1/cache:explain",
+        "/health",
+        "/ready",
+        "/performance-summary",
+    }
     operation = document["paths"]["/v1/query"]["post"]
     asked = operation["requestBody"]["content"]["application/json"]
     assert set(asked["schema"]["properties"]) == set(QueryRequest.model_fields)

@@ -128,6 +128,7 @@ class World:
             None,
             credentials=credentials,
             operations=self.operations,
+            explaining=None,
             registry=CollectorRegistry(),
         )
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
