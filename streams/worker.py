@@ -23,6 +23,7 @@ from infra.settings import Settings
 from infra.telemetry.logging import configure_logging
 from infra.telemetry.tracing import open_tracing
 from infra.web.server import until_told_to_stop
+from streams.core.invalidation.exact import compile_loops
 from streams.core.splitting import SPLITTER_VERSION, Splitter
 from streams.faust_app import FaustWorker
 from streams.judging import Fusion, Judges
@@ -140,6 +141,7 @@ async def _judges(settings: Settings, slices: RedisAnswerCache, closing: AsyncEx
     query = settings.query
     fusion = Fusion(settings.embedding.dimension, max(query.window_kept, query.window), query.window, query.rrf_k)
     index, terms = OpenSearchIndex(client, settings), OpenSearchTerms(client, settings)
+    await asyncio.to_thread(compile_loops)
     judges = Judges(slices, index, terms, fusion=fusion, settings=settings.answers)
     following = asyncio.create_task(judges.follow(), name="judges")
 

@@ -1,7 +1,7 @@
 """``freshline bench``: measurements that anyone can repeat."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
@@ -9,16 +9,28 @@ from freshline.bench import cli_load
 from freshline.bench.cache import POLICIES, bench_cache
 from freshline.bench.freshness import bench_freshness
 from freshline.bench.ingest import bench_ingest
-from freshline.bench.measuring import Data, Events, Json, Model, measure, overrides, say
+from freshline.bench.judge import bench_judge
+from freshline.bench.measuring import Data, Events, Figures, Json, Model, measure, overrides, say
+from freshline.bench.plot import stale_shares
 from freshline.bench.redis_states import bench_redis_states
 from freshline.bench.retrieval import MODELS, bench_retrieval
+from freshline.bench.traffic import Pace
 from freshline.terminal import add_command
+from infra.local import Stack
 
 app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
     help="Measure Freshline on this machine; each figure in docs/benchmarks.md names its command.",
 )
+
+_Questions = Annotated[
+    list[Path],
+    typer.Option(
+        exists=True, dir_okay=False, help="Questions, .jsonl or .jsonl.gz; each line has a text. Repeat for several."
+    ),
+]
+_ENTRIES: Final = (10_000, 25_000, 50_000, 100_000)
 
 
 def ingest(
@@ -96,36 +108,89 @@ def redis_states(
 def cache(  # noqa: PLR0917 - options of a command
     events: Events,
     questions: Annotated[
-        Path, typer.Option(exists=True, dir_okay=False, help="Questions, .jsonl or .jsonl.gz; each line has a text.")
+        list[Path],
+        typer.Option(
+            exists=True,
+            dir_okay=False,
+            help="Questions, .jsonl or .jsonl.gz; each line has a text. Repeat for several.",
+        ),
     ],
     policy: Annotated[
         list[str] | None, typer.Option(help=f"{', '.join(POLICIES)}; repeat for several. By default every one.")
     ] = None,
     edits: Annotated[int | None, typer.Option(min=1, help="Events after the snapshot; by default all.")] = None,
+    minutes: Annotated[
+        float | None, typer.Option(min=0.1, help="Stop the replay after so long, and say how far it came.")
+    ] = None,
     requests: Annotated[int, typer.Option(min=1, help="Questions asked in all, under Zipf's skew.")] = 10_000,
+    change_every: Annotated[
+        float, typer.Option(min=0.01, help="Seconds between two changes on the clock of what is asked.")
+    ] = 1.0,
+    plot: Annotated[
+        Path | None, typer.Option(dir_okay=False, help="Draw the content-stale share over the edits, as SVG.")
+    ] = None,
     data: Data = None,
     as_json: Json = False,  # noqa: FBT002 - an option
 ) -> None:
     """Compare cached answers with the truth after each edit of a history, for each policy of invalidation.
 
-    With --json, one line for each policy.
+    With --json, one line for each policy. --policy all is the policy that drops all answers; every policy is measured
+    where none is named.
 
     Examples:
-      freshline bench cache --events history.jsonl.gz --questions questions.jsonl
+      freshline bench cache --events history.jsonl.gz --questions commits.jsonl --questions headings.jsonl
       freshline bench cache --events history.jsonl.gz --questions questions.jsonl --policy exact --edits 100 --json
+      freshline bench cache --events history.jsonl.gz --questions questions.jsonl --minutes 20 --plot stale.svg
     """
     if unknown := set(policy or ()).difference(POLICIES):
         raise typer.BadParameter(
             f"{', '.join(sorted(unknown))}: choose of {', '.join(POLICIES)}", param_hint="--policy"
         )
+
+    async def run(stack: Stack) -> list[Figures]:
+        figures = await bench_cache(
+            stack,
+            events,
+            questions,
+            policies=policy or POLICIES,
+            edits=edits,
+            minutes=minutes,
+            requests=requests,
+            pace=Pace(change_every_s=change_every),
+            say=say,
+        )
+        if plot is not None:
+            plot.write_bytes(stale_shares(figures))
+        return figures
+
+    measure(run, data, as_json=as_json)
+
+
+def judge(  # noqa: PLR0917 - options of a command
+    events: Events,
+    questions: _Questions,
+    entries: Annotated[
+        list[int] | None, typer.Option(min=1, help="Cached answers; repeat for several. By default 10000 to 100000.")
+    ] = None,
+    changes: Annotated[int, typer.Option(min=1, help="Changes to judge, the first that add a passage.")] = 24,
+    data: Data = None,
+    as_json: Json = False,  # noqa: FBT002 - an option
+) -> None:
+    """Time how long exact invalidation takes to judge a change, by the number of cached answers.
+
+    With --json, one line for each number. The product of vectors takes as many cores as it is given;
+    OPENBLAS_NUM_THREADS=1 measures one.
+
+    Examples:
+      OPENBLAS_NUM_THREADS=1 freshline bench judge --events history.jsonl.gz --questions questions.jsonl --json
+      freshline bench judge --events history.jsonl.gz --questions questions.jsonl --entries 20000 --changes 10
+    """
     measure(
-        lambda stack: bench_cache(
-            stack, events, questions, policies=policy or POLICIES, edits=edits, requests=requests, say=say
-        ),
+        lambda stack: bench_judge(stack, events, questions, entries=entries or _ENTRIES, changes=changes, say=say),
         data,
         as_json=as_json,
     )
 
 
-for _command in (ingest, freshness, retrieval, cache, redis_states, *cli_load.COMMANDS):
+for _command in (ingest, freshness, retrieval, cache, judge, redis_states, *cli_load.COMMANDS):
     add_command(app, _command)

@@ -50,7 +50,7 @@ class Moment:
     Attributes:
         number: of the change.
         fresh: sources that a retrieval finds, by the key of the question.
-        evidence: makes the evidence of such a retrieval.
+        evidence: makes the evidence of such a retrieval, while this moment lasts; with both windows, or without.
         born: passage that is there → number of the change that it came with.
         frequencies: term of the questions → passages that hold it.
         document_count: passages.
@@ -59,7 +59,7 @@ class Moment:
 
     number: int
     fresh: Mapping[str, tuple[Source, ...]]
-    evidence: Callable[[str], Evidence]
+    evidence: Callable[[str, bool], Evidence]
     born: Mapping[Source, int]
     frequencies: Mapping[str, int]
     document_count: int
@@ -67,26 +67,89 @@ class Moment:
 
 
 @dataclass(slots=True)
-class _Cached:
+class Cached:
+    """An answer that is kept.
+
+    Attributes:
+        sources: that it was made of.
+        filled: number of the change after which it was retrieved.
+        state: as of the last change.
+    """
+
     sources: tuple[Source, ...]
     filled: int
     state: State = State.TRUE
 
+    def compare(self, key: str, moment: Moment) -> None:
+        """Bring the state up to date."""
+        self.state = state_of(self.sources, moment.fresh[key], self.filled, moment.born)
+
 
 @dataclass(slots=True)
-class Answers:
-    """Answers that a policy keeps, and what it made of them.
+class Judge:
+    """A policy, told what the last step of the stream would tell it.
+
+    Of the statistics that is the frequency of every term of the questions that has another than when it was last told.
+    An index says them of the terms of what was added; those of what was removed it changes later, when it merges
+    segments, and then its searches score by them too. The truth knows of no segments and changes both at once.
 
     Attributes:
-        policy: judges them; what it must be told of statistics is what the last step of the stream tells it.
-        refills_at_once: fill what is dropped again, so that every answer is compared after every change.
+        policy: decides.
+        windows: whether it looks at windows; the simple ones do not, so that none need be made.
+        rechecks: answers that had to be retrieved again to tell.
+        judged_ms: of each judgement.
     """
 
     policy: Policy
-    refills_at_once: bool
-    _kept: dict[str, _Cached] = field(default_factory=dict)
-    _vocabulary: set[str] = field(default_factory=set)
-    _new_terms: set[str] = field(default_factory=set)
+    windows: bool
+    rechecks: int = 0
+    judged_ms: list[float] = field(default_factory=list)
+    _told: dict[str, int] = field(default_factory=dict)
+
+    def put(self, evidence: Evidence) -> None:
+        """Tell of a fill."""
+        self.policy.put(evidence)
+        # A term is told of again when a question with it comes, for the policy knew of it only with that question.
+        for term in evidence.terms:
+            self._told.pop(term, None)
+
+    def dropped(self, change: Change, moment: Moment, kept: Mapping[str, Cached]) -> set[str]:
+        """Keys of the answers that are to be dropped; they have left the policy."""
+        other = dict(moment.frequencies.items() - self._told.items()) if self.windows else {}
+        self._told.update(other)
+        told = Statistics(moment.document_count, moment.total_length, other)
+        began_s = time.perf_counter()
+        verdict = self.policy.judge(change, told)
+        self.judged_ms.append((time.perf_counter() - began_s) * 1000)
+        self.rechecks += len(verdict.recheck)
+        drop = set(verdict.drop) | self._other(verdict.recheck - verdict.drop, moment, kept)
+        for key in drop:
+            self.policy.discard(key)
+        return drop
+
+    def _other(self, keys: Collection[str], moment: Moment, kept: Mapping[str, Cached]) -> set[str]:
+        """Retrieve again: the same sources stay, with the windows of now; of the others, the keys."""
+        other = {key for key in keys if set(kept[key].sources) != set(moment.fresh[key])}
+        for key in _without(keys, other):
+            self.policy.put(moment.evidence(key, self.windows))
+        return other
+
+
+@dataclass(slots=True)
+class Oracle(Judge):
+    """Drops what has become content-stale and nothing else: what no policy can be better than."""
+
+    def dropped(self, _change: Change, _moment: Moment, kept: Mapping[str, Cached]) -> set[str]:
+        """See ``Judge``."""
+        return {key for key, cached in kept.items() if cached.state is State.STALE}
+
+
+@dataclass(slots=True)
+class Answers:
+    """One answer to each question, filled again when it is dropped, and compared with the truth after each change."""
+
+    judge: Judge
+    _kept: dict[str, Cached] = field(default_factory=dict)
     _compared: int = 0
     _stale: int = 0
     _drifted: int = 0
@@ -95,108 +158,63 @@ class Answers:
     _needed: int = 0
     _met: int = 0
     _refills: int = 0
-    _rechecks: int = 0
-    _judged_ms: list[float] = field(default_factory=list)
-    _asked: int = 0
-    _hits: int = 0
-    _stale_hits: int = 0
 
-    def fill(self, evidence: Evidence, number: int) -> None:
-        """Keep a fresh answer, filled after change ``number``."""
-        self._new_terms |= evidence.terms.keys() - self._vocabulary
-        self._vocabulary |= evidence.terms.keys()
-        self._kept[evidence.key] = _Cached(evidence.sources, number)
-        self.policy.put(evidence)
-
-    def ask(self, key: str, moment: Moment) -> None:
-        """Serve a question: from what is kept, or else filled now."""
-        self._asked += 1
-        cached = self._kept.get(key)
-        if cached is None:
-            self.fill(moment.evidence(key), moment.number)
-            return
-        self._hits += 1
-        self._stale_hits += cached.state is State.STALE
+    def fill(self, key: str, moment: Moment) -> None:
+        """Keep a fresh answer."""
+        evidence = moment.evidence(key, self.judge.windows)
+        self._kept[key] = Cached(evidence.sources, moment.number)
+        self.judge.put(evidence)
 
     def change(self, change: Change, moment: Moment) -> None:
         """Judge by a change, drop and refill, and compare every answer with the truth of ``moment``."""
         newly: set[str] = set()
         for key, cached in self._kept.items():
             before = cached.state
-            cached.state = state_of(cached.sources, moment.fresh[key], cached.filled, moment.born)
+            cached.compare(key, moment)
             if cached.state is State.STALE and before is not State.STALE:
                 newly.add(key)
-        dropped = self._judge(change, moment)
+        dropped = self.judge.dropped(change, moment, self._kept)
         self._drops += len(dropped)
         self._right_drops += sum(self._kept[key].state is State.STALE for key in dropped)
         self._needed += len(newly)
         self._met += len(newly & dropped)
-        for key in dropped:
-            del self._kept[key]
-            self.policy.discard(key)
-        if self.refills_at_once:
-            self._refills += len(dropped)
-            for key in sorted(dropped):
-                self.fill(moment.evidence(key), moment.number)
+        self._refills += len(dropped)
+        for key in sorted(dropped):
+            self.fill(key, moment)
         self._compared += len(self._kept)
         self._stale += sum(cached.state is State.STALE for cached in self._kept.values())
         self._drifted += sum(cached.state is State.DRIFTED for cached in self._kept.values())
 
-    def stale_now(self) -> float:
-        """Share of the kept answers that are content-stale."""
-        return _share(sum(cached.state is State.STALE for cached in self._kept.values()), len(self._kept))
+    def stale_share(self) -> float:
+        """Share of the kept answers that are content-stale now."""
+        return share(sum(cached.state is State.STALE for cached in self._kept.values()), len(self._kept))
 
-    def at_rest(self) -> dict[str, Any]:
-        """Figures of the comparisons; a share without anything to share is null."""
+    def figures(self) -> dict[str, Any]:
+        """Of the comparisons; a share without anything to share is null."""
+        judged_ms = self.judge.judged_ms
         return {
-            "content_stale_share": _share(self._stale, self._compared),
-            "rank_drift_share": _share(self._drifted, self._compared),
+            "content_stale_share": share(self._stale, self._compared),
+            "rank_drift_share": share(self._drifted, self._compared),
             "compared": self._compared,
+            "content_stale": self._stale,
             "drops": self._drops,
             "needed": self._needed,
             "drops_per_needed": self._drops / self._needed if self._needed else None,
             "precision": self._right_drops / self._drops if self._drops else None,
             "recall": self._met / self._needed if self._needed else None,
             "refills": self._refills,
-            "rechecks": self._rechecks,
+            "rechecks": self.judge.rechecks,
             "evaluation_ms": {
-                "median": round(statistics.median(self._judged_ms), 3) if self._judged_ms else None,
-                "max": round(max(self._judged_ms), 3) if self._judged_ms else None,
+                "median": round(statistics.median(judged_ms), 3) if judged_ms else None,
+                "max": round(max(judged_ms), 3) if judged_ms else None,
             },
         }
-
-    def in_traffic(self) -> dict[str, Any]:
-        """Figures of what was asked."""
-        return {
-            "requests": self._asked,
-            "hit_share": _share(self._hits, self._asked),
-            "served_past_objective": self._stale_hits,
-        }
-
-    def _judge(self, change: Change, moment: Moment) -> set[str]:
-        added = {term for passage in change.added for term in passage.terms.frequencies}
-        named = self._new_terms | (added & self._vocabulary)
-        self._new_terms = set()
-        told = Statistics(
-            moment.document_count, moment.total_length, {term: moment.frequencies[term] for term in named}
-        )
-        began_s = time.perf_counter()
-        verdict = self.policy.judge(change, told)
-        self._judged_ms.append((time.perf_counter() - began_s) * 1000)
-        self._rechecks += len(verdict.recheck)
-        return set(verdict.drop) | self._recheck(verdict.recheck - verdict.drop, moment)
-
-    def _recheck(self, keys: Collection[str], moment: Moment) -> set[str]:
-        """Retrieve again: the same sources stay, with the windows of now; of the others, the keys."""
-        other = {key for key in keys if set(self._kept[key].sources) != set(moment.fresh[key])}
-        for key in _without(keys, other):
-            self.policy.put(moment.evidence(key))
-        return other
 
 
 def _without(keys: Iterable[str], others: Collection[str]) -> list[str]:
     return sorted(key for key in keys if key not in others)
 
 
-def _share(part: int, whole: int) -> float:
+def share(part: int, whole: int) -> float:
+    """Part of a whole; 0 of nothing."""
     return part / whole if whole else 0.0

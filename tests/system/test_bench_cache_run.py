@@ -35,7 +35,9 @@ async def test_every_policy_is_compared_along_one_history(stack, tmp_path):
     questions = tmp_path / "questions.jsonl"
     questions.write_text("".join(json.dumps({"text": text}) + "\n" for text in QUESTIONS))
     said = []
-    told = await bench_cache(stack, events, questions, requests=100, say=lambda what, state: said.append((what, state)))
+    told = await bench_cache(
+        stack, events, [questions], requests=100, say=lambda what, state: said.append((what, state))
+    )
     figures = {one["policy"]: one for one in told}
     assert tuple(figures) == POLICIES
     assert said[-1][0] == "edit 4 of 4"

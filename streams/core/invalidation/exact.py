@@ -1,37 +1,57 @@
 """Exact invalidation: drop the answers whose sources a change alters, and no other.
 
-Each answer's windows are kept as the index would give them now (``windows``), and where a change touches them the top k
-is fused anew. Same passages: keep, even in another order. Others: drop. Windows that removals have made shorter than
-what is fused: retrieve again to tell.
+Each answer's windows are kept as the index would give them now (``windows``). An answer is dropped if a change removes
+one of its sources or stores it in another version, or brings into its fused top k a passage that was not there when it
+was made. Where passages that were there take each other's places, because statistics moved or one that is no source
+left, it is kept: that is drift of ranks, and no content that anyone changed. Windows that removals have made shorter
+than what is fused: retrieve again to tell.
 
-The vector leg is one matrix product of all questions with all added passages. The lexical leg scores the questions that
-have a term of the added passages; finding them takes one look at each question's terms, which in an array costs less
-than keeping lists of questions for each term.
+The vector leg is a matrix product of all questions with all added passages, by blocks that stay in the processor's
+cache. The lexical leg goes from the terms of an added passage to the questions that have them. Only answers that
+something near their tops left or entered are looked at further (``compiled``).
 """
 
 from collections.abc import Iterable, KeysView, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from infra.opensearch.access import allows
-from infra.opensearch.port import HybridSearch, Vector
-from streams.core.invalidation.bm25 import Floats, idf, length_code, length_norms
-from streams.core.invalidation.evidence import Change, Evidence, Passage, Statistics
-from streams.core.invalidation.fused import top_k, top_of
+from infra.opensearch.port import Access, HybridSearch, Vector
+from schemas.index import StoredChunk
+from streams.core.invalidation.bm25 import idf, length_code, length_norms
+from streams.core.invalidation.compiled import (
+    NOBODY,
+    Answered,
+    Bytes,
+    Flags,
+    Fusion,
+    Newcomer,
+    Scored,
+    add_shares,
+    cite,
+    enter_lexical,
+    enter_vector,
+    leave_lexical,
+    leave_vector,
+    move_floors,
+)
+from streams.core.invalidation.evidence import Change, Evidence, Passage, Statistics, TermCounts
+from streams.core.invalidation.fused import top_of
 from streams.core.invalidation.policy import Verdict
-from streams.core.invalidation.rows import NO_ROWS, Rows, grown
-from streams.core.invalidation.windows import NOBODY, Flags, LexicalWindows, Newcomer, VectorWindows
+from streams.core.invalidation.rows import Rows, grown
+from streams.core.invalidation.verdicts import DROP, EDGE, SHORT, WATCH, compare_rows, judge_rows
+from streams.core.invalidation.windows import LexicalWindows, VectorWindows
 
 MAX_TERMS: Final = 16
 """Different terms of a question that is judged; one with more is retrieved again at each change."""
 
-_MAX_SOURCES: Final = 50
 _FIRST_ROWS: Final = 256
-_BLOCK_ROWS: Final = 4_096
-_DRIFT: Final = np.float32(0.9)
-"""Statistics may have moved a floor so far down since it was last computed."""
+_BLOCK_ROWS: Final = 512
+"""Of the product: so many questions with their scores are about what the processor keeps at hand."""
+_MOST_COUNTED: Final = 255
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +68,7 @@ class _Long:
 
 
 class Exact:
-    """See ``Policy``.
+    """See ``Policy``. One thread at a time may use it; judging lets others run.
 
     Args:
         dimension: length of vectors.
@@ -61,28 +81,38 @@ class Exact:
         self._kept = kept
         self._fused = fused
         self._rrf_k = rrf_k
-        self._deepest = max(fused, _MAX_SOURCES)
+        self._deepest = fused
         self._rows: dict[str, int] = {}
         self._keys: list[str | None] = []
         self._free: list[int] = []
         self._questions = np.empty((0, dimension), dtype=np.float32)
         self._top_k = np.empty(0, dtype=np.int16)
-        self._sources = np.empty((0, _MAX_SOURCES), dtype=np.int32)
-        self._versions = np.empty((0, _MAX_SOURCES), dtype=np.int64)
+        self._sources = np.empty((0, 1), dtype=np.int32)
+        self._versions = np.empty((0, 1), dtype=np.int64)
         self._readers = np.empty(0, dtype=np.int32)
-        self._terms = np.empty((0, MAX_TERMS), dtype=np.int32)
-        self._repeats = np.empty((0, MAX_TERMS), dtype=np.float32)
+        # Looked at at each change, whether it touches them or not.
+        self._watched = np.empty(0, dtype=bool)
         self._vector = VectorWindows(kept)
         self._lexical = LexicalWindows(kept, MAX_TERMS)
+        # What a call works with; nothing in it outlasts the call.
+        self._shares = np.empty(0, dtype=np.float32)
+        self._found = np.empty(0, dtype=np.int32)
+        self._entered = np.empty(0, dtype=np.int32)
+        self._scored = Scored(
+            np.empty((0, kept), dtype=np.float32),
+            np.empty(0, dtype=np.int32),
+            np.empty(0, dtype=np.int32),
+            np.zeros(1, dtype=np.int64),
+            np.empty(kept, dtype=np.float32),
+        )
         self._passages: dict[str, int] = {}
         self._next_passage = 0
         self._reader_numbers: dict[object, int] = {}
         self._reader_searches: list[HybridSearch] = []
-        # Term 0 is no term: it pads the rows of shorter questions, and weighs nothing.
+        # Term 0 is no term: it ends the terms of a question.
         self._vocabulary: dict[str, int] = {"": 0}
         self._frequencies = np.zeros(1, dtype=np.int64)
         self._long: dict[str, _Long] = {}
-        self._unscored: list[int] = []
 
     def __len__(self) -> int:
         return len(self._rows) + len(self._long)
@@ -92,8 +122,18 @@ class Exact:
         """The terms of the questions: whose frequencies matter."""
         return self._vocabulary.keys()
 
+    @property
+    def size_bytes(self) -> int:
+        """Of the arrays that grow with the answers, without room that is kept for more of them."""
+        share = len(self._rows) / max(len(self._keys), 1)
+        own: list[NDArray[Any]] = [*self._answered(), self._questions, self._watched, self._shares, self._found]
+        own += [self._entered, self._scored.slots, self._scored.rows]
+        tables = round(share * sum(table.nbytes for table in own))
+        return tables + self._vector.size_bytes(share) + self._lexical.size_bytes(share)
+
     def put(self, evidence: Evidence) -> None:
         """See ``Policy``."""
+        settled = self._settled(evidence)
         self.discard(evidence.key)
         if len(evidence.terms) > MAX_TERMS:
             self._long[evidence.key] = self._unmaintained(evidence)
@@ -101,32 +141,35 @@ class Exact:
         row = self._take_row(evidence.key)
         self._questions[row] = evidence.search.vector
         self._top_k[row] = evidence.top_k
+        self._deepest = max(self._deepest, evidence.top_k)
         self._readers[row] = self._reader(evidence.search)
         count = len(evidence.sources)
+        if count > self._sources.shape[1]:
+            self._widen(count)
         self._sources[row], self._versions[row] = NOBODY, NOBODY
         self._sources[row, :count] = self._numbers(chunk_id for chunk_id, _ in evidence.sources)
         self._versions[row, :count] = [version for _, version in evidence.sources]
-        self._terms[row], self._repeats[row] = 0, 0
-        for column, (term, repeats) in enumerate(evidence.terms.items()):
-            self._terms[row, column] = self._term(term)
-            self._repeats[row, column] = repeats
         vector = evidence.vector_window[: self._kept]
         self._vector.put(
             row,
             self._numbers(chunk_id for chunk_id, _ in vector),
             [score for _, score in vector],
             whole=len(evidence.vector_window) < evidence.search.window,
+            settled=settled and settled[0],
         )
         lexical = evidence.lexical_window[: self._kept]
-        counts = [[min(counts.frequencies.get(term, 0), 255) for _, counts in lexical] for term in evidence.terms]
+        counts = [
+            [min(counts.frequencies.get(term, 0), _MOST_COUNTED) for _, counts in lexical] for term in evidence.terms
+        ]
         self._lexical.put(
             row,
+            {self._term(term): repeats for term, repeats in evidence.terms.items()},
             self._numbers(chunk_id for chunk_id, _ in lexical),
             np.array(counts, dtype=np.uint8).reshape(len(counts), len(lexical)),
             [length_code(counts.length) for _, counts in lexical],
             whole=len(evidence.lexical_window) < evidence.search.window,
+            settled=settled and settled[1],
         )
-        self._unscored.append(row)
 
     def discard(self, key: str) -> None:
         """See ``Policy``."""
@@ -138,29 +181,23 @@ class Exact:
             self._vector.clear(row)
             self._lexical.clear(row)
             self._sources[row] = NOBODY
-            self._terms[row] = 0
+            self._watched[row] = False
 
     def judge(self, change: Change, statistics: Statistics) -> Verdict:
         """See ``Policy``. Costs time linear in the number of answers, and in that of windows that are touched."""
-        norms = length_norms(statistics.average_length)
-        self._learn(statistics, norms)
-        touched, altered = self._remove(change)
-        added = [(self._number(passage.chunk.chunk_id), passage) for passage in change.added]
-        if added and self._rows:
-            visible = self._visible(change.added)
-            touched += self._enter_vector(added, visible)
-            touched += self._enter_lexical(added, visible, statistics, norms)
-        rows = np.unique(np.concatenate((NO_ROWS, *touched)))
-        rows = rows[~np.isin(rows, altered)]
-        unclear: list[Rows] = []
-        changed: list[Rows] = [altered]
-        for start in range(0, len(rows), _BLOCK_ROWS):
-            block = rows[start : start + _BLOCK_ROWS]
-            differs, short = self._fuse(block, statistics, norms)
-            unclear.append(block[short])
-            changed.append(block[differs & ~short])
-        drop = self._keys_of(np.concatenate(changed))
-        recheck = self._keys_of(np.concatenate((NO_ROWS, *unclear)))
+        fusion = self._learn(statistics)
+        touched = np.zeros(len(self._keys), dtype=bool)
+        altered = np.zeros(len(self._keys), dtype=bool)
+        self._remove(change, fusion, touched, altered)
+        if change.added and self._rows:
+            added = self._newcomers(change.added)
+            self._enter_vector(change.added, added, touched)
+            self._enter_lexical(change.added, added, fusion, touched)
+        rows = np.flatnonzero((touched | self._watched) & ~altered).astype(np.int32)
+        verdicts = self._verdicts(judge_rows, rows, fusion)
+        self._watched[rows] = verdicts == WATCH
+        drop = self._keys_of(np.flatnonzero(altered)) | self._keys_of(rows[verdicts == DROP])
+        recheck = self._keys_of(rows[verdicts == SHORT])
         for key in drop:
             self.discard(key)
         touched_ids = change.removed.union(passage.chunk.chunk_id for passage in change.added)
@@ -171,15 +208,25 @@ class Exact:
 
     def altered(self, keys: Iterable[str], statistics: Statistics) -> frozenset[str]:
         """Of answers whose windows were put anew, those whose sources are not what the windows lead to."""
-        norms = length_norms(statistics.average_length)
-        self._learn(statistics, norms)
+        fusion = self._learn(statistics)
         keys = frozenset(keys)
         other = frozenset(key for key in keys if key in self._long and self._long[key].differs)
-        rows = np.array(sorted(self._rows[key] for key in keys if key in self._rows), dtype=np.intp)
-        if not len(rows):
-            return other
-        differs, _ = self._fuse(rows, statistics, norms)
-        return other | self._keys_of(rows[differs])
+        rows = np.array(sorted(self._rows[key] for key in keys if key in self._rows), dtype=np.int32)
+        return other | self._keys_of(rows[self._verdicts(compare_rows, rows, fusion) == DROP])
+
+    def _settled(self, evidence: Evidence) -> tuple[set[int], set[int]] | None:
+        """Of an answer that is put again with the sources it has, what was in each leg's window when it was made."""
+        row = self._rows.get(evidence.key)
+        if row is None or len(evidence.terms) > MAX_TERMS:
+            return None
+        standing = {
+            (number, version)
+            for number, version in zip(self._sources[row].tolist(), self._versions[row].tolist(), strict=True)
+            if number != NOBODY
+        }
+        if standing != {(self._passages.get(chunk_id, NOBODY), version) for chunk_id, version in evidence.sources}:
+            return None
+        return self._vector.settled(row), self._lexical.settled(row)
 
     def _unmaintained(self, evidence: Evidence) -> _Long:
         sources = frozenset(chunk_id for chunk_id, _ in evidence.sources)
@@ -192,111 +239,108 @@ class Exact:
         )
         return _Long(sources, best != sources)
 
-    def _learn(self, statistics: Statistics, norms: Floats) -> None:
+    def _learn(self, statistics: Statistics) -> Fusion:
         for term, frequency in statistics.frequencies.items():
             if (number := self._vocabulary.get(term)) is not None:
                 self._frequencies[number] = frequency
         weights = idf(self._frequencies, statistics.document_count)
-        unscored = np.array(self._unscored, dtype=np.intp)
-        self._unscored.clear()
-        for start in range(0, len(unscored), _BLOCK_ROWS):
-            rows = unscored[start : start + _BLOCK_ROWS]
-            self._lexical.rescored(rows, self._weights(rows, weights), norms)
+        fusion = Fusion(weights, length_norms(statistics.average_length), self._fused, self._rrf_k)
+        move_floors(self._lexical.leg, fusion)
+        return fusion
 
-    def _remove(self, change: Change) -> tuple[list[Rows], Rows]:
-        """Take out what is gone and what is stored anew; the rows it was in, and those of them that are altered."""
-        touched: list[Rows] = []
-        altered: list[Rows] = []
+    def _remove(self, change: Change, fusion: Fusion, touched: Flags, altered: Flags) -> None:
+        """Take out what is gone and what is stored anew; mark rows near whose top it was, and those that show it."""
         versions = {passage.chunk.chunk_id: passage.chunk.version for passage in change.added}
+        vector, lexical, answered, rank = self._vector.leg, self._lexical.leg, self._answered(), self._deepest + EDGE
         for chunk_id in change.removed.union(versions):
             number = self._passages.get(chunk_id)
             if number is None:
                 continue
-            rows = np.union1d(self._vector.remove(number), self._lexical.remove(number))
-            cited = self._sources[rows] == number
             # No version is below zero: a removed source is never the same.
-            other = cited & (self._versions[rows] != versions.get(chunk_id, NOBODY))
-            touched.append(rows)
-            altered.append(rows[other.any(axis=1)])
+            version = versions.get(chunk_id, NOBODY)
+            # A source was in one window at least when the answer was put, and is in it still.
+            by_vector, by_terms = self._vector.take_out(number), self._lexical.take_out(number)
+            leave_vector(vector, by_vector, number, rank, touched)
+            leave_lexical(lexical, fusion, self._scored, by_terms, number, rank, touched)
+            for rows in (by_vector, by_terms):
+                cite(answered, rows, number, version, altered)
             if chunk_id not in versions:
                 del self._passages[chunk_id]
-        return touched, np.unique(np.concatenate((NO_ROWS, *altered)))
 
-    def _visible(self, added: Sequence[Passage]) -> Flags:
-        """Which rows may find which passages, shape (rows, passages)."""
-        allowed = [[allows(search, passage.chunk) for passage in added] for search in self._reader_searches]
-        visible: Flags = np.array(allowed, dtype=bool)[self._readers]
-        return visible
-
-    def _enter_vector(self, added: Sequence[tuple[int, Passage]], visible: Flags) -> list[Rows]:
-        passages: Vector = np.stack([passage.vector for _, passage in added]).astype(np.float32)
-        scores = (1 + self._questions @ passages.T) / 2
-        enters = (scores > self._vector.floors[:, None]) & visible
-        entered = []
-        for column, (number, _) in enumerate(added):
-            rows = np.flatnonzero(enters[:, column])
-            entered.append(self._vector.enter(number, rows, scores[rows, column], rank=self._deepest))
-        return entered
-
-    def _enter_lexical(
-        self, added: Sequence[tuple[int, Passage]], visible: Flags, statistics: Statistics, norms: Floats
-    ) -> list[Rows]:
-        weights = idf(self._frequencies, statistics.document_count)
-        lengths = [length_code(passage.terms.length) for _, passage in added]
-        counts = np.zeros((len(self._frequencies), len(added)), dtype=np.uint8)
-        for column, (_, passage) in enumerate(added):
+    def _newcomers(self, added: Sequence[Passage]) -> list[Newcomer]:
+        counts = np.zeros((len(added), len(self._frequencies)), dtype=np.uint8)
+        for of_passage, passage in zip(counts, added, strict=True):
             for text, count in passage.terms.frequencies.items():
                 if (term := self._vocabulary.get(text)) is not None:
-                    counts[term, column] = min(count, 255)
-        shares = counts / (counts + norms[lengths]) * weights[:, None]
-        # Few questions have a term of what was added: the others are passed over at one look.
-        asked = np.flatnonzero((counts.max(axis=1) > 0)[self._terms].any(axis=1))
-        scores = np.zeros((len(asked), len(added)), dtype=np.float32)
-        for terms, repeats in zip(self._terms[asked].T, self._repeats[asked].T, strict=True):
-            if repeats.any():
-                scores += shares[terms] * repeats[:, None]
-        near: Flags = np.logical_and(scores > 0, scores >= self._lexical.floors[asked, None] * _DRIFT) & visible[asked]
-        at_all = near.any(axis=1)
-        rows, scores, near = asked[at_all], scores[at_all], near[at_all]
-        standing = self._lexical.rescored(rows, self._weights(rows, weights), norms)
-        entered = []
-        for column, (number, _) in enumerate(added):
-            at = np.flatnonzero(near[:, column])
-            frequencies = counts[self._terms[rows[at]], column]
-            new = Newcomer(number, lengths[column], at, frequencies, scores[at, column])
-            at = self._lexical.enter(new, rows, standing)
-            higher = (standing[at] > scores[at, column][:, None]).sum(axis=1)
-            entered.append(rows[at[higher < self._deepest]])
-        return entered
+                    of_passage[term] = min(count, _MOST_COUNTED)
+        return [
+            Newcomer(
+                self._number(passage.chunk.chunk_id),
+                length_code(passage.terms.length),
+                of_passage,
+                np.array([allows(search, passage.chunk) for search in self._reader_searches], dtype=bool),
+            )
+            for of_passage, passage in zip(counts, added, strict=True)
+        ]
 
-    def _fuse(self, rows: Rows, statistics: Statistics, norms: Floats) -> tuple[Flags, Flags]:
-        """Which rows have other sources now, and which are too short to tell."""
-        weights = self._weights(rows, idf(self._frequencies, statistics.document_count))
-        vector, lexical = self._vector.scores(rows), self._lexical.rescored(rows, weights, norms)
-        fresh = top_k(
-            (self._vector.ids[rows], vector),
-            (self._lexical.ids[rows], lexical),
-            self._top_k[rows],
-            places=self._fused,
-            rrf_k=self._rrf_k,
-        )
-        differs = (np.sort(self._sources[rows], axis=1)[:, -fresh.shape[1] :] != fresh).any(axis=1)
-        fused = np.maximum(self._top_k[rows], self._fused)
-        short = np.zeros(len(rows), dtype=bool)
-        for scores, floors in ((vector, self._vector.floors[rows]), (lexical, self._lexical.floors[rows])):
-            known = (scores >= floors[:, None]).sum(axis=1)
-            short |= (known < fused) & np.isfinite(floors)
-        return differs, short
+    def _enter_vector(self, passages: Sequence[Passage], added: Sequence[Newcomer], touched: Flags) -> None:
+        vectors: Vector = np.stack([passage.vector for passage in passages]).astype(np.float32)
+        leg = self._vector.leg
+        entered: list[list[Rows]] = [[] for _ in added]
+        columns = np.ascontiguousarray(vectors.T)
+        for start in range(0, len(self._questions), _BLOCK_ROWS):
+            scores = (1 + self._questions[start : start + _BLOCK_ROWS] @ columns) / 2
+            for new, own, rows in zip(added, scores.T, entered, strict=True):
+                count = enter_vector(leg, self._readers, start, own, new, self._deepest + EDGE, touched, self._entered)
+                rows.append(self._entered[:count].copy())
+        for new, rows in zip(added, entered, strict=True):
+            self._vector.entered(new.number, np.concatenate(rows))
 
-    def _weights(self, rows: Rows, weights: Floats) -> Floats:
-        return np.asarray(weights[self._terms[rows]] * self._repeats[rows], dtype=np.float32)
+    def _enter_lexical(
+        self, passages: Sequence[Passage], added: Sequence[Newcomer], fusion: Fusion, touched: Flags
+    ) -> None:
+        leg, weights, norms = self._lexical.leg, fusion.weights, fusion.norms
+        for new, passage in zip(added, passages, strict=True):
+            count = 0
+            for text in passage.terms.frequencies:
+                if (term := self._vocabulary.get(text)) is not None:
+                    held = float(new.frequencies[term])
+                    share = float(weights[term]) * held / (held + float(norms[new.length]))
+                    count = add_shares(
+                        self._lexical.holders(term), share, leg.repeats, self._shares, self._found, count
+                    )
+            entered = enter_lexical(
+                leg,
+                fusion,
+                self._scored,
+                self._readers,
+                self._found[:count],
+                self._shares,
+                new,
+                self._deepest + EDGE,
+                touched,
+                self._entered,
+            )
+            self._lexical.entered(new.number, self._entered[:entered])
 
-    def _keys_of(self, rows: Rows) -> frozenset[str]:
+    def _verdicts(self, look: Any, rows: Rows, fusion: Fusion) -> Bytes:
+        """What ``look`` says of ``rows``; scores by these statistics are forgotten."""
+        verdicts = np.empty(len(rows), dtype=np.uint8)
+        look(rows, self._vector.leg, self._lexical.leg, self._answered(), fusion, self._scored, verdicts)
+        used = self._scored.rows[: self._scored.used[0]]
+        self._scored.slots[used] = NOBODY
+        self._scored.used[0] = 0
+        return verdicts
+
+    def _answered(self) -> Answered:
+        return Answered(self._sources, self._versions, self._top_k, self._readers)
+
+    def _keys_of(self, rows: Any) -> frozenset[str]:
         return frozenset(key for row in rows if (key := self._keys[row]) is not None)
 
     def _take_row(self, key: str) -> int:
         if not self._free:
-            self._grow(max(_FIRST_ROWS, 2 * len(self._keys)))
+            self._grow(max(_FIRST_ROWS, len(self._keys) + len(self._keys) // 2))
         row = self._rows[key] = self._free.pop()
         self._keys[row] = key
         return row
@@ -309,10 +353,21 @@ class Exact:
         self._sources = grown(self._sources, rows, NOBODY)
         self._versions = grown(self._versions, rows, NOBODY)
         self._readers = grown(self._readers, rows, 0)
-        self._terms = grown(self._terms, rows, 0)
-        self._repeats = grown(self._repeats, rows, 0)
+        self._watched = grown(self._watched, rows, 0)
+        self._shares = grown(self._shares, rows, 0)
+        self._found = grown(self._found, rows)
+        self._entered = grown(self._entered, rows)
+        scored = self._scored
+        self._scored = scored._replace(
+            scores=grown(scored.scores, rows), slots=grown(scored.slots, rows, NOBODY), rows=grown(scored.rows, rows)
+        )
         self._vector.grow(rows)
         self._lexical.grow(rows)
+
+    def _widen(self, sources: int) -> None:
+        more = ((0, 0), (0, sources - self._sources.shape[1]))
+        self._sources = np.pad(self._sources, more, constant_values=NOBODY)
+        self._versions = np.pad(self._versions, more, constant_values=NOBODY)
 
     def _number(self, chunk_id: str) -> int:
         number = self._passages.get(chunk_id)
@@ -340,3 +395,36 @@ class Exact:
             number = self._reader_numbers[name] = len(self._reader_searches)
             self._reader_searches.append(search)
         return number
+
+
+def compile_loops() -> None:
+    """Have the inner loops compiled before they are needed: some seconds once, then read from the user's cache."""
+    chunk = StoredChunk(
+        chunk_id="a",
+        tenant="a",
+        document_id="a",
+        version=1,
+        position="documents.v1-0:0",
+        text="",
+        text_sha256="",
+        start=0,
+        end=0,
+    )
+    passage = Passage(chunk, np.ones(1, dtype=np.float32), TermCounts.of({"a": 1}))
+    policy = Exact(dimension=1, kept=2, fused=1, rrf_k=1)
+    policy.put(
+        Evidence(
+            key="a",
+            search=HybridSearch("a", passage.vector, Access("a"), 3),
+            terms={"a": 1},
+            top_k=1,
+            sources=(("b", 1),),
+            documents=frozenset(),
+            vector_window=(("b", 0.0),),
+            lexical_window=(("b", passage.terms),),
+        )
+    )
+    statistics = Statistics(1, 1, {"a": 1})
+    policy.altered(("a",), statistics)
+    policy.judge(Change(frozenset(("a",)), frozenset(("c",)), (passage,)), statistics)
+    policy.judge(Change(frozenset(("a",)), frozenset(("a",)), ()), statistics)

@@ -1,4 +1,4 @@
-"""Arrays that grow by rows, and the index from a number to the rows that hold it."""
+"""Arrays that grow by rows, and indices from a number to the rows that hold it."""
 
 from array import array
 from collections.abc import Callable
@@ -7,25 +7,28 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-Rows = NDArray[np.intp]
-"""Row numbers, ascending, each once."""
+Rows = NDArray[np.int32]
+"""Row numbers."""
 
-NO_ROWS: Final[Rows] = np.empty(0, dtype=np.intp)
+NO_ROWS: Final[Rows] = np.empty(0, dtype=np.int32)
 
 _COMPACT_FROM: Final = 64
 
 
-def grown(table: NDArray[Any], rows: int, fill: float) -> NDArray[Any]:
-    """``table`` with ``rows`` rows, the new ones filled."""
-    more = np.full((rows - len(table), *table.shape[1:]), fill, dtype=table.dtype)
-    return np.concatenate((table, more))
+def grown(table: NDArray[Any], rows: int, fill: float | None = None) -> NDArray[Any]:
+    """``table`` with ``rows`` rows, the new ones filled, or left for whoever takes them to fill."""
+    larger = np.empty((rows, *table.shape[1:]), dtype=table.dtype)
+    larger[: len(table)] = table
+    if fill is not None:
+        larger[len(table) :] = fill
+    return larger
 
 
 class Postings:
-    """For each number the rows that hold it.
+    """For each number rows that may hold it: all that do, and some that did.
 
-    A row is noted when it takes a number and not when it gives it up: reading asks which rows still hold it, and what
-    no longer does is let go now and then, when as much again has been noted.
+    A row is noted when it takes a number and not when it gives it up; what no longer holds it is let go now and then,
+    when as much again has been noted.
 
     Args:
         holds: of some rows, which hold a number.
@@ -36,10 +39,14 @@ class Postings:
         self._noted: dict[int, array[int]] = {}
         self._compact_at: dict[int, int] = {}
 
+    @property
+    def size_bytes(self) -> int:
+        """Of what is noted."""
+        return sum(len(noted) * noted.itemsize for noted in self._noted.values())
+
     def add(self, number: int, rows: Rows) -> None:
         """Note that ``rows`` hold ``number``."""
-        noted = self._noted.setdefault(number, array("i"))
-        noted.frombytes(rows.astype(np.int32).tobytes())
+        self._noted.setdefault(number, array("i")).frombytes(rows.tobytes())
         self._compact(number)
 
     def add_one(self, number: int, row: int) -> None:
@@ -47,23 +54,55 @@ class Postings:
         self._noted.setdefault(number, array("i")).append(row)
         self._compact(number)
 
-    def rows(self, number: int) -> Rows:
-        """The rows that hold ``number`` now."""
-        noted = self._noted.get(number)
-        if not noted:
-            return NO_ROWS
-        rows = np.unique(np.frombuffer(noted, dtype=np.int32)).astype(np.intp)
-        held: Rows = rows[self._holds(number, rows)]
-        return held
-
-    def forget(self, number: int) -> None:
-        """Let go of a number that no row holds any more."""
-        self._noted.pop(number, None)
+    def take(self, number: int) -> Rows:
+        """The rows that may hold ``number``, some of them twice; none is noted any more."""
         self._compact_at.pop(number, None)
+        return np.frombuffer(self._noted.pop(number, b""), dtype=np.int32)
 
     def _compact(self, number: int) -> None:
         noted = self._noted[number]
         if len(noted) >= self._compact_at.get(number, _COMPACT_FROM):
-            held = self.rows(number)
-            self._noted[number] = array("i", held.astype(np.int32).tobytes())
+            rows = np.unique(np.frombuffer(noted, dtype=np.int32))
+            held = rows[self._holds(number, rows)]
+            self._noted[number] = array("i", held.tobytes())
             self._compact_at[number] = _COMPACT_FROM + 2 * len(held)
+
+
+class Holders:
+    """For each term the rows whose questions have it, with the column in which they do; exact at any time.
+
+    Args:
+        columns: that a row has at most.
+    """
+
+    def __init__(self, columns: int) -> None:
+        self._columns = columns
+        self._holders: dict[int, array[int]] = {}
+        self._places = np.empty((0, columns), dtype=np.int32)
+
+    @property
+    def size_bytes(self) -> int:
+        """Of all of it; two numbers for each term of each question."""
+        return 2 * sum(len(holders) * holders.itemsize for holders in self._holders.values())
+
+    def grow(self, rows: int) -> None:
+        """Have so many rows."""
+        self._places = grown(self._places, rows)
+
+    def add(self, term: int, row: int, column: int) -> None:
+        """A row's question has a term."""
+        holders = self._holders.setdefault(term, array("i"))
+        self._places[row, column] = len(holders)
+        holders.append(row * self._columns + column)
+
+    def remove(self, term: int, row: int, column: int) -> None:
+        """It has it no longer."""
+        holders = self._holders[term]
+        place, last = int(self._places[row, column]), holders.pop()
+        if place < len(holders):
+            holders[place] = last
+            self._places[divmod(last, self._columns)] = place
+
+    def of(self, term: int) -> Rows:
+        """Rows times ``columns`` plus column; to be let go of before anything is added or removed."""
+        return np.frombuffer(self._holders.get(term, b""), dtype=np.int32)

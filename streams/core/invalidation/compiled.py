@@ -1,0 +1,405 @@
+"""The inner loops of judging, compiled: one look at each window, where arrays would take a pass for each step.
+
+Rows are answers, places those of a window, in no order. *Late* is a bit for each place of a window, set where a passage
+entered after the answer was made. A row's first term of number 0 ends its terms. Nothing here allocates what grows with
+the number of answers, and all of it runs without the interpreter's lock.
+"""
+
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple, TypeVar
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+Ints = NDArray[np.int32]
+Floats = NDArray[np.float32]
+Bytes = NDArray[np.uint8]
+Bits = NDArray[np.uint64]
+Flags = NDArray[np.bool_]
+
+NOBODY: Final = -1
+"""In the place of a passage's number where there is no passage."""
+
+_LOWEST: Final = np.float32(-np.inf)
+_HIGHEST: Final = np.float32(np.inf)
+_ROUNDING: Final = np.float32(1e-5)
+"""Share by which sums of the same numbers in another order may differ, with room to spare."""
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+class VectorLeg(NamedTuple):
+    """Windows of the vector leg: ``ids`` and ``scores`` of shape (rows, places)."""
+
+    ids: Ints
+    scores: Floats
+    late: Bits
+    floors: Floats
+
+
+class LexicalLeg(NamedTuple):
+    """Windows of the lexical leg, with what scores are made of.
+
+    Attributes:
+        ids: shape (rows, places).
+        lengths: their codes, likewise.
+        late: bits of the places.
+        floors: by the statistics of the last call that moved them.
+        frequencies: of all rows, one after the other: for each term of a row's question those of its places.
+        starts: where each row's begin.
+        floor_frequencies: of what stood at the floor when it was set, shape (rows, most terms).
+        floor_lengths: codes of the lengths of those.
+        terms: of the questions, shape (rows, most terms).
+        repeats: how often each question has each of them.
+    """
+
+    ids: Ints
+    lengths: Bytes
+    late: Bits
+    floors: Floats
+    frequencies: Bytes
+    starts: NDArray[np.int64]
+    floor_frequencies: Bytes
+    floor_lengths: Bytes
+    terms: Ints
+    repeats: Floats
+
+
+class Answered(NamedTuple):
+    """What the answers are: sources of shape (rows, most sources), and how many passages each wants."""
+
+    sources: Ints
+    versions: NDArray[np.int64]
+    top: NDArray[np.int16]
+    readers: Ints
+
+
+class Fusion(NamedTuple):
+    """Statistics of now, and the rule of fusion: weight of each term, norm of each code of a length."""
+
+    weights: Floats
+    norms: Floats
+    places: int
+    rrf_k: int
+
+
+class Scored(NamedTuple):
+    """Lexical scores of the rows that were looked at since the statistics were told.
+
+    Attributes:
+        scores: shape (rows, places); the first ``used`` are of ``rows``.
+        slots: of each row the place of its scores, or ``NOBODY``.
+        rows: in the order of their slots.
+        used: one number.
+        norms: of each place of the row at hand.
+    """
+
+    scores: Floats
+    slots: Ints
+    rows: Ints
+    used: NDArray[np.int64]
+    norms: Floats
+
+
+class Newcomer(NamedTuple):
+    """A passage that is to enter windows.
+
+    Attributes:
+        number: of it.
+        length: code of its length.
+        frequencies: of each known term.
+        allowed: which readers may find it.
+    """
+
+    number: int
+    length: int
+    frequencies: Bytes
+    allowed: Flags
+
+
+def compiled(function: _F) -> _F:
+    """A function of arrays and numbers, compiled when it is first called."""
+    # Without the interpreter's lock, so that judging may run beside an event loop; kept on disk from run to run.
+    fast: _F = njit(cache=True, nogil=True, error_model="numpy")(function)
+    return fast
+
+
+@compiled
+def leave_vector(leg: VectorLeg, rows: Ints, number: int, rank: int, left: Flags) -> None:
+    """Take a passage out of vector windows.
+
+    Args:
+        leg: the windows.
+        rows: that may hold it; one may be named twice.
+        number: of the passage.
+        rank: rows in which it had it or a better one are marked.
+        left: the marks.
+    """
+    for row in rows:
+        place = place_of(leg.ids[row], number)
+        if place != NOBODY:
+            if above(leg.scores[row], leg.scores[row, place]) < rank:
+                left[row] = True
+            leg.ids[row, place] = NOBODY
+            leg.scores[row, place] = _LOWEST
+            leg.late[row, place >> 6] &= ~(np.uint64(1) << np.uint64(place & 63))
+
+
+@compiled
+def leave_lexical(
+    leg: LexicalLeg, fusion: Fusion, scored: Scored, rows: Ints, number: int, rank: int, left: Flags
+) -> None:
+    """Take a passage out of lexical windows; likewise, by the statistics of now."""
+    for row in rows:
+        place = place_of(leg.ids[row], number)
+        if place != NOBODY:
+            standing = lexical_scores(leg, fusion, scored, row)
+            if above(standing, standing[place]) < rank:
+                left[row] = True
+            leg.ids[row, place] = NOBODY
+            standing[place] = _LOWEST
+            leg.late[row, place >> 6] &= ~(np.uint64(1) << np.uint64(place & 63))
+
+
+@compiled
+def cite(answered: Answered, rows: Ints, number: int, version: int, altered: Flags) -> None:
+    """Mark the rows that have a passage among their sources in another version than ``version``."""
+    for row in rows:
+        for source in range(answered.sources.shape[1]):
+            if answered.sources[row, source] == number and answered.versions[row, source] != version:
+                altered[row] = True
+
+
+@compiled
+def enter_vector(
+    leg: VectorLeg, readers: Ints, first: int, own: Floats, new: Newcomer, rank: int, touched: Flags, entered: Ints
+) -> int:
+    """Bring a passage into vector windows by its score in each.
+
+    Args:
+        leg: the windows.
+        readers: of each row.
+        first: row of the first of ``own``.
+        own: scores in that row and in those that follow.
+        new: the passage.
+        rank: rows in which it has it or a better one are marked.
+        touched: the marks.
+        entered: takes the rows in which it is now.
+
+    Returns:
+        How many those are.
+    """
+    count = 0
+    for at in range(len(own)):
+        row, score = first + at, own[at]
+        if not (score > leg.floors[row]) or not new.allowed[readers[row]]:
+            continue
+        place = _lowest(leg.scores[row])
+        lowest = leg.scores[row, place]
+        if lowest > _LOWEST:  # Of a full window and the newcomer the least stays outside, and is the floor.
+            leg.floors[row] = min(lowest, score)
+            if score <= lowest:
+                continue
+        leg.ids[row, place] = new.number
+        leg.scores[row, place] = score
+        leg.late[row, place >> 6] |= np.uint64(1) << np.uint64(place & 63)
+        entered[count] = row
+        count += 1
+        if above(leg.scores[row], score) < rank:
+            touched[row] = True
+    return count
+
+
+@compiled
+def add_shares(holders: Ints, share: float, repeats: Floats, scores: Floats, found: Ints, count: int) -> int:
+    """Add what a term of a passage is worth to the rows whose questions have it.
+
+    Args:
+        holders: row times the most terms plus column of the term.
+        share: weight of the term in the passage, for each time that it is asked.
+        repeats: how often each question has each of its terms.
+        scores: of each row, 0 where nothing was added.
+        found: takes the rows that have a score.
+        count: how many there are already.
+
+    Returns:
+        How many there are now.
+    """
+    most = repeats.shape[1]
+    for holder in holders:
+        row = holder // most
+        if scores[row] == 0:
+            found[count] = row
+            count += 1
+        scores[row] += np.float32(share) * repeats[row, holder - row * most]
+    return count
+
+
+@compiled
+def move_floors(leg: LexicalLeg, fusion: Fusion) -> None:
+    """Bring the floors of lexical windows to the statistics of now; infinite ones stay."""
+    for row in range(len(leg.floors)):
+        if np.isfinite(leg.floors[row]):
+            norm, score = fusion.norms[leg.floor_lengths[row]], np.float32(0)
+            for column in range(leg.terms.shape[1]):
+                term = leg.terms[row, column]
+                if term == 0:
+                    break
+                counted = np.float32(leg.floor_frequencies[row, column])
+                score += fusion.weights[term] * leg.repeats[row, column] * (counted / (counted + norm))
+            leg.floors[row] = score
+
+
+@compiled
+def enter_lexical(
+    leg: LexicalLeg,
+    fusion: Fusion,
+    scored: Scored,
+    readers: Ints,
+    found: Ints,
+    scores: Floats,
+    new: Newcomer,
+    rank: int,
+    touched: Flags,
+    entered: Ints,
+) -> int:
+    """Bring a passage into the lexical windows of the rows that find it; likewise.
+
+    Args:
+        leg: the windows; their floors are up to date.
+        fusion: statistics of now.
+        scored: scores by these statistics, which grow by the rows that are looked at.
+        readers: of each row.
+        found: rows that have a term of the passage.
+        scores: of each row, summed up in any order; 0 when this returns.
+        new: the passage.
+        rank: rows in which it has it or a better one are marked.
+        touched: the marks.
+        entered: takes the rows in which it is now.
+
+    Returns:
+        How many those are.
+    """
+    count = 0
+    for row in found:
+        roughly = scores[row]
+        scores[row] = 0
+        if not (roughly * (1 + _ROUNDING) > leg.floors[row]) or not new.allowed[readers[row]]:
+            continue
+        own = _own_score(leg, fusion, row, new)
+        if not (own > leg.floors[row]):
+            continue
+        standing = lexical_scores(leg, fusion, scored, row)
+        place = _lowest(standing)
+        if standing[place] > _LOWEST:
+            stays_out = bool(own <= standing[place])
+            _raise_floor(leg, row, place, own if stays_out else standing[place], new, stays_out)
+            if stays_out:
+                continue
+        leg.ids[row, place] = new.number
+        leg.lengths[row, place] = new.length
+        start, places = leg.starts[row] + place, leg.ids.shape[1]
+        for column in range(leg.terms.shape[1]):
+            term = leg.terms[row, column]
+            if term == 0:
+                break
+            leg.frequencies[start + column * places] = new.frequencies[term]
+        leg.late[row, place >> 6] |= np.uint64(1) << np.uint64(place & 63)
+        standing[place] = own
+        entered[count] = row
+        count += 1
+        if above(standing, own) < rank:
+            touched[row] = True
+    return count
+
+
+@compiled
+def _own_score(leg: LexicalLeg, fusion: Fusion, row: int, new: Newcomer) -> Any:
+    """BM25 of a newcomer for the question of a row, summed up as that of a place is."""
+    norm, own = fusion.norms[new.length], np.float32(0)
+    for column in range(leg.terms.shape[1]):
+        term = leg.terms[row, column]
+        if term == 0:
+            break
+        counted = np.float32(new.frequencies[term])
+        own += fusion.weights[term] * leg.repeats[row, column] * (counted / (counted + norm))
+    return own
+
+
+@compiled
+def _raise_floor(leg: LexicalLeg, row: int, place: int, score: Any, new: Newcomer, stays_out: bool) -> None:
+    """Of a full window and a newcomer the least stays outside, and is the floor: the newcomer, or what stands there."""
+    leg.floors[row] = score
+    leg.floor_lengths[row] = new.length if stays_out else leg.lengths[row, place]
+    start, places = leg.starts[row] + place, leg.ids.shape[1]
+    for column in range(leg.terms.shape[1]):
+        term = leg.terms[row, column]
+        if term == 0:
+            break
+        leg.floor_frequencies[row, column] = (
+            new.frequencies[term] if stays_out else leg.frequencies[start + column * places]
+        )
+
+
+@compiled
+def lexical_scores(leg: LexicalLeg, fusion: Fusion, scored: Scored, row: int) -> Floats:
+    """BM25 of the places of a row, minus infinity where there is nobody; the same array until it is forgotten."""
+    slot = scored.slots[row]
+    if slot != NOBODY:
+        known: Floats = scored.scores[slot]
+        return known
+    slot = scored.used[0]
+    scored.used[0] += 1
+    scored.slots[row] = slot
+    scored.rows[slot] = row
+    scores: Floats = scored.scores[slot]
+    places, norms = leg.ids.shape[1], scored.norms
+    for place in range(places):
+        norms[place] = fusion.norms[leg.lengths[row, place]]
+        scores[place] = np.float32(0)
+    for column in range(leg.terms.shape[1]):
+        term = leg.terms[row, column]
+        if term == 0:
+            break
+        weight = fusion.weights[term] * leg.repeats[row, column]
+        start = leg.starts[row] + column * places
+        counts = leg.frequencies[start : start + places]
+        for place in range(places):
+            counted = np.float32(counts[place])
+            scores[place] += weight * (counted / (counted + norms[place]))
+    for place in range(places):
+        if leg.ids[row, place] == NOBODY:
+            scores[place] = _LOWEST
+    return scores
+
+
+@compiled
+def above(scores: Floats, own: Any) -> int:
+    """How many scores are greater."""
+    count = np.int32(0)  # in the width of what is compared, so that many are at once
+    for place in range(len(scores)):
+        count = np.int32(count + np.int32(scores[place] > own))
+    return int(count)
+
+
+@compiled
+def _lowest(scores: Floats) -> int:
+    """Where the lowest score is."""
+    lowest = _HIGHEST
+    for place in range(len(scores)):
+        lowest = min(lowest, scores[place])
+    found = np.int32(0)
+    for place in range(len(scores)):
+        found = max(found, np.int32(place) if scores[place] == lowest else np.int32(0))
+    return int(found)
+
+
+@compiled
+def place_of(ids: Ints, number: int) -> int:
+    """Where a passage stands, or ``NOBODY``."""
+    # To the end in any case: without a way out, many places are compared at once.
+    found = np.int32(NOBODY)
+    for place in range(len(ids)):
+        found = max(found, np.int32(place) if ids[place] == number else np.int32(NOBODY))
+    return int(found)

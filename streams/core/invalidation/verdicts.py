@@ -1,0 +1,288 @@
+"""Verdicts over answers whose windows a change has touched: fused anew as far as it takes to tell. Compiled.
+
+Of equal scores the older passage comes first, as in an index: what an answer was made of in the order in which it stood
+there, then what came later in the order in which it came.
+"""
+
+from typing import Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streams.core.invalidation.compiled import (
+    NOBODY,
+    Answered,
+    Bits,
+    Bytes,
+    Floats,
+    Fusion,
+    Ints,
+    LexicalLeg,
+    Scored,
+    VectorLeg,
+    compiled,
+    lexical_scores,
+    place_of,
+)
+
+KEEP: Final = 0
+WATCH: Final = 1
+SHORT: Final = 2
+DROP: Final = 3
+
+_TIE: Final = 1e-12
+"""Raises a score by its vector rank: far less than the scores of two different pairs of ranks differ."""
+EDGE: Final = 2
+"""Places beside the last that is fused from which a passage may come in, or go out, as statistics move by little."""
+_MARGIN: Final = 5e-4
+"""Of fused scores; moving by a place among the first twenty makes a difference of 1.5e-4 to 2.6e-4."""
+_NOWHERE: Final = 1 << 30
+
+
+class _Windows(NamedTuple):
+    """One answer's windows: ids, scores and age of each leg; what is fused of them, and by which constant.
+
+    Of age the greater came later; what is late has as much as there are places, or more.
+    """
+
+    vector_ids: Ints
+    by_vector: Floats
+    vector_age: Ints
+    lexical_ids: Ints
+    by_terms: Floats
+    lexical_age: Ints
+    deepest: int
+    rrf_k: int
+
+
+@compiled
+def judge_rows(
+    rows: Ints, vector: VectorLeg, lexical: LexicalLeg, answered: Answered, fusion: Fusion, scored: Scored, out: Bytes
+) -> None:
+    """What became of answers whose sources are all there: a verdict for each of ``rows``.
+
+    ``DROP`` if a late passage is in the fused top k, and is not one of the sources. None is if each scores less than
+    every source; where one does not, all passages are fused. ``WATCH`` if statistics that move by little may bring one
+    there, ``SHORT`` if less is known of a leg than is fused, and else ``KEEP``.
+    """
+    best, ages = np.empty(_most(answered.top, rows), dtype=np.int32), np.empty((2, vector.ids.shape[1]), dtype=np.int32)
+    for at in range(len(rows)):
+        row, top = rows[at], int(answered.top[rows[at]])
+        own = _windows(row, top, vector, lexical, fusion, scored, ages)
+        out[at] = KEEP
+        if _is_short(own.by_vector, vector.floors[row], own.deepest) or _is_short(
+            own.by_terms, lexical.floors[row], own.deepest
+        ):
+            out[at] = SHORT
+            continue
+        sources = answered.sources[row]
+        lowest, fear, lost = _lowest_source(own, sources, top)
+        if lost:  # A source that neither window holds would not be missed when it is removed.
+            out[at] = SHORT
+            continue
+        highest, hope = _highest_late(own, sources, fear - _MARGIN)
+        if hope > 0 and hope >= fear - _MARGIN:
+            out[at] = WATCH
+        if highest > 0 and highest >= lowest and _shows_late(own, sources, lowest, best[:top]):
+            out[at] = DROP
+
+
+@compiled
+def compare_rows(
+    rows: Ints, vector: VectorLeg, lexical: LexicalLeg, answered: Answered, fusion: Fusion, scored: Scored, out: Bytes
+) -> None:
+    """Whether the sources are the fused top k: ``KEEP`` or ``DROP`` for each of ``rows``."""
+    best, ages = np.empty(_most(answered.top, rows), dtype=np.int32), np.empty((2, vector.ids.shape[1]), dtype=np.int32)
+    for at in range(len(rows)):
+        row, top = rows[at], int(answered.top[rows[at]])
+        found = _top(_windows(row, top, vector, lexical, fusion, scored, ages), 0.0, best[:top])
+        same = found == (answered.sources[row] != NOBODY).sum()
+        for number in best[:found]:
+            same = same and place_of(answered.sources[row], number) != NOBODY
+        out[at] = KEEP if same else DROP
+
+
+@compiled
+def _windows(
+    row: int,
+    top: int,
+    vector: VectorLeg,
+    lexical: LexicalLeg,
+    fusion: Fusion,
+    scored: Scored,
+    ages: Ints,
+) -> _Windows:
+    _age(vector.ids[row], vector.late[row], ages[0])
+    _age(lexical.ids[row], lexical.late[row], ages[1])
+    return _Windows(
+        vector.ids[row],
+        vector.scores[row],
+        ages[0],
+        lexical.ids[row],
+        lexical_scores(lexical, fusion, scored, row),
+        ages[1],
+        max(top, fusion.places),
+        fusion.rrf_k,
+    )
+
+
+@compiled
+def _age(ids: Ints, late: Bits, age: Ints) -> None:
+    """What an answer was made of stands in the order of its places, before what came later in the order of numbers."""
+    for place in range(len(ids)):
+        age[place] = place
+    for word in range(len(late)):
+        bits, place = late[word], word * 64
+        while bits != 0:
+            if bits & np.uint64(255) == 0:
+                bits >>= np.uint64(8)
+                place += 8
+                continue
+            if bits & np.uint64(1):
+                age[place] = len(ids) + ids[place]
+            bits >>= np.uint64(1)
+            place += 1
+
+
+@compiled
+def _lowest_source(own: _Windows, sources: Ints, top: int) -> tuple[float, float, bool]:
+    """The lowest score of a source; the same with a narrower edge; whether a source is in no window."""
+    lowest, fear, count, lost = np.inf, np.inf, 0, False
+    for source in sources:
+        if source != NOBODY:
+            count += 1
+            first = _rank_of(source, own.vector_ids, own.by_vector, own.vector_age)
+            second = _rank_of(source, own.lexical_ids, own.by_terms, own.lexical_age)
+            lost = lost or (first == _NOWHERE and second == _NOWHERE)
+            lowest = min(lowest, _share(first, second, own.deepest, own.rrf_k))
+            fear = min(fear, _share(first, second, own.deepest - EDGE, own.rrf_k))
+    # An answer with room for more takes whatever comes.
+    return (lowest, fear, lost) if count >= top else (0.0, 0.0, lost)
+
+
+@compiled
+def _highest_late(own: _Windows, sources: Ints, least: float) -> tuple[float, float]:
+    """The highest score of a late passage that is no source; the same with a wider edge. Less than ``least`` is 0."""
+    highest, hope = 0.0, 0.0
+    for leg in range(2):
+        in_vector = leg == 0
+        age = own.vector_age if in_vector else own.lexical_age
+        ids = own.vector_ids if in_vector else own.lexical_ids
+        scores = own.by_vector if in_vector else own.by_terms
+        for place in range(len(ids)):
+            if age[place] < len(ids):
+                continue
+            rank = _rank(scores, age, place)
+            # One leg alone tells of most that they are too far behind.
+            if rank > own.deepest + EDGE or 1 / (own.rrf_k + rank) + 1 / (own.rrf_k + 1) < least:
+                continue
+            number, first, second = ids[place], rank, rank
+            if place_of(sources, number) != NOBODY:
+                continue
+            if in_vector:
+                second = _rank_of(number, own.lexical_ids, own.by_terms, own.lexical_age)
+            else:
+                first = _rank_of(number, own.vector_ids, own.by_vector, own.vector_age)
+            highest = max(highest, _share(first, second, own.deepest, own.rrf_k))
+            hope = max(hope, _share(first, second, own.deepest + EDGE, own.rrf_k))
+    return highest, hope
+
+
+@compiled
+def _shows_late(own: _Windows, sources: Ints, least: float, best: Ints) -> bool:
+    """Whether the fused top k, all of which scores ``least`` or more, has a late passage that is no source."""
+    for number in best[: _top(own, least, best)]:
+        if place_of(sources, number) == NOBODY and (
+            _is_late(own.vector_ids, own.vector_age, number) or _is_late(own.lexical_ids, own.lexical_age, number)
+        ):
+            return True
+    return False
+
+
+@compiled
+def _is_short(scores: Floats, floor: float, wanted: int) -> bool:
+    """Whether less of an order is known than is wanted, although there is more."""
+    if not np.isfinite(floor):
+        return False
+    known = np.int32(0)
+    for place in range(len(scores)):
+        known = np.int32(known + np.int32(scores[place] >= floor))
+    return bool(known < wanted)
+
+
+@compiled
+def _share(by_vector: int, by_terms: int, deepest: int, rrf_k: int) -> float:
+    """Fused score of two ranks, of which those below ``deepest`` do not count."""
+    score = 0.0
+    if by_vector <= deepest:
+        score += 1 / (rrf_k + by_vector) + _TIE / by_vector
+    if by_terms <= deepest:
+        score += 1 / (rrf_k + by_terms)
+    return score
+
+
+@compiled
+def _top(own: _Windows, least: float, best: Ints) -> int:
+    """Fill ``best`` with the passages of the best fused scores, none of less than ``least``; how many there are."""
+    scores = np.zeros(len(best))
+    count, other_leg = 0, 1 / (own.rrf_k + 1)
+    for at in range(len(own.vector_ids) + len(own.lexical_ids)):
+        in_vector = at < len(own.vector_ids)
+        place = at if in_vector else at - len(own.vector_ids)
+        number = own.vector_ids[place] if in_vector else own.lexical_ids[place]
+        if number == NOBODY:
+            continue
+        first, second = _NOWHERE, _NOWHERE
+        if in_vector:
+            first = _rank(own.by_vector, own.vector_age, place)
+        else:
+            second = _rank(own.by_terms, own.lexical_age, place)
+        if _share(first, second, own.deepest, own.rrf_k) + other_leg < least:
+            continue
+        if in_vector:
+            second = _rank_of(number, own.lexical_ids, own.by_terms, own.lexical_age)
+        elif place_of(own.vector_ids, number) != NOBODY:
+            continue
+        score = _share(first, second, own.deepest, own.rrf_k)
+        if score < least or score == 0 or (count == len(best) and score <= scores[count - 1]):
+            continue
+        if count < len(best):
+            count += 1
+        to = count - 1
+        while to > 0 and scores[to - 1] < score:
+            scores[to], best[to] = scores[to - 1], best[to - 1]
+            to -= 1
+        scores[to], best[to] = score, number
+    return count
+
+
+@compiled
+def _rank(scores: Floats, age: Ints, place: int) -> int:
+    """Rank of what stands in a place. Of equal scores the older comes first, as an index has it."""
+    own, born = scores[place], age[place]
+    above = np.int32(0)  # in the width of what is compared, so that many are at once
+    for other in range(len(scores)):
+        before = (scores[other] > own) | ((scores[other] == own) & (age[other] < born))
+        above = np.int32(above + np.int32(before))
+    return int(above) + 1
+
+
+@compiled
+def _rank_of(number: int, ids: Ints, scores: Floats, age: Ints) -> int:
+    """Rank of a passage, below every other where it is not."""
+    place = place_of(ids, number)
+    return _NOWHERE if place == NOBODY else _rank(scores, age, place)
+
+
+@compiled
+def _is_late(ids: Ints, age: Ints, number: int) -> bool:
+    place = place_of(ids, number)
+    return bool(place != NOBODY and age[place] >= len(ids))
+
+
+@compiled
+def _most(top: NDArray[np.int16], rows: Ints) -> int:
+    most = 1
+    for row in rows:
+        most = max(most, int(top[row]))
+    return most
