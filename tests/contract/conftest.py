@@ -1,8 +1,32 @@
-"""A Redis server and a cluster of three, for contracts that must hold on both."""
+"""What contracts must hold on: the index's twin and an OpenSearch server; a Redis server and a cluster of three."""
 
 import pytest
+from index_servers import DIMENSION, small
 from redis.asyncio import RedisCluster
 from redis_servers import free_port, join, redis_server, url
+
+from infra.opensearch.memory import MemoryIndex
+from infra.opensearch.provision import create_indices
+from infra.opensearch.store import OpenSearchIndex
+from infra.settings import Settings
+
+
+@pytest.fixture(params=["memory", pytest.param("opensearch", marks=pytest.mark.stack)])
+def server(request) -> Settings | None:
+    """Settings of the server, with short vectors; None for the twin."""
+    return None if request.param == "memory" else small(request.getfixturevalue("settings"))
+
+
+@pytest.fixture
+async def index(server):
+    """The index of either."""
+    if server is None:
+        yield MemoryIndex(DIMENSION)
+        return
+    await create_indices(server)
+    index = OpenSearchIndex.open(server)
+    yield index
+    await index.close()
 
 
 @pytest.fixture(scope="session")

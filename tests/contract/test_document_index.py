@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+from index_servers import DIMENSION, small
 from only_writer import put_over
 
 from infra.opensearch.memory import MemoryIndex
@@ -25,29 +26,7 @@ from schemas.documents import MAX_VERSION, DocumentKey, LifeState
 from schemas.events import BlobRef
 from schemas.index import Manifest, StoredChunk
 
-DIMENSION = 8
 TRAVEL, LEAVE = DocumentKey("acme", "hr/travel.md"), DocumentKey("acme", "hr/leave ä.md")
-
-
-def small(settings: Settings) -> Settings:
-    embedding = settings.embedding.model_copy(update={"dimension": DIMENSION})
-    return settings.model_copy(update={"embedding": embedding})
-
-
-@pytest.fixture(params=["memory", pytest.param("opensearch", marks=pytest.mark.stack)])
-def server(request) -> Settings | None:
-    return None if request.param == "memory" else small(request.getfixturevalue("settings"))
-
-
-@pytest.fixture
-async def index(server):
-    if server is None:
-        yield MemoryIndex(DIMENSION)
-        return
-    await create_indices(server)
-    index = OpenSearchIndex.open(server)
-    yield index
-    await index.close()
 
 
 def vector(*direction: float) -> np.ndarray:
@@ -228,6 +207,14 @@ async def test_passage_removed_by_a_newer_version_is_not_written_by_an_older_one
     late = change(TRAVEL, 4, write(TRAVEL, "0", 4, "hotel"), write(TRAVEL, "never-was", 4, "hotel"))
     assert await index.apply([late]) == [None]
     await both_find(index)
+
+
+async def test_writes_are_ordered_by_the_version_of_the_change_and_not_by_that_of_the_document(index):
+    # As the index step has them: the document's version and which writing of it this is.
+    await index.apply([change(TRAVEL, 384, write(TRAVEL, "0", 3, "hotel, new"))])
+    await index.apply([change(TRAVEL, 256, write(TRAVEL, "0", 2, "hotel, old"), remove=["tr-0"])])
+    await both_find(index, "tr-0")
+    assert (await index.fetch([Hit("tr-0", TRAVEL, 0)]))["tr-0"].text == "hotel, new"
 
 
 async def test_passage_comes_back_with_a_newer_version(index):

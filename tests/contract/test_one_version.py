@@ -4,44 +4,20 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 
 import pytest
+from index_servers import DIMENSION
 from only_writer import put_over
 from prometheus_client import CollectorRegistry
 
 from infra.embedding.hashing import HashingEmbedder
-from infra.opensearch.memory import MemoryIndex
 from infra.opensearch.port import Access, ChunkChange, ChunkWrite
-from infra.opensearch.provision import create_indices
-from infra.opensearch.store import OpenSearchIndex
-from infra.settings import Settings
 from query.metrics import QueryMetrics
 from query.retrieval import Retrieval
 from schemas.documents import DocumentKey, LifeState
 from schemas.index import Manifest, StoredChunk
 
-DIMENSION = 8
 KEY = DocumentKey("acme", "travel.md")
 OLD = {"kept": 1, "hotel old": 2, "train old": 3}
 """Text of each passage → version that wrote it."""
-
-
-@pytest.fixture(params=["memory", pytest.param("opensearch", marks=pytest.mark.stack)])
-def server(request) -> Settings | None:
-    if request.param == "memory":
-        return None
-    settings = request.getfixturevalue("settings")
-    embedding = settings.embedding.model_copy(update={"dimension": DIMENSION})
-    return settings.model_copy(update={"embedding": embedding})
-
-
-@pytest.fixture
-async def index(server):
-    if server is None:
-        yield MemoryIndex(DIMENSION)
-        return
-    await create_indices(server)
-    index = OpenSearchIndex.open(server)
-    yield index
-    await index.close()
 
 
 @dataclass
