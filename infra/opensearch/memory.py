@@ -35,6 +35,14 @@ _BM25_B: Final = 0.75
 
 
 @dataclass(frozen=True, slots=True)
+class _Written:
+    """A passage and the version of its write, which is not that of its document."""
+
+    write: ChunkWrite
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
 class _Deleted:
     version: int
     at_s: float
@@ -74,7 +82,7 @@ class MemoryIndex:
         self._gc_deletes_s = gc_deletes_s
         self._now_s = now_s
         self._pause = pause
-        self._written: dict[str, ChunkWrite | _Deleted] = {}
+        self._written: dict[str, _Written | _Deleted] = {}
         self._searchable: dict[str, ChunkWrite] = {}
         self._manifests: dict[DocumentKey, Standing] = {}
         self._manifest_writes = 0
@@ -225,14 +233,14 @@ class MemoryIndex:
             if write.vector.shape != (self._dimension,):
                 refused = f"vector has shape {write.vector.shape}, the index takes ({self._dimension},)"
             elif self._version(write.chunk.chunk_id) <= version:
-                self._written[write.chunk.chunk_id] = write
+                self._written[write.chunk.chunk_id] = _Written(write, version)
         return refused
 
     def _version(self, chunk_id: str) -> int:
         """What the index remembers of an id; below every version where it remembers nothing."""
         match self._written.get(chunk_id):
-            case ChunkWrite(chunk):
-                return chunk.version
+            case _Written(_, version):
+                return version
             case _Deleted(version, at_s) if self._now_s() - at_s <= self._gc_deletes_s:
                 return version
             case _:
@@ -240,7 +248,7 @@ class MemoryIndex:
 
     def _refresh(self, keys: Iterable[DocumentKey]) -> None:
         touched = set(keys)
-        passages = {chunk_id: write for chunk_id, write in self._written.items() if isinstance(write, ChunkWrite)}
+        passages = {chunk_id: one.write for chunk_id, one in self._written.items() if isinstance(one, _Written)}
         self._searchable = {
             **{chunk_id: write for chunk_id, write in self._searchable.items() if write.chunk.key not in touched},
             **{chunk_id: write for chunk_id, write in passages.items() if write.chunk.key in touched},
