@@ -13,8 +13,10 @@ from query.metrics import QueryMetrics
 
 RETRY_AFTER_S: Final = 1.0
 
-_LEAST: Final = 4
-_FIRST: Final = 16
+_LEAST: Final = 16
+"""A process that is slow for other reasons than the index gains nothing by asking it less."""
+
+_FIRST: Final = 32
 
 
 class Overloaded(IndexUnavailable):
@@ -58,6 +60,13 @@ class Admission:
         """How many at a time."""
         return self._limit.now
 
+    def is_full(self, tenant: str) -> bool:
+        """Whether one more of the tenant would be refused at once."""
+        if self._under_way < self._limit.now and not self._waiting:
+            return False
+        waiting = self._waiting.waiting(tenant)
+        return waiting >= places_in_line(self._limit.now, self._waiting.tenants + (not waiting), rounds=self._rounds)
+
     @property
     def has_room(self) -> bool:
         """Whether half of the places are free and nobody waits: time for what can be left undone."""
@@ -88,10 +97,9 @@ class Admission:
         if self._under_way < self._limit.now and not self._waiting:
             self._under_way += 1
             return
-        waiting = self._waiting
-        tenants = waiting.tenants + (not waiting.waiting(tenant))
-        if waiting.waiting(tenant) >= places_in_line(self._limit.now, tenants, rounds=self._rounds):
+        if self.is_full(tenant):
             raise self._refused("full", "more is asked than can be answered now")
+        waiting = self._waiting
         place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         waiting.add(tenant, place)
         self._let_in()

@@ -8,7 +8,7 @@ differently; both give the same bytes but for the time that an answer took.
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import Final, NamedTuple
 
@@ -47,7 +47,7 @@ AT_A_TIME: Final = 256
 for those whose answer lies in Redis."""
 
 WAITING: Final = 256
-"""Different questions that wait for their turn; more are refused here, which costs a tenth of a refusal further in."""
+"""Different questions that wait for their turn; what comes beyond is refused."""
 
 _FIRST_S: Final = 2.0
 """How long an equal question is waited for; then each goes on by itself."""
@@ -58,6 +58,13 @@ _WANTED: Final = {b"authorization": "authorization", b"x-api-key": "x-api-key", 
 
 Near = Callable[[str, str], NearHit | None]
 """Tenant and key → the answer, if it is in this process and may be served."""
+
+Shared = Callable[[str, str], Awaitable[NearHit | None]]
+"""Tenant and key → the answer, if any process has it and it may be served."""
+
+
+async def _not_shared(_tenant: str, _key: str) -> None:
+    """Answers of this process are all there are."""
 
 
 class Plain(NamedTuple):
@@ -116,6 +123,9 @@ class _Request(NamedTuple):
 class HitPath:
     """ASGI application before ``app``.
 
+    Where the line for the index is full, an answer may still lie in Redis; if not, the question is refused here, at a
+    tenth of what it costs further in: the time that refusing takes is not there for answering.
+
     Only some requests at a time go on to ``app``, and of equal questions one at a time, as long as they are answered
     without writing. The others wait here, where waiting costs nothing, and look again when it is their turn: most find
     their answer then. So thousands who come at once do not keep the process from hearing what it needs to hear to serve
@@ -130,6 +140,8 @@ class HitPath:
         operations: knows when the process is about to end.
         counts: counts hits as the application would.
         audit: told of every hit.
+        full: whether a tenant's questions would be refused now, if their answers must be retrieved.
+        shared: the answers of all processes.
         at_a_time: requests for ``app``.
     """
 
@@ -144,6 +156,8 @@ class HitPath:
         operations: Operations,
         counts: HitCounts,
         audit: AuditHook | None = None,
+        full: Callable[[str], bool] = lambda _tenant: False,
+        shared: Shared = _not_shared,
         at_a_time: int = AT_A_TIME,
     ) -> None:
         self._app = app
@@ -154,6 +168,9 @@ class HitPath:
         self._operations = operations
         self._counts = counts
         self._audit = audit
+        self._full = full
+        self._shared = shared
+        self._refusals = {path: _refusal(path) for path in PATHS}
         self._stamp = Stamp()
         self._places = asyncio.Semaphore(at_a_time)
         self._waiting = 0
@@ -197,9 +214,8 @@ class HitPath:
     async def _in_turn(self, plain: Plain, access: Access, began_s: float, request: _Request) -> None:
         first = self._first.get(plain.key)
         if first is None:
-            if self._places.locked() and self._waiting >= WAITING:
-                self._counts.note_refused(time.perf_counter() - began_s)
-                await _refusal(request.scope["path"])(request.scope, request.receive, request.send)
+            if self._full(access.tenant) or (self._places.locked() and self._waiting >= WAITING):
+                await self._shared_or_refused(plain, access, began_s, request)
                 return
             first = self._first[plain.key] = asyncio.Event()
             try:
@@ -219,6 +235,19 @@ class HitPath:
                 return
         await _send(answer, request.send)
 
+    async def _shared_or_refused(self, plain: Plain, access: Access, began_s: float, request: _Request) -> None:
+        path = request.scope["path"]
+        hit = await self._shared(access.tenant, plain.key)
+        if hit is None:
+            self._counts.note_refused(time.perf_counter() - began_s)
+            await self._refusals[path](request.scope, request.receive, request.send)
+            return
+        answer = self._stamped(hit, plain, access, path, began_s)
+        if answer is None:
+            await self._app(request.scope, request.receive, request.send)
+        else:
+            await _send(answer, request.send)
+
     @asynccontextmanager
     async def _place(self) -> AsyncIterator[None]:
         self._waiting += 1
@@ -234,8 +263,9 @@ class HitPath:
     def _answer(self, plain: Plain, access: Access, path: str, began_s: float) -> bytes | None:
         """The answer, counted as served; None where it is not here or may not be given."""
         hit = self._near(access.tenant, plain.key)
-        if hit is None:
-            return None
+        return None if hit is None else self._stamped(hit, plain, access, path, began_s)
+
+    def _stamped(self, hit: NearHit, plain: Plain, access: Access, path: str, began_s: float) -> bytes | None:
         try:
             self._limit.take(access.tenant)
         except OverLimit:

@@ -1,6 +1,7 @@
 """The query process: builds its parts once, serves, and takes them down again."""
 
 import asyncio
+import gc
 import os
 import socket
 from collections.abc import AsyncIterator
@@ -51,6 +52,9 @@ from query.standing import Standings
 from query.streamed import StreamedAnswers
 from query.watch import AppliedWatch
 
+_COLLECTED_AFTER: Final = 100_000
+"""New containers in all, between looks for cycles."""
+
 _WARM_UP: Final = "what is new"
 
 _log = structlog.get_logger(__name__)
@@ -65,7 +69,19 @@ async def serve(settings: Settings) -> None:
     """
     configure_logging(settings)
     async with serving(settings):
+        _collect_less()
         await until_told_to_stop()
+
+
+def _collect_less() -> None:
+    """Look for cycles seldom, and not among what lives as long as the process.
+
+    What a search tells is thousands of objects, none in a cycle. Looking at them again and again, and at all cached
+    answers with them, took a fifth of the processor time of a miss.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(_COLLECTED_AFTER, 50, 50)
 
 
 @asynccontextmanager
@@ -187,6 +203,8 @@ async def serving(settings: Settings) -> AsyncIterator[str]:
                 operations=operations,
                 counts=counts,
                 audit=auditor.saw,
+                full=retrieval.is_full,
+                shared=standings.shared_hit,
             )
         base_url = await ending.enter_async_context(_listening(app, hits, settings))
         _log.info("query_serving", url=base_url, namespace=settings.namespace)

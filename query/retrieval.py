@@ -7,16 +7,19 @@ from dataclasses import dataclass
 from typing import Final
 
 from infra.embedding.port import Embedder
-from infra.opensearch.port import Access, HybridSearch, SearchIndex, Vector, Windows
+from infra.opensearch.port import Access, Hit, HybridSearch, SearchIndex, Vector, Windows
 from query.admission import Admission
 from query.core.fusion import Candidate, fuse
 from query.metrics import QueryMetrics
 from query.one_version import VersionCheck
+from query.passages import PassageCache
 from schemas.documents import DocumentKey, MetadataValue
 from schemas.index import StoredChunk
 
 VECTORS_KEPT: Final = 4_096
 """Vectors of recent questions; about 6 MB at 384 dimensions. Text and model decide a vector, so none ever ages."""
+
+PASSAGES_KEPT_BYTES: Final = 64_000_000
 
 LOOKS: Final = 3
 """How often to search where what is found is just being replaced."""
@@ -78,11 +81,16 @@ class Retrieval:
         self._rrf_k = rrf_k
         self._admission = admission
         self._vectors: OrderedDict[str, Vector] = OrderedDict()
+        self._read = PassageCache(max_bytes=PASSAGES_KEPT_BYTES)
 
     @property
     def has_room(self) -> bool:
         """Whether there is time for what can be left undone."""
         return self._admission is None or self._admission.has_room
+
+    def is_full(self, tenant: str) -> bool:
+        """Whether one more question of the tenant would be refused at once."""
+        return self._admission is not None and self._admission.is_full(tenant)
 
     async def retrieve(
         self,
@@ -174,13 +182,25 @@ class Retrieval:
         while len(found) < top_k and taken < len(candidates):
             wanted = candidates[taken : taken + top_k - len(found)]
             taken += len(wanted)
-            chunks = await self._index.fetch([candidate.hit for candidate in wanted])
+            chunks = await self._passages_of([candidate.hit for candidate in wanted])
             vanished = vanished or len(chunks) < len(wanted)
             for candidate in wanted:
                 chunk = chunks.get(candidate.hit.chunk_id)
                 if chunk is not None and _may_see(access, chunk):
                     found.append((candidate, chunk))
         return found, vanished
+
+    async def _passages_of(self, hits: Sequence[Hit]) -> dict[str, StoredChunk]:
+        """The passages as they were found; those that are read only now, as they are now."""
+        known = {hit.chunk_id: chunk for hit in hits if (chunk := self._read.get(hit)) is not None}
+        unread = [hit for hit in hits if hit.chunk_id not in known]
+        if unread:
+            read = await self._index.fetch(unread)
+            for hit in unread:
+                if (chunk := read.get(hit.chunk_id)) is not None:
+                    self._read.put(hit, chunk)
+                    known[hit.chunk_id] = chunk
+        return known
 
 
 def _may_see(access: Access, chunk: StoredChunk) -> bool:

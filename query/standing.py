@@ -103,6 +103,22 @@ class Standings:
         """The answer, if it is in this process and the tenant's answers are not left aside."""
         return None if self._behind(tenant) else self._near.get(key)
 
+    async def shared_hit(self, tenant: str, key: str) -> NearHit | None:
+        """The answer, if it lies in Redis and the tenant's answers are not left aside; nothing else is asked."""
+        if self._behind(tenant) or self._monotonic_s() < self._bypass_until_s:
+            return None
+        looked_s, looked_ms = self._monotonic_s(), _now_ms()
+        try:
+            look = await self._cache.lookup(tenant, key)
+        except CacheUnavailable as error:
+            self._leave_cache_aside(error)
+            return None
+        cached = _readable(look.entry)
+        if cached is None or not look.seeded:
+            return None
+        self._near.put(tenant, key, look, cached, looked_s=looked_s)
+        return NearHit(cached, dict(look.positions), looked_ms)
+
     async def look(self, tenant: str, key: str, *, lease_ms: int = 0) -> Standing:
         """Where the tenant stands now; ``lease_ms`` as in ``AnswerCache.lookup``.
 

@@ -62,8 +62,9 @@ async def empty_cache(installation: Installation) -> None:
     settings = installation.settings
     redis = connect_redis(settings.redis)
     try:
-        prefix = settings.names.tenant_slice(settings.tenant.default)
-        keys = [key async for key in redis.scan_iter(match=f"{prefix}:*", count=1_000)]
+        tenant = settings.tenant.default
+        slices = [settings.names.answer_slice(tenant, number) for number in range(settings.answers.slices)]
+        keys = [key for prefix in slices async for key in redis.scan_iter(match=f"{prefix}:*", count=1_000)]
         for first in range(0, len(keys), 1_000):
             await redis.delete(*keys[first : first + 1_000])
     finally:

@@ -17,6 +17,9 @@ CHUNK_SOURCE: Final = [name for name in StoredChunk.model_fields if name != "tex
 """What an answer needs of a passage: everything but its vector, its lexical field and its text's hash."""
 
 
+_HIT_FIELDS: Final = ["chunk_id", "document_id", "position"]
+"""What a search tells of a passage. An event writes a passage in one way, so its position names the write."""
+
 _MAX_ID_BYTES: Final = 512
 
 _TERMS_ONLY: Final = {
@@ -99,7 +102,14 @@ def search_bodies(search: HybridSearch) -> list[dict[str, Any]]:
     itself, and not behind it, where it would thin out the window.
     """
     allowed = {"bool": {"filter": _filters(search)}}
-    shared: dict[str, Any] = {"size": search.window, "_source": False, "track_total_hits": False}
+    # Ids are stored with the texts, in compressed blocks: to unpack hundreds of them takes the index more than all the
+    # rest of a search. Columns tell the same.
+    shared: dict[str, Any] = {
+        "size": search.window,
+        "stored_fields": "_none_",
+        "docvalue_fields": _HIT_FIELDS,
+        "track_total_hits": False,
+    }
     knn = {
         "vector": {
             "vector": np.ascontiguousarray(search.vector, dtype=np.float32),
@@ -119,15 +129,20 @@ def search_lines(search: HybridSearch, copy: str) -> list[dict[str, Any]]:
     return [{"preference": copy}, vector, whole, lexical]
 
 
-def read_hits(response: Mapping[str, Any]) -> tuple[Hit, ...]:
-    """The window of one leg."""
-    return tuple(Hit(hit["_id"], _key_of(hit["_routing"]), float(hit["_score"])) for hit in response["hits"]["hits"])
+def read_hits(response: Mapping[str, Any], tenant: str) -> tuple[Hit, ...]:
+    """The window of one leg of a search in a tenant's documents."""
+    window = []
+    for hit in response["hits"]["hits"]:
+        told = hit["fields"]
+        key = _key_of(tenant, told["document_id"][0])
+        window.append(Hit(told["chunk_id"][0], key, hit["_score"], (hit["_index"], told["position"][0])))
+    return tuple(window)
 
 
 @lru_cache(100_000)
-def _key_of(routing: str) -> DocumentKey:
+def _key_of(tenant: str, document_id: str) -> DocumentKey:
     """Each search finds hundreds of passages, mostly of documents that were found before."""
-    return DocumentKey.parse(routing)
+    return DocumentKey(tenant, document_id)
 
 
 def _filters(search: HybridSearch) -> list[dict[str, Any]]:

@@ -263,9 +263,10 @@ class MemoryIndex:
         for write in everything:
             if allows(search, write.chunk):
                 chunk_id, key = write.chunk.chunk_id, write.chunk.key
-                vector.append(Hit(chunk_id, key, (1 + _cosine(search.vector, write.vector)) / 2))
+                written = ("memory", write.chunk.position)
+                vector.append(Hit(chunk_id, key, (1 + _cosine(search.vector, write.vector)) / 2, written))
                 if (score := _bm25(weights, _terms(write.chunk), average_length)) > 0:
-                    lexical.append(Hit(chunk_id, key, score))
+                    lexical.append(Hit(chunk_id, key, score, written))
         return Windows(_best(vector, search.window), _best(lexical, search.window))
 
     def _check_available(self) -> None:

@@ -54,13 +54,21 @@ class HybridSearch:
     filters: Mapping[str, MetadataValue | tuple[MetadataValue, ...]] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class Hit:
-    """A place in a leg's window."""
+class Hit(NamedTuple):
+    """A place in a leg's window. Hundreds are made for each question.
+
+    Attributes:
+        chunk_id: of the passage.
+        key: of its document.
+        score: in that leg.
+        written: index and position of the write that was found: the same passage of the same write has the same
+            content. None where nobody knows.
+    """
 
     chunk_id: str
     key: DocumentKey
     score: float
+    written: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from typing import Any, Final, Self
 import orjson
 from opensearchpy import AsyncOpenSearch
 
+from infra.coalescing import Coalescer, gathered
 from infra.opensearch import codec
 from infra.opensearch.client import connect, unavailable_is_said
 from infra.opensearch.port import (
@@ -33,6 +34,9 @@ _SCAN_PAGE: Final = 500
 _MAX_RESULTS: Final = 10_000
 """What OpenSearch gives at most; a document has fewer passages."""
 _BULK_BYTES: Final = 8_000_000
+_REQUESTS: Final = 4
+"""Requests with searches under way; what comes meanwhile makes the next one."""
+_SEARCHES_OF_ONE: Final = 16
 _WHOLE_PIT: Final = {"keep_alive": "5m", "allow_partial_pit_creation": "false"}
 
 
@@ -50,6 +54,9 @@ class OpenSearchIndex:
         # All reads of one store go to the same copy of a shard while it is there. Copies are refreshed one after the
         # other: a search of one and a fetch from another would miss a document that is being replaced.
         self._copy = f"reader-{secrets.token_hex(4)}"
+        self._searches: Coalescer[HybridSearch, Windows] = Coalescer(
+            self._msearch, at_a_time=_REQUESTS, most=_SEARCHES_OF_ONE
+        )
 
     @classmethod
     def open(cls, settings: Settings, *, generation: str | None = None) -> Self:
@@ -73,14 +80,15 @@ class OpenSearchIndex:
     # Read side
 
     async def search(self, searches: Sequence[HybridSearch]) -> list[Windows]:
-        """See ``SearchIndex.search``."""
-        if not searches:
-            return []
+        """See ``SearchIndex.search``. Searches of callers at the same time make one request."""
+        return await gathered([self._searches.ask(search) for search in searches])
+
+    async def _msearch(self, searches: Sequence[HybridSearch]) -> list[Windows | Exception]:
         lines = [line for search in searches for line in codec.search_lines(search, self._copy)]
         with unavailable_is_said():
             answer = await self._client.msearch(index=self._serving, body=_ndjson(lines))
-        legs = [_searched(response) for response in answer["responses"]]
-        return [Windows(legs[at], legs[at + 1]) for at in range(0, len(legs), 2)]
+        legs = iter(answer["responses"])
+        return [_windows(search, vector, lexical) for search, vector, lexical in zip(searches, legs, legs, strict=True)]
 
     async def fetch(self, hits: Sequence[Hit]) -> dict[str, StoredChunk]:
         """See ``SearchIndex.fetch``. Reads what is searchable, like the search before it, not what is newer."""
@@ -209,7 +217,8 @@ class OpenSearchIndex:
         body = {"query": {"bool": {"filter": own}}, "size": _MAX_RESULTS, "_source": False}
         with unavailable_is_said():
             answer = await self._client.search(index=self._chunks, body=body, params={"routing": str(key)})
-        return tuple(hit.chunk_id for hit in _searched(answer))
+        _check_whole(answer)
+        return tuple(hit["_id"] for hit in answer["hits"]["hits"])
 
     async def stored_vectors(self, keys: Sequence[str]) -> dict[str, Vector]:
         """See ``DocumentIndex.stored_vectors``."""
@@ -317,11 +326,20 @@ def _bulk_slices(sizes: Sequence[int]) -> list[tuple[int, int]]:
     return slices
 
 
-def _searched(response: Mapping[str, Any]) -> tuple[Hit, ...]:
+def _windows(search: HybridSearch, *legs: Mapping[str, Any]) -> Windows | IndexUnavailable:
+    """What one search found, or why it failed: those beside it in the request are none the worse."""
+    try:
+        vector, lexical = (_searched(leg, search.access.tenant) for leg in legs)
+    except IndexUnavailable as error:
+        return error
+    return Windows(vector, lexical)
+
+
+def _searched(response: Mapping[str, Any], tenant: str) -> tuple[Hit, ...]:
     if "error" in response:
         raise IndexUnavailable(f"a search failed: {response['error'].get('reason')}")
     _check_whole(response)
-    return codec.read_hits(response)
+    return codec.read_hits(response, tenant)
 
 
 def _check_whole(response: Mapping[str, Any]) -> None:

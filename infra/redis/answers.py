@@ -14,12 +14,13 @@ and then whoever judged it has seen the answer, for the fills were read after th
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import structlog
 from redis.asyncio import Redis
 from redis.exceptions import NoPermissionError, NoScriptError
 
+from infra.coalescing import Coalescer
 from infra.redis.answer_scripts import CHANGE, LOOKUP, PENDING, SETTLE, STORE, Script
 from infra.redis.connect import redis_errors
 from infra.redis.port import (
@@ -42,6 +43,10 @@ HEARTBEAT_S: Final = 0.2
 
 SILENT_S: Final = 2.0
 """A subscription that gives none for so long counts as broken."""
+
+_AT_A_TIME: Final = 2
+_OF_ONE: Final = 64
+"""Requests with runs of many questions under way, and runs of one request."""
 
 _DROP: Final = b"drop"
 _KEEP: Final = b"keep"
@@ -66,6 +71,7 @@ class RedisAnswerCache:
         self._client = client
         self._names = names
         self._cache = cache or AnswerSettings()
+        self._asked: Coalescer[_Run, Any] = Coalescer(self._run_all, at_a_time=_AT_A_TIME, most=_OF_ONE)
 
     @property
     def count(self) -> int:
@@ -75,7 +81,8 @@ class RedisAnswerCache:
     async def lookup(self, tenant: str, key: str, *, lease_ms: int = 0) -> Lookup:
         """See ``AnswerCache``."""
         keys = AnswerKeys.of(self._names, tenant, slice_of(key, self.count))
-        fields, entry, ends_ms, leased = await self._run(LOOKUP, keys, (keys.answer(key), keys.lease(key)), lease_ms)
+        looking = _Run.of(LOOKUP, keys, (keys.answer(key), keys.lease(key)), lease_ms)
+        fields, entry, ends_ms, leased = await self._asked.ask(looking)
         state = dict(zip(fields[::2], fields[1::2], strict=True))
         return Lookup(
             epoch=int(state[b"epoch"]),
@@ -92,7 +99,7 @@ class RedisAnswerCache:
         number = slice_of(key, self.count)
         keys = AnswerKeys.of(self._names, tenant, number)
         arguments = (self._where(tenant, number), epoch, entry, ttl_s, key, keys.answers, self._cache.per_slice)
-        return bool(await self._run(STORE, keys, (keys.answer(key), keys.lease(key)), *arguments))
+        return bool(await self._asked.ask(_Run.of(STORE, keys, (keys.answer(key), keys.lease(key)), *arguments)))
 
     async def apply(self, tenant: str, positions: Mapping[int, int], *, drop: bool) -> int:
         """See ``AnswerCache``."""
@@ -232,12 +239,50 @@ class RedisAnswerCache:
     async def _run(
         self, script: Script, keys: AnswerKeys, answers: tuple[str, ...], *arguments: str | bytes | int
     ) -> Any:
-        names = (keys.state, keys.changes, keys.fills, keys.drops, *answers)
+        return await self._run_one(_Run.of(script, keys, answers, *arguments))
+
+    async def _run_one(self, run: "_Run") -> Any:
         with redis_errors():
             try:
-                return await self._client.evalsha(script.sha, len(names), *names, *arguments)
+                return await self._client.evalsha(run.script.sha, len(run.names), *run.names, *run.arguments)
             except NoScriptError:  # this server has not seen it yet, or has forgotten it
-                return await self._client.eval(script.source, len(names), *names, *arguments)
+                return await self._client.eval(run.script.source, len(run.names), *run.names, *run.arguments)
+
+    async def _run_all(self, runs: Sequence["_Run"]) -> list[Any]:
+        """What questions of one process ask at the same time, in one request."""
+        if len(runs) == 1:
+            return [await self._run_one(runs[0])]
+        with redis_errors():
+            asking = self._client.pipeline(transaction=False)
+            for run in runs:
+                asking.evalsha(run.script.sha, len(run.names), *run.names, *run.arguments)
+            found = await asking.execute(raise_on_error=False)
+        return [
+            await self._again(run, one) if isinstance(one, Exception) else one
+            for run, one in zip(runs, found, strict=True)
+        ]
+
+    async def _again(self, run: "_Run", failed: Exception) -> Any:
+        """What is to be told of one that failed."""
+        try:
+            if isinstance(failed, NoScriptError):
+                return await self._run_one(run)
+            with redis_errors():
+                raise failed  # noqa: TRY301 - translated as everywhere
+        except Exception as error:  # noqa: BLE001 - handed to whoever asked
+            return error
+
+
+class _Run(NamedTuple):
+    """One run of a script."""
+
+    script: Script
+    names: tuple[str, ...]
+    arguments: tuple[str | bytes | int, ...]
+
+    @classmethod
+    def of(cls, script: Script, keys: AnswerKeys, answers: tuple[str, ...], *arguments: str | bytes | int) -> "_Run":
+        return cls(script, (keys.state, keys.changes, keys.fills, keys.drops, *answers), arguments)
 
 
 def _once(*, confirmed: bool) -> None:

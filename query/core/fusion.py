@@ -2,8 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from infra.opensearch.port import Hit, Windows
 
@@ -11,8 +10,7 @@ ABSENT: Final = math.inf
 """Rank of a passage that a leg's window does not hold."""
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
+class Candidate(NamedTuple):
     """A passage in the fused order.
 
     Attributes:

@@ -130,7 +130,7 @@ async def test_the_new_version_is_served_as_soon_as_the_old_one_is_not_whole(rea
     assert await reader.texts() == sorted(NEW)
     await reader.remove(4, "train old")
     assert await reader.texts() == sorted(NEW)
-    assert reader.calls == ["search", "fetch"], "it is known by now that these belong together"
+    assert reader.calls == ["search"], "it is known by now that these belong together"
     await reader.manifest(4, NEW)
     assert await reader.texts() == sorted(NEW)
 

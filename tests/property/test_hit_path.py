@@ -3,6 +3,7 @@
 import asyncio
 import json
 import re
+import time
 from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
@@ -73,7 +74,7 @@ def put(near, question, number):
 
 
 @asynccontextmanager
-async def serving(near, *, short, key=None, per_s=0, answers=None):
+async def serving(near, *, short, key=None, per_s=0, answers=None, **of_path):
     """A server with the hit path before the application, or without it; yields its port."""
     settings = Settings(tenant=TenantSettings(api_key=SecretStr(key) if key else None))
     registry = CollectorRegistry()
@@ -101,6 +102,7 @@ async def serving(near, *, short, key=None, per_s=0, answers=None):
                 limit=limit,
                 operations=operations,
                 counts=counts,
+                **of_path,
             )
             listens = listening(path, HttpSettings(), settings, at_once=AtOnce(URLS, path.at_once))
             ending.callback(counts.flush)
@@ -238,6 +240,30 @@ async def test_equal_questions_wait_for_the_first_and_find_its_answer():
         found = [(await one)[0] for one in asking]
     assert {head.split()[1] for head, _ in found} == {b"200"}
     assert answers.asked == 1
+
+
+async def test_where_the_line_is_full_what_lies_in_redis_is_served_and_the_rest_refused_without_the_application():
+    near, answers = near_with(CACHED), Answers(near_with(QUESTIONS))
+    near_elsewhere = near_with(QUESTIONS[2:])
+
+    async def shared(_tenant, key):
+        return near_elsewhere.get(key)
+
+    async with serving(near, short=True, answers=answers, full=lambda tenant: tenant == "local", shared=shared) as (
+        port,
+        metrics,
+        _,
+    ):
+        bodies = [json.dumps({"query": question}).encode() for question in (*QUESTIONS, "nobody knows")]
+        asked = [request("/v1/query", body, (("Content-Type", "application/json"),)) for body in bodies]
+        found = await exchange(port, asked, len(asked))
+    assert [head.split()[1] for head, _ in found] == [b"200", b"200", b"200", b"503"]
+    assert json.loads(found[2][1])["answer"] == QUESTIONS[2]
+    assert b"retry-after: 1" in found[3][0].lower()
+    assert json.loads(found[3][1])["instance"] == "/v1/query"
+    assert answers.asked == 0
+    assert metrics.queries.labels("hit")._value.get() == 3
+    assert metrics.recent.window(60, now_s=time.monotonic()).ended["unavailable"] == 1
 
 
 async def test_more_than_the_limit_is_refused_and_counted_once():
