@@ -2,15 +2,18 @@
 
 import asyncio
 from collections import OrderedDict
+from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from typing import Final
 
-from infra.opensearch.port import Hit, TermIndex
+from infra.opensearch.port import Hit, IndexUnavailable, TermIndex
 from schemas.documents import DocumentKey
 from streams.core.invalidation.evidence import Change, Passage, Statistics
 from streams.core.invalidation.mentions import Mentions, read
 from streams.lexicon import Lexicon
 
 _REMEMBERED: Final = 64
+_LOOKS: Final = 3
 
 _Told = tuple[bytes, ...]
 _Read = tuple[Change, Statistics]
@@ -78,9 +81,39 @@ class News:
         return change, await self._lexicon.statistics(sorted(added & self.vocabulary))
 
     async def _change(self, tenant: str, mentions: Mentions) -> Change:
-        hits = [Hit(chunk_id, DocumentKey(tenant, name), 0.0) for chunk_id, name in mentions.added.items()]
-        passages, counts = await asyncio.gather(self._terms.with_vectors(hits), self._lexicon.passages(hits))
+        added = await self._passages(tenant, mentions.added)
         # What was added and is not there any more will be told as removed: it is no part of any answer from now on.
-        there = [chunk_id for chunk_id in passages if chunk_id in counts]
-        added = tuple(Passage(passages[name].chunk, passages[name].vector, counts[name]) for name in there)
-        return Change(mentions.documents, mentions.removed.union(mentions.added).difference(there), added)
+        gone = mentions.added.keys() - added.keys()
+        added |= await self._instead(tenant, {mentions.added[chunk_id] for chunk_id in gone})
+        there = added.keys()
+        return Change(mentions.documents, mentions.removed.union(gone).difference(there), tuple(added.values()))
+
+    async def _instead(self, tenant: str, documents: AbstractSet[str]) -> dict[str, Passage]:
+        """What stands in place of passages that are gone already: all that there is of their documents.
+
+        An answer counts as true for a change once it is judged by it. One that these passages do not alter is as a
+        retrieval of now would find it, so it is true for the later change that took those away as well.
+        """
+        if not documents:
+            return {}
+        for _ in range(_LOOKS):
+            there = {chunk_id: name for name in documents for chunk_id in await self._ids(tenant, name)}
+            if len(there) > self._most:
+                raise IndexUnavailable(f"{len(there)} passages stand where others were told")
+            found = await self._passages(tenant, there)
+            if found.keys() == there.keys():
+                return found
+        raise IndexUnavailable("documents change more quickly than they can be read")
+
+    async def _ids(self, tenant: str, document: str) -> tuple[str, ...]:
+        return await self._terms.chunk_ids(DocumentKey(tenant, document))
+
+    async def _passages(self, tenant: str, documents: Mapping[str, str]) -> dict[str, Passage]:
+        """Those of the passages (id → document) that are there."""
+        hits = [Hit(chunk_id, DocumentKey(tenant, name), 0.0) for chunk_id, name in documents.items()]
+        found, counts = await asyncio.gather(self._terms.with_vectors(hits), self._lexicon.passages(hits))
+        return {
+            chunk_id: Passage(one.chunk, one.vector, counts[chunk_id])
+            for chunk_id, one in found.items()
+            if chunk_id in counts
+        }

@@ -20,6 +20,8 @@ CHUNK_SOURCE: Final = [name for name in StoredChunk.model_fields if name != "tex
 _HIT_FIELDS: Final = ["chunk_id", "document_id", "position"]
 """What a search tells of a passage. An event writes a passage in one way, so its position names the write."""
 
+_MAX_RESULTS: Final = 10_000
+
 _MAX_ID_BYTES: Final = 512
 
 _TERMS_ONLY: Final = {
@@ -143,6 +145,18 @@ def read_hits(response: Mapping[str, Any], tenant: str) -> tuple[Hit, ...]:
 def _key_of(tenant: str, document_id: str) -> DocumentKey:
     """Each search finds hundreds of passages, mostly of documents that were found before."""
     return DocumentKey(tenant, document_id)
+
+
+def chunks_of(key: DocumentKey) -> tuple[dict[str, Any], dict[str, str]]:
+    """Request body and parameters for all passages of a document; OpenSearch gives 10,000 at most."""
+    own = [{"term": {"tenant": key.tenant}}, {"term": {"document_id": key.document_id}}]
+    wanted = {"stored_fields": "_none_", "docvalue_fields": ["chunk_id"], "size": _MAX_RESULTS}
+    return wanted | {"query": {"bool": {"filter": own}}}, {"routing": str(key)}
+
+
+def read_ids(response: Mapping[str, Any]) -> tuple[str, ...]:
+    """Ids of the passages that were found."""
+    return tuple(hit["fields"]["chunk_id"][0] for hit in response["hits"]["hits"])
 
 
 def _filters(search: HybridSearch) -> list[dict[str, Any]]:

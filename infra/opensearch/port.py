@@ -190,6 +190,10 @@ class TermIndex(Protocol):
         """How often each passage holds each term, by chunk id; one that is not there is absent."""
         ...
 
+    async def chunk_ids(self, key: DocumentKey) -> tuple[str, ...]:
+        """See ``DocumentIndex.chunk_ids``."""
+        ...
+
     async def analysed(self, texts: Sequence[str]) -> list[Mapping[str, int]]:
         """The terms of questions, with how often each occurs."""
         ...

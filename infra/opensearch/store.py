@@ -31,8 +31,6 @@ _CONFLICT: Final = 409
 _NOT_FOUND: Final = 404
 _BAD_REQUEST: Final = 400
 _SCAN_PAGE: Final = 500
-_MAX_RESULTS: Final = 10_000
-"""What OpenSearch gives at most; a document has fewer passages."""
 _BULK_BYTES: Final = 8_000_000
 _REQUESTS: Final = 4
 """Requests with searches under way; what comes meanwhile makes the next one."""
@@ -213,12 +211,11 @@ class OpenSearchIndex:
 
     async def chunk_ids(self, key: DocumentKey) -> tuple[str, ...]:
         """See ``DocumentIndex.chunk_ids``."""
-        own = [{"term": {"tenant": key.tenant}}, {"term": {"document_id": key.document_id}}]
-        body = {"query": {"bool": {"filter": own}}, "size": _MAX_RESULTS, "_source": False}
+        body, params = codec.chunks_of(key)
         with unavailable_is_said():
-            answer = await self._client.search(index=self._chunks, body=body, params={"routing": str(key)})
-        _check_whole(answer)
-        return tuple(hit["_id"] for hit in answer["hits"]["hits"])
+            answer = await self._client.search(index=self._chunks, body=body, params=params)
+        check_whole(answer)
+        return codec.read_ids(answer)
 
     async def stored_vectors(self, keys: Sequence[str]) -> dict[str, Vector]:
         """See ``DocumentIndex.stored_vectors``."""
@@ -272,7 +269,7 @@ class OpenSearchIndex:
                 }
                 with unavailable_is_said():
                     answer = await self._client.search(body=page)
-                _check_whole(answer)
+                check_whole(answer)
                 hits = answer["hits"]["hits"]
                 if not hits:
                     return
@@ -338,11 +335,12 @@ def _windows(search: HybridSearch, *legs: Mapping[str, Any]) -> Windows | IndexU
 def _searched(response: Mapping[str, Any], tenant: str) -> tuple[Hit, ...]:
     if "error" in response:
         raise IndexUnavailable(f"a search failed: {response['error'].get('reason')}")
-    _check_whole(response)
+    check_whole(response)
     return codec.read_hits(response, tenant)
 
 
-def _check_whole(response: Mapping[str, Any]) -> None:
+def check_whole(response: Mapping[str, Any]) -> None:
+    """Raise ``IndexUnavailable`` where only some shards have answered."""
     if response["_shards"]["failed"] or response["timed_out"]:
         # Results of some shards only would pass for an answer, be cached as one, and be wrong.
         raise IndexUnavailable("some shards did not answer")

@@ -9,7 +9,9 @@ from opensearchpy import AsyncOpenSearch
 from infra.opensearch import codec
 from infra.opensearch.client import unavailable_is_said
 from infra.opensearch.port import ChunkWrite, FieldStatistics, Hit, IndexUnavailable
+from infra.opensearch.store import check_whole
 from infra.settings import Settings
+from schemas.documents import DocumentKey
 
 _DOCUMENTS_AT_ONCE: Final = 200
 """Documents of one request: a passage is analysed anew for each, which takes some tenths of a millisecond."""
@@ -41,6 +43,14 @@ class OpenSearchTerms:
         """See ``TermIndex.term_counts``."""
         found = await self._term_vectors([codec.term_vectors(self._serving, hit) for hit in hits])
         return {hit.chunk_id: codec.read_terms(doc) for hit, doc in zip(hits, found, strict=True) if doc["found"]}
+
+    async def chunk_ids(self, key: DocumentKey) -> tuple[str, ...]:
+        """See ``TermIndex.chunk_ids``."""
+        body, params = codec.chunks_of(key)
+        with unavailable_is_said():
+            answer = await self._client.search(index=self._serving, body=body, params=params)
+        check_whole(answer)
+        return codec.read_ids(answer)
 
     async def analysed(self, texts: Sequence[str]) -> list[Mapping[str, int]]:
         """See ``TermIndex.analysed``."""

@@ -101,6 +101,14 @@ async def test_passages_come_back_with_their_vectors_and_those_that_are_gone_do_
     np.testing.assert_array_equal(found["c3"].vector, written[3].vector)
 
 
+async def test_the_passages_of_a_document_are_named_and_no_others(parts):
+    index, terms = parts
+    await put(index, passage(0, "hotel"), passage(5, "train"), passage(1, "leave"), passage(10, "gone"), remove=[hit(10)])
+    assert sorted(await terms.chunk_ids(hit(0).key)) == ["c0", "c5"]
+    assert await terms.chunk_ids(DocumentKey("umbrella", "doc 0")) == ()
+    assert await terms.chunk_ids(hit(2).key) == ()
+
+
 async def test_terms_of_passages_and_questions_are_the_analysers(parts):
     index, terms = parts
     await put(index, *(passage(number, text) for number, text in enumerate(TEXTS)))

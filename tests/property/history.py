@@ -116,16 +116,17 @@ class History:
             normalised(question.text), question.access, top_k=question.top_k, filters=question.filters
         )
 
-    async def change(self):
+    async def change(self, name=None):
         """Edit, write or delete one document, in the order of the write path; some worker hears of it."""
-        name = f"doc-{self.rng.randrange(DOCUMENTS)}"
+        name = name or f"doc-{self.rng.randrange(DOCUMENTS)}"
         key = DocumentKey(TENANT, name)
         self.offset += 1
         standing = self.passages.get(name, {})
         gone = [chunk_id for chunk_id in standing if self.rng.random() < 0.4]
         # The same id with another version: what an edit of the document's attributes does.
         again = [chunk_id for chunk_id in standing if chunk_id not in gone and self.rng.random() < 0.2]
-        put = [standing[chunk_id].model_copy(update={"version": self.offset}) for chunk_id in again]
+        told = {"version": self.offset, "position": f"documents.v1-0:{self.offset}"}
+        put = [standing[chunk_id].model_copy(update=told) for chunk_id in again]
         put += [self._passage(key) for _ in range(self.rng.randint(0, 3))]
         writes = [ChunkWrite(chunk, await self.embedder.embed_query(chunk.text)) for chunk in put]
         assert await self.index.apply([ChunkChange(key, self.offset, tuple(writes), tuple(gone))]) == [None]

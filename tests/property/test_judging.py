@@ -62,6 +62,29 @@ def test_the_check_finds_an_answer_that_should_have_gone():
     assert told.stale
 
 
+@pytest.mark.parametrize("seed", range(30))
+async def test_what_was_replaced_before_it_was_judged_is_judged_by_what_stands_in_its_place(seed):
+    told = history(seed)
+    told.hire()
+    for _ in range(2):
+        await finished(told.workers[0], [await told.change("doc-0")])
+    await told.fill()
+    before = {question.key: await told.retrieve(question) for question in told.questions}
+    first = await told.change("doc-1")
+    while not set(first.message.added).isdisjoint(told.passages["doc-1"]):
+        later = await told.change("doc-1")
+    if not told.passages["doc-1"] or not first.message.added:
+        return  # a delete is told by a later position
+    await finished(told.workers[0], [first])
+    for question in told.questions:
+        look = await told.cache.lookup(TENANT, question.key)
+        assert look.positions == {0: first.offset} != {0: later.offset}
+        now = await told.retrieve(question)
+        comes = {hit for hit, _ in now.sources} - {hit for hit, _ in before[question.key].sources}
+        if any(hit in told.passages["doc-1"] for hit in comes):
+            assert look.entry is None, f"true for {first.offset}, and has nothing of the document"
+
+
 async def test_where_the_index_does_not_answer_answers_are_dropped_and_positions_advance():
     class Terms(MemoryIndex):
         async def statistics(self, _terms):
