@@ -103,7 +103,9 @@ async def test_passages_come_back_with_their_vectors_and_those_that_are_gone_do_
 
 async def test_the_passages_of_a_document_are_named_and_no_others(parts):
     index, terms = parts
-    await put(index, passage(0, "hotel"), passage(5, "train"), passage(1, "leave"), passage(10, "gone"), remove=[hit(10)])
+    await put(
+        index, passage(0, "hotel"), passage(5, "train"), passage(1, "leave"), passage(10, "gone"), remove=[hit(10)]
+    )
     assert sorted(await terms.chunk_ids(hit(0).key)) == ["c0", "c5"]
     assert await terms.chunk_ids(DocumentKey("umbrella", "doc 0")) == ()
     assert await terms.chunk_ids(hit(2).key) == ()
