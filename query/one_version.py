@@ -7,7 +7,7 @@ only for documents whose passages were written by several versions, and once for
 
 from collections import OrderedDict
 from collections.abc import Iterable
-from typing import Final
+from typing import Final, NamedTuple
 
 from infra.opensearch.port import Hit, SearchIndex
 from query.core.one_version import belong_together, in_doubt, replaced_versions
@@ -16,6 +16,19 @@ from schemas.index import Manifest, StoredChunk
 
 IDS_KEPT: Final = 200_000
 """Ids of passages known to belong together, in all; about 20 MB."""
+
+
+class Serving(NamedTuple):
+    """The version of a document that serves while a claim is under way.
+
+    Attributes:
+        passages: ids of all of them; they are there.
+        was_whole: it was complete once, before anything of the claim was written, so it has been there all the time.
+            Where not, it is what a writer left that was stopped, and may have become whole only now.
+    """
+
+    passages: frozenset[str]
+    was_whole: bool
 
 
 class VersionCheck:
@@ -45,8 +58,8 @@ class VersionCheck:
             self._remember(manifest)
         return [found for key, found in manifests.items() if not belong_together(doubtful[key], found)]
 
-    async def serving(self, claim: Manifest) -> frozenset[str] | None:
-        """Passages of the version that serves while the claim is under way.
+    async def serving(self, claim: Manifest) -> Serving | None:
+        """The version that serves while the claim is under way.
 
         None if its removals have begun: all of its own passages were written before, and whoever searches from now on
         finds them.
@@ -54,10 +67,10 @@ class VersionCheck:
         Raises:
             IndexUnavailable: see there.
         """
-        for version, uncertain in replaced_versions(claim):
+        for number, (version, uncertain) in enumerate(replaced_versions(claim)):
             found = await self._index.fetch([Hit(chunk_id, claim.key, 0.0) for chunk_id in uncertain])
             if len(found) == len(uncertain):
-                return version
+                return Serving(version, was_whole=number == 0)
         return None
 
     def _known(self, key: DocumentKey) -> frozenset[str]:

@@ -119,7 +119,7 @@ class Retrieval:
         vector = await self._vector(question)
         fused = max(self._window, top_k)
         search = HybridSearch(question, vector, access, max(self._kept, fused), filters)
-        written: dict[DocumentKey, int] = {}
+        written: dict[DocumentKey, frozenset[str]] = {}
         for _ in range(LOOKS):
             with self._metrics.stage("search"):
                 [windows] = await self._index.search([search])
@@ -142,7 +142,7 @@ class Retrieval:
         return vector
 
     async def _passages(
-        self, candidates: Sequence[Candidate], access: Access, top_k: int, written: dict[DocumentKey, int]
+        self, candidates: Sequence[Candidate], access: Access, top_k: int, written: dict[DocumentKey, frozenset[str]]
     ) -> tuple[Passages, bool]:
         """The best passages, without two versions of a document among them.
 
@@ -150,7 +150,7 @@ class Retrieval:
             candidates: of one search.
             access: of the reader.
             top_k: how many.
-            written: document → version whose passages were all written before that search; is added to.
+            written: document → passages of a version which were all written before that search; is added to.
 
         Returns:
             The passages; and whether nothing is missing, which another search would find.
@@ -166,11 +166,12 @@ class Retrieval:
                 return tuple(passages), whole
             for manifest in mixed:
                 serving = None if manifest.complete else await self._versions.serving(manifest)
-                if serving is None:
-                    whole = whole and written.get(manifest.key) == manifest.version
-                    written[manifest.key] = manifest.version
-                    serving = frozenset(manifest.chunks)
-                kept[manifest.key] = serving
+                serves = serving.passages if serving else frozenset(manifest.chunks)
+                if serving is None or not serving.was_whole:
+                    # The search may have come before the last of them was written.
+                    whole = whole and written.get(manifest.key) == serves
+                    written[manifest.key] = serves
+                kept[manifest.key] = serves
 
     async def _fetch(
         self, candidates: Sequence[Candidate], access: Access, top_k: int

@@ -164,6 +164,24 @@ async def test_of_two_changes_that_were_stopped_the_version_that_is_whole_is_ser
     assert await reader.texts() == sorted(NEW)
 
 
+async def test_a_version_that_became_whole_after_the_search_is_searched_again(reader):
+    """The fourth version was claimed twice; its first writer goes on while somebody searches."""
+    await claim(reader, before=(ids(*OLD), ids(*NEW)))
+    await reader.put(4, "hotel new")
+    search = reader.retrieval._index.search
+
+    async def went_on_meanwhile(searches):
+        found = await search(searches)
+        if reader.calls.count("search") == 1:
+            await reader.put(4, "train new")
+            await reader.remove(4, "hotel old", "train old")
+        return found
+
+    reader.retrieval._index.search = went_on_meanwhile
+    assert await reader.texts() == sorted(NEW)
+    assert reader.calls.count("search") == 2
+
+
 async def test_a_document_without_a_manifest_is_served_as_it_is(reader):
     other = DocumentKey("acme", "other.md")
     for version, text in enumerate(("hotel one", "train two"), start=1):
