@@ -168,6 +168,7 @@ async def test_a_version_that_became_whole_after_the_search_is_searched_again(re
     """The fourth version was claimed twice; its first writer goes on while somebody searches."""
     await claim(reader, before=(ids(*OLD), ids(*NEW)))
     await reader.put(4, "hotel new")
+    assert await reader.texts(top_k=9) == sorted(OLD), "all has been read once"
     search = reader.retrieval._index.search
 
     async def went_on_meanwhile(searches):
