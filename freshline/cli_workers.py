@@ -29,7 +29,7 @@ def register(app: typer.Typer) -> None:
 
 def worker(
     *,
-    steps: Annotated[list[str] | None, typer.Argument(help="prepare, index, invalidate; all if none.")] = None,
+    steps: Annotated[list[str] | None, typer.Argument(help="prepare, index, invalidate, notify; all if none.")] = None,
     data: Data = None,
 ) -> None:
     """Run steps of the stream in this process, until Ctrl-C or SIGTERM.

@@ -23,6 +23,7 @@ from infra.redis.memory_answers import MemoryAnswerCache
 from infra.redis.memory_states import MemoryEventStates, MemoryVersions
 from infra.settings import Section, Settings
 from infra.web.credentials import Credentials
+from infra.webhooks.memory import MemoryWebhooks
 from ingest.accept import Stores
 from ingest.api import build_api
 from ingest.dead_letters import ParkedLetters
@@ -40,17 +41,19 @@ from schemas.dead_letters import (
     Replayed,
 )
 from schemas.documents import Accepted, BatchItem, DeletionReceipt, DocumentState, DocumentText, EventStatus
-from schemas.events import EVENT_TYPES, ChunkPlan, DocumentEvent, IndexChange
+from schemas.events import EVENT_TYPES, ChunkPlan, DocumentEvent, EventEnded, IndexChange, StreamMessage
 from schemas.index import Manifest, StoredChunk
 from schemas.problems import Problem
 from schemas.queries import QueryRequest, QueryResponse
 from schemas.topics import DOCUMENTS, FOREVER, TOPICS, Topic
+from schemas.webhooks import NewWebhook, Webhook, WebhookCreated, WebhookMessage, Webhooks
 from streams.topology import TOPOLOGY
 
 MODELS: Final[tuple[type[BaseModel], ...]] = (
     DocumentEvent,
     ChunkPlan,
     IndexChange,
+    EventEnded,
     StoredChunk,
     Manifest,
     DocumentText,
@@ -65,6 +68,11 @@ MODELS: Final[tuple[type[BaseModel], ...]] = (
     DeadLetters,
     LetterResolved,
     Replayed,
+    NewWebhook,
+    Webhook,
+    WebhookCreated,
+    Webhooks,
+    WebhookMessage,
     QueryRequest,
     QueryResponse,
     Problem,
@@ -133,7 +141,14 @@ def _ingest_app(settings: Settings) -> FastAPI:
     credentials = Credentials(settings)
     letters = ParkedLetters(streams.read_to_end, streams, Placing(streams, states))
     return build_api(
-        settings, stores, letters, credentials=credentials, required={}, useful={}, registry=CollectorRegistry()
+        settings,
+        stores,
+        letters,
+        MemoryWebhooks(),
+        credentials=credentials,
+        required={},
+        useful={},
+        registry=CollectorRegistry(),
     )
 
 
@@ -205,7 +220,7 @@ def _channel(topic: Topic, message: str, settings: Settings) -> dict[str, Any]:
     }
 
 
-def _message(model: type[DocumentEvent | ChunkPlan | IndexChange]) -> dict[str, Any]:
+def _message(model: type[StreamMessage]) -> dict[str, Any]:
     headers: dict[str, Any] = {name: {"type": "string", **told} for name, told in CLOUD_EVENT_HEADERS.items()}
     headers["ce_type"] = {"type": "string", "const": EVENT_TYPES[model]}
     return {

@@ -22,6 +22,7 @@ PREFIX: Final = "FRESHLINE_"
 _FILE: Final = "installation.json"
 _PREFERRED_PORTS: Final = {"ingest": 8081, "query": 8080}
 _KEY: Final = "FRESHLINE_TENANT__API_KEY"
+_TARGETS: Final = "FRESHLINE_WEBHOOKS__TARGETS"
 _THREADS: Final = "FRESHLINE_EMBEDDING__THREADS"
 _SERVERS: Final = frozenset({"FRESHLINE_KAFKA__BOOTSTRAP_SERVERS", "FRESHLINE_OPENSEARCH__URL", "FRESHLINE_REDIS__URL"})
 _JOIN_TIMEOUT_S: Final = 60.0
@@ -52,6 +53,8 @@ class Installation(BaseModel):
         """The settings of its processes, beside those that the servers' addresses give."""
         return self.told | {
             _KEY: self.api_key,
+            # On this machine receivers are too, and whoever uses it reaches its loopback anyway.
+            _TARGETS: self.told.get(_TARGETS, "local"),
             "FRESHLINE_INGEST__PORT": str(self.ingest_port),
             "FRESHLINE_QUERY__PORT": str(self.query_port),
         }

@@ -231,6 +231,22 @@ class StreamSettings(Section):
     stall_s: float = Field(60.0, gt=0, description="No progress for so long with work waiting ends the process.")
 
 
+class WebhookSettings(Section):
+    """How the ends of events are told to those who asked for it."""
+
+    targets: Literal["public", "private", "local"] = Field(
+        "public",
+        description="Where webhooks may lead: https to public addresses; to private ones too; or to loopback as well, "
+        "there with http also.",
+    )
+    timeout_s: float = Field(10.0, gt=0, le=60, description="Limit of one request, and of one batch of them.")
+    refresh_s: float = Field(2.0, ge=0, description="How long a worker goes by the webhooks that it read last.")
+    retry_first_s: float = Field(1.0, gt=0, description="First pause of a webhook that failed; each next one doubles.")
+    retry_max_s: float = Field(3_600.0, gt=0, description="Longest such pause.")
+    give_up_s: float = Field(259_200.0, gt=0, description="A webhook that fails for so long is disabled.")
+    max_waiting: int = Field(10_000, ge=1, description="Messages that may wait; a webhook with more is disabled.")
+
+
 class TelemetrySettings(Section):
     """Where traces go."""
 
@@ -327,6 +343,7 @@ class Settings(BaseSettings):
     credentials: CredentialSettings = CredentialSettings()
     jwt: JwtSettings = JwtSettings()
     alerts: AlertSettings = AlertSettings()
+    webhooks: WebhookSettings = WebhookSettings()
     telemetry: TelemetrySettings = TelemetrySettings()
 
     @property

@@ -14,6 +14,7 @@ from infra.web.audit import install_audit
 from infra.web.credentials import AccessOf, Credentials
 from infra.web.metrics import install_metrics
 from infra.web.problems import ProblemRaised, install_problems, problems_told
+from infra.webhooks.port import WebhookStore
 from ingest.accept import Acceptance, Stores
 from ingest.batches import NDJSON, BatchLimits, accept_batch, read_batch
 from ingest.core.attributes import FIELDS, header_name
@@ -24,6 +25,7 @@ from ingest.event_status import EventStatuses
 from ingest.events_api import event_routes
 from ingest.metrics import IngestMetrics
 from ingest.uploads import read_upload
+from ingest.webhooks_api import TenantWebhooks, webhook_messages, webhook_routes
 from schemas.batches import BatchResponse
 from schemas.content_types import SUPPORTED_TYPES
 from schemas.credentials import Scope
@@ -51,6 +53,7 @@ def build_api(
     settings: Settings,
     stores: Stores,
     letters: ParkedLetters,
+    webhooks: WebhookStore,
     *,
     credentials: Credentials,
     required: Mapping[str, Check],
@@ -63,6 +66,7 @@ def build_api(
         settings: limits.
         stores: what acceptance works with.
         letters: events that could not be processed.
+        webhooks: who is told of the ends of events.
         credentials: tell who asks.
         required: checks without which nothing can be accepted; ``/ready`` fails with any of them.
         useful: checks of what is missed but not needed; ``/ready`` tells of them.
@@ -76,6 +80,8 @@ def build_api(
     statuses = EventStatuses(stores.states, stores.answers, stores.index)
     app.include_router(event_routes(statuses, stores.index, writer))
     app.include_router(dead_letter_routes(letters, writer))
+    app.include_router(webhook_routes(TenantWebhooks(webhooks, settings.webhooks), credentials.requiring(Scope.ADMIN)))
+    app.webhooks.include_router(webhook_messages())
     _add_operations(app, required, useful)
     install_metrics(app, service="ingest", registry=registry)
     return app

@@ -13,7 +13,9 @@ from infra.blobs.port import BlobStore, ref_of
 from infra.credentials.opening import opened_credentials
 from infra.kafka.producer import KafkaProducer
 from infra.kafka.reading import read_to_end
+from infra.opensearch.client import connect
 from infra.opensearch.store import OpenSearchIndex
+from infra.opensearch.webhooks import OpenSearchWebhooks
 from infra.redis.answers import RedisAnswerCache
 from infra.redis.connect import connect_redis
 from infra.redis.event_states import RedisEventStates
@@ -57,6 +59,8 @@ async def opened(settings: Settings) -> AsyncIterator[FastAPI]:
         closing.push_async_callback(blobs.close)
         index = OpenSearchIndex.open(settings)
         closing.push_async_callback(index.close)
+        search = connect(settings.opensearch)
+        closing.push_async_callback(search.close)
         redis = connect_redis(settings.redis)
         closing.push_async_callback(redis.aclose)
         tracing = open_tracing(settings, "ingest")
@@ -83,6 +87,7 @@ async def opened(settings: Settings) -> AsyncIterator[FastAPI]:
                 tracing,
             ),
             ParkedLetters(partial(read_to_end, settings), producer, Placing(producer, states, tracing)),
+            OpenSearchWebhooks(search, settings.names),
             credentials=credentials,
             required={"kafka": producer.ready, "blobs": lambda: _answers(blobs)},
             # Redis is shared by all replicas: taking this one out of service would help nobody, and events that carry

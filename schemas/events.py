@@ -1,4 +1,4 @@
-"""The three messages on the streams, each named for what has happened."""
+"""The messages on the streams, each named for what has happened."""
 
 from collections.abc import Mapping
 from enum import StrEnum
@@ -6,7 +6,7 @@ from typing import Final, Self
 
 from pydantic import Field, model_validator
 
-from schemas.documents import DocumentId, DocumentKey, Groups, Metadata, Outcome, TenantId, Version
+from schemas.documents import DocumentId, DocumentKey, EventStatus, Groups, Metadata, Outcome, TenantId, Version
 from schemas.models import Message
 from schemas.positions import PositionText
 
@@ -130,9 +130,35 @@ class IndexChange(Message):
         return bool(self.added or self.removed or self.deleted)
 
 
+class EventEnded(Message):
+    """An event ended, and no cached answer is older than it. Topic ``event-ends.v1``."""
+
+    tenant: TenantId
+    status: EventStatus
+
+    @property
+    def event_id(self) -> str:
+        """Of the event."""
+        return self.status.event_id
+
+    @property
+    def document_id(self) -> str:
+        """Of the event's document."""
+        return self.status.document_id
+
+    @property
+    def version(self) -> int:
+        """Of the event's document."""
+        return self.status.version
+
+
+StreamMessage = DocumentEvent | ChunkPlan | IndexChange | EventEnded
+"""Whatever a step reads."""
+
 EVENT_TYPES: Final[Mapping[type[Message], str]] = {
     DocumentEvent: "freshline.document.changed.v1",
     ChunkPlan: "freshline.chunks.planned.v1",
     IndexChange: "freshline.index.changed.v1",
+    EventEnded: "freshline.event.ended.v1",
 }
 """CloudEvents ``type`` of each message."""

@@ -189,6 +189,32 @@ def vectors_index_body(*, replicas: int) -> dict[str, Any]:
     }
 
 
+def webhooks_index_body(*, replicas: int) -> dict[str, Any]:
+    """Settings and mapping of the webhooks: one shard, so that one answer has all of them or none."""
+    return {
+        "settings": {"index": {"number_of_shards": 1, "number_of_replicas": replicas}},
+        "mappings": {
+            "dynamic": False,
+            "properties": {"webhook_id": {"type": "keyword"}, "created_ms": {"type": "double"}},
+        },
+    }
+
+
+def waiting_index_body(*, replicas: int) -> dict[str, Any]:
+    """Settings and mapping of messages that wait; few, unless a receiver is away."""
+    return {
+        "settings": {"index": {"number_of_shards": 1, "number_of_replicas": replicas, "refresh_interval": "1s"}},
+        "mappings": {
+            "dynamic": False,
+            "properties": {
+                "webhook_id": {"type": "keyword"},
+                "message_id": {"type": "keyword"},
+                "ended_ms": {"type": "double"},
+            },
+        },
+    }
+
+
 def keys_index_body(*, replicas: int) -> dict[str, Any]:
     """Settings and mapping of the API keys: one shard, so that one answer has all of them or none."""
     return {

@@ -52,6 +52,16 @@ class Names:
         return f"{self.namespace}-keys"
 
     @property
+    def webhooks_index(self) -> str:
+        """Index of webhooks."""
+        return f"{self.namespace}-webhooks"
+
+    @property
+    def waiting_index(self) -> str:
+        """Index of the webhooks' messages that wait to be sent again."""
+        return f"{self.namespace}-webhooks-waiting"
+
+    @property
     def chunks_alias(self) -> str:
         """Alias of the chunk index that serves queries."""
         return f"{self.namespace}-chunks"

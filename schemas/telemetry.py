@@ -99,6 +99,12 @@ STEP_WAITING: Final = "freshline_step_waiting"
 RECORDS_WAITING: Final = "freshline_records_waiting"
 """Gauge; label step. Records in this worker's partitions that are not finished: its lag, measured now and then."""
 
+WEBHOOK_MESSAGES: Final = "freshline_webhook_messages_total"
+"""Counter; label result: delivered, failed (a try), kept (to be tried again), or dropped (its webhook is disabled)."""
+
+WEBHOOK_WAITING: Final = "freshline_webhook_waiting"
+"""Gauge. Messages of all webhooks that wait to be sent again."""
+
 SERVICE_NAMESPACE: Final = "freshline"
 TRACER: Final = "freshline"
 

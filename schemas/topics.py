@@ -26,9 +26,10 @@ class Topic:
 DOCUMENTS: Final = Topic("documents.v1", FOREVER, "accepted document events; the source of truth for replay")
 CHUNKS: Final = Topic("chunks.v1", 7 * DAY_MS, "one chunk plan per document event")
 INDEX_CHANGES: Final = Topic("index-changes.v1", 7 * DAY_MS, "one record per finished event, after it is searchable")
+EVENT_ENDS: Final = Topic("event-ends.v1", 7 * DAY_MS, "one record per finished event, after answers are purged")
 DEAD_LETTERS: Final = Topic("dead-letters.v1", 30 * DAY_MS, "records that a step gave up on, with the reason")
 
-TOPICS: Final = (DOCUMENTS, CHUNKS, INDEX_CHANGES, DEAD_LETTERS)
+TOPICS: Final = (DOCUMENTS, CHUNKS, INDEX_CHANGES, EVENT_ENDS, DEAD_LETTERS)
 """All topics have the same partition count and the same key, so one document is one ordered lane from end to end."""
 
 MAX_RECORD_BYTES: Final = 1_000_000

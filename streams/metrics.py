@@ -14,6 +14,8 @@ from schemas.telemetry import (
     RECORDS_WAITING,
     RETRIES,
     STEP_WAITING,
+    WEBHOOK_MESSAGES,
+    WEBHOOK_WAITING,
 )
 from streams.core.outcomes import DeadLetter, Outcome
 from streams.runner import Runner, Task
@@ -41,6 +43,19 @@ class WorkerMetrics:
         self._behind = Gauge(
             RECORDS_WAITING, "Records in this worker's partitions that are not finished.", ("step",), registry=registry
         )
+
+        self._messages = Counter(WEBHOOK_MESSAGES, "Messages of webhooks.", ("result",), registry=registry)
+        self._messages_waiting = Gauge(
+            WEBHOOK_WAITING, "Messages of all webhooks that wait to be sent again.", registry=registry
+        )
+
+    def webhook_messages(self, result: str, count: int) -> None:
+        """Count messages by what came of them."""
+        self._messages.labels(result).inc(count)
+
+    def webhooks_waiting(self, messages: int) -> None:
+        """Tell how many messages wait."""
+        self._messages_waiting.set(messages)
 
     def watch(self, step: StepName, runner: Runner) -> None:
         """Tell from now on whether the step waits."""

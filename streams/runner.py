@@ -23,7 +23,7 @@ from infra.opensearch.port import IndexUnavailable
 from infra.redis.port import CacheUnavailable
 from infra.settings import StreamSettings
 from infra.telemetry.tracing import OpenSpan, Tracing
-from schemas.events import ChunkPlan, DocumentEvent, IndexChange
+from schemas.events import StreamMessage
 from streams.core.outcomes import MAYBE_OUR_FAULT, DeadLetter, Outcome
 from streams.topology import TOPOLOGY, StepName
 
@@ -51,7 +51,7 @@ class Delivery:
 class Task:
     """A decoded record."""
 
-    message: DocumentEvent | ChunkPlan | IndexChange
+    message: StreamMessage
     partition: int
     offset: int
     traceparent: str | None

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
-from schemas.events import ChunkPlan, DocumentEvent, IndexChange
-from schemas.topics import CHUNKS, DEAD_LETTERS, DOCUMENTS, INDEX_CHANGES, Topic
+from schemas.events import ChunkPlan, DocumentEvent, EventEnded, IndexChange, StreamMessage
+from schemas.topics import CHUNKS, DEAD_LETTERS, DOCUMENTS, EVENT_ENDS, INDEX_CHANGES, Topic
 
 
 class StepName(StrEnum):
@@ -14,6 +14,7 @@ class StepName(StrEnum):
     PREPARE = "prepare"
     INDEX = "index"
     INVALIDATE = "invalidate"
+    NOTIFY = "notify"
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +22,7 @@ class Row:
     """One step of the topology."""
 
     reads: Topic
-    message: type[DocumentEvent | ChunkPlan | IndexChange]
+    message: type[StreamMessage]
     writes: Topic | None
     dead_letters: Topic
     about: str
@@ -30,5 +31,8 @@ class Row:
 TOPOLOGY: Final = {
     StepName.PREPARE: Row(DOCUMENTS, DocumentEvent, CHUNKS, DEAD_LETTERS, "fetch, parse and split"),
     StepName.INDEX: Row(CHUNKS, ChunkPlan, INDEX_CHANGES, DEAD_LETTERS, "embed, write, remove, refresh"),
-    StepName.INVALIDATE: Row(INDEX_CHANGES, IndexChange, None, DEAD_LETTERS, "drop cached answers, advance positions"),
+    StepName.INVALIDATE: Row(
+        INDEX_CHANGES, IndexChange, EVENT_ENDS, DEAD_LETTERS, "drop cached answers, advance positions"
+    ),
+    StepName.NOTIFY: Row(EVENT_ENDS, EventEnded, None, DEAD_LETTERS, "tell webhooks"),
 }

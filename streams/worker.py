@@ -16,6 +16,7 @@ from infra.opensearch.client import connect
 from infra.opensearch.provision import create_indices
 from infra.opensearch.store import OpenSearchIndex
 from infra.opensearch.terms import OpenSearchTerms
+from infra.opensearch.webhooks import OpenSearchWebhooks
 from infra.redis.answers import RedisAnswerCache
 from infra.redis.connect import connect_redis
 from infra.redis.event_states import RedisEventStates
@@ -23,17 +24,21 @@ from infra.settings import Settings
 from infra.telemetry.logging import configure_logging
 from infra.telemetry.tracing import open_tracing
 from infra.web.server import until_told_to_stop
+from infra.webhooks.sender import HttpSender
 from streams.core.invalidation.exact import compile_loops
 from streams.core.splitting import SPLITTER_VERSION, Splitter
+from streams.courier import Courier
 from streams.faust_app import FaustWorker
 from streams.judging import Fusion, Judges
 from streams.metrics import WorkerMetrics
 from streams.parsing.parse import PARSER_VERSION
 from streams.parsing.sandbox import ParserPool
 from streams.progress import StatesProgress
+from streams.redelivery import Redelivery
 from streams.runner import Runner, Step
 from streams.steps.index import Index
 from streams.steps.invalidate import Invalidate
+from streams.steps.notify import Notify
 from streams.steps.prepare import Prepare
 from streams.topology import StepName
 from streams.watchdog import Watched, measure_lag, watch
@@ -59,9 +64,9 @@ async def work(settings: Settings, steps: Sequence[StepName]) -> None:
         closing.push_async_callback(tracing.close)
         producer = await KafkaProducer.open(settings)
         closing.push_async_callback(producer.close)
-        built = await _build(settings, steps, closing)
         registry = CollectorRegistry()
         metrics = WorkerMetrics(registry)
+        built = await _build(settings, steps, closing, metrics)
         if settings.streams.metrics_port:
             server, _thread = start_http_server(settings.streams.metrics_port, "127.0.0.1", registry)
             closing.callback(server.shutdown)
@@ -107,7 +112,9 @@ async def _start(settings: Settings, step: StepName, runner: Runner, closing: As
     return Watched(step, consumer, runner, running)
 
 
-async def _build(settings: Settings, steps: Sequence[StepName], closing: AsyncExitStack) -> list[Step]:
+async def _build(
+    settings: Settings, steps: Sequence[StepName], closing: AsyncExitStack, metrics: WorkerMetrics
+) -> list[Step]:
     """The steps, with what each needs and nothing that none needs."""
     redis = connect_redis(settings.redis)
     closing.push_async_callback(redis.aclose)
@@ -132,7 +139,26 @@ async def _build(settings: Settings, steps: Sequence[StepName], closing: AsyncEx
         slices = RedisAnswerCache(redis, settings.names, settings.answers)
         judges = await _judges(settings, slices, closing)
         built.append(Invalidate(slices, judges, states))
+    if StepName.NOTIFY in steps:
+        built.append(await _build_notify(settings, closing, metrics))
     return built
+
+
+async def _build_notify(settings: Settings, closing: AsyncExitStack, metrics: WorkerMetrics) -> Step:
+    """The step, and beside it what tries again."""
+    client = connect(settings.opensearch)
+    closing.push_async_callback(client.close)
+    sender = await closing.enter_async_context(HttpSender(settings.webhooks))
+    store = OpenSearchWebhooks(client, settings.names)
+    courier = Courier(store, sender, settings.webhooks, metrics.webhook_messages)
+    redelivering = asyncio.create_task(Redelivery(courier, metrics.webhooks_waiting).run(), name="redelivery")
+
+    async def stop() -> None:
+        redelivering.cancel()
+        await asyncio.gather(redelivering, return_exceptions=True)
+
+    closing.push_async_callback(stop)
+    return Notify(courier)
 
 
 async def _judges(settings: Settings, slices: RedisAnswerCache, closing: AsyncExitStack) -> Judges:

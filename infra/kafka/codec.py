@@ -11,13 +11,13 @@ from pydantic import ValidationError
 
 from infra.kafka.port import Headers, Record
 from schemas.documents import DocumentKey
-from schemas.events import EVENT_TYPES, ChunkPlan, DocumentEvent, IndexChange
-from schemas.topics import CHUNKS, DOCUMENTS, INDEX_CHANGES
+from schemas.events import EVENT_TYPES, ChunkPlan, DocumentEvent, EventEnded, IndexChange, StreamMessage
+from schemas.topics import CHUNKS, DOCUMENTS, EVENT_ENDS, INDEX_CHANGES
 
 TRACEPARENT: Final = "traceparent"
 _SOURCE: Final = b"/freshline"
 
-M = TypeVar("M", bound=DocumentEvent | ChunkPlan | IndexChange)
+M = TypeVar("M", bound=StreamMessage)
 
 
 class Undecodable(ValueError):
@@ -45,6 +45,16 @@ def encode_change(change: IndexChange, partition: int, traceparent: str | None =
     headers = _headers(IndexChange, change.event_id, key, at_ms, traceparent)
     value = change.model_dump_json(exclude_defaults=True).encode()
     return Record(INDEX_CHANGES.name, _key(key), value, headers, partition)
+
+
+def encode_ended(ended: EventEnded, partition: int, traceparent: str | None = None) -> Record:
+    """The record of an event's end, on the lane of the event."""
+    key = DocumentKey(ended.tenant, ended.document_id)
+    status = ended.status
+    at_ms = status.accepted_ms + max(status.stages_ms.values(), default=0.0)
+    headers = _headers(EventEnded, ended.event_id, key, at_ms, traceparent)
+    value = ended.model_dump_json(exclude_defaults=True).encode()
+    return Record(EVENT_ENDS.name, _key(key), value, headers, partition)
 
 
 def decode(model: type[M], value: bytes | None, headers: Iterable[tuple[str, bytes]]) -> M:
@@ -80,7 +90,7 @@ def _key(key: DocumentKey) -> bytes:
 
 
 def _headers(
-    model: type[DocumentEvent | ChunkPlan | IndexChange],
+    model: type[StreamMessage],
     event_id: str,
     key: DocumentKey,
     at_ms: float,

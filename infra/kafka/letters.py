@@ -14,15 +14,15 @@ from infra.kafka.codec import Undecodable, decode, header
 from infra.kafka.port import Headers, Record
 from schemas.dead_letters import DEAD_LETTER_HEADERS, LETTER_RESOLVED_TYPE, LetterResolved
 from schemas.documents import DocumentKey
-from schemas.events import EVENT_TYPES, ChunkPlan, DocumentEvent, IndexChange
-from schemas.topics import CHUNKS, DEAD_LETTERS, DOCUMENTS, INDEX_CHANGES, MAX_RECORD_BYTES, Topic
+from schemas.events import EVENT_TYPES, ChunkPlan, DocumentEvent, EventEnded, IndexChange, StreamMessage
+from schemas.topics import CHUNKS, DEAD_LETTERS, DOCUMENTS, EVENT_ENDS, INDEX_CHANGES, MAX_RECORD_BYTES, Topic
 
 ReadTopic = Callable[[Topic], AsyncIterator[Any]]
 """All records of a topic up to its present end, those of a partition in their order."""
 
 MAX_REASON_CHARS: Final = 2_000
 
-_READ: Final = frozenset({DOCUMENTS.name, CHUNKS.name, INDEX_CHANGES.name})
+_READ: Final = frozenset({DOCUMENTS.name, CHUNKS.name, INDEX_CHANGES.name, EVENT_ENDS.name})
 """Topics whose records can become letters."""
 
 _MAX_KEY_BYTES: Final = 4_000
@@ -58,7 +58,7 @@ class Letter:
     key: bytes
     value: bytes
     headers: Headers
-    message: DocumentEvent | ChunkPlan | IndexChange | None
+    message: StreamMessage | None
 
     @property
     def letter_id(self) -> str:
@@ -76,9 +76,9 @@ class Letter:
         return None
 
     @property
-    def subject(self) -> DocumentEvent | IndexChange | None:
+    def subject(self) -> DocumentEvent | IndexChange | EventEnded | None:
         """What of the record names event, document and version; None where it cannot be decoded."""
-        return self.message if isinstance(self.message, IndexChange) else self.event
+        return self.message if isinstance(self.message, IndexChange | EventEnded) else self.event
 
     @property
     def document(self) -> DocumentKey | None:
@@ -156,9 +156,9 @@ def read_letter(record: Any) -> Letter | None:
     )
 
 
-def _message(headers: Headers, value: bytes | None) -> DocumentEvent | ChunkPlan | IndexChange | None:
+def _message(headers: Headers, value: bytes | None) -> StreamMessage | None:
     declared = header(headers, "ce_type")
-    for model in (DocumentEvent, ChunkPlan, IndexChange):
+    for model in (DocumentEvent, ChunkPlan, IndexChange, EventEnded):
         if declared == EVENT_TYPES[model]:
             try:
                 return decode(model, value, headers)

@@ -7,7 +7,14 @@ from opensearchpy.exceptions import RequestError
 
 from infra.opensearch.client import connect, unavailable_is_said
 from infra.settings import Settings
-from schemas.index import chunks_index_body, keys_index_body, manifests_index_body, vectors_index_body
+from schemas.index import (
+    chunks_index_body,
+    keys_index_body,
+    manifests_index_body,
+    vectors_index_body,
+    waiting_index_body,
+    webhooks_index_body,
+)
 
 
 class IndexMismatch(Exception):
@@ -34,6 +41,8 @@ async def create_indices(settings: Settings) -> None:
             )
             await _create(client, names.vectors_index, vectors_index_body(replicas=opensearch.replicas))
             await _create(client, names.keys_index, keys_index_body(replicas=opensearch.replicas))
+            await _create(client, names.webhooks_index, webhooks_index_body(replicas=opensearch.replicas))
+            await _create(client, names.waiting_index, waiting_index_body(replicas=opensearch.replicas))
             await _create(client, chunks, layout)
             mapping = await client.indices.get_mapping(index=chunks)
             found = mapping[chunks]["mappings"]["properties"]["vector"]["dimension"]

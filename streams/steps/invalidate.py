@@ -1,7 +1,8 @@
-"""index-changes.v1 → Redis: drop the cached answers that a change alters, then advance the positions.
+"""index-changes.v1 → Redis → event-ends.v1: drop the cached answers that a change alters, then advance the positions.
 
-The order is the promise: whoever reads a position reads answers from which every change up to it is gone. Each slice of
-a tenant's answers takes the change as a new epoch, is judged, and then advances; an event is purged when all have.
+The order is the promise: whoever reads a position, or is told of an end, reads answers from which every change up to it
+is gone. Each slice of a tenant's answers takes the change as a new epoch, is judged, and then advances; an event is
+purged when all have.
 """
 
 import asyncio
@@ -13,11 +14,12 @@ from typing import cast
 
 import structlog
 
+from infra.kafka.codec import encode_ended
 from infra.kafka.port import Record
 from infra.redis.port import AnswerSlices, CacheUnavailable, EventStates, Progress
+from schemas.documents import EventStatus, Stage
 from schemas.documents import Outcome as EventOutcome
-from schemas.documents import Stage
-from schemas.events import IndexChange
+from schemas.events import EventEnded, IndexChange
 from schemas.positions import Position
 from streams.core.invalidation.mentions import written
 from streams.core.outcomes import Finished, Outcome
@@ -53,8 +55,12 @@ class Invalidate:
             for error in await asyncio.gather(*applied, return_exceptions=True):
                 if error is not None:
                     raise error
-        await self._record(changes, time.time() * 1000)
-        yield [Finished()] * len(tasks)
+        now_ms = time.time() * 1000
+        await self._record(changes, now_ms)
+        yield [
+            Finished((encode_ended(ended(change, now_ms), task.partition, task.traceparent),))
+            for task, change in zip(tasks, changes, strict=True)
+        ]
 
     def give_up(self, task: Task, reason: str) -> tuple[Record, ...]:  # noqa: ARG002 - nothing follows this step
         """See ``Step.give_up``."""
@@ -74,6 +80,28 @@ class Invalidate:
         except CacheUnavailable as error:
             # The answers are right already; trying again would hold back other changes for the sake of a display.
             log.warning("event progress was not recorded", reason=str(error))
+
+
+def ended(change: IndexChange, now_ms: float) -> EventEnded:
+    """The end of the event that made this change, of which everything is applied at ``now_ms``."""
+    accepted_ms = change.times.accepted_ms
+    reached = [(one.stage, one.at_ms) for one in _progress(change, now_ms)]
+    # Stages are timed by several machines, whose clocks may put one before acceptance.
+    stages_ms = {Stage.ACCEPTED: 0.0} | {stage: max(0.0, at_ms - accepted_ms) for stage, at_ms in reached}
+    return EventEnded(
+        tenant=change.tenant,
+        status=EventStatus(
+            event_id=change.event_id,
+            document_id=change.document_id,
+            version=change.version,
+            position=change.position,
+            stage=max(stages_ms, key=list(Stage).index),
+            outcome=change.outcome,
+            reason=change.reason,
+            accepted_ms=accepted_ms,
+            stages_ms=stages_ms,
+        ),
+    )
 
 
 def _progress(change: IndexChange, now_ms: float) -> list[Progress]:

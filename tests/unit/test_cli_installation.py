@@ -95,7 +95,7 @@ def test_key_and_ports_reach_the_processes(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setenv("FRESHLINE_TENANT__API_KEY", "chosen")
     config, installation = plan(tmp_path, ports={"redis": 6400})
     assert config.ports == {"redis": 6400}
-    assert [app.name for app in config.apps] == ["prepare", "index", "invalidate", "ingest", "query"]
+    assert [app.name for app in config.apps] == ["prepare", "index", "invalidate", "notify", "ingest", "query"]
     for app in config.apps:
         assert app.env["FRESHLINE_TENANT__API_KEY"] == "chosen"
         assert app.env["FRESHLINE_QUERY__PORT"] == str(installation.query_port)

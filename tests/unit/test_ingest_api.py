@@ -18,6 +18,7 @@ from infra.redis.memory_states import MemoryEventStates, MemoryVersions
 from infra.redis.port import Progress
 from infra.settings import IngestSettings, ParseSettings, Settings
 from infra.web.credentials import Credentials
+from infra.webhooks.memory import MemoryWebhooks
 from ingest.accept import Stores
 from ingest.api import build_api
 from ingest.batches import NDJSON
@@ -59,10 +60,12 @@ class World:
         self.answers = MemoryAnswerCache()
         self.failing: set[str] = set()
         stores = Stores(self.blobs, self.streams, MemoryVersions(), self.states, self.index, self.answers)
+        self.webhooks = MemoryWebhooks()
         self.app = build_api(
             SETTINGS,
             stores,
             ParkedLetters(self.streams.read_to_end, self.streams, Placing(self.streams, self.states)),
+            self.webhooks,
             credentials=Credentials(SETTINGS),
             required={"kafka": self.check("kafka"), "blobs": self.check("blobs")},
             useful={"redis": self.check("redis")},

@@ -1,0 +1,1 @@
+"""Webhooks: where they may lead, how they are signed, sent and kept."""

@@ -1,0 +1,100 @@
+"""Tries again what webhooks did not take, for each at its own pace."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Final
+
+import structlog
+
+from infra.opensearch.port import IndexUnavailable
+from schemas.webhooks import KeptWebhook
+from streams.core import webhook_health
+from streams.courier import Courier
+
+LOOK_S: Final = 0.5
+"""Pause between looks at what waits."""
+
+BATCH: Final = 64
+"""Most messages of one webhook that are tried at once."""
+
+_MARGIN_S: Final = 5.0
+
+log = structlog.get_logger(__name__)
+
+
+class Redelivery:
+    """One in each worker that notifies. A webhook is claimed for as long as a try can take, so one of them tries it."""
+
+    def __init__(self, courier: Courier, told_waiting: Callable[[int], None] = lambda _count: None) -> None:
+        self._courier = courier
+        self._told_waiting = told_waiting
+
+    async def run(self) -> None:
+        """Look until cancelled."""
+        while True:
+            try:
+                await self.look()
+            except IndexUnavailable as error:
+                log.warning("webhooks_not_read", reason=str(error))
+            except Exception:
+                # Whatever it is, the messages are kept, and the next look may do better.
+                log.exception("redelivery_failed")
+            await asyncio.sleep(LOOK_S)
+
+    async def look(self) -> None:
+        """Try what is due, once.
+
+        Raises:
+            IndexUnavailable: the store does not answer.
+        """
+        store = self._courier.store
+        waiting = await store.waiting()
+        self._told_waiting(sum(waiting.values()))
+        if not waiting:
+            return
+        webhooks = {one.webhook_id: one for one in await store.webhooks()}
+        now_ms = self._courier.now_ms()
+        due: list[KeptWebhook] = []
+        for webhook_id, count in waiting.items():
+            webhook = webhooks.get(webhook_id)
+            if webhook is None:  # removed while something was kept for it
+                await store.remove(webhook_id)
+            elif webhook.failures and webhook.disabled_ms is None and count > self._courier.settings.max_waiting:
+                await self._disable(webhook, f"{count} messages waited for it")
+            elif webhook_health.is_due(webhook, now_ms=now_ms):
+                due.append(webhook)
+        await asyncio.gather(*(self._try(one) for one in due))
+
+    async def _try(self, webhook: KeptWebhook) -> None:
+        store = self._courier.store
+        claimed = await self._claimed(webhook.webhook_id)
+        if claimed is None:
+            return
+        tried = await self._courier.deliver(claimed, await store.oldest(claimed.webhook_id, BATCH))
+        await store.forget(tried.delivered)
+        if tried.failure is not None:
+            await self._courier.failed(claimed, tried.failure)
+            return
+        await store.change(claimed.webhook_id, webhook_health.delivered)
+        if claimed.failures:
+            log.info("webhook_recovered", webhook=claimed.webhook_id, tenant=claimed.tenant)
+
+    async def _claimed(self, webhook_id: str) -> KeptWebhook | None:
+        """The webhook, if it is still due: until the claim is over, or the try, nobody else tries it."""
+        now_ms = self._courier.now_ms()
+        # The last request of a batch may begin as its time ends.
+        longest_s = 2 * self._courier.settings.timeout_s + _MARGIN_S
+
+        def claim(known: KeptWebhook) -> KeptWebhook | None:
+            if not webhook_health.is_due(known, now_ms=now_ms):
+                return None
+            return known.model_copy(update={"next_try_ms": now_ms + 1_000 * longest_s})
+
+        return await self._courier.store.change(webhook_id, claim)
+
+    async def _disable(self, webhook: KeptWebhook, reason: str) -> None:
+        log.error("webhook_disabled", webhook=webhook.webhook_id, tenant=webhook.tenant, reason=reason)
+        now_ms = self._courier.now_ms()
+        await self._courier.store.change(
+            webhook.webhook_id, lambda known: webhook_health.disabled(known, reason, now_ms=now_ms)
+        )
