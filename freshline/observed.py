@@ -187,6 +187,11 @@ class Observed:
         if self.outcomes.get(position) is not outcome:
             self._violated("I5", Harm.MISTOLD, f"{position} ended {self.outcomes.get(position)}, and is told {outcome}")
 
+    def told_of_end(self, event_id: str, position: Position, applied: Mapping[int, int]) -> None:
+        """Somebody was told that an event has ended, while cached answers had these positions."""
+        if applied.get(position.partition, -1) < position.offset:
+            self._violated("I4", Harm.STALE, f"the end of {event_id} at {position} was told as of {dict(applied)}")
+
     def lost(self, what: str) -> None:
         """An event was promised and is not in the stream, or is there as another."""
         self._violated("I5", Harm.LOST, what)

@@ -109,4 +109,4 @@ SERVICE_NAMESPACE: Final = "freshline"
 TRACER: Final = "freshline"
 
 ACCEPT_SPAN: Final = "accept"
-"""Span of an event's acceptance. Each step has one of its own name below it, the last of which is ``invalidate``."""
+"""Span of an event's acceptance. Each step has one of its own name below it, the last of which is ``notify``."""

@@ -63,7 +63,7 @@ class OpenSearchWebhooks:
     async def remove(self, webhook_id: str) -> None:
         """See ``WebhookStore``. What was kept for it meanwhile is removed by whoever finds it."""
         with unavailable_is_said():
-            await self._client.delete(index=self._index, id=webhook_id, params={"refresh": "true", "ignore": "404"})
+            await self._client.delete(index=self._index, id=webhook_id, params={"refresh": "true", "ignore": 404})
         while messages := await self.oldest(webhook_id, _MOST):
             await self.forget(messages)
 

@@ -1,11 +1,13 @@
 """Mistakes planted on purpose: histories must tell each of them, or they would not tell ours."""
 
 import asyncio
+import time
 from dataclasses import replace
 
 from shaky_twins import Cache, WatchedIndex
 from world import Parts
 
+from infra.kafka.codec import encode_ended
 from infra.opensearch.port import ManifestWrite
 from infra.redis.memory_answers import _Answer
 from ingest.event_status import EventStatuses
@@ -16,7 +18,8 @@ from streams.core.document_change import completed, supersede_within
 from streams.core.outcomes import Finished
 from streams.runner import Runner
 from streams.steps.index import Index
-from streams.steps.invalidate import Invalidate
+from streams.steps.invalidate import Invalidate, ended
+from streams.steps.notify import Notify
 from streams.steps.prepare import Prepare
 
 
@@ -145,6 +148,26 @@ class TellsOnlyWhatWasRecorded(EventStatuses):
         return await self.states.get(tenant, event_id)
 
 
+class ForgetsWhatFailed(Notify):
+    """Goes on when a receiver fails, and keeps nothing."""
+
+    async def _tried(self, webhook, messages):
+        tried = await super()._tried(webhook, messages)
+        return replace(tried, left=())
+
+
+class TellsBeforeAnswersAreDropped(Invalidate):
+    """Sends the ends first."""
+
+    async def run(self, tasks):
+        now_ms = time.time() * 1_000
+        yield [
+            Finished((encode_ended(ended(task.message, now_ms), task.partition, task.traceparent),)) for task in tasks
+        ]
+        async for _ in super().run(tasks):
+            pass
+
+
 PLANTED = {
     "commits past a hole": Parts(lane=CommitsPastAHole),
     "finishes before it is durable": Parts(runner=FinishesBeforeItIsDurable),
@@ -157,8 +180,10 @@ PLANTED = {
     "forgets groups": Parts(step=ForgetsGroups),
     "drops nothing": Parts(cache=DropsNothing),
     "stores whatever the epoch": Parts(cache=StoresWhateverTheEpoch),
-    "answers with two versions": Parts(retrieval=AnswersWithTwoVersions),
-    "searches once": Parts(retrieval=SearchesOnce),
+    "answers with two versions": Parts(retrieval=AnswersWithTwoVersions, asks_per_s=30),
+    "searches once": Parts(retrieval=SearchesOnce, asks_per_s=30),
     "tells only what was recorded": Parts(statuses=TellsOnlyWhatWasRecorded),
     "advances before it drops": Parts(invalidate=AdvancesBeforeItDrops),
+    "forgets what a receiver did not take": Parts(notify=ForgetsWhatFailed),
+    "tells of ends before answers are dropped": Parts(invalidate=TellsBeforeAnswersAreDropped),
 }

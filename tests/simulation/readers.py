@@ -65,7 +65,7 @@ class Reader:
     async def _ask_on(self) -> None:
         rng, index = self._world.rng, self._world.index
         while True:
-            await asyncio.sleep(rng.expovariate(3))
+            await asyncio.sleep(rng.expovariate(self._world.parts.asks_per_s))
             if rng.random() < 0.5:
                 # Another document's refresh reaches whole shards: it shows changes that are half done.
                 index._refresh(list(self._world.observed.accepted))

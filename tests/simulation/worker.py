@@ -5,11 +5,13 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from faults import RUNNING
+from receivers import courier
 from shaky_twins import DIMENSION, PARTITIONS, ROOM, Parsers, Splitter
 
 from infra.settings import AnswerSettings, StreamSettings
 from streams.judging import Fusion, Judges
 from streams.progress import StatesProgress
+from streams.redelivery import Redelivery
 from streams.runner import Delivery, Step
 from streams.topology import TOPOLOGY, StepName
 
@@ -35,7 +37,10 @@ class Worker:
         settings = StreamSettings(batch_events=world.rng.choice((1, 2, 8)), retry_first_ms=10, retry_max_ms=500)
         self._runner = world.parts.runner(self._made(step), world.streams, settings, on_finished=lambda *_: None)
         token = RUNNING.set(self)  # what it starts, and what that starts, is its own
-        self._tasks = [asyncio.create_task(one) for one in (self._runner.run(), self._read(), self._commit())]
+        living = [self._runner.run(), self._read(), self._commit()]
+        if step is StepName.NOTIFY:
+            living.append(Redelivery(courier(world)).run())
+        self._tasks = [asyncio.create_task(one) for one in living]
         RUNNING.reset(token)
 
     def lose_partitions(self) -> None:
@@ -64,6 +69,8 @@ class Worker:
             return parts.prepare(world.blobs, Parsers(), Splitter(), "profile", progress)
         if step is StepName.INDEX:
             return parts.step(world.index, world.embedder, world.blobs, "g1", 3, progress)
+        if step is StepName.NOTIFY:
+            return parts.notify(courier(world))
         fusion = Fusion(DIMENSION, kept=ROOM, fused=ROOM, rrf_k=60)
         judges = Judges(world.cache, world.index, world.index, fusion=fusion, settings=AnswerSettings())
         return parts.invalidate(world.cache, judges, world.states)

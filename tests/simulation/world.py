@@ -1,4 +1,4 @@
-"""The three real steps and the real runner on twins of all stores, in a world where anything may fail at any await."""
+"""The real steps and the real runner on twins of all stores, in a world where anything may fail at any await."""
 
 import asyncio
 import random
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from faults import Fault, Faults
 from readers import GROUPS, Reader
+from receivers import Receivers, Webhooks
 from shaky_twins import BROKEN, PARTITIONS, Blobs, Cache, Embedder, Splitter, States, Streams, WatchedIndex
 from worker import Worker
 
@@ -18,14 +19,15 @@ from infra.kafka.memory import MemoryStreams
 from ingest.event_status import EventStatuses
 from query.retrieval import Retrieval
 from schemas.documents import DocumentKey, EventStatus, Outcome, Stage
-from schemas.events import Change, ChunkPlan, DocumentEvent, IndexChange
+from schemas.events import Change, ChunkPlan, DocumentEvent, EventEnded, IndexChange
 from schemas.positions import Position
-from schemas.topics import CHUNKS, DOCUMENTS, INDEX_CHANGES
+from schemas.topics import CHUNKS, DOCUMENTS, EVENT_ENDS, INDEX_CHANGES
 from streams.core.chunk_identity import chunk_ids
 from streams.core.commit_guard import LaneCommits
 from streams.runner import Runner
 from streams.steps.index import Index
 from streams.steps.invalidate import Invalidate
+from streams.steps.notify import Notify
 from streams.steps.prepare import Prepare
 from streams.topology import TOPOLOGY, StepName
 
@@ -50,17 +52,23 @@ class Plan:
 
 @dataclass(frozen=True)
 class Parts:
-    """What a planted mistake may replace."""
+    """What a planted mistake may replace.
+
+    Attributes:
+        asks_per_s: how often somebody asks; some mistakes show for an instant only.
+    """
 
     index: type[WatchedIndex] = WatchedIndex
     lane: type[LaneCommits] = LaneCommits
     prepare: type[Prepare] = Prepare
     step: type[Index] = Index
     invalidate: type[Invalidate] = Invalidate
+    notify: type[Notify] = Notify
     runner: type[Runner] = Runner
     cache: type[Cache] = Cache
     retrieval: type[Retrieval] = Retrieval
     statuses: type[EventStatuses] = EventStatuses
+    asks_per_s: float = 3
 
 
 class World:
@@ -81,8 +89,12 @@ class World:
         self.embedder = Embedder(self.faults)
         self.states = States(self.faults)
         self.cache = parts.cache(self.faults, lambda: 1 + int(loop.time() * 1e6))
+        self.now_ms = lambda: loop.time() * 1_000
+        self.webhooks = Webhooks(self.faults, self.tenants)
+        self.receivers = Receivers(self)
         self.committed: dict[tuple[StepName, int], int] = defaultdict(int)
         self.observed = Observed()
+        self.sent: list[tuple[str, str]] = []
         self._sent_once: list[tuple[str, str]] = []
         self._read_changes = dict.fromkeys(range(PARTITIONS), 0)
         self.index.on_refresh = self._look
@@ -107,6 +119,7 @@ class World:
         await self._settle(asking, *keeping)
         self.observed.rested(self._passages())
         await self._ask_for_events()
+        await self._wait_for_messages()
         self._stop_if_violated()
         await _end(asking, *keeping)
         await self._replay()
@@ -137,6 +150,7 @@ class World:
         )
         planned = [] if deleted or broken else Splitter().split(content.decode(), event.title)
         twice = self.faults.happens(Fault.DUPLICATE, 0.1)
+        self.sent.append((key.tenant, event.event_id))
         if not twice:
             self._sent_once.append((key.tenant, event.event_id))
         for _ in range(1 + twice):
@@ -223,6 +237,15 @@ class World:
             elif status.outcome is None and standing is not None:
                 self.observed.lost(f"nobody can tell how {event_id} ended: {status}")
 
+    async def _wait_for_messages(self) -> None:
+        """Whoever asked for it is told of each end, once at least."""
+        async with asyncio.timeout(1_000):
+            while await self.webhooks.waiting():  # noqa: ASYNC110 - what is waited for is in a store
+                await asyncio.sleep(0.1)
+        for tenant, event_id in self.sent:
+            if (tenant, event_id) not in self.receivers.told:
+                self.observed.lost(f"nobody was told how {event_id} of {tenant} ended")
+
     async def _end_workers(self) -> None:
         for worker in self.workers.values():
             await worker.end()
@@ -246,6 +269,13 @@ class World:
         plans = self._messages(ChunkPlan, CHUNKS.name, partition)
         if step is StepName.PREPARE:
             return {Position.parse(plan.position).offset for plan in plans}
+        if step is StepName.NOTIFY:
+            ends = self._messages(EventEnded, EVENT_ENDS.name, partition)
+            kept = self.receivers.told | {
+                (self.webhooks._webhooks[one.webhook_id].tenant, one.message_id)
+                for one in self.webhooks._waiting.values()
+            }
+            return {at for at, end in enumerate(ends) if (end.tenant, end.event_id) in kept}
         changes = self._messages(IndexChange, INDEX_CHANGES.name, partition)
         if step is StepName.INDEX:
             told = {change.position for change in changes}

@@ -85,7 +85,8 @@ def index(settings: Settings) -> httpx.Client:
 @pytest.mark.usefixtures("home")
 def test_starting_again_changes_nothing() -> None:
     before = {process["name"]: process["pid"] for process in told("status")["processes"]}
-    assert {"kafka-1", "opensearch-1", "redis", "prepare", "index", "invalidate", "ingest", "query"} == before.keys()
+    steps = {"prepare", "index", "invalidate", "notify"}
+    assert before.keys() == steps | {"kafka-1", "opensearch-1", "redis", "ingest", "query"}
     after = {process["name"]: process["pid"] for process in told("up")["processes"]}
     assert after == before
 
@@ -159,7 +160,7 @@ def test_document_that_cannot_be_read_fails_the_command(home: Path) -> None:
 @pytest.mark.usefixtures("handbook")
 def test_every_step_is_worked_on() -> None:
     lag = told("lag")
-    assert lag.keys() == {"prepare", "index", "invalidate"}
+    assert lag.keys() == {"prepare", "index", "invalidate", "notify"}
     assert all(step["consumed"] for step in lag.values())
 
 

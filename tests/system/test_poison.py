@@ -25,7 +25,7 @@ from infra.local import Stack
 from infra.settings import Settings
 from schemas.dead_letters import DEAD_LETTER_HEADERS
 from schemas.events import BlobRef, Change, ChunkPlan, DocumentEvent
-from schemas.topics import CHUNKS, DEAD_LETTERS, DOCUMENTS, INDEX_CHANGES
+from schemas.topics import CHUNKS, DEAD_LETTERS, DOCUMENTS, EVENT_ENDS, INDEX_CHANGES
 from streams.topology import StepName
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(300)]
@@ -108,7 +108,7 @@ def poison(topic: str) -> list[tuple[bytes, Headers]]:
 
 async def test_every_step_survives_what_it_cannot_decode_and_goes_on(installation, services, producer):
     sent: dict[str, bytes] = {}
-    for topic in (DOCUMENTS, CHUNKS, INDEX_CHANGES):
+    for topic in (DOCUMENTS, CHUNKS, INDEX_CHANGES, EVENT_ENDS):
         for partition in range(3):
             for value, headers in poison(topic.name)[partition::3]:
                 placed = await producer.send(Record(topic.name, b"\xff\x00", value, headers, partition))
@@ -125,8 +125,8 @@ async def test_every_step_survives_what_it_cannot_decode_and_goes_on(installatio
         assert {name for name, _ in letter.headers} >= set(DEAD_LETTER_HEADERS)
     assert (await installation_verified(installation)).ok
     told = freshline(installation, "dead-letters", "list", "--kind", "undecodable")
-    assert (told["total"], told["by_step"]) == (27, {"prepare": 9, "index": 9, "invalidate": 9})
-    assert len(freshline(installation, "dead-letters", "drop", "--all")["dropped"]) == 27
+    assert (told["total"], told["by_step"]) == (36, {"prepare": 9, "index": 9, "invalidate": 9, "notify": 9})
+    assert len(freshline(installation, "dead-letters", "drop", "--all")["dropped"]) == 36
     assert await letters(installation) == {}
 
 

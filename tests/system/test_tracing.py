@@ -74,13 +74,14 @@ async def test_each_upload_is_one_trace_also_where_it_fails(stack: Stack, collec
         "prepare": "worker prepare",
         "index": "worker index",
         "invalidate": "worker invalidate",
+        "notify": "worker notify",
     }
-    chain = [mine[name][1] for name in ("accept", "prepare", "index", "invalidate")]
+    chain = [mine[name][1] for name in ("accept", "prepare", "index", "invalidate", "notify")]
     assert [span.parent_span_id.hex() for span in chain] == [SENDER, *(span.span_id.hex() for span in chain[:-1])]
     assert [span.start_time_unix_nano for span in chain] == sorted(span.start_time_unix_nano for span in chain)
     # Questions, and looks at readiness, are traces of their own.
     other = [span for service, span in collector.spans if span.trace_id.hex() != TRACE and service != "query"]
     assert len({span.trace_id for span in other}) == 1
-    assert sorted(span.name for span in other) == ["accept", "index", "invalidate", "prepare"]
+    assert sorted(span.name for span in other) == ["accept", "index", "invalidate", "notify", "prepare"]
     [failed] = [span for span in other if span.status.code]
     assert (failed.name, failed.status.message) == ("prepare", "broken")
