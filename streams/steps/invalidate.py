@@ -43,6 +43,10 @@ class Invalidate:
     async def run(self, tasks: Sequence[Task]) -> AsyncGenerator[Sequence[Outcome], None]:
         """See ``Step.run``."""
         changes = [cast("IndexChange", task.message) for task in tasks]
+        done = [change for change in changes if change.outcome is EventOutcome.DONE]
+        # How the others ended is told before their positions: whoever finds a position reached, and no outcome, goes by
+        # the document's manifest, and that does not tell a dead letter from a version that was overtaken.
+        await self._record([change for change in changes if change.outcome is not EventOutcome.DONE])
         by_tenant: dict[str, list[IndexChange]] = defaultdict(list)
         for change in changes:
             by_tenant[change.tenant].append(change)
@@ -55,8 +59,8 @@ class Invalidate:
             for error in await asyncio.gather(*applied, return_exceptions=True):
                 if error is not None:
                     raise error
+        await self._record(done)
         now_ms = time.time() * 1000
-        await self._record(changes, now_ms)
         yield [
             Finished((encode_ended(ended(change, now_ms), task.partition, task.traceparent),))
             for task, change in zip(tasks, changes, strict=True)
@@ -74,7 +78,10 @@ class Invalidate:
         if await self.slices.append(tenant, number, positions, told):
             await self.judges.catch_up(tenant, number)
 
-    async def _record(self, changes: Sequence[IndexChange], now_ms: float) -> None:
+    async def _record(self, changes: Sequence[IndexChange]) -> None:
+        if not changes:
+            return
+        now_ms = time.time() * 1000
         try:
             await self.states.advance([step for change in changes for step in _progress(change, now_ms)])
         except CacheUnavailable as error:

@@ -524,6 +524,20 @@ async def test_an_event_that_did_not_become_searchable_is_not_told_as_purged():
     assert Stage.PURGED in str(recorded[1])
 
 
+async def test_an_end_without_content_is_recorded_before_its_position_is_reached():
+    cache, states = MemoryAnswerCache(), MemoryEventStates()
+    append, seen = cache.append, []
+
+    async def watched(*arguments):
+        seen.extend(str(states._fields.get(("acme", f"acme-{offset}"))) for offset in (1, 2))
+        return await append(*arguments)
+
+    cache.append = watched
+    await outcomes_of(invalidating(cache, states), changed(1, Outcome.DEAD_LETTER), changed(2))
+    assert "dead_letter" in seen[0]
+    assert seen[1] == "None"
+
+
 async def test_states_out_of_reach_do_not_hold_back_invalidation():
     cache, states = MemoryAnswerCache(), MemoryEventStates()
     states.available = False
