@@ -8,8 +8,7 @@ import structlog
 from prometheus_client import CollectorRegistry, start_http_server
 
 from infra.blobs import open_blob_store
-from infra.embedding.onnx import load_tokenizer
-from infra.embedding.opening import open_embedder
+from infra.embedding.opening import open_embedder, open_tokenizer
 from infra.kafka.producer import KafkaProducer
 from infra.kafka.provision import StreamAdmin
 from infra.opensearch.client import connect
@@ -194,5 +193,5 @@ def profile(settings: Settings) -> str:
 
 
 def _splitter(settings: Settings) -> Splitter:
-    tokenizer = load_tokenizer(settings.embedding.models_path, settings.embedding.model)
-    return Splitter(tokenizer.to_str(), settings.split.chunk_tokens, settings.split.overlap_tokens)
+    tokenizer = open_tokenizer(settings.embedding)
+    return Splitter(tokenizer, settings.split.chunk_tokens, settings.split.overlap_tokens)

@@ -6,6 +6,7 @@ from typing import Annotated, Final
 import typer
 
 from freshline.bench import cli_load
+from freshline.bench.backlog import bench_backlog
 from freshline.bench.cache import POLICIES, bench_cache
 from freshline.bench.freshness import bench_freshness
 from freshline.bench.ingest import bench_ingest
@@ -30,6 +31,7 @@ _Questions = Annotated[
         exists=True, dir_okay=False, help="Questions, .jsonl or .jsonl.gz; each line has a text. Repeat for several."
     ),
 ]
+_WAITING: Final = (100_000,)
 _ENTRIES: Final = (10_000, 25_000, 50_000, 100_000)
 
 
@@ -103,6 +105,22 @@ def redis_states(
       freshline bench redis-states --seconds 30 --json
     """
     measure(lambda stack: bench_redis_states(stack, seconds=seconds, say=say), data, as_json=as_json)
+
+
+def backlog(
+    waiting: Annotated[
+        list[int] | None, typer.Option(min=1, help="Events to send at once; repeat for several rounds.")
+    ] = None,
+    data: Data = None,
+    as_json: Json = False,  # noqa: FBT002 - an option
+) -> None:
+    """Send far more events than can be processed at once, and watch the memory of each worker until all are done.
+
+    Examples:
+      freshline bench backlog --waiting 100000
+      freshline bench backlog --waiting 10000 --waiting 40000 --json
+    """
+    measure(lambda stack: bench_backlog(stack, waiting=waiting or _WAITING, say=say), data, as_json=as_json)
 
 
 def cache(  # noqa: PLR0917 - options of a command
@@ -192,5 +210,5 @@ def judge(  # noqa: PLR0917 - options of a command
     )
 
 
-for _command in (ingest, freshness, retrieval, cache, judge, redis_states, *cli_load.COMMANDS):
+for _command in (ingest, freshness, retrieval, cache, judge, redis_states, backlog, *cli_load.COMMANDS):
     add_command(app, _command)

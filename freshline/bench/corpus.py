@@ -17,8 +17,7 @@ from opensearchpy import AsyncOpenSearch
 
 from freshline.bench.installation import BenchmarkFailed
 from freshline.bench.truth import Question
-from infra.embedding.onnx import load_tokenizer
-from infra.embedding.opening import open_embedder
+from infra.embedding.opening import open_embedder, open_tokenizer
 from infra.embedding.port import Embedder
 from infra.opensearch.client import connect
 from infra.opensearch.port import Access, ChunkChange, ChunkWrite, HybridSearch, Windows
@@ -100,8 +99,8 @@ class Corpus:
     @asynccontextmanager
     async def opened(cls, settings: Settings) -> AsyncIterator[Self]:
         """Make the index and start the parsers; both end with the context."""
-        tokenizer = load_tokenizer(settings.embedding.models_path, settings.embedding.model)
-        splitter = Splitter(tokenizer.to_str(), settings.split.chunk_tokens, settings.split.overlap_tokens)
+        tokenizer = open_tokenizer(settings.embedding)
+        splitter = Splitter(tokenizer, settings.split.chunk_tokens, settings.split.overlap_tokens)
         async with AsyncExitStack() as leaving:
             leaving.push_async_callback(delete_indices, settings)
             await create_indices(settings)

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from freshline.bench.installation import BenchmarkFailed, installed
 from freshline.services import Services, connect_services
-from infra.embedding.onnx import load_tokenizer
+from infra.embedding.opening import open_tokenizer
 from infra.local import Stack
 from infra.settings import Settings
 from ingest.connectors.event_file import RecordedEvent, read_events
@@ -85,8 +85,8 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 
 
 def _splitter(settings: Settings) -> Splitter:
-    tokenizer = load_tokenizer(settings.embedding.models_path, settings.embedding.model)
-    return Splitter(tokenizer.to_str(), settings.split.chunk_tokens, settings.split.overlap_tokens)
+    tokenizer = open_tokenizer(settings.embedding)
+    return Splitter(tokenizer, settings.split.chunk_tokens, settings.split.overlap_tokens)
 
 
 def _plan(

@@ -17,8 +17,7 @@ from typing import Any, Final
 from freshline.bench.installation import Installation, installed
 from freshline.services import ingest_client
 from freshline.verify import verify
-from infra.embedding.onnx import load_tokenizer
-from infra.embedding.opening import open_embedder
+from infra.embedding.opening import open_embedder, open_tokenizer
 from infra.kafka.codec import decode
 from infra.kafka.reading import read_to_end
 from infra.local import Stack
@@ -146,8 +145,8 @@ def _edit_figures(history: _History, changes: Sequence[IndexChange], embedded: i
 
 
 async def _replay(events: Path, settings: Settings) -> _History:
-    tokenizer = load_tokenizer(settings.embedding.models_path, settings.embedding.model)
-    splitter = Splitter(tokenizer.to_str(), settings.split.chunk_tokens, settings.split.overlap_tokens)
+    tokenizer = open_tokenizer(settings.embedding)
+    splitter = Splitter(tokenizer, settings.split.chunk_tokens, settings.split.overlap_tokens)
     snapshot: int | None = None
     counts: dict[tuple[str, int], int] = {}
     texts: dict[str, int] = {}

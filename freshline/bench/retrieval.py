@@ -16,8 +16,7 @@ import numpy as np
 import orjson
 
 from freshline.installation import settings_from
-from infra.embedding.onnx import load_tokenizer
-from infra.embedding.opening import open_embedder
+from infra.embedding.opening import open_embedder, open_tokenizer
 from infra.embedding.port import Embedder
 from infra.local import Stack
 from infra.opensearch.port import Access, ChunkChange, ChunkWrite, HybridSearch
@@ -112,8 +111,8 @@ def _difference(first: Sequence[float], other: Sequence[float]) -> dict[str, flo
 async def _fill(
     index: OpenSearchIndex, embedder: Embedder, settings: Settings, corpus: Sequence[Mapping[str, Any]]
 ) -> int:
-    tokenizer = load_tokenizer(settings.embedding.models_path, settings.embedding.model)
-    splitter = Splitter(tokenizer.to_str(), settings.split.chunk_tokens, settings.split.overlap_tokens)
+    tokenizer = open_tokenizer(settings.embedding)
+    splitter = Splitter(tokenizer, settings.split.chunk_tokens, settings.split.overlap_tokens)
     total = 0
     for start in range(0, len(corpus), _BATCH):
         rows = corpus[start : start + _BATCH]

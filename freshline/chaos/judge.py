@@ -16,7 +16,7 @@ from freshline.invariants import Version
 from freshline.observed import Observed
 from freshline.served import served_passages
 from infra.blobs import open_blob_store
-from infra.embedding.onnx import load_tokenizer
+from infra.embedding.opening import open_tokenizer
 from infra.kafka.codec import decode
 from infra.kafka.port import StreamUnavailable
 from infra.kafka.provision import StreamAdmin
@@ -51,7 +51,7 @@ class Model:
     def __init__(self, settings: Settings) -> None:
         self._blobs = open_blob_store(settings.blobs)
         self._parsers = ParserPool(settings.parse)
-        tokenizer = load_tokenizer(settings.embedding.models_path, settings.embedding.model).to_str()
+        tokenizer = open_tokenizer(settings.embedding)
         self._splitter = Splitter(tokenizer, settings.split.chunk_tokens, settings.split.overlap_tokens)
 
     async def start(self) -> None:

@@ -8,6 +8,7 @@ import boto3
 import numpy as np
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
 from infra.embedding.lanes import Lanes
 from infra.embedding.port import EmbeddingError, EmbeddingThrottled, Matrix, ModelInfo, Vector
@@ -20,6 +21,8 @@ DIMENSIONS: Final = (256, 512, 1024)
 MAX_CHARS: Final = 50_000
 
 _MAX_TOKENS: Final = 8_192
+_CHARS_OF_A_TOKEN: Final = 4
+_UNKNOWN: Final = "?"
 _BUSY: Final = frozenset(
     {"ThrottlingException", "TooManyRequestsException", "ServiceUnavailableException", "ModelNotReadyException"}
 )
@@ -38,6 +41,18 @@ def connect(region: str | None, *, calls: int) -> "BedrockRuntimeClient":
             read_timeout=20,
         ),
     )
+
+
+def token_counter() -> Tokenizer:
+    """Counts tokens for whoever splits texts.
+
+    Titan's own tokenizer is not published; its documentation speaks of some four characters of English for a token. So
+    a word or sign counts as one for each four characters that it begins.
+    """
+    counter = Tokenizer(models.WordLevel({_UNKNOWN: 0}, unk_token=_UNKNOWN))
+    pieces = pre_tokenizers.Split(Regex(f".{{1,{_CHARS_OF_A_TOKEN}}}"), "isolated")
+    counter.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Whitespace(), pieces])
+    return counter
 
 
 class BedrockEmbedder:

@@ -3,8 +3,8 @@
 import os
 
 from infra.embedding.batching import BatchingEmbedder
-from infra.embedding.bedrock import TITAN, BedrockEmbedder, connect
-from infra.embedding.onnx import OnnxEmbedder
+from infra.embedding.bedrock import TITAN, BedrockEmbedder, connect, token_counter
+from infra.embedding.onnx import OnnxEmbedder, load_tokenizer
 from infra.embedding.port import Embedder
 from infra.settings import EmbeddingSettings
 
@@ -33,3 +33,14 @@ def open_embedder(settings: EmbeddingSettings) -> Embedder:
         )
     # Texts are run one by one, so larger goes would gain nothing and make a lone passage wait for more of them.
     return BatchingEmbedder(embedder, texts_per_go=threads)
+
+
+def open_tokenizer(settings: EmbeddingSettings) -> str:
+    """What counts the tokens of the model that the settings ask for, as JSON of the ``tokenizers`` library.
+
+    Raises:
+        ValueError, FileNotFoundError: see ``open_embedder``.
+    """
+    if settings.provider == "bedrock":
+        return token_counter().to_str()
+    return load_tokenizer(settings.models_path, settings.model).to_str()

@@ -12,7 +12,10 @@ from botocore.response import StreamingBody
 from botocore.stub import Stubber
 
 from infra.embedding.bedrock import TITAN, BedrockEmbedder, connect
+from infra.embedding.opening import open_tokenizer
 from infra.embedding.port import EmbeddingError, EmbeddingThrottled
+from infra.settings import EmbeddingSettings
+from streams.core.splitting import Splitter
 
 
 @pytest.fixture
@@ -100,3 +103,10 @@ def test_the_client_retries_and_has_a_connection_for_each_call():
     assert client.meta.config.retries == {"mode": "standard", "total_max_attempts": 4}
     assert client.meta.config.max_pool_connections == 16
     client.close()
+
+
+def test_tokens_are_counted_by_characters_of_words():
+    splitter = Splitter(open_tokenizer(EmbeddingSettings(provider="bedrock", model=TITAN, dimension=256)), 16)
+    chunks = splitter.split("Hotels cost 120 dollars. " * 8, None)
+    assert len(chunks) > 3
+    assert all(len(chunk.text) < 16 * 5 for chunk in chunks)
