@@ -7,6 +7,7 @@ import typer
 from freshline import (
     cli_chaos,
     cli_documents,
+    cli_dry_run,
     cli_keys,
     cli_letters,
     cli_load,
@@ -24,7 +25,17 @@ app = typer.Typer(
     add_completion=True,
     help="Answers over documents that never stop changing: never older than the stream.",
 )
-for group in (cli_stack, cli_documents, cli_questions, cli_keys, cli_workers, cli_letters, cli_load, cli_chaos):
+for group in (
+    cli_stack,
+    cli_documents,
+    cli_dry_run,
+    cli_questions,
+    cli_keys,
+    cli_workers,
+    cli_letters,
+    cli_load,
+    cli_chaos,
+):
     group.register(app)
 
 

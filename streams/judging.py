@@ -10,7 +10,7 @@ are dropped: never kept.
 
 import asyncio
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, KeysView, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -24,6 +24,7 @@ from infra.settings import AnswerSettings
 from streams.core.invalidation.evidence import Change, Evidence, Statistics
 from streams.core.invalidation.exact import Exact
 from streams.core.invalidation.mentions import read
+from streams.core.invalidation.policy import Verdict
 from streams.lexicon import Lexicon
 from streams.news import News
 
@@ -111,6 +112,15 @@ class SliceJudge:
                 # Windows may be ahead of what was dropped: only Redis knows now.
                 self._forget()
                 raise
+
+    def rehearse(self, change: Change, statistics: Statistics) -> Verdict:
+        """What a change would mean for the answers; this judge has no use after it."""
+        return self._policy.judge(change, statistics)
+
+    @property
+    def vocabulary(self) -> KeysView[str]:
+        """Terms of the questions that were asked."""
+        return self._policy.vocabulary
 
     def _forget(self) -> None:
         self._policy = self._fusion.policy()

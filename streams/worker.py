@@ -127,7 +127,7 @@ async def _build(
         parsers = ParserPool(settings.parse)
         closing.push_async_callback(parsers.close)
         await parsers.start()
-        built.append(Prepare(blobs, parsers, _splitter(settings), profile(settings), progress))
+        built.append(Prepare(blobs, parsers, splitter(settings), profile(settings), progress))
     if StepName.INDEX in steps:
         index = OpenSearchIndex.open(settings)
         closing.push_async_callback(index.close)
@@ -163,11 +163,9 @@ async def _build_notify(settings: Settings, closing: AsyncExitStack, metrics: Wo
 async def _judges(settings: Settings, slices: RedisAnswerCache, closing: AsyncExitStack) -> Judges:
     client = connect(settings.opensearch)
     closing.push_async_callback(client.close)
-    query = settings.query
-    fusion = Fusion(settings.embedding.dimension, max(query.window_kept, query.window), query.window, query.rrf_k)
     index, terms = OpenSearchIndex(client, settings), OpenSearchTerms(client, settings)
     await asyncio.to_thread(compile_loops)
-    judges = Judges(slices, index, terms, fusion=fusion, settings=settings.answers)
+    judges = Judges(slices, index, terms, fusion=fusion(settings), settings=settings.answers)
     following = asyncio.create_task(judges.follow(), name="judges")
 
     async def stop() -> None:
@@ -192,6 +190,13 @@ def profile(settings: Settings) -> str:
     )
 
 
-def _splitter(settings: Settings) -> Splitter:
+def fusion(settings: Settings) -> Fusion:
+    """How the query tier makes answers."""
+    query = settings.query
+    return Fusion(settings.embedding.dimension, max(query.window_kept, query.window), query.window, query.rrf_k)
+
+
+def splitter(settings: Settings) -> Splitter:
+    """What makes passages of texts."""
     tokenizer = open_tokenizer(settings.embedding)
     return Splitter(tokenizer, settings.split.chunk_tokens, settings.split.overlap_tokens)

@@ -117,7 +117,7 @@ async def _watched(
                     most[name] = max(most[name], process.memory_info().rss)
                 for step, row in TOPOLOGY.items():
                     lags = await admin.lag(row.reads, installation.settings.names.group(step))
-                    behind[step] = max(behind.get(step, 0), sum(lag.behind for lag in lags))
+                    behind[str(step)] = max(behind.get(str(step), 0), sum(lag.behind for lag in lags))
                 await asyncio.sleep(_SAMPLED_S)
 
     watching = asyncio.create_task(watch())

@@ -37,13 +37,18 @@ def chunk_body(write: ChunkWrite) -> dict[str, Any]:
     """The stored form of a passage."""
     chunk = write.chunk
     body = chunk.model_dump(mode="json")
-    lexical = [chunk.title or "", *chunk.heading_path, chunk.text]
     return body | {
         "groups": list(chunk.groups) or [PUBLIC_GROUP],
-        "lexical": "\n".join(part for part in lexical if part),
+        "lexical": lexical_text(chunk),
         "metadata_terms": metadata_terms(chunk.metadata),
         "vector": write.vector.tolist(),
     }
+
+
+def lexical_text(chunk: StoredChunk) -> str:
+    """What the lexical leg searches of a passage."""
+    parts = [chunk.title or "", *chunk.heading_path, chunk.text]
+    return "\n".join(part for part in parts if part)
 
 
 def read_chunk(source: Mapping[str, Any]) -> StoredChunk:

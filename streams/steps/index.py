@@ -346,14 +346,14 @@ def _chunk_change(change: _Change, vectors: Mapping[str, Vector]) -> ChunkChange
 
     def write(number: int, attributes: Manifest) -> ChunkWrite:
         chunk = change.chunks[number]
-        return ChunkWrite(_stored(claim, number, chunk, attributes), vectors[chunk.text_sha256])
+        return ChunkWrite(stored_chunk(claim, number, chunk, attributes), vectors[chunk.text_sha256])
 
     put = tuple(write(number, claim) for number in change.write.add)
     restore = tuple(write(number, standing.manifest) for number in change.write.overwrite) if standing else ()
     return ChunkChange(claim.key, claim.write_version, put, change.write.remove, restore)
 
 
-def _stored(claim: Manifest, number: int, chunk: PlannedChunk, attributes: Manifest) -> StoredChunk:
+def stored_chunk(claim: Manifest, number: int, chunk: PlannedChunk, attributes: Manifest) -> StoredChunk:
     """A planned passage of a claim, with the attributes that the claim or an earlier manifest gives it."""
     return StoredChunk(
         chunk_id=claim.chunks[number],

@@ -1,0 +1,106 @@
+"""What a dry run tells is what the edit then does, on real servers; and it does nothing itself."""
+
+import asyncio
+import json
+import os
+import sys
+
+import pytest
+
+from freshline.bench.installation import installed
+from freshline.dry_run import dry_run
+from freshline.services import connect_services
+from streams.rehearsal import Unprocessable
+
+pytestmark = [pytest.mark.stack, pytest.mark.timeout(240)]
+
+ROOMS = 12
+QUESTIONS = [f"which team booked room {number}" for number in range(ROOMS)] + ["who drinks coffee", "hotel in Berlin"]
+
+
+def room(number, team):
+    return f"# Room {number}\n\nThe room {number} is booked by team {team}.\n"
+
+
+@pytest.fixture(scope="module")
+async def installation(stack):
+    told = {
+        "FRESHLINE_KAFKA__PARTITIONS": "2",
+        "FRESHLINE_OPENSEARCH__SHARDS": "1",
+        # Deletes that are not merged away yet count in statistics, so that a refill may differ; no answer is audited.
+        "FRESHLINE_QUERY__AUDIT_SHARE": "0",
+    }
+    async with installed(stack, told) as running:
+        yield running
+
+
+@pytest.fixture
+async def services(installation):
+    async with connect_services(installation.settings) as connected:
+        yield connected
+
+
+async def cached(services):
+    """Which questions have their answers in the cache; asks, and so fills."""
+    return {text for text in QUESTIONS if (await services.ask(text, top_k=3, generate=False))["cached"]}
+
+
+async def run(installation, *arguments, content=None, tmp_path=None):
+    """The command, as an operator runs it."""
+    if content is not None:
+        (tmp_path / "edit.md").write_text(content, encoding="utf-8")
+        arguments = (str(tmp_path / "edit.md"), *arguments)
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "freshline",
+        "dry-run",
+        *arguments,
+        "--json",
+        env=os.environ | dict(installation.launcher.environment),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    out, err = await process.communicate()
+    assert process.returncode == 0, err.decode()
+    return json.loads(out.splitlines()[-1])
+
+
+async def test_what_is_told_is_what_is_dropped(installation, services, tmp_path):
+    for number in range(ROOMS):
+        await services.put(f"room-{number}.md", room(number, number).encode(), "text/markdown")
+    await installation.caught_up(timeout_s=60)
+    await cached(services)
+    assert await cached(services) == set(QUESTIONS)
+
+    edit = room(3, 3) + "\n# Coffee\n\nWhoever booked it drinks coffee there.\n"
+    told = await run(installation, "--id", "room-3.md", content=edit, tmp_path=tmp_path)
+    assert await cached(services) == set(QUESTIONS), "a dry run drops nothing"
+    assert (await services.document("room-3.md"))["version"] == told["version"] - 1
+    assert (told["document_id"], told["answers"]) == ("room-3.md", len(QUESTIONS))
+    assert told["added"] >= 1
+    certain = {one["question"] for one in told["touched"] if one["why"] != "unclear"}
+    assert "who drinks coffee" in certain
+    assert certain < set(QUESTIONS)
+
+    await services.ended((await services.put("room-3.md", edit.encode(), "text/markdown"))["event_id"])
+    assert set(QUESTIONS) - await cached(services) == certain
+
+    await cached(services)
+    told = await run(installation, "--delete", "room-7.md")
+    assert (told["added"], told["kept"]) == (0, 0)
+    assert told["removed"] >= 1
+    certain = {one["question"] for one in told["touched"]}
+    assert {one["why"] for one in told["touched"]} == {"cites"}
+    await services.ended((await services.delete("room-7.md"))["event_id"])
+    assert set(QUESTIONS) - await cached(services) == certain
+
+
+async def test_the_same_content_changes_nothing_and_what_cannot_be_read_is_said(installation, services):
+    text = room(5, 5).encode()
+    await services.ended((await services.put("room-5.md", text, "text/markdown"))["event_id"])
+    found = await dry_run(installation.settings, "room-5.md", text, file_name="room-5.md")
+    assert (found.added, found.removed, found.touched) == (0, 0, ())
+    assert found.kept >= 1
+    with pytest.raises(Unprocessable):
+        await dry_run(installation.settings, "broken.pdf", b"%PDF-1.7 not really", file_name="broken.pdf")
