@@ -181,6 +181,15 @@ class QuerySettings(HttpSettings):
     audits_per_s: float = Field(
         2.0, gt=0, description="Most of them in a second and process; they wait while the index is busy."
     )
+    refills_per_s: float = Field(
+        5.0,
+        ge=0,
+        description="Most answers that one process retrieves again in a second because a change dropped them; only "
+        "while the index has room. 0 retrieves none.",
+    )
+    refill_hits: int = Field(
+        3, ge=1, description="Times that a process must have served an answer since it was filled, to do so."
+    )
     cache_ttl_s: int = Field(
         3_600, ge=1, description="Bound of rank drift: an unchanged answer is computed again after it."
     )

@@ -23,6 +23,9 @@ from query.standing import Standing, Standings
 from schemas.positions import Position
 from schemas.queries import QueryRequest, Unanswered
 
+AskedHook = Callable[[str, QueryRequest, Access], None]
+"""Told of what is asked for: key, question, and with which access."""
+
 AuditHook = Callable[[str, str, bytes, Mapping[int, int]], None]
 """Told of a hit that goes out: tenant, key, body, positions."""
 
@@ -57,6 +60,7 @@ class Answering:
         ttl_s: how long an answer is kept at most.
         budget: what a tenant may have written.
         audit: told of every hit.
+        asked: told of every question.
     """
 
     def __init__(
@@ -71,7 +75,9 @@ class Answering:
         ttl_s: int,
         budget: GenerationBudget | None = None,
         audit: AuditHook | None = None,
+        asked: AskedHook = lambda _key, _request, _access: None,
     ) -> None:
+        self._asked = asked
         self._standings = standings
         self._retrieval = retrieval
         self._generator = generator
@@ -102,6 +108,20 @@ class Answering:
         query_time_ms = (time.perf_counter() - began_s) * 1_000
         return stamped(body, query_time_ms=query_time_ms, cached=cached is not None, as_of=standing.as_of)
 
+    async def refill(self, request: QueryRequest, access: Access) -> bool:
+        """Fill an answer that is not there, and copy it into this process; False where it is, or cannot be kept.
+
+        Raises:
+            EmbeddingError, IndexUnavailable: as ``answer``.
+        """
+        key = cache_key(request, access, self._maker)
+        standing = await self._standings.look(access.tenant, key, lease_ms=_LEASE_MS)
+        is_missing = standing.cached is None and standing.epoch is not None
+        if is_missing:
+            await self._fill_once(request, access, key, standing)
+            await self._standings.look(access.tenant, key)
+        return is_missing
+
     async def _looked_again(self, tenant: str, key: str, standing: Standing, body: bytes) -> Standing:
         """Where the tenant stands with the answer just filled.
 
@@ -118,6 +138,7 @@ class Answering:
     async def look(self, request: QueryRequest, access: Access) -> tuple[str, Standing]:
         """Key of the answer, and where the tenant stands once ``min_position`` is reached; raises as ``answer``."""
         key = cache_key(request, access, self._maker)
+        self._asked(key, request, access)
         if request.min_position is None:
             return key, await self._standings.look(access.tenant, key, lease_ms=_LEASE_MS)
         return key, await self._standings.look_from(access.tenant, key, Position.parse(request.min_position))

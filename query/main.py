@@ -4,9 +4,9 @@ import asyncio
 import gc
 import os
 import socket
-from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
-from typing import Final, Protocol, TypeVar
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, asynccontextmanager, suppress
+from typing import Any, Final, Protocol, TypeVar
 
 import structlog
 from fastapi import FastAPI
@@ -47,6 +47,7 @@ from query.lag import InvalidationLag, LagWatch
 from query.metrics import QueryMetrics
 from query.near import NearCache
 from query.operations import Operations, Part
+from query.refill import Refills
 from query.retrieval import Retrieval
 from query.standing import Standings
 from query.streamed import StreamedAnswers
@@ -100,21 +101,19 @@ async def serving(settings: Settings) -> AsyncIterator[str]:
         ending.push_async_callback(generator.close)
         opensearch = _closed_by(ending, OpenSearchIndex.open(settings))
         index = _guarded_index(opensearch, settings.opensearch, metrics)
-        redis = connect_redis(settings.redis)
-        ending.push_async_callback(redis.aclose)
-        cache, states = (
-            RedisAnswerCache(redis, settings.names, settings.answers),
-            RedisEventStates(redis, settings.names),
-        )
-        near = NearCache(slices=cache.count, max_bytes=settings.query.near_bytes)
+        redis = await ending.enter_async_context(aclosing(connect_redis(settings.redis)))
+        cache = RedisAnswerCache(redis, settings.names, settings.answers)
+        states = RedisEventStates(redis, settings.names)
+        refills = _refills(settings, metrics)
+        near = NearCache(slices=cache.count, max_bytes=settings.query.near_bytes, dropped=refills.dropped)
         watch = AppliedWatch(cache, near)
-        ending.push_async_callback(_end, asyncio.create_task(watch.run(), name="applied-watch"))
+        _in_background(ending, watch.run(), "applied-watch")
 
         fusion = f"rrf {settings.query.rrf_k} of {settings.query.window}"
         maker = AnswerMaker(settings.generation, embedder.model.fingerprint, generator.name, fusion)
         metrics.near_bytes.set_function(lambda: near.size_bytes)
         lag = LagWatch(cache, opensearch, metrics)
-        ending.push_async_callback(_end, asyncio.create_task(lag.run(), name="lag-watch"))
+        _in_background(ending, lag.run(), "lag-watch")
         standings = Standings(
             cache=cache,
             near=near,
@@ -143,7 +142,7 @@ async def serving(settings: Settings) -> AsyncIterator[str]:
             states=states,
             metrics=metrics,
         )
-        ending.push_async_callback(_end, asyncio.create_task(auditor.run(), name="auditor"))
+        _in_background(ending, auditor.run(), "auditor")
         answering = Answering(
             standings=standings,
             retrieval=retrieval,
@@ -157,15 +156,15 @@ async def serving(settings: Settings) -> AsyncIterator[str]:
                 tokens_per_answer=settings.generator.max_tokens,
             ),
             audit=auditor.saw,
+            asked=refills.asked,
         )
         ending.push_async_callback(answering.close)
+        _in_background(ending, refills.run(answering, lambda: retrieval.has_room), "refills")
         streamed = _closed_by(ending, StreamedAnswers(answering=answering, generator=generator, metrics=metrics))
         credentials = await ending.enter_async_context(opened_credentials(settings))
         await _warm_up(embedder, opensearch, retrieval, settings.tenant.default)
-        parts = _parts(opensearch, redis, watch) | {
-            "generator": Part(generator_guard.check, needed=False),
-            "invalidation": Part(InvalidationLag(cache, opensearch, settings.tenant.default).check, needed=False),
-        }
+        fresh = InvalidationLag(cache, opensearch, settings.tenant.default)
+        parts = _parts(opensearch, redis, watch, generator_guard, fresh)
         operations = Operations(parts, metrics.recent, memory_limit_bytes=settings.query.memory_limit_bytes or None)
         _begin_alerting(ending, operations, settings, metrics)
         limit, seconds = question_limit(settings.query.tenant_requests_per_s), http_seconds(registry)
@@ -227,6 +226,17 @@ def _closed_by(ending: AsyncExitStack, part: _Part) -> _Part:
     return part
 
 
+def _refills(settings: Settings, metrics: QueryMetrics) -> Refills:
+    return Refills(
+        per_s=settings.query.refills_per_s,
+        hits=settings.query.refill_hits,
+        # An extract costs no more than the retrieval.
+        written=settings.generator.provider == "extractive",
+        deadline_s=settings.query.deadline_s,
+        metrics=metrics,
+    )
+
+
 def _admission(settings: Settings, metrics: QueryMetrics) -> Admission:
     return Admission(
         target_ms=settings.query.miss_target_ms,
@@ -254,7 +264,7 @@ def _begin_alerting(ending: AsyncExitStack, operations: Operations, settings: Se
     if channels:
         source = f"query on {socket.gethostname()}, process {os.getpid()}, {settings.namespace}"
         alerting = Alerting(operations, channels, settings.alerts, metrics=metrics, source=source)
-        ending.push_async_callback(_end, asyncio.create_task(alerting.run(), name="alerting"))
+        _in_background(ending, alerting.run(), "alerting")
 
 
 def _guarded_generator(settings: GenerationSettings, metrics: QueryMetrics) -> tuple[Guard, GuardedGenerator]:
@@ -277,7 +287,9 @@ async def _warm_up(embedder: Embedder, index: OpenSearchIndex, retrieval: Retrie
         _log.warning("index_not_warmed", reason=str(error))
 
 
-def _parts(index: OpenSearchIndex, redis: Redis, watch: AppliedWatch) -> dict[str, Part]:
+def _parts(
+    index: OpenSearchIndex, redis: Redis, watch: AppliedWatch, generator: Guard, fresh: InvalidationLag
+) -> dict[str, Part]:
     async def redis_answers() -> None:
         with redis_errors():
             await redis.ping()
@@ -294,10 +306,17 @@ def _parts(index: OpenSearchIndex, redis: Redis, watch: AppliedWatch) -> dict[st
         "index": Part(index.ready, needed=True),
         "redis": Part(redis_answers, needed=False),
         "subscription": Part(subscription_is_live, needed=False),
+        "generator": Part(generator.check, needed=False),
+        "invalidation": Part(fresh.check, needed=False),
     }
 
 
-async def _end(task: asyncio.Task[None]) -> None:
-    task.cancel()
-    with suppress(asyncio.CancelledError):
-        await task
+def _in_background(ending: AsyncExitStack, work: Coroutine[Any, Any, None], name: str) -> None:
+    task = asyncio.create_task(work, name=name)
+
+    async def end() -> None:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+    ending.push_async_callback(end)

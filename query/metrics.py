@@ -33,6 +33,7 @@ from schemas.telemetry import (
     POSITION_WAIT_SECONDS,
     QUERIES,
     QUERY_STAGE_SECONDS,
+    REFILLS,
 )
 
 
@@ -71,6 +72,9 @@ class QueryMetrics:
         self.retries = Counter(CALL_RETRIES, "Calls made a second time.", ("store",), registry=registry)
         self.unaudited = Counter(
             AUDITS_SKIPPED, "Hits drawn for an audit and not looked at.", ("reason",), registry=registry
+        )
+        self.refills = Counter(
+            REFILLS, "Dropped answers retrieved again before anybody asked.", ("result",), registry=registry
         )
         self._audits = Counter(AUDITS, "Hits that were looked at again.", ("verdict",), registry=registry)
         for verdict in Verdict:

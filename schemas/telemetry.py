@@ -99,6 +99,10 @@ STEP_WAITING: Final = "freshline_step_waiting"
 RECORDS_WAITING: Final = "freshline_records_waiting"
 """Gauge; label step. Records in this worker's partitions that are not finished: its lag, measured now and then."""
 
+REFILLS: Final = "freshline_answers_refilled_total"
+"""Counter; label result: filled, there (somebody else was quicker), busy or full (let go), failed. Answers that were
+dropped and retrieved again before anybody asked."""
+
 WEBHOOK_MESSAGES: Final = "freshline_webhook_messages_total"
 """Counter; label result: delivered, failed (a try), kept (to be tried again), or dropped (its webhook is disabled)."""
 
