@@ -163,8 +163,9 @@ async def serving(settings: Settings) -> AsyncIterator[str]:
         streamed = _closed_by(ending, StreamedAnswers(answering=answering, generator=generator, metrics=metrics))
         credentials = await ending.enter_async_context(opened_credentials(settings))
         await _warm_up(embedder, opensearch, retrieval, settings.tenant.default)
-        fresh = InvalidationLag(cache, opensearch, settings.tenant.default)
-        parts = _parts(opensearch, redis, watch, generator_guard, fresh)
+        parts = _parts(opensearch, redis, watch, generator_guard) | {
+            "invalidation": Part(InvalidationLag(cache, opensearch, settings.tenant.default).check, needed=False)
+        }
         operations = Operations(parts, metrics.recent, memory_limit_bytes=settings.query.memory_limit_bytes or None)
         _begin_alerting(ending, operations, settings, metrics)
         limit, seconds = question_limit(settings.query.tenant_requests_per_s), http_seconds(registry)
@@ -287,9 +288,7 @@ async def _warm_up(embedder: Embedder, index: OpenSearchIndex, retrieval: Retrie
         _log.warning("index_not_warmed", reason=str(error))
 
 
-def _parts(
-    index: OpenSearchIndex, redis: Redis, watch: AppliedWatch, generator: Guard, fresh: InvalidationLag
-) -> dict[str, Part]:
+def _parts(index: OpenSearchIndex, redis: Redis, watch: AppliedWatch, generator: Guard) -> dict[str, Part]:
     async def redis_answers() -> None:
         with redis_errors():
             await redis.ping()
@@ -307,7 +306,6 @@ def _parts(
         "redis": Part(redis_answers, needed=False),
         "subscription": Part(subscription_is_live, needed=False),
         "generator": Part(generator.check, needed=False),
-        "invalidation": Part(fresh.check, needed=False),
     }
 
 
