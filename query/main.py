@@ -105,13 +105,12 @@ async def serving(settings: Settings) -> AsyncIterator[str]:
         cache = RedisAnswerCache(redis, settings.names, settings.answers)
         states = RedisEventStates(redis, settings.names)
         refills = _refills(settings, metrics)
-        near = NearCache(slices=cache.count, max_bytes=settings.query.near_bytes, dropped=refills.dropped)
+        near = _near(cache, settings, refills, metrics)
         watch = AppliedWatch(cache, near)
         _in_background(ending, watch.run(), "applied-watch")
 
         fusion = f"rrf {settings.query.rrf_k} of {settings.query.window}"
         maker = AnswerMaker(settings.generation, embedder.model.fingerprint, generator.name, fusion)
-        metrics.near_bytes.set_function(lambda: near.size_bytes)
         lag = LagWatch(cache, opensearch, metrics)
         _in_background(ending, lag.run(), "lag-watch")
         standings = Standings(
@@ -225,6 +224,12 @@ _Part = TypeVar("_Part", bound=_Closing)
 def _closed_by(ending: AsyncExitStack, part: _Part) -> _Part:
     ending.push_async_callback(part.close)
     return part
+
+
+def _near(cache: RedisAnswerCache, settings: Settings, refills: Refills, metrics: QueryMetrics) -> NearCache:
+    near = NearCache(slices=cache.count, max_bytes=settings.query.near_bytes, dropped=refills.dropped)
+    metrics.near_bytes.set_function(lambda: near.size_bytes)
+    return near
 
 
 def _refills(settings: Settings, metrics: QueryMetrics) -> Refills:
