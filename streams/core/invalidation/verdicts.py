@@ -164,21 +164,24 @@ def _lowest_source(own: _Windows, sources: Ints, top: int) -> tuple[float, float
 def _highest_late(own: _Windows, sources: Ints, least: float) -> tuple[float, float]:
     """The highest score of a late passage that is no source; the same with a wider edge. Less than ``least`` is 0."""
     highest, hope = 0.0, 0.0
-    for leg in range(2):
+    # Where no leg alone makes as much, a passage has to be in both; and one that is late is so in the vector leg too.
+    in_both = least > 1 / (own.rrf_k + 1) + _TIE
+    for leg in range(1 if in_both else 2):
         in_vector = leg == 0
         age = own.vector_age if in_vector else own.lexical_age
         ids = own.vector_ids if in_vector else own.lexical_ids
         scores = own.by_vector if in_vector else own.by_terms
         for place in range(len(ids)):
-            if age[place] < len(ids):
+            number = ids[place]
+            if age[place] < len(ids) or (in_both and place_of(own.lexical_ids, number) == NOBODY):
                 continue
             rank = _rank(scores, age, place)
-            # One leg alone tells of most that they are too far behind.
+            # One leg alone tells of some that they are too far behind.
             if rank > own.deepest + EDGE or 1 / (own.rrf_k + rank) + 1 / (own.rrf_k + 1) < least:
                 continue
-            number, first, second = ids[place], rank, rank
             if place_of(sources, number) != NOBODY:
                 continue
+            first, second = rank, rank
             if in_vector:
                 second = _rank_of(number, own.lexical_ids, own.by_terms, own.lexical_age)
             else:
