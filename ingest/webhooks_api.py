@@ -93,7 +93,7 @@ def webhook_routes(webhooks: TenantWebhooks, admin: AccessOf) -> APIRouter:
     router = APIRouter(prefix="/v1/webhooks")
     may = Depends(admin)
 
-    @router.post("", status_code=201, responses=problems_told(401, 403, 422, 503))
+    @router.post("", status_code=201, responses=problems_told(400, 401, 403, 422, 503))
     async def post_webhook(new: NewWebhook, access: Annotated[Access, may]) -> WebhookCreated:
         """Be told of the end of each event, signed, at least once. Workers know of it within a few seconds.
 

@@ -27,8 +27,8 @@ async def installation(stack):
     told = {
         "FRESHLINE_KAFKA__PARTITIONS": "2",
         "FRESHLINE_OPENSEARCH__SHARDS": "1",
-        # Deletes that are not merged away yet count in statistics, so that a refill may differ; no answer is audited.
-        "FRESHLINE_QUERY__AUDIT_SHARE": "0",
+        # What is dropped is to stay away until it is looked at.
+        "FRESHLINE_QUERY__REFILLS_PER_S": "0",
     }
     async with installed(stack, told) as running:
         yield running
