@@ -91,11 +91,12 @@ def _add_documents(app: FastAPI, settings: Settings, stores: Stores, acceptance:
     max_bytes = settings.parse.max_bytes
     limits = BatchLimits(settings.ingest.max_batch_bytes, settings.ingest.max_batch_items, max_bytes)
 
+    # 404: a path with a line end in it is none of ours.
     @app.put(
         "/v1/documents/{document_id:path}",
         status_code=202,
         response_model=Accepted,
-        responses=problems_told(401, 403, 413, 415, 422, 503),
+        responses=problems_told(401, 403, 404, 413, 415, 422, 503),
         openapi_extra=_upload_openapi(),
     )
     async def put_document(
@@ -109,7 +110,7 @@ def _add_documents(app: FastAPI, settings: Settings, stores: Stores, acceptance:
         "/v1/documents/{document_id:path}",
         status_code=202,
         response_model=Accepted,
-        responses=problems_told(401, 403, 422, 503),
+        responses=problems_told(401, 403, 404, 422, 503),
     )
     async def delete_document(
         document_id: DocumentId,
