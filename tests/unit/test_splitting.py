@@ -1,5 +1,6 @@
 """Passages: where they are cut, what an edit costs, and how long splitting takes."""
 
+import gc
 import gzip
 import json
 import time
@@ -164,7 +165,10 @@ def test_chunk_names_of_two_documents_differ(other: DocumentKey):
     ids=["headings", "one word", "one line", "line ends", "short lines", "item marks", "wide heading"],
 )
 def test_no_shape_of_text_takes_more_than_linear_time(text: str):
-    """Each is compared with its own quarter: a quadratic step would take 16 times as long, not 4 times."""
+    """Each is compared with its own quarter: a quadratic step would take 16 times as long, not 4 times.
+
+    As in `timeit` the collector is off: its passes go over the heap of all tests before, which the shape does not cause.
+    """
     subject = splitter(200)
 
     def cost(part: str) -> float:
@@ -172,8 +176,13 @@ def test_no_shape_of_text_takes_more_than_linear_time(text: str):
         subject.split(part, "t")
         return time.process_time() - began
 
-    quarter = max(min(cost(text[: len(text) // 4]) for _ in range(2)), 0.01)
-    assert cost(text) < 10 * quarter
+    gc.collect()
+    gc.disable()
+    try:
+        quarter = max(min(cost(text[: len(text) // 4]) for _ in range(3)), 0.01)
+        assert min(cost(text) for _ in range(2)) < 10 * quarter
+    finally:
+        gc.enable()
 
 
 def test_real_release_notes_split_at_once():
