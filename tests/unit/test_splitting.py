@@ -167,7 +167,7 @@ def test_chunk_names_of_two_documents_differ(other: DocumentKey):
 def test_no_shape_of_text_takes_more_than_linear_time(text: str):
     """Each is compared with its own quarter: a quadratic step would take 16 times as long, not 4 times.
 
-    As in `timeit` the collector is off: its passes go over the heap of all tests before, which the shape does not cause.
+    The collector is off, as in `timeit`: it goes over what all tests before left, which the shape does not cause.
     """
     subject = splitter(200)
 
