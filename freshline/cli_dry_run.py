@@ -10,12 +10,13 @@ import typer
 from freshline.terminal import MISUSED, Data, Json, add_command, fail, out, print_json
 
 if TYPE_CHECKING:
-    from streams.rehearsal import Rehearsed
+    from streams.rehearsal import Rehearsed, Touched
 
 _WHY: Final = {
     "cites": "cites a passage that goes or is stored anew",
     "comes_in": "a new passage comes in",
     "unclear": "may change: too little of it is known, so it would be retrieved again",
+    "unjudged": "is dropped unjudged: the edit changes more at once than is judged",
 }
 
 
@@ -53,7 +54,7 @@ def dry_run(
     from infra.opensearch.port import IndexUnavailable  # noqa: PLC0415 - as above
     from infra.redis.port import CacheUnavailable  # noqa: PLC0415 - as above
     from ingest.core.content import UnsupportedType  # noqa: PLC0415 - as above
-    from streams.rehearsal import Unprocessable  # noqa: PLC0415 - as above
+    from streams.rehearsal import NotNow, Unprocessable  # noqa: PLC0415 - as above
 
     name = delete if file is None else document_id or file.as_posix()
     try:
@@ -69,6 +70,8 @@ def dry_run(
         )
     except (UnsupportedType, Unprocessable) as error:
         raise fail(f"it would be refused: {error}") from None
+    except NotNow as error:
+        raise fail(str(error)) from None
     except (IndexUnavailable, CacheUnavailable, EmbeddingError) as error:
         raise fail(f"{error}: is the stack up? see `freshline status`") from None
     if as_json:
@@ -86,4 +89,10 @@ def _show(name: str, found: "Rehearsed") -> None:
     for one in found.touched:
         readers = f" (groups {', '.join(one.groups)})" if one.groups else ""
         out.print(f"  {one.question}{readers}", style="cyan")
-        out.print(f"    {_WHY[one.why]}" + (f": {one.passage}" if one.passage else ""), style="dim")
+        out.print(f"    {_WHY[one.why]}{_places(one)}" + (f": {one.passage}" if one.passage else ""), style="dim")
+
+
+def _places(one: "Touched") -> str:
+    legs = {"vector": one.vector_rank, "lexical": one.lexical_rank}
+    told = [f"place {rank} of the {leg} leg" for leg, rank in legs.items() if rank is not None]
+    return f" ({', '.join(told)})" if told else ""

@@ -41,6 +41,7 @@ async def dry_run(
     Raises:
         UnsupportedType: of content.
         Unprocessable: it would become a dead letter.
+        NotNow: it cannot be told at this moment.
         IndexUnavailable, CacheUnavailable, EmbeddingError: a store or the model does not answer.
     """
     event = DocumentEvent(

@@ -249,6 +249,12 @@ class WebhookSettings(Section):
         "there with http also.",
     )
     timeout_s: float = Field(10.0, gt=0, le=60, description="Limit of one request, and of one batch of them.")
+    patience_s: float = Field(
+        1.0,
+        gt=0,
+        le=60,
+        description="How long the stream waits for receivers; what they did not take is sent beside it.",
+    )
     refresh_s: float = Field(2.0, ge=0, description="How long a worker goes by the webhooks that it read last.")
     retry_first_s: float = Field(1.0, gt=0, description="First pause of a webhook that failed; each next one doubles.")
     retry_max_s: float = Field(3_600.0, gt=0, description="Longest such pause.")

@@ -4,6 +4,7 @@ import asyncio
 import random
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -26,7 +27,7 @@ class Tried:
 
     Attributes:
         delivered: what the receiver has taken.
-        left: what it has not; in no order.
+        left: what it has not, as far as it is known.
         failure: why; None where only the time was over.
     """
 
@@ -45,36 +46,45 @@ class Courier:
     counted: Callable[[str, int], None] = field(default=lambda _result, _count: None)
     now_ms: Callable[[], float] = field(default=lambda: time.time() * 1000)
 
-    async def deliver(self, webhook: KeptWebhook, messages: Sequence[WaitingMessage]) -> Tried:
-        """Send messages until one fails or the time for a batch is over: a receiver delays nobody for longer.
+    async def deliver(
+        self, webhook: KeptWebhook, messages: Sequence[WaitingMessage], *, patience_s: float | None = None
+    ) -> Tried:
+        """Send messages until one fails or the time for a batch is over.
 
         The first goes alone, so that a receiver that is away costs one request, not many.
+
+        Args:
+            webhook: whose receiver is told.
+            messages: what it is told, oldest first.
+            patience_s: after so long requests under way are given up, too. By default they have their own limit, and
+                none begins after it has passed once: twice as long in all.
         """
         left = list(reversed(messages))
-        delivered: list[WaitingMessage] = []
+        delivered: dict[str, WaitingMessage] = {}
         failures: list[NotDelivered] = []
-        untaken: list[WaitingMessage] = []
         until_s = time.monotonic() + self.settings.timeout_s
 
         async def send_next() -> None:
             message = left.pop()
             failure = await self.sender.send(webhook, message)
             if failure is None:
-                delivered.append(message)
+                delivered[message.message_id] = message
             else:
-                untaken.append(message)
                 failures.append(failure)
 
         async def send_on() -> None:
             while left and not failures and time.monotonic() < until_s:
                 await send_next()
 
-        if left:
-            await send_next()
-        await asyncio.gather(*(send_on() for _ in range(PARALLEL)))
+        with suppress(TimeoutError):
+            async with asyncio.timeout(patience_s):
+                if left:
+                    await send_next()
+                await asyncio.gather(*(send_on() for _ in range(PARALLEL)))
         self.counted("delivered", len(delivered))
         self.counted("failed", len(failures))
-        return Tried(delivered, [*untaken, *reversed(left)], failures[0] if failures else None)
+        untaken = [one for one in messages if one.message_id not in delivered]
+        return Tried(tuple(delivered.values()), untaken, failures[0] if failures else None)
 
     async def failed(self, webhook: KeptWebhook, failure: NotDelivered) -> KeptWebhook | None:
         """Note that it failed, and when it is tried again; None where it was removed meanwhile.

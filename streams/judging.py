@@ -66,8 +66,24 @@ class Fusion:
         return Exact(dimension=self.dimension, kept=self.kept, fused=self.fused, rrf_k=self.rrf_k)
 
 
+class TooMuchChanged(Exception):
+    """More passages have changed than are judged; the message says how many."""
+
+
 class SliceJudge:
-    """Keeps the evidence of one slice's answers, and judges them."""
+    """Keeps the evidence of one slice's answers, and judges them.
+
+    Args:
+        tenant: whose answers they are.
+        number: of the slice.
+        slices: where the answers are.
+        index: of the documents.
+        news: reads what changes mention.
+        lexicon: reads terms.
+        fusion: how answers are made.
+        settings: how much is judged.
+        drops: what cannot be judged is dropped. False for those who want to know, and change nothing.
+    """
 
     def __init__(
         self,
@@ -80,6 +96,7 @@ class SliceJudge:
         lexicon: Lexicon,
         fusion: Fusion,
         settings: AnswerSettings,
+        drops: bool = True,
     ) -> None:
         self._tenant = tenant
         self._number = number
@@ -89,6 +106,7 @@ class SliceJudge:
         self._lexicon = lexicon
         self._fusion = fusion
         self._settings = settings
+        self._drops = drops
         self._one_at_a_time = asyncio.Lock()
         self.active_s = time.monotonic()
         self._forget()
@@ -98,12 +116,15 @@ class SliceJudge:
 
         Raises:
             CacheUnavailable: it may be judged or not; the next call finds out.
+            IndexUnavailable, TooMuchChanged: it cannot be judged; only where that does not drop answers.
         """
         async with self._one_at_a_time:
             try:
                 while not await self._judge():
                     pass
             except IndexUnavailable as error:
+                if not self._drops:
+                    raise
                 # Where no change waits, answers are as true as before; what was not taken in is, the next time.
                 if self._behind:
                     self._forget()
@@ -116,6 +137,11 @@ class SliceJudge:
     def rehearse(self, change: Change, statistics: Statistics) -> Verdict:
         """What a change would mean for the answers; this judge has no use after it."""
         return self._policy.judge(change, statistics)
+
+    @property
+    def keys(self) -> frozenset[str]:
+        """Of the answers that it knows."""
+        return frozenset(self._fills)
 
     @property
     def vocabulary(self) -> KeysView[str]:
@@ -172,6 +198,8 @@ class SliceJudge:
         return pending.floor == self._floor and previous == self._known
 
     async def _drop_all(self, reason: str) -> None:
+        if not self._drops:
+            raise TooMuchChanged(reason)
         log.warning("answers_dropped_unjudged", tenant=self._tenant, slice=self._number, reason=reason)
         await self._slices.drop_all(self._tenant, self._number, orjson.dumps({"unjudged": reason}))
 
@@ -190,7 +218,7 @@ class SliceJudge:
             # An answer can be judged only where all changes after it are remembered.
             judged = {key: one for key, one in there.items() if self._known != _UNKNOWN or one.epoch >= since}
             entries = {key: entry for key, one in judged.items() if (entry := _readable(one.entry)) is not None}
-            evidence, partial = await self._evidence(entries, gone)
+            evidence, partial = await self.evidence(entries, gone)
             # Nothing is waited for from here on: what is taken in is taken in wholly.
             for key, one in there.items():
                 self._let_go(key)
@@ -211,7 +239,7 @@ class SliceJudge:
         self._news.vocabulary.update(evidence.terms)
         self._policy.put(evidence)
 
-    async def _evidence(
+    async def evidence(
         self, entries: Mapping[str, Entry], gone: frozenset[str] = frozenset()
     ) -> tuple[list[Evidence], set[str]]:
         """What entries were made of; and the keys of those that lack a passage which is not known to be ``gone``."""
@@ -264,8 +292,10 @@ class SliceJudge:
         if not keys:
             return
         try:
-            told = await self._again(keys) if len(keys) <= self._settings.rechecks else None
+            told = await self._again(keys) if len(keys) <= self._settings.rechecks or not self._drops else None
         except IndexUnavailable:
+            if not self._drops:
+                raise
             told = None
         if told is None:
             self._doom(keys)
@@ -276,7 +306,7 @@ class SliceJudge:
         self._doom(partial | self._policy.altered({one.key for one in evidence} - partial, statistics))
 
     async def _again(self, keys: Sequence[str]) -> tuple[list[Evidence], set[str]]:
-        """As ``_evidence``, with the windows of now."""
+        """As ``evidence``, with the windows of now."""
         stored = await self._slices.entries(self._tenant, self._number, keys)
         entries = {}
         for key, one in zip(keys, stored, strict=True):
@@ -286,7 +316,7 @@ class SliceJudge:
                 self._let_go(key)  # ended, or filled anew and read in the next round
         found = await self._index.search([entry.search for entry in entries.values()])
         fresh = {key: _retrieved(entry, windows) for (key, entry), windows in zip(entries.items(), found, strict=True)}
-        return await self._evidence(fresh)
+        return await self.evidence(fresh)
 
     def _doom(self, keys: Iterable[str]) -> None:
         for key in keys:

@@ -1,7 +1,8 @@
 """Tries again what webhooks did not take, for each at its own pace."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Final
 
 import structlog
@@ -28,21 +29,22 @@ class Redelivery:
     def __init__(self, courier: Courier, told_waiting: Callable[[int], None] = lambda _count: None) -> None:
         self._courier = courier
         self._told_waiting = told_waiting
+        self._trying: dict[str, asyncio.Task[None]] = {}
 
     async def run(self) -> None:
         """Look until cancelled."""
-        while True:
-            try:
-                await self.look()
-            except IndexUnavailable as error:
-                log.warning("webhooks_not_read", reason=str(error))
-            except Exception:
-                # Whatever it is, the messages are kept, and the next look may do better.
-                log.exception("redelivery_failed")
-            await asyncio.sleep(LOOK_S)
+        try:
+            while True:
+                with _failure_is_logged():
+                    await self.look()
+                await asyncio.sleep(LOOK_S)
+        finally:
+            for one in self._trying.values():
+                one.cancel()
+            await self.settled()
 
     async def look(self) -> None:
-        """Try what is due, once.
+        """Begin to try what is due, each beside the others: a slow receiver keeps no other waiting.
 
         Raises:
             IndexUnavailable: the store does not answer.
@@ -54,30 +56,42 @@ class Redelivery:
             return
         webhooks = {one.webhook_id: one for one in await store.webhooks()}
         now_ms = self._courier.now_ms()
-        due: list[KeptWebhook] = []
         for webhook_id, count in waiting.items():
             webhook = webhooks.get(webhook_id)
             if webhook is None:  # removed while something was kept for it
                 await store.remove(webhook_id)
             elif webhook.failures and webhook.disabled_ms is None and count > self._courier.settings.max_waiting:
                 await self._disable(webhook, f"{count} messages waited for it")
-            elif webhook_health.is_due(webhook, now_ms=now_ms):
-                due.append(webhook)
-        await asyncio.gather(*(self._try(one) for one in due))
+            elif webhook_id not in self._trying and webhook_health.is_due(webhook, now_ms=now_ms):
+                trying = asyncio.create_task(self._try(webhook_id), name=f"webhook-{webhook_id}")
+                self._trying[webhook_id] = trying
+                trying.add_done_callback(lambda _done, name=webhook_id: self._trying.pop(name))
 
-    async def _try(self, webhook: KeptWebhook) -> None:
+    async def settled(self) -> None:
+        """Wait until what was begun has ended."""
+        await asyncio.gather(*self._trying.values(), return_exceptions=True)
+
+    async def _try(self, webhook_id: str) -> None:
+        with _failure_is_logged():
+            while await self._tried_batch(webhook_id):
+                pass
+
+    async def _tried_batch(self, webhook_id: str) -> bool:
+        """Whether the next one may follow at once."""
         store = self._courier.store
-        claimed = await self._claimed(webhook.webhook_id)
+        claimed = await self._claimed(webhook_id)
         if claimed is None:
-            return
-        tried = await self._courier.deliver(claimed, await store.oldest(claimed.webhook_id, BATCH))
+            return False
+        batch = await store.oldest(webhook_id, BATCH)
+        tried = await self._courier.deliver(claimed, batch)
         await store.forget(tried.delivered)
         if tried.failure is not None:
             await self._courier.failed(claimed, tried.failure)
-            return
-        await store.change(claimed.webhook_id, webhook_health.delivered)
+            return False
+        await store.change(webhook_id, webhook_health.delivered)
         if claimed.failures:
-            log.info("webhook_recovered", webhook=claimed.webhook_id, tenant=claimed.tenant)
+            log.info("webhook_recovered", webhook=webhook_id, tenant=claimed.tenant)
+        return len(batch) == BATCH
 
     async def _claimed(self, webhook_id: str) -> KeptWebhook | None:
         """The webhook, if it is still due: until the claim is over, or the try, nobody else tries it."""
@@ -98,3 +112,14 @@ class Redelivery:
         await self._courier.store.change(
             webhook.webhook_id, lambda known: webhook_health.disabled(known, reason, now_ms=now_ms)
         )
+
+
+@contextmanager
+def _failure_is_logged() -> Iterator[None]:
+    """Whatever it is, the messages are kept, and the next look may do better."""
+    try:
+        yield
+    except IndexUnavailable as error:
+        log.warning("webhooks_not_read", reason=str(error))
+    except Exception:
+        log.exception("redelivery_failed")

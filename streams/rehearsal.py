@@ -8,8 +8,8 @@ step would have to retrieve again to judge can only be told as such.
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 from infra.blobs.memory import MemoryBlobStore
@@ -25,11 +25,12 @@ from schemas.events import Change as ChangeKind
 from schemas.events import ChunkPlan, DocumentEvent
 from streams.core.chunk_identity import chunk_ids
 from streams.core.document_change import Write, decide
-from streams.core.invalidation.evidence import Change, Passage, Statistics, TermCounts
+from streams.core.invalidation.entrants import entrant
+from streams.core.invalidation.evidence import Change, Evidence, Passage, Statistics, TermCounts
 from streams.core.outcomes import DeadLetter
 from streams.core.planned_chunks import load_chunks
 from streams.core.splitting import Splitter, embedding_text
-from streams.judging import Fusion, SliceJudge
+from streams.judging import Fusion, SliceJudge, TooMuchChanged
 from streams.lexicon import Lexicon
 from streams.news import News
 from streams.parsing.sandbox import ParserPool
@@ -40,12 +41,17 @@ from streams.steps.prepare import Prepare
 SNIPPET_CHARS: Final = 120
 _ENTRIES_AT_ONCE: Final = 500
 
-Why = Literal["cites", "comes_in", "unclear"]
-"""A passage that the answer cites goes, or is stored anew; a new one comes into it; or only a new retrieval tells."""
+Why = Literal["cites", "comes_in", "unclear", "unjudged"]
+"""A passage that the answer cites goes, or is stored anew; a new one comes into it; only a new retrieval tells; or the
+edit changes more at once than is judged, so that the answer is dropped, whatever it says."""
 
 
 class Unprocessable(Exception):
     """The edit would become a dead letter; the message says why."""
+
+
+class NotNow(Exception):
+    """It cannot be told at this moment what the edit would do; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +65,9 @@ class Touched:
         filters: of the question.
         top_k: passages of the answer.
         why: see there.
-        passage: the beginning of the new passage that is nearest to the question, where one comes in.
+        passage: the beginning of the highest new passage, where one comes in.
+        vector_rank: its place in the answer's vector leg, from 1, where it has one.
+        lexical_rank: the same of the lexical leg.
     """
 
     key: str
@@ -68,7 +76,9 @@ class Touched:
     filters: Mapping[str, MetadataValue | tuple[MetadataValue, ...]]
     top_k: int
     why: Why
-    passage: str | None
+    passage: str | None = None
+    vector_rank: int | None = None
+    lexical_rank: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +147,7 @@ class Rehearsal:
 
         Raises:
             Unprocessable: see there.
+            NotNow: see there.
             IndexUnavailable, CacheUnavailable, EmbeddingError: a store or the model does not answer.
         """
         if event.change is ChangeKind.UPSERTED:
@@ -151,7 +162,7 @@ class Rehearsal:
         ids = chunk_ids(event.key, chunks)
         write = decide(plan, ids, manifest, now_ms=time.time() * 1_000, strays=strays)
         if not isinstance(write, Write):
-            raise Unprocessable("a newer version was sent meanwhile: try again")
+            raise NotNow("a newer version was sent meanwhile: try again")
         stored = [stored_chunk(write.claim, number, chunks[number], write.claim) for number in write.add]
         vectors = await self._embedder.embed_passages(
             [embedding_text(plan.title, chunks[number]) for number in write.add]
@@ -182,38 +193,70 @@ class Rehearsal:
         return decode(ChunkPlan, record.value, record.headers)
 
     async def _slice(self, tenant: str, number: int, change: Change) -> tuple[int, list[Touched]]:
-        slices = _Unchanged(self._slices)
         lexicon = Lexicon(self._terms)
         judge = SliceJudge(
             tenant,
             number,
-            slices=slices,
+            slices=_Unchanged(self._slices),
             index=self._searches,
             news=News(self._terms, lexicon, most=self._settings.judged_passages),
             lexicon=lexicon,
             fusion=self._fusion,
             settings=self._settings,
+            drops=False,
         )
-        await judge.catch_up()
-        statistics = await self._statistics(lexicon, judge, change)
-        verdict = await asyncio.to_thread(judge.rehearse, change, statistics)
+        try:
+            await judge.catch_up()
+        except TooMuchChanged as error:
+            raise NotNow(f"{error}, and the answers are about to be dropped: try again") from error
+        known = judge.keys
+        if len(change.removed) + len(change.added) > self._settings.judged_passages:
+            doomed: dict[str, Why | None] = dict.fromkeys(known, "unjudged")
+        else:
+            added = {term for passage in change.added for term in passage.terms.frequencies}
+            statistics = await self._statistics(lexicon, added & judge.vocabulary, change)
+            verdict = await asyncio.to_thread(judge.rehearse, change, statistics)
+            recheck = verdict.recheck - verdict.drop
+            unclear: Why = "unclear" if len(recheck) <= self._settings.rechecks else "unjudged"
+            doomed = dict.fromkeys(recheck, unclear) | dict.fromkeys(verdict.drop)
         touched: list[Touched] = []
-        keys = [*((key, True) for key in verdict.drop), *((key, False) for key in verdict.recheck - verdict.drop)]
+        keys = list(doomed)
         for start in range(0, len(keys), _ENTRIES_AT_ONCE):
             page = keys[start : start + _ENTRIES_AT_ONCE]
-            entries = await self._slices.entries(tenant, number, [key for key, _ in page])
-            touched += [
-                _touched(key, Entry.decode(one.entry), change, is_certain=is_certain)
-                for (key, is_certain), one in zip(page, entries, strict=True)
-                if one is not None  # it ended meanwhile
-            ]
-        return slices.seen, touched
+            stored = await self._slices.entries(tenant, number, page)
+            # One that is not there has ended meanwhile.
+            entries = {key: Entry.decode(one.entry) for key, one in zip(page, stored, strict=True) if one is not None}
+            evidence, _ = await judge.evidence(entries)
+            statistics = await self._statistics(lexicon, {term for one in evidence for term in one.terms}, change)
+            touched += [self._touched(entries[one.key], one, change, statistics, doomed[one.key]) for one in evidence]
+        return len(known), touched
+
+    def _touched(
+        self, entry: Entry, evidence: Evidence, change: Change, statistics: Statistics, why: Why | None
+    ) -> Touched:
+        told = Touched(
+            key=evidence.key,
+            question=entry.search.text,
+            groups=entry.search.access.groups,
+            filters=entry.search.filters,
+            top_k=entry.top_k,
+            why=why or "comes_in",
+        )
+        if why is not None:
+            return told
+        gone = change.removed.union(passage.chunk.chunk_id for passage in change.added)
+        if any(chunk_id in gone for chunk_id, _ in entry.sources):
+            return replace(told, why="cites")
+        new = entrant(evidence, change, statistics, fused=self._fusion.fused, rrf_k=self._fusion.rrf_k)
+        if new is None:
+            return told
+        text = " ".join(new.passage.chunk.text.split())[:SNIPPET_CHARS]
+        return replace(told, passage=text, vector_rank=new.vector_rank, lexical_rank=new.lexical_rank)
 
     @staticmethod
-    async def _statistics(lexicon: Lexicon, judge: SliceJudge, change: Change) -> Statistics:
+    async def _statistics(lexicon: Lexicon, terms: Collection[str], change: Change) -> Statistics:
         """Those of after the change: what is removed is counted until the index merges it away."""
-        added = {term for passage in change.added for term in passage.terms.frequencies}
-        now = await lexicon.statistics(sorted(added & judge.vocabulary))
+        now = await lexicon.statistics(sorted(terms))
         return Statistics(
             now.document_count + len(change.added),
             now.total_length + sum(passage.terms.length for passage in change.added),
@@ -224,32 +267,11 @@ class Rehearsal:
         )
 
 
-def _touched(key: str, entry: Entry, change: Change, *, is_certain: bool) -> Touched:
-    gone = change.removed.union(passage.chunk.chunk_id for passage in change.added)
-    cites = any(chunk_id in gone for chunk_id, _ in entry.sources)
-    nearest = max(change.added, key=lambda one: float(one.vector @ entry.search.vector), default=None)
-    why: Why = "unclear" if not is_certain else "cites" if cites else "comes_in"
-    return Touched(
-        key=key,
-        question=entry.search.text,
-        groups=entry.search.access.groups,
-        filters=entry.search.filters,
-        top_k=entry.top_k,
-        why=why,
-        passage=" ".join(nearest.chunk.text.split())[:SNIPPET_CHARS] if nearest and why != "cites" else None,
-    )
-
-
 class _Unchanged:
-    """Slices that are only read: what is judged is not told to anybody.
-
-    Attributes:
-        seen: answers that were read.
-    """
+    """Slices that are only read: what is judged is not told to anybody."""
 
     def __init__(self, slices: AnswerSlices) -> None:
         self._slices = slices
-        self.seen = 0
 
     @property
     def count(self) -> int:
@@ -266,9 +288,7 @@ class _Unchanged:
 
     async def entries(self, tenant: str, number: int, keys: Sequence[str]) -> list[StoredEntry | None]:
         """See ``AnswerSlices``."""
-        found = await self._slices.entries(tenant, number, keys)
-        self.seen += sum(one is not None for one in found)
-        return found
+        return await self._slices.entries(tenant, number, keys)
 
     async def settle(
         self,
@@ -284,7 +304,8 @@ class _Unchanged:
         return True
 
     async def drop_all(self, tenant: str, number: int, why: bytes = b"") -> None:
-        """Nothing happens."""
+        """Never asked for."""
+        raise NotImplementedError
 
     async def drops(self, tenant: str, number: int, key: str) -> list[Dropped]:
         """See ``AnswerSlices``."""

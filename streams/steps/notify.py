@@ -1,7 +1,8 @@
 """event-ends.v1 → webhooks: tell those who asked for it that an event has ended.
 
 A message is delivered, or kept to be tried again, before the record of its end counts as finished: at least once,
-whatever dies. A receiver that fails holds back nobody else: what it does not take waits in a place of its own.
+whatever dies. A receiver that fails, or is slow, holds back nobody else: what it does not take at once waits in a place
+of its own, and is sent from there.
 """
 
 import asyncio
@@ -33,6 +34,8 @@ class Notify:
         self._courier = courier
         self._webhooks: dict[str, KeptWebhook] = {}
         self._read_s = float("-inf")
+        # Whose receivers were slow: what is theirs waits, until nothing does.
+        self._set_aside: set[str] = set()
         # What was delivered in a batch that must be done again because the store failed: not to be sent once more.
         self._taken: set[tuple[str, str]] = set()
 
@@ -63,6 +66,8 @@ class Notify:
             return
         read_s = time.monotonic()
         self._webhooks = {one.webhook_id: one for one in await self._courier.store.webhooks()}
+        if self._set_aside:
+            self._set_aside &= (await self._courier.store.waiting()).keys()
         self._read_s = read_s
 
     def _wanted(self, ends: Sequence[EventEnded]) -> dict[str, list[WaitingMessage]]:
@@ -82,9 +87,12 @@ class Notify:
         return {webhook_id: list(messages.values()) for webhook_id, messages in wanted.items()}
 
     async def _tried(self, webhook: KeptWebhook, messages: Sequence[WaitingMessage]) -> Tried:
-        if webhook.state is WebhookState.FAILING:
+        if webhook.state is WebhookState.FAILING or webhook.webhook_id in self._set_aside:
             return Tried((), messages, None)
-        return await self._courier.deliver(webhook, messages)
+        tried = await self._courier.deliver(webhook, messages, patience_s=self._courier.settings.patience_s)
+        if tried.left and tried.failure is None:
+            self._set_aside.add(webhook.webhook_id)
+        return tried
 
 
 def told(end: EventEnded, webhook: KeptWebhook) -> WaitingMessage:

@@ -108,13 +108,67 @@ async def test_a_message_is_taken_with_a_status_of_success_and_redirects_are_not
 
 
 @pytest.mark.parametrize("targets", ["public", "private"])
-async def test_nothing_is_sent_where_it_may_not_go(receiver, targets):
+async def test_nothing_is_sent_to_loopback_unless_it_may(receiver, targets):
     async with HttpSender(WebhookSettings(targets=targets)) as sender:
         assert "URL" in (await sender.send(webhook(receiver.url), message())).reason
-        # A name of ours that leads to loopback: registered as a public one, and looked at again before each request.
-        named = receiver.url.replace("http://localhost", "https://localhost.localdomain")
-        assert await sender.send(webhook(named), message()) is not None
     assert receiver.requests == []
+
+
+class Names:
+    """What the names of hosts lead to, in the place of the machine's resolver."""
+
+    def __init__(self, monkeypatch):
+        self.addresses: list[str] = []
+        self.looks = 0
+        monkeypatch.setattr(socket, "getaddrinfo", self._found)
+
+    def _found(self, host, port, *_told, **_more):
+        if host[0].isdigit():
+            return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (host, port))]
+        self.looks += 1
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port)) for address in self.addresses]
+
+
+@pytest.mark.parametrize(
+    ("targets", "addresses"),
+    [
+        ("public", ["127.0.0.1"]),
+        ("private", ["127.0.0.1"]),
+        ("public", ["10.0.0.7"]),
+        ("local", ["169.254.169.254"]),
+        ("public", ["93.184.215.14", "127.0.0.1"]),
+    ],
+)
+async def test_a_name_that_leads_where_it_may_not_is_refused_before_any_connection(monkeypatch, targets, addresses):
+    names = Names(monkeypatch)
+    names.addresses = addresses
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        listening.settimeout(0)
+        url = f"https://hooks.example:{listening.getsockname()[1]}/"
+        async with HttpSender(WebhookSettings(targets=targets, timeout_s=5)) as sender:
+            assert "not permitted" in (await sender.send(webhook(url), message())).reason
+        with pytest.raises(BlockingIOError):
+            listening.accept()
+    assert names.looks == 1
+
+
+async def test_the_connection_goes_to_the_address_that_was_checked(monkeypatch):
+    names = Names(monkeypatch)
+    names.addresses = ["127.0.0.1"]
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        listening.settimeout(LIMIT_S)
+
+        def first_bytes():
+            connection, _ = listening.accept()
+            with connection:
+                return connection.recv(4096)
+
+        asked = asyncio.create_task(asyncio.to_thread(first_bytes))
+        url = f"https://hooks.example:{listening.getsockname()[1]}/"
+        async with HttpSender(WebhookSettings(targets="local")) as sender:
+            assert "failed" in (await sender.send(webhook(url), message())).reason, "the other side is no TLS server"
+        assert b"hooks.example" in await asked, "the certificate is asked for by the name"
+    assert names.looks == 1, "a second look might lead elsewhere"
 
 
 async def test_a_receiver_that_is_away_or_silent_is_told_as_such():

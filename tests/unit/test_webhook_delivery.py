@@ -21,12 +21,14 @@ from schemas.webhooks import KeptWebhook, WebhookState
 from streams.core import webhook_health
 from streams.core.outcomes import Finished
 from streams.courier import PARALLEL, Courier
-from streams.redelivery import Redelivery
+from streams.redelivery import BATCH, Redelivery
 from streams.runner import Task
 from streams.steps.notify import Notify
 
 SECRET = made_secret(bytes(range(32)))
-SETTINGS = WebhookSettings(refresh_s=0, timeout_s=5, retry_first_s=1, retry_max_s=60, give_up_s=600, max_waiting=20)
+SETTINGS = WebhookSettings(
+    refresh_s=0, patience_s=0.05, timeout_s=5, retry_first_s=1, retry_max_s=60, give_up_s=600, max_waiting=20
+)
 DOCS = Path(__file__).parents[2] / "docs"
 
 
@@ -176,6 +178,7 @@ class Receivers:
     def __init__(self):
         self.taken: dict[str, list[str]] = {}
         self.wrong: dict[str, NotDelivered] = {}
+        self.slow: dict[str, asyncio.Event] = {}
         self.requests = 0
         self.at_a_time = self.most = 0
 
@@ -185,6 +188,8 @@ class Receivers:
         self.most = max(self.most, self.at_a_time)
         await asyncio.sleep(0)
         self.at_a_time -= 1
+        if one.webhook_id in self.slow:
+            await self.slow[one.webhook_id].wait()
         if one.webhook_id in self.wrong:
             return self.wrong[one.webhook_id]
         self.taken.setdefault(one.webhook_id, []).append(message.message_id)
@@ -205,6 +210,10 @@ class World:
     async def tell(self, *ends):
         tasks = [Task(end, 0, at, None) for at, end in enumerate(ends)]
         return [outcome async for some in self.step.run(tasks) for outcome in some]
+
+    async def look(self):
+        await self.redelivery.look()
+        await self.redelivery.settled()
 
     def state(self, number=0):
         return self.store._webhooks[f"{number:016x}"].state
@@ -273,15 +282,55 @@ async def test_what_a_receiver_does_not_take_waits_and_holds_back_nobody():
     await world.tell(end(9))
     assert await world.store.waiting() == {ID: 6}
     assert world.receivers.requests == 7
-    await world.redelivery.look()
+    await world.look()
     assert world.receivers.requests == 7, "its pause is not over"
     del world.receivers.wrong[ID]
     world.now_ms += 1_001
-    await world.redelivery.look()
+    await world.look()
     assert sorted(world.receivers.taken[ID]) == ["e0", "e1", "e2", "e3", "e4", "e9"]
     assert await world.store.waiting() == {}
     assert world.state() is WebhookState.ACTIVE
     assert world.counted == {"delivered": 12, "failed": 1, "kept": 6}
+
+
+async def test_a_slow_receiver_keeps_neither_the_stream_nor_other_receivers_waiting():
+    world = World(webhook(), webhook(1), webhook(2))
+    answers = world.receivers.slow[ID] = asyncio.Event()
+    world.receivers.wrong[OTHER] = NotDelivered("it answered 500")
+    assert await world.tell(end(1), end(2)) == [Finished()] * 2
+    assert await world.store.waiting() == {ID: 2, OTHER: 2}
+    assert world.state() is WebhookState.ACTIVE, "slow is not failing"
+    requests = world.receivers.requests
+    await world.tell(end(3))
+    assert world.receivers.requests == requests + 1, "only the third is asked while something waits"
+    assert await world.store.waiting() == {ID: 3, OTHER: 3}
+
+    del world.receivers.wrong[OTHER]
+    world.now_ms += 1_001
+    await world.redelivery.look()
+    async with asyncio.timeout(5):
+        while OTHER in await world.store.waiting():  # noqa: ASYNC110 - what is waited for has no event
+            await asyncio.sleep(0)
+    assert sorted(world.receivers.taken[OTHER]) == ["e1", "e2", "e3"]
+    assert ID not in world.receivers.taken
+    await world.redelivery.look()
+    assert world.receivers.requests == requests + 1 + 3 + 1, "it is not asked twice at a time"
+
+    answers.set()
+    await world.redelivery.settled()
+    assert sorted(world.receivers.taken[ID]) == ["e1", "e2", "e3"]
+    assert await world.store.waiting() == {}
+    await world.tell(end(4))
+    assert await world.store.waiting() == {}, "it is told by the stream again"
+
+
+async def test_all_that_waits_for_a_receiver_is_sent_in_one_go():
+    world = World(webhook())
+    answers = world.receivers.slow[ID] = asyncio.Event()
+    await world.tell(*(end(number) for number in range(3 * BATCH)))
+    answers.set()
+    await world.look()
+    assert len(world.receivers.taken[ID]) == 3 * BATCH
 
 
 async def test_a_receiver_gets_several_requests_at_a_time_but_not_too_many():
@@ -299,7 +348,7 @@ async def test_pauses_grow_while_it_fails_and_it_is_given_up_in_the_end():
     while world.state() is WebhookState.FAILING:
         before = world.receivers.requests
         world.now_ms += 100
-        await world.redelivery.look()
+        await world.look()
         if world.receivers.requests > before:
             tries.append(world.now_ms)
     pauses = [later - earlier for earlier, later in pairwise(tries)]
@@ -316,7 +365,7 @@ async def test_one_that_is_gone_or_for_which_too_much_waits_is_disabled():
     await world.tell(*(end(number) for number in range(SETTINGS.max_waiting + 1)))
     assert world.state() is WebhookState.DISABLED
     assert world.state(1) is WebhookState.FAILING
-    await world.redelivery.look()
+    await world.look()
     assert world.state(1) is WebhookState.DISABLED
 
 
@@ -325,7 +374,7 @@ async def test_what_waits_for_a_webhook_that_was_removed_is_removed():
     world.receivers.wrong[ID] = NotDelivered("no answer")
     await world.tell(end(1))
     del world.store._webhooks[ID]
-    await world.redelivery.look()
+    await world.look()
     assert await world.store.waiting() == {}
 
 
@@ -335,7 +384,9 @@ async def test_only_one_of_several_workers_tries_a_webhook():
     await world.tell(end(1))
     del world.receivers.wrong[ID]
     world.now_ms += 1_001
-    await asyncio.gather(*(Redelivery(world.courier).look() for _ in range(4)))
+    several = [Redelivery(world.courier) for _ in range(4)]
+    await asyncio.gather(*(one.look() for one in several))
+    await asyncio.gather(*(one.settled() for one in several))
     assert world.receivers.taken[ID] == ["e1"]
 
 
