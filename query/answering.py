@@ -18,6 +18,7 @@ from query.core.cache_key import AnswerMaker, cache_key, normalised
 from query.core.recent import Served
 from query.core.response import response_body, stamped
 from query.metrics import QueryMetrics
+from query.refill import Refilled
 from query.retrieval import Retrieval, Retrieved
 from query.standing import Standing, Standings
 from schemas.positions import Position
@@ -108,19 +109,20 @@ class Answering:
         query_time_ms = (time.perf_counter() - began_s) * 1_000
         return stamped(body, query_time_ms=query_time_ms, cached=cached is not None, as_of=standing.as_of)
 
-    async def refill(self, request: QueryRequest, access: Access) -> bool:
-        """Fill an answer that is not there, and copy it into this process; False where it is, or cannot be kept.
+    async def refill(self, request: QueryRequest, access: Access) -> Refilled:
+        """Fill an answer that is not there, and copy it into this process.
 
         Raises:
             EmbeddingError, IndexUnavailable: as ``answer``.
         """
         key = cache_key(request, access, self._maker)
         standing = await self._standings.look(access.tenant, key, lease_ms=_LEASE_MS)
-        is_missing = standing.cached is None and standing.epoch is not None
-        if is_missing:
+        if standing.cached is not None:
+            return Refilled.THERE
+        if standing.epoch is not None:
             await self._fill_once(request, access, key, standing)
-            await self._standings.look(access.tenant, key)
-        return is_missing
+            standing = await self._standings.look(access.tenant, key)
+        return Refilled.UNKEPT if standing.cached is None else Refilled.FILLED
 
     async def _looked_again(self, tenant: str, key: str, standing: Standing, body: bytes) -> Standing:
         """Where the tenant stands with the answer just filled.

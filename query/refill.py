@@ -7,6 +7,7 @@ which is part of its key: nobody else gets it.
 import asyncio
 from collections import OrderedDict
 from collections.abc import Callable
+from enum import StrEnum
 from typing import Final, Protocol
 
 import structlog
@@ -25,11 +26,19 @@ WAITING: Final = 100
 _log = structlog.get_logger(__name__)
 
 
+class Refilled(StrEnum):
+    """How it went: there already, filled, or not kept, because the cache fails or changes came all the time."""
+
+    THERE = "there"
+    FILLED = "filled"
+    UNKEPT = "unkept"
+
+
 class Refillable(Protocol):
     """What fills answers."""
 
-    async def refill(self, request: QueryRequest, access: Access) -> bool:
-        """Fill an answer that is not there; False where it is, or cannot be kept."""
+    async def refill(self, request: QueryRequest, access: Access) -> Refilled:
+        """Fill an answer that is not there."""
         ...
 
 
@@ -94,7 +103,7 @@ class Refills:
     async def _fill(self, answers: Refillable, request: QueryRequest, access: Access) -> None:
         try:
             async with deadline_in(self._deadline_s):
-                filled = await answers.refill(request, access)
+                refilled = await answers.refill(request, access)
         except (DeadlineExceeded, EmbeddingError, IndexUnavailable) as error:
             self._metrics.refills.labels("failed").inc()
             _log.info("not_refilled", reason=str(error))
@@ -102,4 +111,4 @@ class Refills:
             self._metrics.refills.labels("failed").inc()
             _log.exception("refill_failed")
         else:
-            self._metrics.refills.labels("filled" if filled else "there").inc()
+            self._metrics.refills.labels(refilled).inc()

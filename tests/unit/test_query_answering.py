@@ -15,6 +15,7 @@ from query.answering import Answering
 from query.core.cache_key import AnswerMaker
 from query.metrics import QueryMetrics
 from query.near import NearCache
+from query.refill import Refilled
 from query.retrieval import Retrieval
 from query.standing import PositionNotReached, Standings
 from query.watch import AppliedWatch
@@ -185,6 +186,25 @@ async def test_an_answer_overtaken_by_a_change_is_served_but_not_stored(service)
     assert service.count("freshline_fills_overtaken_total") == 1
     after = await service.ask()
     assert (after.cached, ids(after)) == (False, ["a", "b"])
+
+
+async def test_a_refill_tells_what_became_of_it(service):
+    question = QueryRequest(query="days?")
+    assert await service.answering.refill(question, READER) is Refilled.FILLED
+    assert (await service.ask()).cached
+    assert await service.answering.refill(question, READER) is Refilled.THERE
+    key, _ = await service.answering.look(question, READER)
+    await service.change("b", 2)
+    await until(lambda: service.answering._standings.near_hit("acme", key) is None)
+    service.index.searching = asyncio.Event()
+    refilling = asyncio.create_task(service.answering.refill(question, READER))
+    await until(lambda: service.index.searches == 2)
+    await service.change("c", 3)
+    service.index.searching.set()
+    assert await refilling is Refilled.UNKEPT, "it was overtaken, as another question may overtake it"
+    service.cache.available = False
+    assert await service.answering.refill(question, READER) is Refilled.UNKEPT
+    assert service.index.searches == 3, "nothing is retrieved for nobody"
 
 
 async def test_equal_questions_at_a_time_share_one_retrieval(service):

@@ -8,7 +8,7 @@ from prometheus_client import CollectorRegistry
 
 from infra.opensearch.port import Access, IndexUnavailable
 from query.metrics import QueryMetrics
-from query.refill import WAITING, Refills
+from query.refill import WAITING, Refilled, Refills
 from schemas.queries import QueryRequest
 
 HR = Access("acme", ("hr",))
@@ -24,7 +24,7 @@ class Answers:
         if self.fails is not None:
             raise self.fails
         self.filled.append((request, access))
-        return not self.there
+        return Refilled.THERE if self.there else Refilled.FILLED
 
 
 class World:

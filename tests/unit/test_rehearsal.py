@@ -21,7 +21,10 @@ from streams.steps.invalidate import Invalidate
 KEPT, FUSED = 12, 5
 FUSION = Fusion(DIMENSION, kept=KEPT, fused=FUSED, rrf_k=60)
 QUESTIONS = ("blue room", "coffee machine")
-DOCUMENTS = (plan(1, "blue room booked", "green plants watered"), plan(5, "coffee machine with milk", document_id="other.md"))
+DOCUMENTS = (
+    plan(1, "blue room booked", "green plants watered"),
+    plan(5, "coffee machine with milk", document_id="other.md"),
+)
 
 
 class World:
