@@ -106,8 +106,7 @@ class OpenSearchIndex:
             answer = await self._client.count(
                 index=self._serving, body={"query": {"bool": {"filter": mine}}}, params={"routing": str(key)}
             )
-        if answer["_shards"]["failed"]:
-            raise IndexUnavailable("some shards did not answer")
+        check_whole(answer)
         return int(answer["count"])
 
     async def positions(self, tenant: str) -> dict[int, int]:
@@ -122,6 +121,7 @@ class OpenSearchIndex:
         body = {"size": 0, "query": {"term": {"tenant": tenant}}, "aggs": {"partitions": by_partition}}
         with unavailable_is_said():
             answer = await self._client.search(index=self._manifests, body=body)
+        check_whole(answer)
         positions = {}
         for bucket in answer["aggregations"]["partitions"]["buckets"]:
             highest, lowest = bucket["done"]["highest"]["value"], bucket["under_way"]["lowest"]["value"]
@@ -340,9 +340,13 @@ def _searched(response: Mapping[str, Any], tenant: str) -> tuple[Hit, ...]:
 
 
 def check_whole(response: Mapping[str, Any]) -> None:
-    """Raise ``IndexUnavailable`` where only some shards have answered."""
-    if response["_shards"]["failed"] or response["timed_out"]:
-        # Results of some shards only would pass for an answer, be cached as one, and be wrong.
+    """Raise ``IndexUnavailable`` where only some shards have answered.
+
+    Results of some would pass for an answer, be cached as one, and be wrong. A shard without a copy that could be asked,
+    as when the only one dies, is not among the failed: those that answered are counted.
+    """
+    shards = response["_shards"]
+    if shards["successful"] < shards["total"] or response.get("timed_out"):
         raise IndexUnavailable("some shards did not answer")
 
 

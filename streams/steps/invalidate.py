@@ -43,10 +43,14 @@ class Invalidate:
     async def run(self, tasks: Sequence[Task]) -> AsyncGenerator[Sequence[Outcome], None]:
         """See ``Step.run``."""
         changes = [cast("IndexChange", task.message) for task in tasks]
-        done = [change for change in changes if change.outcome is EventOutcome.DONE]
+        # An event that is told twice, because a worker died after it had told it, ended as it was told first.
+        first: dict[tuple[str, str], IndexChange] = {}
+        for change in changes:
+            first.setdefault((change.tenant, change.event_id), change)
+        done = [change for change in first.values() if change.outcome is EventOutcome.DONE]
         # How the others ended is told before their positions: whoever finds a position reached, and no outcome, goes by
         # the document's manifest, and that does not tell a dead letter from a version that was overtaken.
-        await self._record([change for change in changes if change.outcome is not EventOutcome.DONE])
+        await self._record([change for change in first.values() if change.outcome is not EventOutcome.DONE])
         by_tenant: dict[str, list[IndexChange]] = defaultdict(list)
         for change in changes:
             by_tenant[change.tenant].append(change)

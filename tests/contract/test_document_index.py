@@ -576,7 +576,7 @@ async def test_a_search_and_its_fetch_read_the_same_copies():
     class Copies:
         async def msearch(self, *, index, body):
             asked.extend(json.loads(line)["preference"] for line in body.splitlines()[::2])
-            whole = {"_shards": {"failed": 0}, "timed_out": False, "hits": {"hits": []}}
+            whole = {"_shards": {"total": 2, "successful": 2}, "timed_out": False, "hits": {"hits": []}}
             return {"index": index, "responses": [whole, whole]}
 
         async def mget(self, *, index, body, params):
@@ -599,7 +599,8 @@ async def test_a_scan_of_some_shards_is_none():
             return {"pit_id": index}
 
         async def search(self, *, body):
-            return {"_shards": {"failed": int("search_after" not in body)}, "timed_out": False, "hits": {"hits": []}}
+            answered = 2 if "search_after" in body else 1
+            return {"_shards": {"total": 2, "successful": answered}, "timed_out": False, "hits": {"hits": []}}
 
         async def delete_pit(self, *, body):
             assert body["pit_id"]

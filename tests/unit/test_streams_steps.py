@@ -29,7 +29,7 @@ from streams.parsing.parse import ParsedDocument
 from streams.parsing.sandbox import ParseFailed
 from streams.runner import Task
 from streams.steps.index import Index
-from streams.steps.invalidate import Invalidate
+from streams.steps.invalidate import Invalidate, ended
 from streams.steps.prepare import Prepare
 
 KEY = DocumentKey("acme", "a.md")
@@ -536,6 +536,18 @@ async def test_an_end_without_content_is_recorded_before_its_position_is_reached
     await outcomes_of(invalidating(cache, states), changed(1, Outcome.DEAD_LETTER), changed(2))
     assert "dead_letter" in seen[0]
     assert seen[1] == "None"
+
+
+async def test_an_event_that_is_told_twice_ended_as_it_was_told_first():
+    """A worker that dies after it has told of a change leaves it to another, which finds a newer version there."""
+    states = MemoryEventStates()
+    step = invalidating(MemoryAnswerCache(), states)
+    done = changed(4)
+    again = done.model_copy(update={"outcome": Outcome.SUPERSEDED, "added": ()})
+    status = ended(done, 9.0).status
+    await states.begin("acme", status.model_copy(update={"outcome": None, "stage": Stage.ACCEPTED, "stages_ms": {}}))
+    await outcomes_of(step, done, again)
+    assert (await states.get("acme", done.event_id)).outcome is Outcome.DONE
 
 
 async def test_states_out_of_reach_do_not_hold_back_invalidation():
