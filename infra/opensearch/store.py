@@ -342,8 +342,8 @@ def _searched(response: Mapping[str, Any], tenant: str) -> tuple[Hit, ...]:
 def check_whole(response: Mapping[str, Any]) -> None:
     """Raise ``IndexUnavailable`` where only some shards have answered.
 
-    Results of some would pass for an answer, be cached as one, and be wrong. A shard without a copy that could be asked,
-    as when the only one dies, is not among the failed: those that answered are counted.
+    Results of some would pass for an answer, be cached as one, and be wrong. A shard without a copy that could be
+    asked, as when the only one dies, is not among the failed: those that answered are counted.
     """
     shards = response["_shards"]
     if shards["successful"] < shards["total"] or response.get("timed_out"):
