@@ -137,6 +137,7 @@ def _ingest_app(settings: Settings) -> FastAPI:
         states,
         cast("Any", None),
         MemoryAnswerCache(),
+        streams.read_lane,
     )
     credentials = Credentials(settings)
     letters = ParkedLetters(streams.read_to_end, streams, Placing(streams, states))

@@ -10,7 +10,7 @@ from typing import Final, Protocol
 import structlog
 
 from infra.blobs.port import BlobStore
-from infra.kafka.port import Producer, StreamUnavailable
+from infra.kafka.port import Producer, ReadLane, StreamUnavailable
 from infra.opensearch.port import IndexUnavailable
 from infra.redis.port import CacheUnavailable, EventStates, Versions
 from infra.telemetry.tracing import Tracing
@@ -59,6 +59,7 @@ class Stores:
     states: EventStates
     index: Documents
     answers: AppliedPositions
+    read_lane: ReadLane
     tracing: Tracing = field(default_factory=Tracing)
 
 

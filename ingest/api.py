@@ -77,7 +77,7 @@ def build_api(
     install_audit(app, settings.credentials.audit)
     writer = credentials.requiring(Scope.INGEST)
     _add_documents(app, settings, stores, Acceptance(stores, IngestMetrics(registry)), writer)
-    statuses = EventStatuses(stores.states, stores.answers, stores.index)
+    statuses = EventStatuses(stores.states, stores.answers, stores.read_lane)
     app.include_router(event_routes(statuses, stores.index, writer))
     app.include_router(dead_letter_routes(letters, writer))
     app.include_router(webhook_routes(TenantWebhooks(webhooks, settings.webhooks), credentials.requiring(Scope.ADMIN)))

@@ -12,7 +12,7 @@ from infra.blobs import open_blob_store
 from infra.blobs.port import BlobStore, ref_of
 from infra.credentials.opening import opened_credentials
 from infra.kafka.producer import KafkaProducer
-from infra.kafka.reading import read_to_end
+from infra.kafka.reading import read_lane, read_to_end
 from infra.opensearch.client import connect
 from infra.opensearch.store import OpenSearchIndex
 from infra.opensearch.webhooks import OpenSearchWebhooks
@@ -84,6 +84,7 @@ async def opened(settings: Settings) -> AsyncIterator[FastAPI]:
                 states,
                 index,
                 RedisAnswerCache(redis, settings.names, settings.answers),
+                partial(read_lane, settings),
                 tracing,
             ),
             ParkedLetters(partial(read_to_end, settings), producer, Placing(producer, states, tracing)),

@@ -1,7 +1,7 @@
 """In-memory twin of the streams, for simulation: partitions, offsets, key routing, size limits."""
 
 from collections import defaultdict
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from types import SimpleNamespace
 from typing import Any
 from zlib import crc32
@@ -29,9 +29,22 @@ class MemoryStreams:
     async def read_to_end(self, topic: Topic) -> AsyncIterator[Any]:
         """As ``infra.kafka.reading.read_to_end``: records with the attributes of aiokafka's that we read."""
         for partition in range(self._partitions):
-            for offset, record in enumerate(list(self.log[topic.name, partition])):
+            async for record in self.read_lane(topic, partition, offset=0, since_ms=0):
+                yield record
+
+    async def read_lane(
+        self,
+        topic: Topic,
+        partition: int,
+        *,
+        offset: int,
+        since_ms: float,  # noqa: ARG002 - all are of the same time
+    ) -> AsyncGenerator[Any, None]:
+        """See ``ReadLane``."""
+        for at, record in enumerate(list(self.log[topic.name, partition])):
+            if at >= offset:
                 told = {"key": record.key, "value": record.value, "headers": record.headers}
-                yield SimpleNamespace(partition=partition, offset=offset, timestamp=0, **told)
+                yield SimpleNamespace(partition=partition, offset=at, timestamp=0, **told)
 
     def _place(self, record: Record) -> Placed:
         partition = crc32(record.key) % self._partitions if record.partition is None else record.partition

@@ -1,10 +1,10 @@
 """What the rest of Freshline asks of the streams."""
 
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
-from schemas.topics import MAX_RECORD_BYTES
+from schemas.topics import MAX_RECORD_BYTES, Topic
 
 Headers = tuple[tuple[str, bytes], ...]
 
@@ -52,6 +52,24 @@ class Placed(NamedTuple):
 
     partition: int
     offset: int
+
+
+class ReadLane(Protocol):
+    """Reads one partition of a topic up to its present end."""
+
+    def __call__(self, topic: Topic, partition: int, /, *, offset: int, since_ms: float) -> AsyncGenerator[Any, None]:
+        """Records with aiokafka's attributes, in their order, from the earlier of two places on.
+
+        Args:
+            topic: see there.
+            partition: see there.
+            offset: one place; it may be below the first record, or above the last.
+            since_ms: the other, by the time at which records were sent; epoch milliseconds.
+
+        Raises:
+            StreamUnavailable: the brokers do not answer.
+        """
+        ...
 
 
 class Producer(Protocol):

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import defaultdict
+from functools import partial
 
 import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
@@ -13,7 +14,7 @@ from infra.kafka.memory import MemoryStreams
 from infra.kafka.port import Placed, Record, RecordTooLarge, StreamUnavailable
 from infra.kafka.producer import KafkaProducer
 from infra.kafka.provision import PartitionLag, StreamAdmin, TopicMismatch
-from infra.kafka.reading import read_to_end
+from infra.kafka.reading import read_lane, read_to_end
 from infra.settings import KafkaSettings, Settings
 from schemas.documents import Outcome
 from schemas.events import BlobRef, Change, ChunkPlan, DocumentEvent, IndexChange, PlannedChunk, StageTimes
@@ -53,6 +54,34 @@ async def read(producer, broker, topic=TOPIC) -> dict[Placed, Record]:
             Placed(one.partition, one.offset): Record(topic, one.key, one.value, one.headers)
             async for one in read_to_end(broker, which)
         }
+
+
+async def test_a_lane_is_read_from_an_offset_on_to_its_end(producer, broker):
+    sent = [Record(TOPIC, b"acme/a", str(number).encode(), partition=1) for number in range(5)]
+    await producer.send_all([*sent, Record(TOPIC, b"acme/b", b"other", partition=2)])
+    lane = producer.read_lane if broker is None else partial(read_lane, broker)
+    later_ms = 4e12
+
+    async def values(offset, partition=1, since_ms=later_ms):
+        async with asyncio.timeout(WAIT_S):
+            return [one.value async for one in lane(DOCUMENTS, partition, offset=offset, since_ms=since_ms)]
+
+    assert await values(3) == [b"3", b"4"]
+    assert await values(0) == [b"0", b"1", b"2", b"3", b"4"]
+    assert await values(9) == []
+    assert await values(0, partition=0) == []
+    if broker is not None:
+        # The twin's records have no time.
+        assert await values(9, since_ms=0.0) == [b"0", b"1", b"2", b"3", b"4"], "the earlier of both places counts"
+
+
+@pytest.mark.stack
+async def test_a_lane_of_brokers_that_are_away_is_unavailable(settings):
+    away = settings.model_copy(update={"kafka": KafkaSettings(bootstrap_servers="127.0.0.1:9", partitions=3)})
+    with pytest.raises(StreamUnavailable):
+        [_ async for _ in read_lane(away, DOCUMENTS, 0, offset=0, since_ms=0.0)]
+    with pytest.raises(StreamUnavailable):
+        [_ async for _ in read_to_end(away, DOCUMENTS)]
 
 
 async def test_equal_keys_share_a_partition_and_different_ones_spread(producer):

@@ -18,7 +18,7 @@ from infra.kafka.codec import decode, encode_event
 from infra.kafka.memory import MemoryStreams
 from ingest.event_status import EventStatuses
 from query.retrieval import Retrieval
-from schemas.documents import DocumentKey, EventStatus, Outcome, Stage
+from schemas.documents import DocumentKey, EventStatus, Stage
 from schemas.events import Change, ChunkPlan, DocumentEvent, EventEnded, IndexChange
 from schemas.positions import Position
 from schemas.topics import CHUNKS, DOCUMENTS, EVENT_ENDS, INDEX_CHANGES
@@ -221,21 +221,13 @@ class World:
 
     async def _ask_for_events(self) -> None:
         """What is said of each event, though some of its states were lost, is how it ended."""
-        statuses = self.parts.statuses(self.states, self.cache, self.index)
+        statuses = self.parts.statuses(self.states, self.cache, self.streams.read_lane)
         for tenant, event_id in self._sent_once:
             status = await statuses.get(tenant, event_id)
-            standing = self.index._manifests.get(DocumentKey(tenant, status.document_id))
-            # Where another of its version, or a newer one, stands, and its end was not recorded when it was told first,
-            # nobody knows whether it had come as far as the index before that.
-            other = standing is not None and (
-                standing.manifest.version > status.version
-                or (standing.manifest.version == status.version and standing.manifest.position != status.position)
-            )
-            uncertain = {Outcome.DONE, Outcome.SUPERSEDED} if other else set()
-            if status.outcome is not None and status.outcome not in uncertain:
-                self.observed.told_again(Position.parse(status.position), status.outcome)
-            elif status.outcome is None and standing is not None:
+            if status.outcome is None:
                 self.observed.lost(f"nobody can tell how {event_id} ended: {status}")
+            else:
+                self.observed.told_again(Position.parse(status.position), status.outcome)
 
     async def _wait_for_messages(self) -> None:
         """Whoever asked for it is told of each end, once at least."""

@@ -84,7 +84,7 @@ class World:
         self.index = Index()
         self.answers = MemoryAnswerCache()
         self.registry = CollectorRegistry()
-        stores = Stores(self.blobs, self.streams, self.versions, self.states, self.index, self.answers)
+        stores = Stores(self.blobs, self.streams, self.versions, self.states, self.index, self.answers, None)
         self.acceptance = Acceptance(stores, IngestMetrics(self.registry))
 
     async def accept(self, request, traceparent=None):

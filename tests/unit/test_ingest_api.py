@@ -9,10 +9,10 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from infra.blobs.memory import MemoryBlobStore
-from infra.kafka.codec import decode, encode_event, header
+from infra.kafka.codec import decode, encode_ended, encode_event, header
 from infra.kafka.letters import encode_letter
 from infra.kafka.memory import MemoryStreams
-from infra.kafka.port import Record
+from infra.kafka.port import Record, StreamUnavailable
 from infra.redis.memory_answers import MemoryAnswerCache
 from infra.redis.memory_states import MemoryEventStates, MemoryVersions
 from infra.redis.port import Progress
@@ -25,8 +25,8 @@ from ingest.batches import NDJSON
 from ingest.dead_letters import ParkedLetters
 from ingest.events_api import LOOK_S, follow
 from ingest.placing import Placing
-from schemas.documents import DocumentKey, LifeState, Outcome, Stage
-from schemas.events import Change, DocumentEvent
+from schemas.documents import DocumentKey, EventStatus, LifeState, Outcome, Stage
+from schemas.events import Change, DocumentEvent, EventEnded
 from schemas.index import Manifest
 from schemas.positions import Position
 from schemas.problems import PROBLEM_MEDIA_TYPE, Problem
@@ -59,7 +59,10 @@ class World:
         self.index = Index()
         self.answers = MemoryAnswerCache()
         self.failing: set[str] = set()
-        stores = Stores(self.blobs, self.streams, MemoryVersions(), self.states, self.index, self.answers)
+        self.read_fails = False
+        stores = Stores(
+            self.blobs, self.streams, MemoryVersions(), self.states, self.index, self.answers, self.read_lane
+        )
         self.webhooks = MemoryWebhooks()
         self.app = build_api(
             SETTINGS,
@@ -78,6 +81,12 @@ class World:
                 raise ConnectionError(name)
 
         return run
+
+    async def read_lane(self, *where, **since):
+        if self.read_fails:
+            raise StreamUnavailable("down")
+        async for record in self.streams.read_lane(*where, **since):
+            yield record
 
     @property
     def records(self):
@@ -439,50 +448,62 @@ async def test_event_status(world, client):
     assert (await client.get(f"/v1/events/{event_id}")).headers["retry-after"] == "1"
 
 
-async def ended(world, client, *, version=7, revision=7, stages=(), **fields):
-    """Status of an event whose end was not recorded, when its position is applied."""
-    response = await client.put("/v1/documents/a.md", content=b"x", headers={"Freshline-Revision": str(revision)})
-    accepted = response.json()
+async def accepted_unrecorded(world, client):
+    """An event whose end Redis does not know, when its position is applied."""
+    accepted = (await client.put("/v1/documents/a.md", content=b"x")).json()
+    assert (await client.get(f"/v1/events/{accepted['event_id']}")).json()["outcome"] is None, "it may be under way"
     position = Position.parse(accepted["position"])
-    await world.states.advance([Progress("local", accepted["event_id"], stage, 9.0) for stage in stages])
-    standing = {"position": accepted["position"], "complete": True, "state": LifeState.LIVE, "profile": "p"} | fields
-    manifest = Manifest(tenant="local", document_id="a.md", version=version, updated_ms=9, **standing)
-    world.index.known[manifest.key] = manifest
-    before = (await client.get(response.headers["location"])).json()
-    assert before["outcome"] is None, "it may still be under way"
     await world.answers.apply("local", {position.partition: position.offset}, drop=True)
-    return (await client.get(response.headers["location"])).json()
+    return accepted
 
 
-@pytest.mark.parametrize(
-    ("given", "end", "reason"),
-    [
-        ({}, ("done", "purged"), None),
-        ({"version": 8, "position": "documents.v1-0:99", "stages": [Stage.SEARCHABLE]}, ("done", "purged"), None),
-        ({"version": 8, "position": "documents.v1-0:99"}, ("superseded", "accepted"), "version 8 stands by now"),
-        ({"position": "documents.v1-0:99"}, ("superseded", "accepted"), "version 7 stands by now"),
-        ({"failure": "it is refused"}, ("dead_letter", "accepted"), "it is refused"),
-        ({"version": 6, "position": "documents.v1-0:99"}, ("dead_letter", "accepted"), "dead-letters.v1 has it"),
-    ],
-)
-async def test_an_end_that_was_not_recorded_follows_from_the_manifest(world, client, given, end, reason):
-    status = await ended(world, client, **given)
-    assert (status["outcome"], status["stage"]) == end
-    assert reason is None if status["reason"] is None else reason in status["reason"]
+async def tell_end(world, accepted, outcome, reason=None, *, event_id=None, tenant="local"):
+    status = EventStatus(
+        event_id=event_id or accepted["event_id"],
+        document_id="a.md",
+        version=accepted["version"],
+        position=accepted["position"],
+        stage=Stage.PURGED,
+        outcome=outcome,
+        reason=reason,
+        accepted_ms=1_000.0,
+        stages_ms={Stage.ACCEPTED: 0.0, Stage.SEARCHABLE: 40.0, Stage.PURGED: 50.0},
+    )
+    partition = Position.parse(accepted["position"]).partition
+    await world.streams.send(encode_ended(EventEnded(tenant=tenant, status=status), partition, None))
 
 
-async def test_a_recorded_end_comes_before_a_derived_one(world, client):
-    event_id = (await ended(world, client))["event_id"]
-    recorded = Progress("local", event_id, Stage.CHUNKED, 9.0, Outcome.SUPERSEDED, "recorded")
+async def test_an_end_that_was_not_recorded_is_the_first_that_the_stream_tells(world, client):
+    accepted = await accepted_unrecorded(world, client)
+    await tell_end(world, accepted, Outcome.DEAD_LETTER, "another", event_id="another")
+    await tell_end(world, accepted, Outcome.DEAD_LETTER, "another tenant's", tenant="umbrella")
+    await tell_end(world, accepted, Outcome.DONE)
+    await tell_end(world, accepted, Outcome.SUPERSEDED, "told again")
+    status = (await client.get(f"/v1/events/{accepted['event_id']}")).json()
+    assert (status["outcome"], status["reason"], status["stage"]) == ("done", None, "purged")
+    assert status["stages_ms"]["searchable"] == 40.0
+    world.streams.log.clear()
+    again = (await client.get(f"/v1/events/{accepted['event_id']}")).json()
+    assert (again["outcome"], again["stage"]) == ("done", "purged"), "it is recorded now"
+
+
+async def test_a_recorded_end_comes_before_one_of_the_stream(world, client):
+    accepted = await accepted_unrecorded(world, client)
+    await tell_end(world, accepted, Outcome.DONE)
+    recorded = Progress("local", accepted["event_id"], Stage.CHUNKED, 9.0, Outcome.SUPERSEDED, "recorded")
     await world.states.advance([recorded])
-    status = (await client.get(f"/v1/events/{event_id}")).json()
+    status = (await client.get(f"/v1/events/{accepted['event_id']}")).json()
     assert (status["outcome"], status["reason"]) == ("superseded", "recorded")
 
 
 async def test_an_end_that_nothing_tells_stays_open(world, client):
-    event_id = (await ended(world, client))["event_id"]
-    world.index.known.clear()
-    assert (await client.get(f"/v1/events/{event_id}")).json()["outcome"] is None
+    accepted = await accepted_unrecorded(world, client)
+    assert (await client.get(f"/v1/events/{accepted['event_id']}")).json()["outcome"] is None
+    await tell_end(world, accepted, Outcome.DONE)
+    world.read_fails = True
+    assert (await client.get(f"/v1/events/{accepted['event_id']}")).json()["outcome"] is None
+    world.read_fails = False
+    assert (await client.get(f"/v1/events/{accepted['event_id']}")).json()["outcome"] == "done"
 
 
 async def test_an_event_that_redis_has_lost_is_said_to_be_in_the_stream_alone(client):
