@@ -38,12 +38,21 @@ class Crowd:
 async def ask_as(crowd: Crowd, target: Target, questions: Zipf, tally: Tally) -> dict[str, Any]:
     """Let the crowd ask; what came of it."""
     async with straining() as strain:
-        await users_ask(target, questions, tally.note, users=crowd.users, think_s=crowd.think_s, seconds=crowd.seconds)
+        await users_ask(
+            target,
+            questions,
+            tally.note,
+            users=crowd.users,
+            think_s=crowd.think_s,
+            seconds=crowd.seconds,
+            ramp_s=crowd.ramp_s,
+        )
     return {
         "users": crowd.users,
         "think_s": crowd.think_s,
         "ramp_s": crowd.ramp_s,
         **tally.figures(crowd.seconds),
+        "minutes": tally.minutes(crowd.seconds),
         "generator": strain.figures(),
     }
 

@@ -63,8 +63,9 @@ class Tally:
         self._staleness_ms = array("d")
         self.statuses: Counter[int] = Counter()
         self.refusals_ms = array("d")
+        self._refused_s = array("d")
+        self._past_objective_s = array("d")
         self.last_refused_s: float | None = None
-        self.past_objective = 0
         self.first_failure: str | None = None
         self.began_s = time.perf_counter()
 
@@ -77,7 +78,8 @@ class Tally:
         as_of = answer["as_of"]
         self._hits.append(answer["cached"])
         self._staleness_ms.append(max(0.0, now_ms - as_of["checked_ms"]))
-        self.past_objective += self._ledger.lacks(as_of["positions"], now_ms)
+        if self._ledger.lacks(as_of["positions"], now_ms):
+            self._past_objective_s.append(self._ended_s[-1])
 
     def note_other(self, exchange: Exchange) -> bool:
         """Count an exchange whose response is not looked into; whether it succeeded."""
@@ -85,12 +87,18 @@ class Tally:
         if exchange.status != _OK:
             self.refusals_ms.append(exchange.took_s * 1_000)
             self.last_refused_s = exchange.began_s + exchange.took_s - self.began_s
+            self._refused_s.append(self.last_refused_s)
             if self.first_failure is None:
                 self.first_failure = f"{exchange.status}: {exchange.body[:300].decode('utf-8', 'replace')}"
             return False
         self._ended_s.append(exchange.began_s + exchange.took_s - self.began_s)
         self._took_ms.append(exchange.took_s * 1_000)
         return True
+
+    @property
+    def past_objective(self) -> int:
+        """Answers that lacked a change for longer than they may."""
+        return len(self._past_objective_s)
 
     @property
     def answered(self) -> int:
@@ -127,6 +135,24 @@ class Tally:
             "first_failure": self.first_failure,
         }
 
+    def minutes(self, seconds: float) -> list[dict[str, Any]]:
+        """The same for each minute of the load: a mean over all of it hides how it began."""
+        ended_s, took_ms, hits = np.array(self._ended_s), np.array(self._took_ms), np.array(self._hits)
+        refused_s, past_s = np.array(self._refused_s), np.array(self._past_objective_s)
+        found = []
+        for first_s in range(0, max(1, int(seconds)), 60):
+            within = _between(ended_s, first_s)
+            found.append(
+                {
+                    "answers": int(within.sum()),
+                    "refused": int(_between(refused_s, first_s).sum()),
+                    "past_objective": int(_between(past_s, first_s).sum()),
+                    "hit_share": round(float(hits[within].mean()), 4) if within.any() else None,
+                    **times(took_ms[within]),
+                }
+            )
+        return found
+
     def per_second(self, seconds: int) -> list[int]:
         """Answers in each second of the load."""
         counts, _ = np.histogram(np.array(self._ended_s), bins=seconds, range=(0, seconds))
@@ -147,6 +173,10 @@ def times(took_ms: "np.ndarray[Any, np.dtype[np.float64]]") -> dict[str, float |
         "p99_ms": _percentile(took_ms, 99),
         "max_ms": round(float(took_ms.max()), 2) if took_ms.size else None,
     }
+
+
+def _between(at_s: "np.ndarray[Any, np.dtype[np.float64]]", first_s: float) -> "np.ndarray[Any, np.dtype[np.bool_]]":
+    return (at_s >= first_s) & (at_s < first_s + 60)
 
 
 def _percentile(values: "np.ndarray[Any, np.dtype[np.float64]]", percent: float) -> float | None:

@@ -12,6 +12,7 @@ from freshline.load.edits import history_of, last_state_of, snapshot_of
 from freshline.load.lines import TRANSPORT_FAILED, Exchange, Target
 from freshline.load.questions import BadQuestionFile, Zipf, read_questions
 from freshline.load.report import markdown, plot, write_report
+from freshline.load.run import Crowd, ask_as
 from freshline.load.tally import Ledger, Tally
 from schemas.positions import Position
 
@@ -108,6 +109,10 @@ def test_a_tally_tells_times_hits_refusals_and_late_answers():
     assert found["served_past_objective"] == 1
     assert found["statuses"] == {"0": 1, "200": 2, "503": 1}
     assert found["first_failure"] == "503: busy"
+    tally.note(Exchange(200, answer({"0": 4}), began_s + 70.0, 0.005))
+    first, second = tally.minutes(100.0)
+    assert (first["answers"], first["refused"], first["past_objective"], first["hit_share"]) == (2, 2, 1, 0.5)
+    assert (second["answers"], second["refused"], second["past_objective"], second["max_ms"]) == (1, 0, 1, 5.0)
     assert Tally().figures(1.0)["mean_ms"] is None
 
 
@@ -122,14 +127,15 @@ async def test_users_think_between_an_answer_and_the_next_question():
     assert server.connections == 40
 
 
-async def test_users_come_one_after_the_other():
-    tally = []
-    async with Server() as target:
-        body = target.request(b"{}")
-        await users_ask(target, lambda: body, tally.append, users=50, think_s=0.01, seconds=1.0, ramp_s=1.0)
-    first = min(one.began_s for one in tally)
-    early = sum(one.began_s < first + 0.3 for one in tally)
-    late = sum(one.began_s > first + 0.7 for one in tally)
+async def test_the_users_of_a_crowd_come_one_after_the_other():
+    tally = Tally()
+    async with Server(body=answer({})) as target:
+        crowd = Crowd(users=50, think_s=0.01, seconds=1.0, ramp_s=1.0)
+        figures = await ask_as(crowd, target, Zipf([target.request(b"{}")], skew=1.0, seed=0), tally)
+    assert figures["minutes"][0]["answers"] == figures["requests"] > 100
+    ended_s = list(tally._ended_s)
+    early = sum(one < ended_s[0] + 0.3 for one in ended_s)
+    late = sum(one > ended_s[0] + 0.7 for one in ended_s)
     assert late > 2 * early
 
 
