@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Final
 
 import structlog
@@ -65,7 +66,10 @@ class Redelivery:
             elif webhook_id not in self._trying and webhook_health.is_due(webhook, now_ms=now_ms):
                 trying = asyncio.create_task(self._try(webhook_id), name=f"webhook-{webhook_id}")
                 self._trying[webhook_id] = trying
-                trying.add_done_callback(lambda _done, name=webhook_id: self._trying.pop(name))
+                trying.add_done_callback(partial(self._ended, webhook_id))
+
+    def _ended(self, webhook_id: str, _trying: asyncio.Task[None]) -> None:
+        del self._trying[webhook_id]
 
     async def settled(self) -> None:
         """Wait until what was begun has ended."""

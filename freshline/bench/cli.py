@@ -8,6 +8,8 @@ import typer
 from freshline.bench import cli_load
 from freshline.bench.backlog import bench_backlog
 from freshline.bench.cache import POLICIES, bench_cache
+from freshline.bench.corpus import read_questions
+from freshline.bench.entries import bench_entries
 from freshline.bench.freshness import bench_freshness
 from freshline.bench.ingest import bench_ingest
 from freshline.bench.judge import bench_judge
@@ -184,6 +186,29 @@ def cache(  # noqa: PLR0917 - options of a command
     measure(run, data, as_json=as_json)
 
 
+def entries(  # noqa: PLR0917 - options of a command
+    events: Events,
+    questions: _Questions,
+    distinct: Annotated[int, typer.Option(min=1, help="Questions that are asked, the first of the files.")] = 300,
+    edits: Annotated[int, typer.Option(min=1, help="Edits that drop an answer, to be timed.")] = 40,
+    listeners: Annotated[int, typer.Option(min=1, help="Near caches that hear of drops.")] = 4,
+    data: Data = None,
+    as_json: Json = False,  # noqa: FBT002 - an option
+) -> None:
+    """Time hits and fills beside those of a plain cache, and how soon the last near cache has heard of a drop.
+
+    Examples:
+      freshline bench entries --events history.jsonl.gz --questions headings.jsonl
+      freshline bench entries --events history.jsonl.gz --questions commits.jsonl --edits 100 --listeners 8 --json
+    """
+
+    async def run(stack: Stack) -> Figures:
+        asked = read_questions(questions)[:distinct]
+        return await bench_entries(stack, events, asked, edits=edits, listeners=listeners, say=say)
+
+    measure(run, data, as_json=as_json)
+
+
 def judge(  # noqa: PLR0917 - options of a command
     events: Events,
     questions: _Questions,
@@ -210,5 +235,5 @@ def judge(  # noqa: PLR0917 - options of a command
     )
 
 
-for _command in (ingest, freshness, retrieval, cache, judge, redis_states, backlog, *cli_load.COMMANDS):
+for _command in (ingest, freshness, retrieval, cache, judge, entries, redis_states, backlog, *cli_load.COMMANDS):
     add_command(app, _command)

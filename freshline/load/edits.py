@@ -91,7 +91,7 @@ class Edits:
         began_s, number = time.perf_counter(), 0
         try:
             for event in self._events:
-                request = _request(event)
+                request = request_of(event)
                 if request is None:
                     continue
                 await asyncio.sleep(max(0.0, began_s + number / self._per_s - time.perf_counter()))
@@ -142,7 +142,7 @@ class Edits:
             self.ended["not known"] += 1
 
 
-def _request(event: RecordedEvent) -> DocumentRequest | None:
+def request_of(event: RecordedEvent) -> DocumentRequest | None:
     """What to send; None for a rename that leaves the content, and for files that are not supported."""
     revision = event.seq + 1
     if event.type == "deleted":
