@@ -31,9 +31,9 @@ def chaos(
 ) -> None:
     """Put an installation of its own under faults, with events and questions all the time; exits with 1 on any harm.
 
-    Three brokers, two OpenSearch nodes, Redis and two of each process: killed, paused, cut off from each other,
-    restarted, out of disk, with wrong clocks. After each fault everything must end within two minutes, and an
-    independent judge compares stream, index, answers and a model. Needs Go or toxiproxy-server, and libfaketime; about
+    Three brokers, three OpenSearch nodes (one only votes), Redis and two of each process: killed, paused, cut off from
+    each other, restarted, out of disk, with wrong clocks. After each fault everything must end within two minutes, and
+    an independent judge compares stream, index, answers and a model. Needs Go or toxiproxy-server, and libfaketime; about
     8 GB of memory. No process is left behind.
 
     Examples:

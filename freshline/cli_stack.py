@@ -40,7 +40,10 @@ def up(
     detach: Annotated[bool, typer.Option("--detach", "-d", help="Return when ready and leave it running.")] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Begin with an empty data directory.")] = False,
     servers_only: Annotated[bool, typer.Option("--servers-only", help="Kafka, OpenSearch and Redis alone.")] = False,
-    nodes: Annotated[int, typer.Option(help="1, or 3 brokers and 2 OpenSearch nodes for fault tests.")] = 1,
+    nodes: Annotated[
+        int,
+        typer.Option(help="1; or 3 brokers and as many OpenSearch nodes, one of which only votes, for fault tests."),
+    ] = 1,
     port: Annotated[
         list[str] | None, typer.Option(help="NAME=PORT for ingest, query, kafka-1, opensearch-1, redis …; repeatable.")
     ] = None,

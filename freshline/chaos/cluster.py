@@ -1,4 +1,4 @@
-"""The installation that is put under faults: three brokers, two OpenSearch nodes, Redis, two of each process of ours.
+"""The installation that is put under faults: three brokers, three OpenSearch nodes, Redis, two of each process of ours.
 
 Workers reach their stores through proxies, each through its own; services and the judge reach them directly. All of it
 ends with this process, however that ends.
@@ -33,10 +33,12 @@ from streams.topology import TOPOLOGY, StepName
 
 BROKERS: Final = ("kafka-1", "kafka-2", "kafka-3")
 INDEXES: Final = ("opensearch-1", "opensearch-2")
+NODES: Final = (*INDEXES, "opensearch-3")
+"""Of OpenSearch: the last one only votes."""
 REDIS: Final = "redis"
 WORKERS: Final = tuple(f"{step}-{number}" for step in StepName for number in (1, 2))
 SERVICES: Final = ("ingest-1", "ingest-2", "query-1", "query-2")
-PROCESSES: Final = (*WORKERS, *SERVICES, *BROKERS, *INDEXES, REDIS)
+PROCESSES: Final = (*WORKERS, *SERVICES, *BROKERS, *NODES, REDIS)
 STORES: Final = ("kafka", "opensearch", REDIS)
 CLOCKED: Final = "ingest-2"
 """The replica whose clock can be set."""
@@ -80,6 +82,19 @@ class Cluster:
         finally:
             await client.close()
         return next(f"kafka-{one['leader']}" for one in found["partitions"] if one["partition"] == 0)
+
+    async def index_leader(self) -> str:
+        """The OpenSearch node that leads now."""
+        urls = self.settings.opensearch.url.split(",")
+        async with httpx.AsyncClient(timeout=5, trust_env=False) as client:
+            for last, url in zip((False, True), urls, strict=True):
+                try:
+                    found = await client.get(f"{url}/_cat/cluster_manager", params={"format": "json"})
+                    return str(found.raise_for_status().json()[0]["node"])
+                except httpx.HTTPError:
+                    if last:
+                        raise
+        raise AssertionError("unreachable")
 
     async def lag(self) -> int:
         """Records that any step has not finished.
@@ -136,7 +151,7 @@ class Cluster:
         async with httpx.AsyncClient(timeout=5, trust_env=False) as client:
             for url in self.settings.opensearch.url.split(","):
                 health = (await client.get(f"{url}/_cluster/health")).json()
-                if health["status"] != "green" or health["number_of_nodes"] < len(INDEXES):
+                if health["status"] != "green" or health["number_of_nodes"] < len(NODES):
                     return f"OpenSearch is {health['status']} with {health['number_of_nodes']} nodes"
             for url in (*self.ingest_urls, *self.query_urls):
                 if (await client.get(f"{url}/ready")).is_error:
@@ -204,8 +219,8 @@ class _Plan:
 
 
 def _plan(home: Path, clock: Path, library: Path, disk: Path) -> _Plan:
-    servers = [*BROKERS, *(f"{name}-controller" for name in BROKERS), *INDEXES]
-    servers += [*(f"{name}-transport" for name in INDEXES), REDIS]
+    servers = [*BROKERS, *(f"{name}-controller" for name in BROKERS), *NODES]
+    servers += [*(f"{name}-transport" for name in NODES), REDIS]
     stores = (*BROKERS, *INDEXES, REDIS)
     wanted = 1 + len(servers) + len(SERVICES) + len(WORKERS) * (len(stores) + len(BROKERS))
     ports = iter(free(wanted, first=_FIRST_PORT))

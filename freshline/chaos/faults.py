@@ -9,13 +9,16 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from freshline.chaos.cluster import BROKERS, CLOCKED, INDEXES, PROCESSES, STORES, WORKERS, Cluster
+from freshline.chaos.cluster import BROKERS, CLOCKED, INDEXES, NODES, PROCESSES, STORES, WORKERS, Cluster
 from freshline.chaos.schedule import Fault, Kind
 
 LEADER: Final = "kafka-leader"
 """Whichever broker leads at the moment."""
 
-TARGETS: Final = (*PROCESSES, LEADER)
+INDEX_LEADER: Final = "opensearch-leader"
+"""Whichever OpenSearch node leads."""
+
+TARGETS: Final = (*PROCESSES, LEADER, INDEX_LEADER)
 LINKS: Final = tuple(
     f"{worker} {store}"
     for worker in WORKERS
@@ -84,7 +87,9 @@ def _signal(pid: int, number: signal.Signals) -> None:
 
 
 async def _struck(cluster: Cluster, fault: Fault) -> str:
-    return await cluster.leader() if fault.target == LEADER else fault.target
+    if fault.target == LEADER:
+        return await cluster.leader()
+    return await cluster.index_leader() if fault.target == INDEX_LEADER else fault.target
 
 
 def _proxied(worker: str, store: str) -> list[str]:
@@ -108,5 +113,5 @@ async def _restart_all(cluster: Cluster) -> None:
     """One after the other, each when the one before is back, as a careful operator does."""
     for name in PROCESSES:
         await asyncio.to_thread(cluster.stack.restart, name)
-        if name in {*BROKERS, *INDEXES}:
+        if name in {*BROKERS, *NODES}:
             await cluster.whole(timeout_s=_WHOLE_S)

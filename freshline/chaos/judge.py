@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any, Final
 
 import httpx
@@ -20,12 +21,15 @@ from infra.embedding.opening import open_tokenizer
 from infra.kafka.codec import decode
 from infra.kafka.port import StreamUnavailable
 from infra.kafka.provision import StreamAdmin
+from infra.kafka.reading import read_lane
 from infra.kafka.security import client_options
 from infra.opensearch.port import IndexUnavailable
 from infra.opensearch.store import OpenSearchIndex
+from infra.redis.answers import RedisAnswerCache
 from infra.redis.connect import connect_redis
 from infra.redis.event_states import RedisEventStates
 from infra.settings import Settings
+from ingest.event_status import EventStatuses
 from schemas.documents import DocumentKey
 from schemas.events import Change, ChunkPlan, DocumentEvent, IndexChange
 from schemas.positions import Position
@@ -89,7 +93,7 @@ class Judge:
     Attributes:
         observed: the history so far, with its violations.
         looks: how often the index was seen.
-        untold: events that ended, and whose senders cannot learn it from their states.
+        untold: events that ended, and whose senders cannot learn it.
     """
 
     def __init__(self, settings: Settings, seen: Seen) -> None:
@@ -106,7 +110,11 @@ class Judge:
         self._told: set[str] = set()
         self._judged_promises = 0
         self._redis = connect_redis(settings.redis)
-        self._states = RedisEventStates(self._redis, settings.names)
+        self._statuses = EventStatuses(
+            RedisEventStates(self._redis, settings.names),
+            RedisAnswerCache(self._redis, settings.names, settings.answers),
+            partial(read_lane, settings),
+        )
         self._looking = asyncio.Lock()
 
     async def start(self) -> None:
@@ -195,7 +203,7 @@ class Judge:
                 self.observed.lost(f"{accepted} was promised, and {found} is at its position")
             if promise.assigned:
                 self.observed.assigned(DocumentKey(tenant, accepted.document_id), accepted.version)
-            status = await self._states.get(tenant, accepted.event_id)
+            status = await self._statuses.get(tenant, accepted.event_id)
             if status is None or status.outcome is None:
                 self.untold += 1
             else:

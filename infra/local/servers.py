@@ -69,9 +69,7 @@ class Supervised(Protocol):
 def port_names(nodes: int) -> list[str]:
     """Names of all ports of a stack."""
     brokers = [name for i in range(1, nodes + 1) for name in (f"kafka-{i}", f"kafka-{i}-controller")]
-    indexes = [
-        n for i in range(1, _opensearch_nodes(nodes) + 1) for n in (f"opensearch-{i}", f"opensearch-{i}-transport")
-    ]
+    indexes = [n for i in range(1, nodes + 1) for n in (f"opensearch-{i}", f"opensearch-{i}-transport")]
     return [*brokers, *indexes, "redis"]
 
 
@@ -79,13 +77,13 @@ def environment(state: StackState, home: Home) -> dict[str, str]:
     """The ``FRESHLINE_`` variables that point ``Settings`` at a stack."""
     nodes, ports = state.nodes, state.ports
     brokers = ",".join(f"{HOST}:{ports[f'kafka-{i}']}" for i in range(1, nodes + 1))
-    indexes = ",".join(f"http://{HOST}:{ports[f'opensearch-{i}']}" for i in range(1, _opensearch_nodes(nodes) + 1))
+    indexes = ",".join(f"http://{HOST}:{ports[f'opensearch-{i}']}" for i in range(1, _data_nodes(nodes) + 1))
     return {
         "FRESHLINE_KAFKA__BOOTSTRAP_SERVERS": brokers,
         "FRESHLINE_KAFKA__REPLICATION": str(nodes),
         "FRESHLINE_KAFKA__MIN_IN_SYNC_REPLICAS": str(_min_in_sync(nodes)),
         "FRESHLINE_OPENSEARCH__URL": indexes,
-        "FRESHLINE_OPENSEARCH__REPLICAS": str(_opensearch_nodes(nodes) - 1),
+        "FRESHLINE_OPENSEARCH__REPLICAS": str(_data_nodes(nodes) - 1),
         "FRESHLINE_REDIS__URL": f"redis://{HOST}:{ports['redis']}/0",
         "FRESHLINE_BLOBS__PATH": str(home.blobs),
         "FRESHLINE_EMBEDDING__MODELS_PATH": str(state.models),
@@ -97,12 +95,13 @@ def servers(plan: Plan, home: Home, ports: Mapping[str, int]) -> list[Supervised
     nodes = plan.config.nodes
     return [
         *(Kafka(i, plan, home, ports) for i in range(1, nodes + 1)),
-        *(OpenSearch(i, plan, home, ports) for i in range(1, _opensearch_nodes(nodes) + 1)),
+        *(OpenSearch(i, plan, home, ports) for i in range(1, nodes + 1)),
         Redis(plan, home, ports),
     ]
 
 
-def _opensearch_nodes(nodes: int) -> int:
+def _data_nodes(nodes: int) -> int:
+    """OpenSearch nodes with documents. One more of three only votes: any one of them can be lost."""
     return min(nodes, 2)
 
 
@@ -205,13 +204,14 @@ class Kafka:
 
 
 class OpenSearch:
-    """A data node with the k-NN plugin. The first is the only one that may lead, so the others can be lost at will."""
+    """A node with the k-NN plugin. Of three, all may lead, and the third holds no documents."""
 
     def __init__(self, number: int, plan: Plan, home: Home, ports: Mapping[str, int]) -> None:
         self.name = f"opensearch-{number}"
         self.address = f"http://{HOST}:{ports[self.name]}"
         self._number = number
-        self._nodes = _opensearch_nodes(plan.config.nodes)
+        self._nodes = plan.config.nodes
+        self._holds_data = number <= _data_nodes(plan.config.nodes)
         self._programs = plan.programs
         self._ports = ports
         self._directory = home.path / self.name
@@ -253,7 +253,8 @@ class OpenSearch:
         return None if "opensearch-knn" in loaded else f"the k-NN plugin is not among the loaded ones {loaded}"
 
     def _settings(self) -> dict[str, object]:
-        transports = [f"{HOST}:{self._ports[f'opensearch-{i}-transport']}" for i in range(1, self._nodes + 1)]
+        numbers = range(1, self._nodes + 1)
+        transports = [f"{HOST}:{self._ports[f'opensearch-{i}-transport']}" for i in numbers]
         settings: dict[str, object] = {
             "cluster.name": "freshline-local",
             "node.name": self.name,
@@ -271,8 +272,8 @@ class OpenSearch:
             return settings | {"discovery.type": "single-node"}
         return settings | {
             "discovery.seed_hosts": f"[{', '.join(transports)}]",
-            "cluster.initial_cluster_manager_nodes": "[opensearch-1]",
-            "node.roles": "[cluster_manager, data, ingest]" if self._number == 1 else "[data, ingest]",
+            "cluster.initial_cluster_manager_nodes": f"[{', '.join(f'opensearch-{i}' for i in numbers)}]",
+            "node.roles": "[cluster_manager, data, ingest]" if self._holds_data else "[cluster_manager]",
         }
 
     def _jvm_options(self) -> str:
@@ -282,7 +283,7 @@ class OpenSearch:
             unwanted.append("jdk.incubator.vector")
         shipped = (self._programs.opensearch_home / "config" / "jvm.options").read_text(encoding="utf-8").splitlines()
         kept = [line for line in shipped if not any(word in line for word in unwanted)]
-        heap = "1g" if self._nodes == 1 else "640m"
+        heap = "1g" if self._nodes == 1 else "640m" if self._holds_data else "256m"
         own = [f"-Xms{heap}", f"-Xmx{heap}", f"-XX:ErrorFile={self._scratch / 'hs_err_pid%p.log'}"]
         return "\n".join([*kept, *own, ""])
 

@@ -72,7 +72,8 @@ class StackConfig(_Frozen):
     """What to run.
 
     Attributes:
-        nodes: 1 for one server of each kind; 3 for three brokers and two OpenSearch nodes.
+        nodes: 1 for one server of each kind; 3 for three brokers, two OpenSearch nodes with documents, and one
+            that only votes.
         data_dir: everything the stack writes; kept between runs.
         ports: ports that must be used, by name (``kafka-1``, ``kafka-1-controller``, ``opensearch-1``,
             ``opensearch-1-transport``, ``redis``); others are remembered ones, defaults or free ones.

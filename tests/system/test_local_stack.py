@@ -263,7 +263,7 @@ def test_two_starts_at_once_make_one_stack(home: Path) -> None:
 async def test_three_nodes_acknowledge_without_one_of_them(home: Path) -> None:
     own = Stack.open(StackConfig(data_dir=home, nodes=3))
     names = {process.name for process in own.up().processes}
-    assert names == {"kafka-1", "kafka-2", "kafka-3", "opensearch-1", "opensearch-2", "redis"}
+    assert names == {"kafka-1", "kafka-2", "kafka-3", "opensearch-1", "opensearch-2", "opensearch-3", "redis"}
     told = own.environment()
     servers = told["FRESHLINE_KAFKA__BOOTSTRAP_SERVERS"]
     assert (told["FRESHLINE_KAFKA__REPLICATION"], told["FRESHLINE_KAFKA__MIN_IN_SYNC_REPLICAS"]) == ("3", "2")
