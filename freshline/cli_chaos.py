@@ -33,8 +33,8 @@ def chaos(
 
     Three brokers, three OpenSearch nodes (one only votes), Redis and two of each process: killed, paused, cut off from
     each other, restarted, out of disk, with wrong clocks. After each fault everything must end within two minutes, and
-    an independent judge compares stream, index, answers and a model. Needs Go or toxiproxy-server, and libfaketime; about
-    8 GB of memory. No process is left behind.
+    an independent judge compares stream, index, answers and a model. Needs Go or toxiproxy-server, and libfaketime;
+    about 9 GB of memory. No process is left behind.
 
     Examples:
       freshline chaos
