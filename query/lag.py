@@ -24,6 +24,10 @@ LOOK_S: Final = 0.2
 SEEN_LATE_S: Final = 0.5
 """Older than this a change is not when it is first seen: one look and one refresh. More is a clock that is wrong."""
 
+GIVE_UP_S: Final = 5.0
+"""If nothing is applied for so long to the answers of a tenant that is behind, all of them are dropped, and what is
+searchable counts as applied. It may have been applied to a cache that has forgotten it, and nobody does so again."""
+
 _NO_ANSWER: Final = "0" * 32
 _ASKS_FOR_S: Final = 10.0
 """A tenant that has not asked for so long is not looked after."""
@@ -120,7 +124,8 @@ class LagWatch:
         self._monotonic_s = monotonic_s
         self._asked_s: OrderedDict[str, float] = OrderedDict()
         self._lags: dict[str, InvalidationLag] = {}
-        self._behind: set[str] = set()
+        # Tenant → what was applied when it was last seen to move, and when that was.
+        self._behind: dict[str, tuple[Mapping[int, int], float]] = {}
 
     def behind(self, tenant: str) -> bool:
         """Whether the tenant's cached answers are to be left aside; asking has it looked after."""
@@ -139,7 +144,7 @@ class LagWatch:
         for tenant in [tenant for tenant, asked_s in self._asked_s.items() if asked_s < since_s]:
             del self._asked_s[tenant]
             self._lags.pop(tenant, None)
-            self._behind.discard(tenant)
+            self._behind.pop(tenant, None)
         for tenant in list(self._asked_s)[:_LOOKS_AT_ONCE]:
             self._asked_s.move_to_end(tenant)
             await self._look_after(tenant)
@@ -157,7 +162,7 @@ class LagWatch:
         except (CacheUnavailable, InvalidationLags) as error:
             if tenant not in self._behind:
                 _log.warning("invalidation_behind", tenant=tenant, reason=str(error))
-                self._behind.add(tenant)
+                self._behind[tenant] = {}, self._monotonic_s()
         except IndexUnavailable:
             pass  # nothing new is known, and nothing new becomes searchable
 
@@ -165,7 +170,16 @@ class LagWatch:
         positions = await self._index.positions(tenant)
         look = await self._cache.lookup(tenant, _NO_ANSWER)
         # A cache that was emptied has no answers, and is told its positions by the next who asks.
-        if not look.seeded or all(look.positions.get(at, -1) >= offset for at, offset in positions.items()):
+        caught_up = not look.seeded or all(look.positions.get(at, -1) >= offset for at, offset in positions.items())
+        applied, since_s = self._behind[tenant]
+        if look.positions != applied:
+            since_s = self._monotonic_s()
+            self._behind[tenant] = dict(look.positions), since_s
+        if not caught_up and self._monotonic_s() - since_s > GIVE_UP_S:
+            await self._cache.apply(tenant, positions, drop=True)
+            _log.warning("answers_dropped_to_catch_up", tenant=tenant)
+            caught_up = True
+        if caught_up:
             _log.info("invalidation_caught_up", tenant=tenant)
-            self._behind.discard(tenant)
+            del self._behind[tenant]
             self._lags.pop(tenant, None)

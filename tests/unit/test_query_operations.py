@@ -12,7 +12,7 @@ from infra.web.credentials import Credentials
 from query.api import build_app
 from query.core.health import PartState, health
 from query.core.recent import LONGEST_S, Ended, Recent, Served
-from query.lag import OBJECTIVE_S, PATIENCE_S, SEEN_LATE_S, InvalidationLag, InvalidationLags, LagWatch
+from query.lag import GIVE_UP_S, OBJECTIVE_S, PATIENCE_S, SEEN_LATE_S, InvalidationLag, InvalidationLags, LagWatch
 from query.metrics import QueryMetrics
 from query.operations import Operations, Part
 from schemas.operations import PerformanceSummary
@@ -257,6 +257,34 @@ async def test_a_tenant_that_falls_behind_is_told_until_it_has_caught_up():
     await cache.apply("acme", {0: 5}, drop=True)
     await watch.look()
     assert not watch.behind("acme")
+
+
+async def test_what_nobody_applies_any_more_costs_all_answers_once():
+    """The cache has forgotten what was applied to it, and was told an older position of the index."""
+    cache, index, clock, registry = MemoryAnswerCache(), Index(), [100.0], CollectorRegistry()
+    watch = LagWatch(cache, index, QueryMetrics(registry), monotonic_s=lambda: clock[0])
+    index.at = {0: 5}
+    await cache.seed("acme", {0: 4})
+    look = await cache.lookup("acme", "a")
+    assert await cache.store("acme", "a", b"an answer", epoch=look.epoch, ttl_s=60)
+    watch.behind("acme")
+    await watch.look()
+    clock[0] += PATIENCE_S + 0.1
+    await watch.look()
+    assert watch.behind("acme")
+    await watch.look()
+    for _ in range(3):  # somebody is at it, if slowly
+        clock[0] += GIVE_UP_S - 0.1
+        index.at = {0: index.at[0] + 1}
+        await cache.apply("acme", {0: index.at[0] - 1}, drop=False)
+        await watch.look()
+        assert watch.behind("acme")
+    assert (await cache.lookup("acme", "a")).entry is not None
+    clock[0] += GIVE_UP_S + 0.1
+    await watch.look()
+    assert not watch.behind("acme")
+    look = await cache.lookup("acme", "a")
+    assert (look.entry, look.positions) == (None, {0: 8})
 
 
 async def test_after_an_outage_of_the_cache_what_is_searchable_has_to_be_applied_first():
