@@ -5,6 +5,7 @@ of Lucene 10); whoever compares scores must lose it likewise. k1 and b are OpenS
 k1 + 1: Lucene dropped it in version 8, OpenSearch in version 3.
 """
 
+from bisect import bisect_right
 from typing import Any, Final
 
 import numpy as np
@@ -28,13 +29,15 @@ def _length_of(code: int) -> int:
     return code if code < _EXACT_LENGTHS else _EXACT_LENGTHS + _encodable(code - _EXACT_LENGTHS)
 
 
-LENGTHS: Final[Floats] = np.array([_length_of(code) for code in range(256)], dtype=np.float32)
+_LENGTHS: Final = [_length_of(code) for code in range(256)]
+
+LENGTHS: Final[Floats] = np.array(_LENGTHS, dtype=np.float32)
 """Code of a length → the length that scores are made of."""
 
 
 def length_code(length: int) -> int:
     """The stored form of a length: the largest code whose length is not above it."""
-    return int(np.searchsorted(LENGTHS, length, side="right")) - 1
+    return bisect_right(_LENGTHS, length) - 1
 
 
 def idf(document_frequency: NDArray[Any], document_count: int) -> Floats:
