@@ -17,7 +17,7 @@ from infra.generation.port import (
     SourceText,
     Written,
 )
-from infra.opensearch.port import Hit, HybridSearch, IndexUnavailable, Searchable, SearchIndex, Windows
+from infra.opensearch.port import Hit, HybridSearch, IndexUnavailable, SearchIndex, Windows
 from query.core.retry_budget import RetryBudget
 from query.deadline import left_s
 from query.guard import Guard, NotAdmitted
@@ -70,10 +70,6 @@ class GuardedIndex:
     async def positions(self, tenant: str) -> dict[int, int]:
         """See ``SearchIndex``."""
         return await self._call(lambda: self._index.positions(tenant))
-
-    async def searchable(self, tenant: str) -> Searchable:
-        """See ``SearchIndex``."""
-        return await self._call(lambda: self._index.searchable(tenant))
 
     async def _call(self, call: Callable[[], Awaitable[T]]) -> T:
         self._budget.note_call()

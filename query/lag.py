@@ -15,16 +15,13 @@ from query.metrics import QueryMetrics
 OBJECTIVE_S: Final = 1.0
 """The freshness objective: a change that is searchable for longer should have dropped what it alters."""
 
-PATIENCE_S: Final = 0.6
-"""How long a searchable change may stay unapplied: less than the objective by a look, and some time to notice."""
+PATIENCE_S: Final = 0.75
+"""How long a change that is seen to be searchable may stay unapplied: less than the objective, as it is seen late."""
 
-LOOK_S: Final = 0.2
+LOOK_S: Final = 0.25
 """How often tenants that ask are looked after."""
 
-SEEN_LATE_S: Final = 0.5
-"""Older than this a change is not when it is first seen: one look and one refresh. More is a clock that is wrong."""
-
-GIVE_UP_S: Final = 5.0
+GIVE_UP_S: Final = 30.0
 """If nothing is applied for so long to the answers of a tenant that is behind, all of them are dropped, and what is
 searchable counts as applied. It may have been applied to a cache that has forgotten it, and nobody does so again."""
 
@@ -52,7 +49,6 @@ class InvalidationLag:
         index: knows what is searchable.
         tenant: whose changes.
         monotonic_s: a clock that only goes forward.
-        now_ms: epoch milliseconds.
     """
 
     def __init__(
@@ -62,13 +58,11 @@ class InvalidationLag:
         tenant: str,
         *,
         monotonic_s: Callable[[], float] = time.monotonic,
-        now_ms: Callable[[], float] = lambda: time.time() * 1_000,
     ) -> None:
         self._cache = cache
         self._index = index
         self._tenant = tenant
         self._monotonic_s = monotonic_s
-        self._now_ms = now_ms
         self._expected: Mapping[int, int] = {}
         self._since_s = 0.0
 
@@ -76,7 +70,7 @@ class InvalidationLag:
         """Look once.
 
         Raises:
-            InvalidationLags: what has been searchable for more than ``PATIENCE_S`` is not applied yet.
+            InvalidationLags: what was searchable at a look more than ``PATIENCE_S`` ago is not applied yet.
             CacheUnavailable, IndexUnavailable: it cannot be told.
         """
         look = await self._cache.lookup(self._tenant, _NO_ANSWER)
@@ -92,9 +86,7 @@ class InvalidationLag:
                 f"{now_s - self._since_s:.1f} s and not applied to cached answers: is `invalidate` running?"
             )
         if not missing:
-            found = await self._index.searchable(self._tenant)
-            age_s = 0.0 if found.latest_ms is None else (self._now_ms() - found.latest_ms) / 1_000
-            self._expected, self._since_s = found.positions, self._monotonic_s() - min(max(age_s, 0.0), SEEN_LATE_S)
+            self._expected, self._since_s = await self._index.positions(self._tenant), now_s
 
 
 class LagWatch:

@@ -159,13 +159,10 @@ def chunks_index_body(*, shards: int, replicas: int, dimension: int, engine: str
 
 
 def manifests_index_body(*, replicas: int) -> dict[str, Any]:
-    """Settings and mapping of a manifest index: read by id in real time; searched for what is searchable since when.
-
-    It is refreshed often, as query processes go by it to know whether cached answers are told of changes in time.
-    """
+    """Settings and mapping of a manifest index: read by id in real time, searched only by operators."""
     return {
         "settings": {
-            "index": {"number_of_shards": 1, "number_of_replicas": replicas, "refresh_interval": "200ms"},
+            "index": {"number_of_shards": 1, "number_of_replicas": replicas, "refresh_interval": "1s"},
         },
         "mappings": {
             "dynamic": False,
@@ -173,7 +170,6 @@ def manifests_index_body(*, replicas: int) -> dict[str, Any]:
                 "tenant": {"type": "keyword"},
                 "document_id": {"type": "keyword"},
                 "version": {"type": "long"},
-                "updated_ms": {"type": "double"},
                 "state": {"type": "keyword"},
                 "complete": {"type": "boolean"},
                 "partition": {"type": "integer"},

@@ -81,7 +81,6 @@ def manifest_body(manifest: Manifest) -> dict[str, Any]:
         "complete": manifest.complete,
         "partition": position.partition,
         "offset": position.offset,
-        "updated_ms": manifest.updated_ms,
         "manifest": manifest.model_dump(mode="json", exclude_defaults=True),
     }
 

@@ -20,7 +20,6 @@ from infra.opensearch.port import (
     IndexUnavailable,
     ManifestWrite,
     Revision,
-    Searchable,
     Standing,
     Vector,
     Windows,
@@ -108,13 +107,8 @@ class MemoryIndex:
         return sum(write.chunk.key == key for write in self._searchable.values())
 
     async def positions(self, tenant: str) -> dict[int, int]:
-        """See ``SearchIndex.positions``; of this instant, where the real index may be a moment behind."""
-        return (await self.searchable(tenant)).positions
-
-    async def searchable(self, tenant: str) -> Searchable:
-        """See ``SearchIndex.searchable``."""
+        """See ``SearchIndex.positions``; of this instant, where the real index may be a second behind."""
         self._check_available()
-        latest_ms: float | None = None
         done: dict[int, int] = {}
         under_way: dict[int, int] = {}
         for manifest in [standing.manifest for standing in self._manifests.values()]:
@@ -122,11 +116,10 @@ class MemoryIndex:
                 partition, offset = Position.parse(manifest.position)
                 if manifest.complete:
                     done[partition] = max(offset, done.get(partition, offset))
-                    latest_ms = max(manifest.updated_ms, latest_ms or 0.0)
                 else:
                     under_way[partition] = min(offset, under_way.get(partition, offset))
         certain = {at: min(offset, under_way.get(at, offset + 1) - 1) for at, offset in done.items()}
-        return Searchable({partition: offset for partition, offset in certain.items() if offset >= 0}, latest_ms)
+        return {partition: offset for partition, offset in certain.items() if offset >= 0}
 
     # Terms
 

@@ -163,23 +163,6 @@ class SearchIndex(Protocol):
         """Partition → highest offset of a complete change of the tenant: what is certainly searchable."""
         ...
 
-    async def searchable(self, tenant: str) -> "Searchable":
-        """The positions, and since when all of them have been searchable."""
-        ...
-
-
-class Searchable(NamedTuple):
-    """What is certainly searchable of a tenant.
-
-    Attributes:
-        positions: see ``SearchIndex.positions``.
-        latest_ms: epoch milliseconds of the latest change that was completed, by the clock of the worker that did; None
-            where nothing is known of it.
-    """
-
-    positions: dict[int, int]
-    latest_ms: float | None
-
 
 @dataclass(frozen=True, slots=True)
 class FieldStatistics:

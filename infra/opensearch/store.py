@@ -19,7 +19,6 @@ from infra.opensearch.port import (
     IndexUnavailable,
     ManifestWrite,
     Revision,
-    Searchable,
     Standing,
     Vector,
     Windows,
@@ -112,10 +111,6 @@ class OpenSearchIndex:
 
     async def positions(self, tenant: str) -> dict[int, int]:
         """See ``SearchIndex.positions``."""
-        return (await self.searchable(tenant)).positions
-
-    async def searchable(self, tenant: str) -> Searchable:
-        """See ``SearchIndex.searchable``."""
         offset = {"field": "offset"}
         done = {"filter": {"term": {"complete": True}}, "aggs": {"highest": {"max": offset}}}
         under_way = {"filter": {"term": {"complete": False}}, "aggs": {"lowest": {"min": offset}}}
@@ -123,9 +118,7 @@ class OpenSearchIndex:
             "terms": {"field": "partition", "size": 10_000},
             "aggs": {"done": done, "under_way": under_way},
         }
-        latest = {"filter": {"term": {"complete": True}}, "aggs": {"at": {"max": {"field": "updated_ms"}}}}
-        aggregations = {"partitions": by_partition, "latest": latest}
-        body = {"size": 0, "query": {"term": {"tenant": tenant}}, "aggs": aggregations}
+        body = {"size": 0, "query": {"term": {"tenant": tenant}}, "aggs": {"partitions": by_partition}}
         with unavailable_is_said():
             answer = await self._client.search(index=self._manifests, body=body)
         check_whole(answer)
@@ -136,7 +129,7 @@ class OpenSearchIndex:
             certain = highest if lowest is None or highest is None else min(highest, lowest - 1)
             if certain is not None and certain >= 0:
                 positions[int(bucket["key"])] = int(certain)
-        return Searchable(positions, answer["aggregations"]["latest"]["at"]["value"])
+        return positions
 
     # Write side
 

@@ -425,21 +425,6 @@ async def test_positions_are_the_highest_complete_ones_of_the_tenant(index):
     assert await index.positions("nobody") == {}
 
 
-async def test_it_is_known_when_the_latest_change_was_completed(index):
-    one, two = DocumentKey("acme", "one"), DocumentKey("acme", "two")
-    assert await index.searchable("acme") == ({}, None)
-    done = [complete(claim(one, 1, offset=1)), complete(claim(one, 2, offset=2))]
-    done = [
-        manifest.model_copy(update={"updated_ms": at})
-        for manifest, at in zip(done, (1.7e12, 1.7e12 + 0.25), strict=True)
-    ]
-    for manifest in done:
-        await put_over(index, manifest)
-    await put_over(index, claim(two, 1, partition=2, offset=3).model_copy(update={"updated_ms": 1.8e12}))
-    await refreshed(index)
-    assert await index.searchable("acme") == ({1: 2}, 1.7e12 + 0.25)
-
-
 async def test_nothing_at_or_beyond_a_change_under_way_is_certain(index):
     one, two, three = (DocumentKey("acme", name) for name in ("one", "two", "three"))
     await put_over(

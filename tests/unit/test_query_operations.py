@@ -5,14 +5,14 @@ import pytest
 from prometheus_client import CollectorRegistry
 from pydantic import SecretStr
 
-from infra.opensearch.port import IndexUnavailable, Searchable
+from infra.opensearch.port import IndexUnavailable
 from infra.redis.memory_answers import MemoryAnswerCache
 from infra.settings import Settings, TenantSettings
 from infra.web.credentials import Credentials
 from query.api import build_app
 from query.core.health import PartState, health
 from query.core.recent import LONGEST_S, Ended, Recent, Served
-from query.lag import GIVE_UP_S, OBJECTIVE_S, PATIENCE_S, SEEN_LATE_S, InvalidationLag, InvalidationLags, LagWatch
+from query.lag import GIVE_UP_S, OBJECTIVE_S, PATIENCE_S, InvalidationLag, InvalidationLags, LagWatch
 from query.metrics import QueryMetrics
 from query.operations import Operations, Part
 from schemas.operations import PerformanceSummary
@@ -200,13 +200,8 @@ async def test_a_process_that_drains_answers_and_asks_for_no_more():
 class Index:
     at: dict[int, int]
 
-    latest_ms: float | None = None
-
     async def positions(self, _tenant):
         return dict(self.at)
-
-    async def searchable(self, tenant):
-        return Searchable(await self.positions(tenant), self.latest_ms)
 
 
 async def test_invalidation_lags_when_a_change_stays_unapplied():
@@ -225,21 +220,6 @@ async def test_invalidation_lags_when_a_change_stays_unapplied():
         await lag.check()
         clock[0] += 2 * OBJECTIVE_S
         await cache.apply("acme", {0: offset + 5}, drop=True)
-
-
-@pytest.mark.parametrize(
-    ("late_ms", "counted_s"), [(300.0, 0.3), (-9_000.0, 0.0), (60_000.0, SEEN_LATE_S)], ids=["late", "ahead", "behind"]
-)
-async def test_a_change_counts_from_when_it_became_searchable_as_far_as_clocks_are_right(late_ms, counted_s):
-    cache, index, clock = MemoryAnswerCache(), Index(), [100.0]
-    lag = InvalidationLag(cache, index, "acme", monotonic_s=lambda: clock[0], now_ms=lambda: 1_000_000.0)
-    index.at, index.latest_ms = {0: 5}, 1_000_000.0 - late_ms
-    await lag.check()
-    clock[0] += PATIENCE_S - counted_s - 0.01
-    await lag.check()
-    clock[0] += 0.02
-    with pytest.raises(InvalidationLags):
-        await lag.check()
 
 
 async def test_a_tenant_that_falls_behind_is_told_until_it_has_caught_up():
