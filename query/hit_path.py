@@ -42,12 +42,12 @@ LONGEST_BYTES: Final = 16_384
 REMEMBERED_BYTES: Final = 16_000_000
 """Bodies whose key is known, of all tenants together."""
 
-AT_A_TIME: Final = 256
-"""Questions that the application works on: more than are admitted to the index and wait for that, with some to spare
-for those whose answer lies in Redis."""
+AT_A_TIME: Final = 64
+"""Questions that the application works on: as many as a process asks of the index at most."""
 
-WAITING: Final = 256
-"""Different questions that wait for their turn; what comes beyond is refused."""
+WAITING: Final = 64
+"""Different questions that wait for their turn; what comes beyond is refused, unless its answer lies in Redis. With those
+that are worked on they are what one process answers in less than a second."""
 
 _FIRST_S: Final = 2.0
 """How long an equal question is waited for; then each goes on by itself."""
