@@ -46,8 +46,8 @@ AT_A_TIME: Final = 64
 """Questions that the application works on: as many as a process asks of the index at most."""
 
 WAITING: Final = 64
-"""Different questions that wait for their turn; what comes beyond is refused, unless its answer lies in Redis. With those
-that are worked on they are what one process answers in less than a second."""
+"""Different questions that wait for their turn; what comes beyond is refused, unless its answer lies in Redis. Together
+with those that are worked on they are what one process answers in less than a second."""
 
 _FIRST_S: Final = 2.0
 """How long an equal question is waited for; then each goes on by itself."""
