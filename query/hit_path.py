@@ -45,7 +45,7 @@ REMEMBERED_BYTES: Final = 16_000_000
 AT_A_TIME: Final = 64
 """Questions that the application works on: as many as a process asks of the index at most."""
 
-WAITING: Final = 64
+WAITING: Final = 32
 """Different questions that wait for their turn; what comes beyond is refused, unless its answer lies in Redis. Together
 with those that are worked on they are what one process answers in less than a second."""
 
