@@ -18,6 +18,10 @@ _LEAST: Final = 16
 
 _FIRST: Final = 32
 
+_LATE: Final = 2
+"""While changes reach cached answers late, questions leave room for what brings them. Else all that was cached is
+retrieved, which makes the next change late, and so on."""
+
 
 class Overloaded(IndexUnavailable):
     """More is asked than can be answered in time."""
@@ -33,6 +37,7 @@ class Admission:
         queue_ms: longest wait for a place; nobody joins a line that is longer than is answered in that time.
         most: at a time: as many as the store has connections.
         metrics: where the limit and refusals are told.
+        late: whether changes reach cached answers late, so that these are left aside.
         monotonic_s: a clock that only goes forward.
     """
 
@@ -43,6 +48,7 @@ class Admission:
         queue_ms: float,
         most: int,
         metrics: QueryMetrics,
+        late: Callable[[], bool] = lambda: False,
         monotonic_s: Callable[[], float] = time.monotonic,
     ) -> None:
         least = min(_LEAST, most)
@@ -50,6 +56,7 @@ class Admission:
         self._queue_s = queue_ms / 1_000
         self._rounds = queue_ms / target_ms
         self._metrics = metrics
+        self._late = late
         self._monotonic_s = monotonic_s
         self._waiting: FairQueue[asyncio.Future[None]] = FairQueue()
         self._under_way = 0
@@ -58,19 +65,19 @@ class Admission:
     @property
     def limit(self) -> int:
         """How many at a time."""
-        return self._limit.now
+        return min(_LATE, self._limit.now) if self._late() else self._limit.now
 
     def is_full(self, tenant: str) -> bool:
         """Whether one more of the tenant would be refused at once."""
-        if self._under_way < self._limit.now and not self._waiting:
+        if self._under_way < self.limit and not self._waiting:
             return False
         waiting = self._waiting.waiting(tenant)
-        return waiting >= places_in_line(self._limit.now, self._waiting.tenants + (not waiting), rounds=self._rounds)
+        return waiting >= places_in_line(self.limit, self._waiting.tenants + (not waiting), rounds=self._rounds)
 
     @property
     def has_room(self) -> bool:
         """Whether half of the places are free and nobody waits: time for what can be left undone."""
-        return not self._waiting and 2 * self._under_way < self._limit.now
+        return not self._waiting and 2 * self._under_way < self.limit
 
     @asynccontextmanager
     async def admitted(self, tenant: str) -> AsyncIterator[None]:
@@ -94,7 +101,7 @@ class Admission:
             self._let_in()
 
     async def _enter(self, tenant: str) -> None:
-        if self._under_way < self._limit.now and not self._waiting:
+        if self._under_way < self.limit and not self._waiting:
             self._under_way += 1
             return
         if self.is_full(tenant):
@@ -124,7 +131,7 @@ class Admission:
         return place.done() and not place.cancelled()
 
     def _let_in(self) -> None:
-        while self._under_way < self._limit.now and (place := self._waiting.take()) is not None:
+        while self._under_way < self.limit and (place := self._waiting.take()) is not None:
             if not place.done():
                 place.set_result(None)
                 self._under_way += 1

@@ -118,11 +118,17 @@ class LagWatch:
         self._lags: dict[str, InvalidationLag] = {}
         # Tenant → what was applied when it was last seen to move, and when that was.
         self._behind: dict[str, tuple[Mapping[int, int], float]] = {}
+        self._late: set[str] = set()
 
     def behind(self, tenant: str) -> bool:
         """Whether the tenant's cached answers are to be left aside; asking has it looked after."""
         self._asked_s[tenant] = self._monotonic_s()
         return tenant in self._behind
+
+    @property
+    def late(self) -> bool:
+        """Whether changes reach any tenant's answers late; not where the cache is out, and nothing could reach it."""
+        return bool(self._late)
 
     async def run(self) -> None:
         """Look after tenants until cancelled."""
@@ -137,6 +143,7 @@ class LagWatch:
             del self._asked_s[tenant]
             self._lags.pop(tenant, None)
             self._behind.pop(tenant, None)
+            self._late.discard(tenant)
         for tenant in list(self._asked_s)[:_LOOKS_AT_ONCE]:
             self._asked_s.move_to_end(tenant)
             await self._look_after(tenant)
@@ -155,6 +162,8 @@ class LagWatch:
             if tenant not in self._behind:
                 _log.warning("invalidation_behind", tenant=tenant, reason=str(error))
                 self._behind[tenant] = {}, self._monotonic_s()
+                if isinstance(error, InvalidationLags):
+                    self._late.add(tenant)
         except IndexUnavailable:
             pass  # nothing new is known, and nothing new becomes searchable
 
@@ -174,4 +183,5 @@ class LagWatch:
         if caught_up:
             _log.info("invalidation_caught_up", tenant=tenant)
             del self._behind[tenant]
+            self._late.discard(tenant)
             self._lags.pop(tenant, None)

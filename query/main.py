@@ -129,7 +129,7 @@ async def serving(settings: Settings) -> AsyncIterator[str]:
             window=settings.query.window,
             kept=settings.query.window_kept,
             rrf_k=settings.query.rrf_k,
-            admission=_admission(settings, metrics),
+            admission=_admission(settings, metrics, lag),
         )
         auditor = Auditor(
             share=settings.query.audit_share,
@@ -243,12 +243,13 @@ def _refills(settings: Settings, metrics: QueryMetrics) -> Refills:
     )
 
 
-def _admission(settings: Settings, metrics: QueryMetrics) -> Admission:
+def _admission(settings: Settings, metrics: QueryMetrics, lag: LagWatch) -> Admission:
     return Admission(
         target_ms=settings.query.miss_target_ms,
         queue_ms=settings.query.miss_queue_ms,
         most=settings.opensearch.connections,
         metrics=metrics,
+        late=lambda: lag.late,
     )
 
 

@@ -146,6 +146,33 @@ async def test_a_tenant_that_asks_much_leaves_room_for_others():
     assert sum(isinstance(end, Overloaded) for end in ended) == 40 - 4 - 8
 
 
+async def test_while_changes_come_late_few_are_admitted_at_a_time():
+    late = True
+    gate = admission(most=8, queue_ms=5_000.0, late=lambda: late)
+    release, under_way = asyncio.Event(), 0
+
+    async def call():
+        nonlocal under_way
+        async with gate.admitted("a"):
+            under_way += 1
+            await release.wait()
+
+    async def settled(count):
+        async with asyncio.timeout(5):
+            while under_way != count:  # noqa: ASYNC110 - a place has no event
+                await asyncio.sleep(0.001)
+
+    calls = [asyncio.create_task(call()) for _ in range(6)]
+    await settled(2)
+    await asyncio.sleep(0.02)
+    assert under_way == gate.limit == 2
+    late = False
+    last = asyncio.create_task(call())  # whoever comes next, or ends, lets the others in
+    await settled(7)
+    release.set()
+    await asyncio.gather(*calls, last)
+
+
 async def test_who_waits_too_long_is_refused():
     gate = admission(queue_ms=20.0)
     release = asyncio.Event()

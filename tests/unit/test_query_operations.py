@@ -232,6 +232,7 @@ async def test_a_tenant_that_falls_behind_is_told_until_it_has_caught_up():
     assert not watch.behind("umbrella")
     await watch.look()
     assert watch.behind("acme")
+    assert watch.late
     assert not watch.behind("umbrella"), "it has only begun to be looked after"
     assert registry.get_sample_value("freshline_invalidation_behind") == 1
     await cache.apply("acme", {0: 5}, drop=True)
@@ -280,6 +281,7 @@ async def test_after_an_outage_of_the_cache_what_is_searchable_has_to_be_applied
     cache.available = False
     await watch.look()
     assert watch.behind("acme")
+    assert not watch.late, "nothing can reach it, so nothing is late"
     cache.available, index.at = True, {0: 6}
     await watch.look()
     assert watch.behind("acme"), "a change came meanwhile, and no answer knows of it"
