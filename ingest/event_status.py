@@ -27,9 +27,8 @@ _CLOCKS_MS: Final = 60_000.0
 class EventStatuses:
     """Looks up events.
 
-    The last step records an outcome after its work, and does not wait for a Redis that fails in that moment; and a
-    Redis that dies forgets its last second. But every event at or before an applied position has ended, and the stream
-    of ends has told how.
+    A Redis that dies forgets its last second. But every event at or before an applied position has ended, and the
+    stream of ends tells how.
     """
 
     states: EventStates

@@ -18,6 +18,7 @@ from freshline.bench.retrieval import MODELS
 from freshline.load.questions import BadQuestionFile
 from freshline.load.wrk import NoWrk
 from freshline.services import ServiceFailed
+from freshline.terminal import stopped_like_ctrl_c
 from infra.local import Phase, Stack, StackConfig, StackError
 from ingest.connectors.event_file import BadEventFile
 
@@ -44,7 +45,7 @@ def overrides(model: str | None) -> dict[str, str]:
 def measure(run: Callable[[Stack], Awaitable[Figures | list[Figures]]], data: Path | None, *, as_json: bool) -> None:
     """Run a measurement on the local stack and print what it found; exits with 1 where it could not be made."""
     try:
-        with _running(data) as stack:
+        with stopped_like_ctrl_c(), _running(data) as stack:
             figures = uvloop.run(_awaited(run(stack)))
     except (BadEventFile, BadQuestionFile, BenchmarkFailed, NoWrk, ServiceFailed, StackError) as error:
         _err.print(f"error: {error}", markup=False, highlight=False)

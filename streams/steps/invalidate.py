@@ -12,11 +12,9 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import cast
 
-import structlog
-
 from infra.kafka.codec import encode_ended
 from infra.kafka.port import Record
-from infra.redis.port import AnswerSlices, CacheUnavailable, EventStates, Progress
+from infra.redis.port import AnswerSlices, EventStates, Progress
 from schemas.documents import EventStatus, Stage
 from schemas.documents import Outcome as EventOutcome
 from schemas.events import EventEnded, IndexChange
@@ -26,8 +24,6 @@ from streams.core.outcomes import Finished, Outcome
 from streams.judging import Judges
 from streams.runner import Task
 from streams.topology import StepName
-
-log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +44,7 @@ class Invalidate:
         for change in changes:
             first.setdefault((change.tenant, change.event_id), change)
         done = [change for change in first.values() if change.outcome is EventOutcome.DONE]
-        # How the others ended is told before their positions: whoever finds a position reached, and no outcome, goes by
-        # the document's manifest, and that does not tell a dead letter from a version that was overtaken.
+        # How the others ended is recorded before their positions are reached: nothing has to be searchable for it.
         await self._record([change for change in first.values() if change.outcome is not EventOutcome.DONE])
         by_tenant: dict[str, list[IndexChange]] = defaultdict(list)
         for change in changes:
@@ -83,14 +78,10 @@ class Invalidate:
             await self.judges.catch_up(tenant, number)
 
     async def _record(self, changes: Sequence[IndexChange]) -> None:
-        if not changes:
-            return
-        now_ms = time.time() * 1000
-        try:
+        """Record how events ended. Not to be passed over: what tells of one of them again would be recorded instead."""
+        if changes:
+            now_ms = time.time() * 1000
             await self.states.advance([step for change in changes for step in _progress(change, now_ms)])
-        except CacheUnavailable as error:
-            # The answers are right already; trying again would hold back other changes for the sake of a display.
-            log.warning("event progress was not recorded", reason=str(error))
 
 
 def ended(change: IndexChange, now_ms: float) -> EventEnded:

@@ -17,6 +17,7 @@ from infra.opensearch.memory import MemoryIndex, _Deleted
 from infra.opensearch.port import IndexUnavailable
 from infra.redis.memory_answers import MemoryAnswerCache
 from infra.redis.memory_states import MemoryEventStates
+from infra.redis.port import CacheUnavailable
 from infra.settings import AnswerSettings
 from schemas.documents import DocumentKey, LifeState, Outcome, Stage
 from schemas.events import Change, ChunkPlan, DocumentEvent, EventEnded, IndexChange, PlannedChunk, StageTimes
@@ -550,11 +551,20 @@ async def test_an_event_that_is_told_twice_ended_as_it_was_told_first():
     assert (await states.get("acme", done.event_id)).outcome is Outcome.DONE
 
 
-async def test_states_out_of_reach_do_not_hold_back_invalidation():
+async def test_states_out_of_reach_do_not_hold_back_answers_and_are_waited_for():
+    """An end that was passed over would be recorded as it is told again, by a worker that finds a newer version."""
     cache, states = MemoryAnswerCache(), MemoryEventStates()
+    step, done = invalidating(cache, states), changed(1)
+    status = ended(done, 9.0).status
+    await states.begin("acme", status.model_copy(update={"outcome": None, "stage": Stage.ACCEPTED, "stages_ms": {}}))
     states.available = False
-    assert len(await outcomes_of(invalidating(cache, states), changed(1))) == 1
+    with pytest.raises(CacheUnavailable):
+        await outcomes_of(step, done)
     assert (await cache.lookup("acme", "q")).positions == {0: 1}
+    states.available = True
+    assert len(await outcomes_of(step, done)) == 1
+    await outcomes_of(step, done.model_copy(update={"outcome": Outcome.SUPERSEDED, "added": ()}))
+    assert (await states.get("acme", done.event_id)).outcome is Outcome.DONE
 
 
 # writing a version anew
