@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from rich.console import Console
 
-from freshline.bench.freshness import spread
+from freshline.bench.figures import spread
 from freshline.cli_documents import Source, send_and_wait
 from freshline.cli_questions import show_answer
 from freshline.cli_stack import stand_by

@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Final
 
 import structlog
@@ -89,6 +90,21 @@ class InvalidationLag:
             self._expected, self._since_s = await self._index.positions(self._tenant), now_s
 
 
+@dataclass(slots=True)
+class _Behind:
+    """A tenant that is behind.
+
+    Attributes:
+        late: changes reach its answers late; else the cache was out, and nothing could.
+        moved_s: when what is applied was last seen to move.
+        applied: what that was.
+    """
+
+    late: bool
+    moved_s: float
+    applied: Mapping[int, int] = field(default_factory=dict)
+
+
 class LagWatch:
     """Knows the tenants whose cached answers have fallen behind what is searchable: they are answered past the cache.
 
@@ -116,9 +132,7 @@ class LagWatch:
         self._monotonic_s = monotonic_s
         self._asked_s: OrderedDict[str, float] = OrderedDict()
         self._lags: dict[str, InvalidationLag] = {}
-        # Tenant → what was applied when it was last seen to move, and when that was.
-        self._behind: dict[str, tuple[Mapping[int, int], float]] = {}
-        self._late: set[str] = set()
+        self._behind: dict[str, _Behind] = {}
 
     def behind(self, tenant: str) -> bool:
         """Whether the tenant's cached answers are to be left aside; asking has it looked after."""
@@ -128,7 +142,7 @@ class LagWatch:
     @property
     def late(self) -> bool:
         """Whether changes reach any tenant's answers late; not where the cache is out, and nothing could reach it."""
-        return bool(self._late)
+        return any(one.late for one in self._behind.values())
 
     async def run(self) -> None:
         """Look after tenants until cancelled."""
@@ -143,7 +157,6 @@ class LagWatch:
             del self._asked_s[tenant]
             self._lags.pop(tenant, None)
             self._behind.pop(tenant, None)
-            self._late.discard(tenant)
         for tenant in list(self._asked_s)[:_LOOKS_AT_ONCE]:
             self._asked_s.move_to_end(tenant)
             await self._look_after(tenant)
@@ -161,9 +174,7 @@ class LagWatch:
         except (CacheUnavailable, InvalidationLags) as error:
             if tenant not in self._behind:
                 _log.warning("invalidation_behind", tenant=tenant, reason=str(error))
-                self._behind[tenant] = {}, self._monotonic_s()
-                if isinstance(error, InvalidationLags):
-                    self._late.add(tenant)
+                self._behind[tenant] = _Behind(isinstance(error, InvalidationLags), self._monotonic_s())
         except IndexUnavailable:
             pass  # nothing new is known, and nothing new becomes searchable
 
@@ -172,16 +183,14 @@ class LagWatch:
         look = await self._cache.lookup(tenant, _NO_ANSWER)
         # A cache that was emptied has no answers, and is told its positions by the next who asks.
         caught_up = not look.seeded or all(look.positions.get(at, -1) >= offset for at, offset in positions.items())
-        applied, since_s = self._behind[tenant]
-        if look.positions != applied:
-            since_s = self._monotonic_s()
-            self._behind[tenant] = dict(look.positions), since_s
-        if not caught_up and self._monotonic_s() - since_s > GIVE_UP_S:
+        behind = self._behind[tenant]
+        if look.positions != behind.applied:
+            behind.applied, behind.moved_s = dict(look.positions), self._monotonic_s()
+        if not caught_up and self._monotonic_s() - behind.moved_s > GIVE_UP_S:
             await self._cache.apply(tenant, positions, drop=True)
             _log.warning("answers_dropped_to_catch_up", tenant=tenant)
             caught_up = True
         if caught_up:
             _log.info("invalidation_caught_up", tenant=tenant)
             del self._behind[tenant]
-            self._late.discard(tenant)
             self._lags.pop(tenant, None)

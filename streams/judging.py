@@ -413,6 +413,9 @@ class Judges:
                 except CacheUnavailable as error:
                     log.warning("judge_waits_for_redis", reason=str(error))
                     break
+                except Exception:
+                    # Nobody waits for this, so nobody would hear of it; the next change meets what is wrong, too.
+                    log.exception("judge_failed", tenant=place[0], slice=place[1])
 
     async def close(self) -> None:
         """End what is being read for changes that nobody waits for any more."""

@@ -7,6 +7,7 @@ note when each drop reaches them.
 """
 
 import asyncio
+import itertools
 import statistics
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
@@ -18,7 +19,7 @@ from typing import Any, Final
 
 from redis.asyncio import Redis
 
-from freshline.bench.freshness import spread
+from freshline.bench.figures import extremes, spread
 from freshline.bench.installation import BenchmarkFailed
 from freshline.bench.loaded import empty_cache, loaded
 from freshline.load.edits import history_of, request_of
@@ -39,7 +40,6 @@ _TTL_S: Final = 3_600
 _NEAR_BYTES: Final = 256_000_000
 _ASKED_AT_ONCE: Final = 8
 _HEARD_S: Final = 30.0
-_PLAIN: Final = "plain"
 
 Say = Callable[[str, str], None]
 
@@ -92,8 +92,8 @@ async def bench_entries(
         "edits": len(last_ms),
         "listeners": listeners,
         "dropped": len(each_ms) // listeners,
-        "last_drop_ms": _percentiles(last_ms),
-        "each_drop_ms": _percentiles(each_ms),
+        "last_drop_ms": spread(last_ms),
+        "each_drop_ms": spread(each_ms),
     }
 
 
@@ -131,13 +131,14 @@ async def _costs(redis: Redis, cache: RedisAnswerCache, settings: Settings) -> d
     entries = {key: look.entry for key, look in standing.items() if look.entry is not None}
     responses = {key: stored_response(entry) for key, entry in entries.items()}
     decoded = {key: Entry.decode(entry) for key, entry in entries.items()}
-    new = iter(range(10**9))
+    new = itertools.count()
+    plain = f"{settings.namespace}:plain"
 
     async def hit(key: str) -> object:
         return (await cache.lookup(tenant, key)).entry
 
     async def plain_hit(key: str) -> object:
-        return await redis.get(f"{_PLAIN}:{key}")
+        return await redis.get(f"{plain}:{key}")
 
     async def fill(key: str) -> object:
         name = f"{key}-{next(new)}"
@@ -145,18 +146,20 @@ async def _costs(redis: Redis, cache: RedisAnswerCache, settings: Settings) -> d
         return await cache.store(tenant, name, decoded[key].encode(), epoch=look.epoch, ttl_s=_TTL_S)
 
     async def plain_fill(key: str) -> object:
-        name = f"{_PLAIN}:{key}-{next(new)}"
+        name = f"{plain}:{key}-{next(new)}"
         return await redis.get(name) or await redis.set(name, responses[key], ex=_TTL_S)
 
     for key, response in responses.items():
-        await redis.set(f"{_PLAIN}:{key}", response, ex=_TTL_S)
+        await redis.set(f"{plain}:{key}", response, ex=_TTL_S)
     keys = list(entries)
     try:
         hits = await _compared(keys, hit, plain_hit)
         fills = await _compared(keys, fill, plain_fill)
-        ours, plain = await _memory(redis, settings, keys)
+        tenant_slices = settings.answers.slices
+        ours = [AnswerKeys.of(settings.names, tenant, slice_of(key, tenant_slices)).answer(key) for key in keys]
+        in_redis, in_redis_plain = [await _memory(redis, names) for names in (ours, [f"{plain}:{key}" for key in keys])]
     finally:
-        async for name in redis.scan_iter(match=f"{_PLAIN}:*", count=1_000):
+        async for name in redis.scan_iter(match=f"{plain}:*", count=1_000):
             await redis.delete(name)
     return {
         "answers": len(entries),
@@ -165,8 +168,8 @@ async def _costs(redis: Redis, cache: RedisAnswerCache, settings: Settings) -> d
         "bytes_per_answer": {
             "response": round(statistics.mean(map(len, responses.values()))),
             "stored": round(statistics.mean(map(len, entries.values()))),
-            "in_redis": round(ours),
-            "in_redis_plain": round(plain),
+            "in_redis": in_redis,
+            "in_redis_plain": in_redis_plain,
         },
     }
 
@@ -187,24 +190,15 @@ async def _compared(
         rounds.append((statistics.median(took[0]), statistics.median(took[1])))
     del rounds[0]
     return {
-        "exact": _three([one for one, _ in rounds], digits=0),
-        "plain": _three([other for _, other in rounds], digits=0),
-        "ratio": _three([one / other for one, other in rounds], digits=2),
+        "exact": extremes([one for one, _ in rounds], digits=0),
+        "plain": extremes([other for _, other in rounds], digits=0),
+        "ratio": extremes([one / other for one, other in rounds], digits=2),
     }
 
 
-def _three(values: Sequence[float], *, digits: int) -> dict[str, float]:
-    told = {"min": min(values), "median": statistics.median(values), "max": max(values)}
-    return {name: round(value, digits) for name, value in told.items()}
-
-
-async def _memory(redis: Redis, settings: Settings, keys: Sequence[str]) -> tuple[float, float]:
-    """Mean bytes that Redis takes for an answer, and for the same of a plain cache."""
-    tenant, slices = settings.tenant.default, settings.answers.slices
-    ours = [AnswerKeys.of(settings.names, tenant, slice_of(key, slices)).answer(key) for key in keys]
-    taken = [await redis.memory_usage(name) or 0 for name in ours]
-    plain = [await redis.memory_usage(f"{_PLAIN}:{key}") or 0 for key in keys]
-    return statistics.mean(taken), statistics.mean(plain)
+async def _memory(redis: Redis, names: Sequence[str]) -> int:
+    """Mean bytes that Redis takes for these keys."""
+    return round(statistics.mean([await redis.memory_usage(name) or 0 for name in names]))
 
 
 @dataclass(slots=True)
@@ -299,8 +293,3 @@ async def _drops(
             if len(last_ms) == edits:
                 return last_ms, each_ms
     raise BenchmarkFailed(f"the history has only {len(last_ms)} edits that drop an answer to these questions")
-
-
-def _percentiles(values: Sequence[float]) -> dict[str, float]:
-    ordered = sorted(values)
-    return spread(ordered) | {"p99": round(ordered[min(len(ordered) - 1, int(0.99 * len(ordered)))], 1)}

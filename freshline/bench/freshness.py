@@ -6,13 +6,13 @@ holds the new text. Deletes likewise, to the first answer without the document.
 """
 
 import re
-import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from freshline.bench.figures import spread
 from freshline.bench.installation import BenchmarkFailed, installed
 from freshline.services import Services, connect_services
 from infra.embedding.opening import open_tokenizer
@@ -74,14 +74,6 @@ async def bench_freshness(stack: Stack, events: Path, *, edits: int, overrides: 
         "deleted_ms": spread(gone),
         "stages_ms": {name: spread([one[name] for one in stages if name in one]) for name in stages[0]},
     }
-
-
-def spread(values: Sequence[float]) -> dict[str, float]:
-    """Minimum, median, 95th percentile and maximum."""
-    ordered = sorted(values)
-    p95 = ordered[min(len(ordered) - 1, int(0.95 * len(ordered)))]
-    figures = {"min": ordered[0], "p50": statistics.median(ordered), "p95": p95, "max": ordered[-1]}
-    return {name: round(figure, 1) for name, figure in figures.items()}
 
 
 def _splitter(settings: Settings) -> Splitter:

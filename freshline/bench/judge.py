@@ -7,7 +7,6 @@ first of the history that add a passage; what they drop is not filled again.
 """
 
 import secrets
-import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from os import environ
@@ -19,6 +18,7 @@ import psutil
 from numpy.typing import NDArray
 
 from freshline.bench.corpus import ACCESS, Corpus, parts_of, read_questions
+from freshline.bench.figures import extremes
 from freshline.bench.installation import BenchmarkFailed
 from freshline.bench.truth import Question, Truth
 from freshline.installation import settings_from
@@ -122,22 +122,14 @@ def _timed(policy: Exact, judged: Sequence[Change], standing: "_Standing") -> di
         times_ms = [ms for added, ms in each if added >= least and (most is None or added <= most)]
         if times_ms:
             name = str(least) if least == most else f"{least}-{most or max(added for added, _ in each)}"
-            groups[name] = {"changes": len(times_ms), **_spread(times_ms)}
+            groups[name] = {"changes": len(times_ms), **extremes(times_ms, digits=2)}
     return {
         "changes": len(judged),
         "passages_added": sum(added for added, _ in each),
         "passages_removed": sum(len(change.removed) for change in judged),
         "dropped": dropped,
-        "judge_ms": _spread([ms for _, ms in each]),
+        "judge_ms": extremes([ms for _, ms in each], digits=2),
         "judge_ms_by_passages_added": groups,
-    }
-
-
-def _spread(times_ms: Sequence[float]) -> dict[str, float]:
-    return {
-        "min": round(min(times_ms), 2),
-        "median": round(statistics.median(times_ms), 2),
-        "max": round(max(times_ms), 2),
     }
 
 

@@ -27,6 +27,7 @@ from infra.kafka.security import client_options
 from infra.local import AppProcess, Listener, Phase, Say, Stack, StackConfig
 from infra.local.fetch import faketime, toxiproxy
 from infra.local.ports import free
+from infra.opensearch.client import connect
 from infra.settings import Settings
 from schemas.topics import DOCUMENTS, TOPICS
 from streams.topology import TOPOLOGY, StepName
@@ -85,16 +86,12 @@ class Cluster:
 
     async def index_leader(self) -> str:
         """The OpenSearch node that leads now."""
-        urls = self.settings.opensearch.url.split(",")
-        async with httpx.AsyncClient(timeout=5, trust_env=False) as client:
-            for last, url in zip((False, True), urls, strict=True):
-                try:
-                    found = await client.get(f"{url}/_cat/cluster_manager", params={"format": "json"})
-                    return str(found.raise_for_status().json()[0]["node"])
-                except httpx.HTTPError:
-                    if last:
-                        raise
-        raise AssertionError("unreachable")
+        client = connect(self.settings.opensearch)
+        try:
+            [leader] = await client.cat.cluster_manager(params={"format": "json"})
+        finally:
+            await client.close()
+        return str(leader["node"])
 
     async def lag(self) -> int:
         """Records that any step has not finished.

@@ -23,7 +23,7 @@ LINKS: Final = tuple(
     f"{worker} {store}"
     for worker in WORKERS
     for store in STORES
-    if store != "opensearch" or worker.startswith("index")  # the only step that writes to it
+    if store != "opensearch" or not worker.startswith("prepare")  # the only step that asks nothing of it
 )
 _CLOCK_JUMPS_S: Final = (-86_400, -3_600, 3_600, 86_400)
 _WHOLE_S: Final = 180.0

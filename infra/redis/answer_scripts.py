@@ -183,7 +183,7 @@ return {
   redis.call('HMGET', STATE, 'epoch', 'judged', 'floor'),
   redis.call('XRANGE', CHANGES, '(' .. ARGV[1] .. '-0', '+'),
   redis.call('XRANGE', FILLS, '(' .. ARGV[2] .. '-0', '+'),
-  oldest and oldest[1]
+  oldest and oldest[1] or false  -- a nil would end the reply before it
 }
 """
 )

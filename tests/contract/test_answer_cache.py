@@ -152,6 +152,20 @@ async def test_drops_are_remembered_with_their_reason(cache):
     assert [(one.everything, one.why) for one in drops["b"]] == [(True, b"too many")]
 
 
+async def test_a_slice_without_answers_has_nothing_to_judge(cache):
+    never = await cache.pending("acme", 0, known=0, fill=0)
+    assert (never.changes, never.fills, never.oldest_fill) == ((), (), None)
+    epoch = (await cache.lookup("acme", "a")).epoch
+    assert await cache.store("acme", "a", b"answer", epoch=epoch, ttl_s=60)
+    assert await cache.append("acme", 0, {0: 1}, b"change")
+    pending = await cache.pending("acme", 0, known=0, fill=0)
+    [(fill, _)] = pending.fills
+    assert pending.oldest_fill == fill
+    assert await cache.settle("acme", 0, judged=pending.judged, epoch=pending.epoch, drop=[(fill, "a")])
+    emptied = await cache.pending("acme", 0, known=pending.epoch, fill=fill)
+    assert (emptied.epoch, emptied.fills, emptied.oldest_fill) == (pending.epoch, (), None)
+
+
 async def test_epochs_only_grow(cache):
     epochs = [await cache.apply("acme", {}, drop=True) for _ in range(50)]
     assert epochs == sorted(set(epochs))

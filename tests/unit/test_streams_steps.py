@@ -25,7 +25,7 @@ from schemas.topics import MAX_RECORD_BYTES
 from streams.core.outcomes import DeadLetter, Finished
 from streams.core.planned_chunks import load_chunks
 from streams.core.splitting import embedding_text
-from streams.judging import Fusion, Judges
+from streams.judging import Fusion, Judges, SliceJudge
 from streams.parsing.parse import ParsedDocument
 from streams.parsing.sandbox import ParseFailed
 from streams.runner import Task
@@ -565,6 +565,29 @@ async def test_states_out_of_reach_do_not_hold_back_answers_and_are_waited_for()
     assert len(await outcomes_of(step, done)) == 1
     await outcomes_of(step, done.model_copy(update={"outcome": Outcome.SUPERSEDED, "added": ()}))
     assert (await states.get("acme", done.event_id)).outcome is Outcome.DONE
+
+
+async def test_evidence_is_read_ahead_also_after_a_mistake(monkeypatch):
+    index = MemoryIndex(DIMENSION)
+    judges = Judges(MemoryAnswerCache(), index, index, fusion=Fusion(DIMENSION, 12, 5, 60), settings=AnswerSettings())
+    await judges.catch_up("acme", 0)
+    looks, went_on = [], asyncio.Event()
+
+    async def looked(_judge):
+        looks.append(True)
+        if len(looks) == 1:
+            raise ValueError("a mistake")
+        went_on.set()
+
+    monkeypatch.setattr(SliceJudge, "catch_up", looked)
+    following = asyncio.create_task(judges.follow())
+    try:
+        async with asyncio.timeout(5):
+            await went_on.wait()
+    finally:
+        following.cancel()
+        await asyncio.gather(following, return_exceptions=True)
+        await judges.close()
 
 
 # writing a version anew
