@@ -18,7 +18,7 @@ from infra.kafka.codec import decode
 from infra.opensearch.codec import lexical_text
 from infra.opensearch.port import DocumentIndex, SearchIndex, TermIndex
 from infra.redis.entry import Entry
-from infra.redis.port import AnswerSlices, Dropped, Pending, StoredEntry
+from infra.redis.port import AnswerSlices, Appended, Dropped, Pending, StoredEntry
 from infra.settings import AnswerSettings
 from schemas.documents import MetadataValue, Stage
 from schemas.events import Change as ChangeKind
@@ -278,7 +278,7 @@ class _Unchanged:
         """See ``AnswerSlices``."""
         return self._slices.count
 
-    async def append(self, tenant: str, number: int, positions: Mapping[int, int], change: bytes) -> bool:
+    async def append(self, tenant: str, number: int, positions: Mapping[int, int], change: bytes) -> Appended:
         """Never asked for."""
         raise NotImplementedError
 

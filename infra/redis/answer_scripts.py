@@ -146,13 +146,17 @@ CHANGE: Final = Script(
     + """
 local where, positions, effect, most, why = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 local epoch = epoch_now()
+local before = {}
+for partition in string.gmatch(positions, '(%d+):') do
+  before[#before + 1] = state(partition)
+end
 if effect == 'seed' and redis.call('HSETNX', STATE, 'seeded', '1') == 0 then
-  return {epoch, 0}
+  return {epoch, 0, before}
 end
 if effect == 'keep' and state('judged') == epoch then
   advance(positions)
   announce(where, '-', positions)
-  return {epoch, 0}
+  return {epoch, 0, before}
 end
 -- Where no answer is kept there is nothing to judge; fills under way are refused by the new epoch. Where judging has
 -- fallen behind by as much as is remembered, answers are dropped rather than a change forgotten.
@@ -162,14 +166,14 @@ if effect == 'drop' or effect == 'seed' or behind or redis.call('XLEN', FILLS) =
   epoch, earlier = drop_everything(why)
   advance(positions)
   announce(where, '*', earlier .. ' ' .. positions)
-  return {epoch, 0}
+  return {epoch, 0, before}
 end
 local previous = epoch
 epoch = new_epoch()
 redis.call('HINCRBY', STATE, 'waiting', 1)
 local change = {'previous', previous, 'positions', positions, 'change', effect}
 redis.call('XADD', CHANGES, 'MAXLEN', most, epoch .. '-0', unpack(change))
-return {epoch, 1}
+return {epoch, 1, before}
 """
 )
 

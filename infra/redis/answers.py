@@ -24,6 +24,7 @@ from infra.coalescing import Coalescer
 from infra.redis.answer_scripts import CHANGE, LOOKUP, PENDING, SETTLE, STORE, Script
 from infra.redis.connect import redis_errors
 from infra.redis.port import (
+    Appended,
     Applied,
     CacheUnavailable,
     CacheUntrusted,
@@ -150,10 +151,11 @@ class RedisAnswerCache:
                         if subscribed is not None:
                             subscribed()
 
-    async def append(self, tenant: str, number: int, positions: Mapping[int, int], change: bytes) -> bool:
+    async def append(self, tenant: str, number: int, positions: Mapping[int, int], change: bytes) -> Appended:
         """See ``AnswerSlices``."""
-        _, waits = await self._change(tenant, number, positions, change or _KEEP)
-        return bool(waits)
+        _, waits, before = await self._change(tenant, number, positions, change or _KEEP)
+        reached = zip(positions, before, strict=True)
+        return Appended(bool(waits), {partition: int(offset) for partition, offset in reached if offset is not None})
 
     async def pending(self, tenant: str, number: int, *, known: int, fill: int) -> Pending:
         """See ``AnswerSlices``."""
@@ -223,15 +225,15 @@ class RedisAnswerCache:
 
     async def _change_all(self, tenant: str, positions: Mapping[int, int], effect: bytes) -> int:
         changed = (self._change(tenant, number, positions, effect) for number in range(self.count))
-        return max(epoch for epoch, _ in await asyncio.gather(*changed))
+        return max(epoch for epoch, _, _ in await asyncio.gather(*changed))
 
     async def _change(
         self, tenant: str, number: int, positions: Mapping[int, int], effect: bytes, why: bytes = b""
-    ) -> tuple[int, int]:
+    ) -> tuple[int, int, list[bytes | None]]:
         keys = AnswerKeys.of(self._names, tenant, number)
         arguments = (self._where(tenant, number), _told(positions), effect, self._cache.changes, why)
-        epoch, waits = await self._run(CHANGE, keys, (), *arguments)
-        return int(epoch), int(waits)
+        epoch, waits, before = await self._run(CHANGE, keys, (), *arguments)
+        return int(epoch), int(waits), before
 
     def _where(self, tenant: str, number: int) -> str:
         return f"{self._names.applied_channel} {tenant} {number}"

@@ -7,6 +7,7 @@ from time import time_ns
 from typing import Final
 
 from infra.redis.port import (
+    Appended,
     Applied,
     CacheUnavailable,
     Dropped,
@@ -162,9 +163,11 @@ class MemoryAnswerCache:
         finally:
             self._subscribers.discard(announcements)
 
-    async def append(self, tenant: str, number: int, positions: Mapping[int, int], change: bytes) -> bool:
+    async def append(self, tenant: str, number: int, positions: Mapping[int, int], change: bytes) -> Appended:
         """See ``AnswerSlices``."""
-        return self._append(tenant, number, positions, change)
+        place = self._slice(tenant, number)
+        reached = {partition: place.positions[partition] for partition in positions if partition in place.positions}
+        return Appended(self._append(tenant, number, positions, change), reached)
 
     async def pending(self, tenant: str, number: int, *, known: int, fill: int) -> Pending:
         """See ``AnswerSlices``."""

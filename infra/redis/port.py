@@ -197,6 +197,19 @@ class Dropped:
     why: bytes
 
 
+@dataclass(frozen=True, slots=True)
+class Appended:
+    """What became of a change.
+
+    Attributes:
+        waits: False where no answer has to be judged by it.
+        reached: partition → last offset that the slice had applied before, of the partitions that the change is of.
+    """
+
+    waits: bool
+    reached: Mapping[int, int]
+
+
 class AnswerSlices(Protocol):
     """The side of those who judge answers by changes. Numbers of slices run from 0.
 
@@ -209,8 +222,8 @@ class AnswerSlices(Protocol):
         """Slices of each tenant."""
         ...
 
-    async def append(self, tenant: str, number: int, positions: Mapping[int, int], change: bytes) -> bool:
-        """Begin an epoch with a change whose passages are searchable; False where no answer has to be judged by it.
+    async def append(self, tenant: str, number: int, positions: Mapping[int, int], change: bytes) -> Appended:
+        """Begin an epoch with a change whose passages are searchable.
 
         Where more changes wait than are remembered, the answers are dropped. An empty change advances positions alone.
         """

@@ -8,13 +8,15 @@ purged when all have.
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
 
+import structlog
+
 from infra.kafka.codec import encode_ended
 from infra.kafka.port import Record
-from infra.redis.port import AnswerSlices, EventStates, Progress
+from infra.redis.port import AnswerSlices, CacheUnavailable, EventStates, Progress, reached_by_all
 from schemas.documents import EventStatus, Stage
 from schemas.documents import Outcome as EventOutcome
 from schemas.events import EventEnded, IndexChange
@@ -24,6 +26,8 @@ from streams.core.outcomes import Finished, Outcome
 from streams.judging import Judges
 from streams.runner import Task
 from streams.topology import StepName
+
+log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,13 +43,6 @@ class Invalidate:
     async def run(self, tasks: Sequence[Task]) -> AsyncGenerator[Sequence[Outcome], None]:
         """See ``Step.run``."""
         changes = [cast("IndexChange", task.message) for task in tasks]
-        # An event that is told twice, because a worker died after it had told it, ended as it was told first.
-        first: dict[tuple[str, str], IndexChange] = {}
-        for change in changes:
-            first.setdefault((change.tenant, change.event_id), change)
-        done = [change for change in first.values() if change.outcome is EventOutcome.DONE]
-        # How the others ended is recorded before their positions are reached: nothing has to be searchable for it.
-        await self._record([change for change in first.values() if change.outcome is not EventOutcome.DONE])
         by_tenant: dict[str, list[IndexChange]] = defaultdict(list)
         for change in changes:
             by_tenant[change.tenant].append(change)
@@ -53,12 +50,14 @@ class Invalidate:
             told = written(its_changes)
             if told:
                 self.judges.expect(tenant, told)
-            applied = [self._apply(tenant, number, its_changes, told) for number in range(self.slices.count)]
+            applying = [self._apply(tenant, number, its_changes, told) for number in range(self.slices.count)]
             # None is left running when another fails: what comes next begins with all of them at rest.
-            for error in await asyncio.gather(*applied, return_exceptions=True):
-                if error is not None:
-                    raise error
-        await self._record(done)
+            reached = []
+            for applied in await asyncio.gather(*applying, return_exceptions=True):
+                if isinstance(applied, BaseException):
+                    raise applied
+                reached.append(applied)
+            await self._record(told_first(its_changes, reached_by_all(reached)))
         now_ms = time.time() * 1000
         yield [
             Finished((encode_ended(ended(change, now_ms), task.partition, task.traceparent),))
@@ -69,19 +68,43 @@ class Invalidate:
         """See ``Step.give_up``."""
         return ()
 
-    async def _apply(self, tenant: str, number: int, changes: Sequence[IndexChange], told: bytes) -> None:
+    async def _apply(self, tenant: str, number: int, changes: Sequence[IndexChange], told: bytes) -> Mapping[int, int]:
+        """Positions that the slice had reached before."""
         positions: dict[int, int] = {}
         for change in changes:
             partition, offset = Position.parse(change.position)
             positions[partition] = max(offset, positions.get(partition, offset))
-        if await self.slices.append(tenant, number, positions, told):
+        appended = await self.slices.append(tenant, number, positions, told)
+        if appended.waits:
             await self.judges.catch_up(tenant, number)
+        return appended.reached
 
     async def _record(self, changes: Sequence[IndexChange]) -> None:
-        """Record how events ended. Not to be passed over: what tells of one of them again would be recorded instead."""
-        if changes:
-            now_ms = time.time() * 1000
+        if not changes:
+            return
+        now_ms = time.time() * 1000
+        try:
             await self.states.advance([step for change in changes for step in _progress(change, now_ms)])
+        except CacheUnavailable as error:
+            # A Redis without room takes changes and no records. Whoever asks for these reads the stream of ends.
+            log.warning("event progress was not recorded", reason=str(error))
+
+
+def told_first(changes: Sequence[IndexChange], reached: Mapping[int, int]) -> list[IndexChange]:
+    """Those of a tenant's changes that tell of an end for the first time, where these positions were reached before.
+
+    A worker that died after it had told of an event leaves it to another, which may find a newer version there, and
+    tell it as superseded. It ended as it was told first; Redis may have lost that record, so nothing takes its place.
+    """
+    first: dict[str, IndexChange] = {}
+    for change in changes:
+        first.setdefault(change.event_id, change)
+    positions = {event_id: Position.parse(change.position) for event_id, change in first.items()}
+    return [
+        change
+        for event_id, change in first.items()
+        if positions[event_id].offset > reached.get(positions[event_id].partition, -1)
+    ]
 
 
 def ended(change: IndexChange, now_ms: float) -> EventEnded:

@@ -16,7 +16,7 @@ from redis_servers import free_port, redis_server, url
 from infra.redis.answers import RedisAnswerCache
 from infra.redis.connect import connect_redis
 from infra.redis.memory_answers import MemoryAnswerCache
-from infra.redis.port import Applied, CacheUnavailable, CacheUntrusted
+from infra.redis.port import Appended, Applied, CacheUnavailable, CacheUntrusted
 from infra.settings import RedisSettings
 from schemas.cache_keys import AnswerKeys
 from schemas.names import Names
@@ -141,7 +141,7 @@ async def test_drops_are_remembered_with_their_reason(cache):
     epoch = (await cache.lookup("acme", "a")).epoch
     for key in "ab":
         assert await cache.store("acme", key, b"answer", epoch=epoch, ttl_s=60)
-    assert await cache.append("acme", 0, {0: 1}, b"change")
+    assert (await cache.append("acme", 0, {0: 1}, b"change")).waits
     pending = await cache.pending("acme", 0, known=0, fill=0)
     [fill] = [fill for fill, key in pending.fills if key == "a"]
     judged, now = pending.judged, pending.epoch
@@ -152,12 +152,22 @@ async def test_drops_are_remembered_with_their_reason(cache):
     assert [(one.everything, one.why) for one in drops["b"]] == [(True, b"too many")]
 
 
+async def test_a_change_is_told_what_was_reached_before_it(cache):
+    assert await cache.append("acme", 0, {0: 1, 7: 4}, b"change") == Appended(waits=False, reached={})
+    assert (await cache.append("acme", 0, {7: 6, 0: 1, 2: 9}, b"change")).reached == {0: 1, 7: 4}
+    epoch = (await cache.lookup("acme", "a")).epoch
+    assert await cache.store("acme", "a", b"answer", epoch=epoch, ttl_s=60)
+    # What waits for judgement is not reached yet.
+    assert await cache.append("acme", 0, {7: 8}, b"change") == Appended(waits=True, reached={7: 6})
+    assert (await cache.append("acme", 0, {7: 8}, b"change")).reached == {7: 6}
+
+
 async def test_a_slice_without_answers_has_nothing_to_judge(cache):
     never = await cache.pending("acme", 0, known=0, fill=0)
     assert (never.changes, never.fills, never.oldest_fill) == ((), (), None)
     epoch = (await cache.lookup("acme", "a")).epoch
     assert await cache.store("acme", "a", b"answer", epoch=epoch, ttl_s=60)
-    assert await cache.append("acme", 0, {0: 1}, b"change")
+    assert (await cache.append("acme", 0, {0: 1}, b"change")).waits
     pending = await cache.pending("acme", 0, known=0, fill=0)
     [(fill, _)] = pending.fills
     assert pending.oldest_fill == fill

@@ -107,7 +107,7 @@ class World:
         self._gone()
         self.content += 1
         judged = run(self.cache.lookup(TENANT, KEY)).epoch
-        if run(self.cache.append(TENANT, 0, {0: self.content}, b"change")):
+        if run(self.cache.append(TENANT, 0, {0: self.content}, b"change")).waits:
             pending = run(self.cache.pending(TENANT, 0, known=0, fill=0))
             drop = [(fill, key) for fill, key in pending.fills if key == KEY]
             assert run(self.cache.settle(TENANT, 0, judged=judged, epoch=pending.epoch, drop=drop))

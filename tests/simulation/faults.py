@@ -14,6 +14,7 @@ class Fault(StrEnum):
     DELAY = "delay"
     STORE_ERROR = "store-error"
     LOST_REPLY = "lost-reply"
+    FORGOTTEN = "forgotten"
     THROTTLE = "throttle"
     CRASH = "crash"
     ZOMBIE = "zombie"
