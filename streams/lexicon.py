@@ -3,10 +3,12 @@
 from collections import OrderedDict
 from collections.abc import Collection, Mapping, Sequence
 from sys import intern
-from typing import Final
+from typing import Final, TypeVar
 
 from infra.opensearch.port import Hit, TermIndex
 from streams.core.invalidation.evidence import Statistics, TermCounts
+
+T = TypeVar("T")
 
 PASSAGES_KEPT: Final = 20_000
 QUESTIONS_KEPT: Final = 20_000
@@ -34,12 +36,8 @@ class Lexicon:
         # Of these alone: what is let go of to make room may be wanted in the same call.
         found = {chunk_id: self._passages[chunk_id] for chunk_id in wanted if chunk_id in self._passages}
         for chunk_id, counts in (await self._index.term_counts(missing)).items():
-            shared = {intern(term): count for term, count in counts.items()}
-            found[chunk_id] = self._passages[chunk_id] = TermCounts.of(shared)
-        for chunk_id in found:
-            self._passages.move_to_end(chunk_id)
-        while len(self._passages) > PASSAGES_KEPT:
-            self._passages.popitem(last=False)
+            found[chunk_id] = TermCounts.of({intern(term): count for term, count in counts.items()})
+        _keep(self._passages, found, PASSAGES_KEPT)
         return found
 
     async def questions(self, texts: Collection[str]) -> dict[str, Mapping[str, int]]:
@@ -50,12 +48,8 @@ class Lexicon:
         """
         missing = [text for text in dict.fromkeys(texts) if text not in self._questions]
         found = {text: self._questions[text] for text in texts if text in self._questions}
-        for text, counts in zip(missing, await self._index.analysed(missing), strict=True):
-            found[text] = self._questions[text] = counts
-        for text in found:
-            self._questions.move_to_end(text)
-        while len(self._questions) > QUESTIONS_KEPT:
-            self._questions.popitem(last=False)
+        found |= zip(missing, await self._index.analysed(missing), strict=True)
+        _keep(self._questions, found, QUESTIONS_KEPT)
         return found
 
     async def statistics(self, terms: Collection[str]) -> Statistics:
@@ -66,3 +60,12 @@ class Lexicon:
         """
         told = await self._index.statistics(terms)
         return Statistics(told.document_count, told.total_length, told.frequencies)
+
+
+def _keep(kept: OrderedDict[str, T], found: Mapping[str, T], most: int) -> None:
+    """What was used last stays. Another call may have let go of any of it meanwhile."""
+    for name, one in found.items():
+        kept[name] = one
+        kept.move_to_end(name)
+    while len(kept) > most:
+        kept.popitem(last=False)
