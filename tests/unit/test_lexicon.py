@@ -1,0 +1,51 @@
+"""What is read of the index once, though many read at the same time."""
+
+import asyncio
+
+from infra.opensearch.port import Hit
+from schemas.documents import DocumentKey
+from streams import lexicon as module
+from streams.lexicon import Lexicon
+
+
+class Terms:
+    """An index that answers each call when it is told to."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[list[str], asyncio.Event]] = []
+
+    async def term_counts(self, hits):
+        told = asyncio.Event()
+        self.asked.append(([hit.chunk_id for hit in hits], told))
+        await told.wait()
+        return {hit.chunk_id: {f"term-{hit.chunk_id}": 1} for hit in hits}
+
+
+def hits(*names):
+    return [Hit(name, DocumentKey("acme", "doc"), 1.0) for name in names]
+
+
+async def asked(terms, count):
+    async with asyncio.timeout(5):
+        while len(terms.asked) < count:  # noqa: ASYNC110 - how far the others are
+            await asyncio.sleep(0)
+
+
+async def test_what_another_call_lets_go_of_is_still_found(monkeypatch):
+    monkeypatch.setattr(module, "PASSAGES_KEPT", 2)
+    terms = Terms()
+    lexicon = Lexicon(terms)
+    first = asyncio.create_task(lexicon.passages(hits("a")))
+    await asked(terms, 1)
+    terms.asked[0][1].set()
+    await first
+    slow = asyncio.create_task(lexicon.passages(hits("a", "b")))
+    await asked(terms, 2)
+    quick = asyncio.create_task(lexicon.passages(hits("c", "d")))
+    await asked(terms, 3)
+    terms.asked[2][1].set()
+    assert set(await quick) == {"c", "d"}
+    terms.asked[1][1].set()
+    found = await slow
+    assert {name: counts.frequencies[f"term-{name}"] for name, counts in found.items()} == {"a": 1, "b": 1}
+    assert terms.asked[1][0] == ["b"]
