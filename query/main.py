@@ -1,7 +1,6 @@
 """The query process: builds its parts once, serves, and takes them down again."""
 
 import asyncio
-import gc
 import os
 import socket
 from collections.abc import AsyncIterator, Coroutine
@@ -14,6 +13,7 @@ from prometheus_client import CollectorRegistry
 from redis.asyncio import Redis
 
 from infra.alerts.opening import open_channels
+from infra.collecting import collect_less
 from infra.credentials.opening import opened_credentials
 from infra.embedding.opening import open_embedder
 from infra.embedding.port import Embedder
@@ -53,9 +53,6 @@ from query.standing import Standings
 from query.streamed import StreamedAnswers
 from query.watch import AppliedWatch
 
-_COLLECTED_AFTER: Final = 100_000
-"""New containers in all, between looks for cycles."""
-
 _WARM_UP: Final = "what is new"
 
 _log = structlog.get_logger(__name__)
@@ -70,19 +67,8 @@ async def serve(settings: Settings) -> None:
     """
     configure_logging(settings)
     async with serving(settings):
-        _collect_less()
+        collect_less()
         await until_told_to_stop()
-
-
-def _collect_less() -> None:
-    """Look for cycles seldom, and not among what lives as long as the process.
-
-    What a search tells is thousands of objects, none in a cycle. Looking at them again and again, and at all cached
-    answers with them, took a fifth of the processor time of a miss.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(_COLLECTED_AFTER, 50, 50)
 
 
 @asynccontextmanager

@@ -10,6 +10,7 @@ are dropped: never kept.
 
 import asyncio
 import time
+from collections import defaultdict
 from collections.abc import Iterable, KeysView, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
@@ -402,20 +403,21 @@ class Judges:
         looked_s: dict[tuple[str, int], float] = {}
         while True:
             await asyncio.sleep(FOLLOW_S)
-            for place, judge in list(self._judges.items()):
-                now_s = time.monotonic()
-                quiet = now_s - judge.active_s > QUIET_AFTER_S
-                if quiet and now_s - looked_s.get(place, 0.0) < QUIET_FOLLOW_S:
-                    continue
-                looked_s[place] = now_s
-                try:
-                    await judge.catch_up()
-                except CacheUnavailable as error:
-                    log.warning("judge_waits_for_redis", reason=str(error))
-                    break
-                except Exception:
-                    # Nobody waits for this, so nobody would hear of it; the next change meets what is wrong, too.
-                    log.exception("judge_failed", tenant=place[0], slice=place[1])
+            now_s = time.monotonic()
+            due: dict[str, list[SliceJudge]] = defaultdict(list)
+            for place, judge in self._judges.items():
+                if now_s - judge.active_s <= QUIET_AFTER_S or now_s - looked_s.get(place, 0.0) >= QUIET_FOLLOW_S:
+                    looked_s[place] = now_s
+                    due[place[0]].append(judge)
+            for tenant, judges in due.items():
+                # Together: what they ask of Redis and of the index goes in few requests.
+                looks = await asyncio.gather(*(judge.catch_up() for judge in judges), return_exceptions=True)
+                for error in filter(None, looks):
+                    if isinstance(error, CacheUnavailable):
+                        log.warning("judge_waits_for_redis", tenant=tenant, reason=str(error))
+                    else:
+                        # Nobody waits for this, so nobody would hear of it; the next change meets what is wrong, too.
+                        log.error("judge_failed", tenant=tenant, exc_info=error)
 
     async def close(self) -> None:
         """End what is being read for changes that nobody waits for any more."""

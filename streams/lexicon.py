@@ -1,5 +1,6 @@
 """Terms of passages and questions, as the index makes them, asked for once."""
 
+import asyncio
 from collections import OrderedDict
 from collections.abc import Collection, Mapping, Sequence
 from sys import intern
@@ -24,6 +25,7 @@ class Lexicon:
         self._index = index
         self._passages: OrderedDict[str, TermCounts] = OrderedDict()
         self._questions: OrderedDict[str, Mapping[str, int]] = OrderedDict()
+        self._under_way: dict[str, asyncio.Task[dict[str, TermCounts]]] = {}
 
     async def passages(self, hits: Sequence[Hit]) -> dict[str, TermCounts]:
         """Terms by chunk id; a passage that is not there any more may be absent.
@@ -32,13 +34,29 @@ class Lexicon:
             IndexUnavailable: see there.
         """
         wanted = {hit.chunk_id: hit for hit in hits}
-        missing = [hit for chunk_id, hit in wanted.items() if chunk_id not in self._passages]
         # Of these alone: what is let go of to make room may be wanted in the same call.
         found = {chunk_id: self._passages[chunk_id] for chunk_id in wanted if chunk_id in self._passages}
-        for chunk_id, counts in (await self._index.term_counts(missing)).items():
-            found[chunk_id] = TermCounts.of({intern(term): count for term, count in counts.items()})
+        missing = [chunk_id for chunk_id in wanted if chunk_id not in found]
+        if fresh := [wanted[chunk_id] for chunk_id in missing if chunk_id not in self._under_way]:
+            reading = asyncio.create_task(self._read(fresh), name="read-terms")
+            self._under_way |= {hit.chunk_id: reading for hit in fresh}
+        readings = dict.fromkeys(self._under_way[chunk_id] for chunk_id in missing)
+        # Others wait for them too, so they go on when this one is told to stop.
+        for told in await asyncio.gather(*map(asyncio.shield, readings)):
+            found |= {chunk_id: told[chunk_id] for chunk_id in missing if chunk_id in told}
         _keep(self._passages, found, PASSAGES_KEPT)
         return found
+
+    async def _read(self, hits: Sequence[Hit]) -> dict[str, TermCounts]:
+        try:
+            told = await self._index.term_counts(hits)
+        finally:
+            for hit in hits:
+                del self._under_way[hit.chunk_id]
+        return {
+            chunk_id: TermCounts.of({intern(term): count for term, count in counts.items()})
+            for chunk_id, counts in told.items()
+        }
 
     async def questions(self, texts: Collection[str]) -> dict[str, Mapping[str, int]]:
         """Terms of each question.

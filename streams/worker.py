@@ -8,6 +8,7 @@ import structlog
 from prometheus_client import CollectorRegistry, start_http_server
 
 from infra.blobs import open_blob_store
+from infra.collecting import collect_less
 from infra.embedding.opening import open_embedder, open_tokenizer
 from infra.kafka.producer import KafkaProducer
 from infra.kafka.provision import StreamAdmin
@@ -81,6 +82,7 @@ async def work(settings: Settings, steps: Sequence[StepName]) -> None:
             )
             metrics.watch(step.name, runner)
             watched.append(await _start(settings, step.name, runner, closing))
+        collect_less()
         log.info("worker started", steps=[str(step) for step in steps])
         watching = asyncio.create_task(watch(settings, watched), name="watchdog")
         told = asyncio.create_task(until_told_to_stop(), name="signals")

@@ -1,11 +1,12 @@
 """Terms, vectors and statistics as a real OpenSearch cluster has them, for those who compute its scores."""
 
 from collections.abc import Collection, Mapping, Sequence
-from itertools import count
+from itertools import count, islice
 from typing import Any, Final
 
 from opensearchpy import AsyncOpenSearch
 
+from infra.coalescing import Coalescer
 from infra.opensearch import codec
 from infra.opensearch.client import unavailable_is_said
 from infra.opensearch.port import ChunkWrite, FieldStatistics, Hit, IndexUnavailable
@@ -15,6 +16,12 @@ from schemas.documents import DocumentKey
 
 _DOCUMENTS_AT_ONCE: Final = 200
 """Documents of one request: a passage is analysed anew for each, which takes some tenths of a millisecond."""
+
+_AT_A_TIME: Final = 4
+_OF_ONE: Final = 64
+"""Calls under way, and how much of what was asked at the same time goes in one."""
+
+_Docs = Sequence[Mapping[str, Any]]
 
 
 class OpenSearchTerms:
@@ -28,6 +35,8 @@ class OpenSearchTerms:
         self._client = client
         self._serving = settings.names.chunks_alias
         self._routings: list[str] = []
+        # The slices of a tenant ask at the same time.
+        self._asked: Coalescer[_Docs, _Docs] = Coalescer(self._ask, at_a_time=_AT_A_TIME, most=_OF_ONE)
 
     async def with_vectors(self, hits: Sequence[Hit]) -> dict[str, ChunkWrite]:
         """See ``TermIndex.with_vectors``."""
@@ -66,14 +75,18 @@ class OpenSearchTerms:
         shards = [codec.shard_statistics(self._serving, asked, routing) for routing in self._routings]
         return codec.read_statistics(await self._term_vectors(shards), terms)
 
-    async def _term_vectors(self, docs: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    async def _term_vectors(self, docs: _Docs) -> list[Mapping[str, Any]]:
+        return [_told(doc) for doc in await self._asked.ask(docs)] if docs else []
+
+    async def _ask(self, asks: Sequence[_Docs]) -> list[_Docs]:
+        docs = [doc for ask in asks for doc in ask]
         found: list[Mapping[str, Any]] = []
         for start in range(0, len(docs), _DOCUMENTS_AT_ONCE):
             body = {"docs": docs[start : start + _DOCUMENTS_AT_ONCE]}
             with unavailable_is_said():
-                answer = await self._client.mtermvectors(body=body, params={"realtime": "false"})
-            found += (_told(doc) for doc in answer["docs"])
-        return found
+                found += (await self._client.mtermvectors(body=body, params={"realtime": "false"}))["docs"]
+        told = iter(found)
+        return [list(islice(told, len(ask))) for ask in asks]
 
     async def _routing_of_each_shard(self) -> list[str]:
         """A routing value that leads to each shard: how one is named where documents are not stored."""

@@ -47,7 +47,7 @@ SILENT_S: Final = 2.0
 
 _AT_A_TIME: Final = 2
 _OF_ONE: Final = 64
-"""Requests with runs of many questions under way, and runs of one request."""
+"""Requests with many runs under way, and runs of one request."""
 
 _DROP: Final = b"drop"
 _KEEP: Final = b"keep"
@@ -82,8 +82,8 @@ class RedisAnswerCache:
     async def lookup(self, tenant: str, key: str, *, lease_ms: int = 0) -> Lookup:
         """See ``AnswerCache``."""
         keys = AnswerKeys.of(self._names, tenant, slice_of(key, self.count))
-        looking = _Run.of(LOOKUP, keys, (keys.answer(key), keys.lease(key)), lease_ms)
-        fields, entry, ends_ms, leased = await self._asked.ask(looking)
+        looking = (keys.answer(key), keys.lease(key))
+        fields, entry, ends_ms, leased = await self._run(LOOKUP, keys, looking, lease_ms)
         state = dict(zip(fields[::2], fields[1::2], strict=True))
         return Lookup(
             epoch=int(state[b"epoch"]),
@@ -100,7 +100,7 @@ class RedisAnswerCache:
         number = slice_of(key, self.count)
         keys = AnswerKeys.of(self._names, tenant, number)
         arguments = (self._where(tenant, number), epoch, entry, ttl_s, key, keys.answers, self._cache.per_slice)
-        return bool(await self._asked.ask(_Run.of(STORE, keys, (keys.answer(key), keys.lease(key)), *arguments)))
+        return bool(await self._run(STORE, keys, (keys.answer(key), keys.lease(key)), *arguments))
 
     async def apply(self, tenant: str, positions: Mapping[int, int], *, drop: bool) -> int:
         """See ``AnswerCache``."""
@@ -241,7 +241,7 @@ class RedisAnswerCache:
     async def _run(
         self, script: Script, keys: AnswerKeys, answers: tuple[str, ...], *arguments: str | bytes | int
     ) -> Any:
-        return await self._run_one(_Run.of(script, keys, answers, *arguments))
+        return await self._asked.ask(_Run.of(script, keys, answers, *arguments))
 
     async def _run_one(self, run: "_Run") -> Any:
         with redis_errors():
@@ -251,7 +251,7 @@ class RedisAnswerCache:
                 return await self._client.eval(run.script.source, len(run.names), *run.names, *run.arguments)
 
     async def _run_all(self, runs: Sequence["_Run"]) -> list[Any]:
-        """What questions of one process ask at the same time, in one request."""
+        """What questions, or slices, of one process ask at the same time, in one request."""
         if len(runs) == 1:
             return [await self._run_one(runs[0])]
         with redis_errors():

@@ -12,6 +12,7 @@ import struct
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import repeat
 from typing import Any, Final
 
 import numpy as np
@@ -20,7 +21,7 @@ import orjson
 from infra.opensearch.port import Access, Hit, HybridSearch
 from schemas.documents import DocumentKey
 
-ENTRY_VERSION: Final = 3
+ENTRY_VERSION: Final = 4
 """Part of every cache key, so that processes of two releases never read each other's entries."""
 
 _HEAD: Final = struct.Struct("<BdIII")
@@ -76,8 +77,10 @@ class Entry:
         numbers_start = evidence_start + evidence_bytes
         evidence = orjson.loads(zlib.decompress(stored[evidence_start:numbers_start]))
         numbers = np.frombuffer(stored[numbers_start:], dtype=_FLOAT).astype(np.float32)
-        keys = [DocumentKey(evidence["tenant"], document_id) for document_id in evidence["documents"]]
-        count = len(evidence["vector"])
+        keys = list(map(DocumentKey, repeat(evidence["tenant"]), evidence["documents"]))
+        vector_ids, vector_keys = evidence["vector"]
+        lexical_ids, lexical_keys = evidence["lexical"]
+        count = len(vector_ids)
         vector, scores = numbers[: len(numbers) - count], numbers[len(numbers) - count :]
         filters = {name: tuple(wanted) if isinstance(wanted, list) else wanted for name, wanted in evidence["filters"]}
         access = Access(evidence["tenant"], tuple(evidence["groups"]))
@@ -86,11 +89,8 @@ class Entry:
             search=HybridSearch(evidence["text"], vector, access, evidence["window"], filters),
             top_k=evidence["top_k"],
             sources=tuple((chunk_id, version) for chunk_id, version in evidence["sources"]),
-            vector_window=tuple(
-                Hit(chunk_id, keys[at], float(score))
-                for (chunk_id, at), score in zip(evidence["vector"], scores, strict=True)
-            ),
-            lexical_window=tuple(Hit(chunk_id, keys[at], 0.0) for chunk_id, at in evidence["lexical"]),
+            vector_window=tuple(map(Hit, vector_ids, [keys[at] for at in vector_keys], scores.tolist())),
+            lexical_window=tuple(map(Hit, lexical_ids, [keys[at] for at in lexical_keys], repeat(0.0))),
             filled_ms=filled_ms,
             positions={int(partition): offset for partition, offset in evidence["positions"].items()},
         )
@@ -99,7 +99,10 @@ class Entry:
         windows = (self.vector_window, self.lexical_window)
         documents = {hit.key.document_id: 0 for window in windows for hit in window}
         documents = {document_id: at for at, document_id in enumerate(documents)}
-        vector, lexical = ([(hit.chunk_id, documents[hit.key.document_id]) for hit in window] for window in windows)
+        # By columns: whoever judges reads every entry.
+        vector, lexical = (
+            ([hit.chunk_id for hit in window], [documents[hit.key.document_id] for hit in window]) for window in windows
+        )
         return {
             "tenant": self.search.access.tenant,
             "groups": self.search.access.groups,

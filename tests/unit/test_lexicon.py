@@ -2,7 +2,7 @@
 
 import asyncio
 
-from infra.opensearch.port import Hit
+from infra.opensearch.port import Hit, IndexUnavailable
 from schemas.documents import DocumentKey
 from streams import lexicon as module
 from streams.lexicon import Lexicon
@@ -13,8 +13,11 @@ class Terms:
 
     def __init__(self) -> None:
         self.asked: list[tuple[list[str], asyncio.Event]] = []
+        self.failing = False
 
     async def term_counts(self, hits):
+        if self.failing:
+            raise IndexUnavailable("gone")
         told = asyncio.Event()
         self.asked.append(([hit.chunk_id for hit in hits], told))
         await told.wait()
@@ -49,3 +52,30 @@ async def test_what_another_call_lets_go_of_is_still_found(monkeypatch):
     found = await slow
     assert {name: counts.frequencies[f"term-{name}"] for name, counts in found.items()} == {"a": 1, "b": 1}
     assert terms.asked[1][0] == ["b"]
+
+
+async def test_what_is_under_way_is_not_asked_for_again():
+    terms = Terms()
+    lexicon = Lexicon(terms)
+    leaves = asyncio.create_task(lexicon.passages(hits("a", "b")))
+    await asked(terms, 1)
+    stays = asyncio.create_task(lexicon.passages(hits("b", "c")))
+    await asked(terms, 2)
+    leaves.cancel()
+    for _, told in terms.asked:
+        told.set()
+    assert set(await stays) == {"b", "c"}
+    assert [sorted(names) for names, _ in terms.asked] == [["a", "b"], ["c"]]
+
+
+async def test_what_could_not_be_read_is_asked_for_again():
+    terms = Terms()
+    lexicon = Lexicon(terms)
+    terms.failing = True
+    both = await asyncio.gather(lexicon.passages(hits("a")), lexicon.passages(hits("a")), return_exceptions=True)
+    assert [type(one) for one in both] == [IndexUnavailable, IndexUnavailable]
+    terms.failing = False
+    again = asyncio.create_task(lexicon.passages(hits("a")))
+    await asked(terms, 1)
+    terms.asked[0][1].set()
+    assert set(await again) == {"a"}

@@ -158,14 +158,13 @@ class Exact:
             settled=settled and settled[0],
         )
         lexical = evidence.lexical_window[: self._kept]
-        counts = [
-            [min(counts.frequencies.get(term, 0), _MOST_COUNTED) for _, counts in lexical] for term in evidence.terms
-        ]
+        held = [counts.frequencies for _, counts in lexical]
+        counts = np.array([[frequencies.get(term, 0) for frequencies in held] for term in evidence.terms], dtype=int)
         self._lexical.put(
             row,
             {self._term(term): repeats for term, repeats in evidence.terms.items()},
             self._numbers(chunk_id for chunk_id, _ in lexical),
-            np.array(counts, dtype=np.uint8).reshape(len(counts), len(lexical)),
+            np.minimum(counts, _MOST_COUNTED).astype(np.uint8).reshape(len(evidence.terms), len(lexical)),
             [length_code(counts.length) for _, counts in lexical],
             whole=len(evidence.lexical_window) < evidence.search.window,
             settled=settled and settled[1],
@@ -377,7 +376,9 @@ class Exact:
         return number
 
     def _numbers(self, chunk_ids: Iterable[str]) -> list[int]:
-        return [self._number(chunk_id) for chunk_id in chunk_ids]
+        names = list(chunk_ids)
+        numbers = list(map(self._passages.get, names))
+        return [self._number(name) if number is None else number for name, number in zip(names, numbers, strict=True)]
 
     def _term(self, text: str) -> int:
         term = self._vocabulary.get(text)

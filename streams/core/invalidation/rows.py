@@ -1,7 +1,7 @@
 """Arrays that grow by rows, and indices from a number to the rows that hold it."""
 
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 import numpy as np
@@ -49,10 +49,17 @@ class Postings:
         self._noted.setdefault(number, array("i")).frombytes(rows.tobytes())
         self._compact(number)
 
-    def add_one(self, number: int, row: int) -> None:
-        """Note that ``row`` holds ``number``."""
-        self._noted.setdefault(number, array("i")).append(row)
-        self._compact(number)
+    def add_row(self, row: int, numbers: Iterable[int]) -> None:
+        """Note that ``row`` holds ``numbers``."""
+        noted, compact_at = self._noted, self._compact_at
+        for number in numbers:
+            rows = noted.get(number)
+            if rows is None:
+                noted[number] = array("i", (row,))
+            else:
+                rows.append(row)
+                if len(rows) >= compact_at.get(number, _COMPACT_FROM):
+                    self._compact(number)
 
     def take(self, number: int) -> Rows:
         """The rows that may hold ``number``, some of them twice; none is noted any more."""

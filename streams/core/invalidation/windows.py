@@ -84,8 +84,7 @@ class VectorWindows:
         self._ids[row, : len(numbers)] = numbers
         self._scores[row, : len(scores)] = scores
         self._floors[row] = LOWEST if whole else scores[-1]
-        for number in numbers:
-            self._postings.add_one(number, row)
+        self._postings.add_row(row, numbers)
 
     def settled(self, row: int) -> set[int]:
         """Passages that are in a window since the answer was made."""
@@ -207,8 +206,7 @@ class LexicalWindows:
         if not whole:
             self._floor_frequencies[row, : len(question)] = frequencies[:, -1]
             self._floor_lengths[row] = lengths[-1]
-        for number in numbers:
-            self._postings.add_one(number, row)
+        self._postings.add_row(row, numbers)
 
     def settled(self, row: int) -> set[int]:
         """Passages that are in a window since the answer was made."""
