@@ -17,7 +17,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from itertools import zip_longest
-from typing import cast
+from typing import Final, cast
 
 import numpy as np
 
@@ -40,12 +40,16 @@ from streams.core.document_change import (
     refused,
     supersede_within,
 )
+from streams.core.in_order import InOrder
 from streams.core.outcomes import DeadLetter, Finished, Outcome
 from streams.core.planned_chunks import load_chunks
 from streams.core.splitting import embedding_text
 from streams.progress import ProgressLog
 from streams.runner import Task
 from streams.topology import StepName
+
+_LAST_SHARE: Final = 4
+"""The last group of a batch is so much smaller than others may be."""
 
 
 @dataclass(slots=True)
@@ -97,26 +101,18 @@ class Index:
         for number, version in enumerate(newer):
             if version is not None:
                 older[versions[number][0]].append(number)
-        outcomes: dict[int, Outcome] = {}
-        carriers: dict[int, int] = {}
-        told = 0
+        told = InOrder()
         async with aclosing(self._ended(taken)) as results:
             async for ended in results:
-                outcomes |= ended
+                told.end(ended)
                 for newest in ended:
                     for number in older.pop(versions[newest][0], ()):
-                        # Told behind what supersedes it, never before: a position is not reached until its content is.
-                        outcomes[number] = Finished()
-                        if plans[number].position == plans[newest].position:
-                            continue  # the same event, delivered twice: its news is told already, and is not this
-                        news = self._superseded(tasks[number], Superseded(plans[newest].event.version))
-                        last = max(newest, number)
-                        outcomes[last] = outcomes[last].followed_by(*news.emit)
-                        carriers[number] = last
-                end = _end_of_final(outcomes, carriers, told)
-                if end > told:
-                    yield [outcomes[number] for number in range(told, end)]
-                    told = end
+                        news = self._superseded(tasks[number], Superseded(plans[newest].event.version)).emit
+                        # Of the same event, delivered twice, the news is told already, and is not this.
+                        same = plans[number].position == plans[newest].position
+                        told.end_with(number, newest, *(() if same else news))
+                if ready := told.ready():
+                    yield ready
 
     def give_up(self, task: Task, reason: str) -> tuple[Record, ...]:
         """See ``Step.give_up``."""
@@ -315,29 +311,23 @@ def _version(plan: ChunkPlan) -> tuple[object, int]:
     return (plan.event.key if plan.outcome is None else plan.position, plan.event.version)
 
 
-def _end_of_final(outcomes: Mapping[int, Outcome], carriers: Mapping[int, int], told: int) -> int:
-    """Up to where outcomes may be told: without a gap, and no superseded one before the one that carries its news.
-
-    Told alone, its record would end and be committed, and a crash would lose the news of it (I5).
-    """
-    end = told
-    while end in outcomes:
-        end += 1
-    while early := [number for number, carrier in carriers.items() if told <= number < end <= carrier]:
-        end = min(early)
-    return end
-
-
 def _groups(changes: Mapping[int, _Change], most_chunks: int) -> list[dict[int, _Change]]:
-    """The changes in order, in groups that add at most so many passages, or have one change."""
+    """The changes in order, in groups that add at most so many passages, or have one change.
+
+    While the last group is written nothing is embedded, so a long one gives most of its changes to one before it.
+    """
+    left = sum(len(change.write.add) for change in changes.values())
     groups: list[dict[int, _Change]] = []
     size = 0
     for number, change in changes.items():
-        size += len(change.write.add)
-        if not groups or size > most_chunks:
+        adds = len(change.write.add)
+        last = left <= most_chunks // _LAST_SHARE < left + size
+        if not groups or size + adds > most_chunks or (last and size):
             groups.append({})
-            size = len(change.write.add)
+            size = 0
         groups[-1][number] = change
+        size += adds
+        left -= adds
     return groups
 
 

@@ -6,19 +6,22 @@ say what a version changes. That keeps this step a function of the event alone.
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections import defaultdict
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import cast
 
 from infra.blobs.port import BlobCorrupt, BlobMissing, BlobStore
 from infra.kafka.codec import encode_plan
 from infra.kafka.port import Record
+from schemas.documents import DocumentKey, Stage
 from schemas.documents import Outcome as EventOutcome
-from schemas.documents import Stage
 from schemas.events import BlobRef, Change, ChunkPlan, DocumentEvent, PlannedChunk
 from schemas.positions import Position
 from schemas.topics import MAX_RECORD_BYTES
 from streams.core.document_change import supersede_within
+from streams.core.in_order import InOrder
 from streams.core.outcomes import DeadLetter, Finished, Outcome
 from streams.core.planned_chunks import dump_chunks
 from streams.core.splitting import Splitter
@@ -61,28 +64,47 @@ class Prepare:
     async def run(self, tasks: Sequence[Task]) -> AsyncGenerator[Sequence[Outcome], None]:
         """See ``Step.run``."""
         events = [cast("DocumentEvent", task.message) for task in tasks]
-        outcomes: dict[int, Outcome] = {}
-        while waiting := [number for number in range(len(tasks)) if number not in outcomes]:
+        told = InOrder()
+        while waiting := [number for number in range(len(tasks)) if number not in told]:
             newer = supersede_within([(events[number].key, events[number].version) for number in waiting])
-            by_version = dict(zip(waiting, newer, strict=True))
-            newest = [number for number, version in by_version.items() if version is None]
-            free = asyncio.Semaphore(_CONTENTS_AT_ONCE)
-            outcomes |= zip(
-                newest, await asyncio.gather(*(self._outcome(tasks[at], free) for at in newest)), strict=True
-            )
-            # A version that cannot be read changes nothing, so it supersedes nothing: the one before it is next.
-            read = {events[number].key: number for number in newest if not isinstance(outcomes[number], DeadLetter)}
-            for number, version in by_version.items():
-                if version is not None and (winner := read.get(events[number].key)) is not None:
-                    # Told behind what supersedes it, never before: a position is not reached until its content is.
-                    outcomes.setdefault(number, Finished())
-                    last = max(winner, number)
-                    outcomes[last] = outcomes[last].followed_by(self._superseded(tasks[number], version))
-        yield [outcomes[number] for number in range(len(tasks))]
+            newest = {number: tasks[number] for number, version in zip(waiting, newer, strict=True) if version is None}
+            older: dict[DocumentKey, list[int]] = defaultdict(list)
+            for number in waiting:
+                if number not in newest:
+                    older[events[number].key].append(number)
+            async with aclosing(self._read(newest)) as results:
+                async for ended in results:
+                    told.end(ended)
+                    for number, outcome in ended.items():
+                        # A version that cannot be read changes nothing, so it supersedes nothing: the one before it is
+                        # next.
+                        superseded = () if isinstance(outcome, DeadLetter) else older[events[number].key]
+                        for one in superseded:
+                            told.end_with(one, number, self._superseded(tasks[one], events[number].version))
+                    if ready := told.ready():
+                        yield ready
 
     def give_up(self, task: Task, reason: str) -> tuple[Record, ...]:
         """See ``Step.give_up``."""
         return (self._ended(task, EventOutcome.DEAD_LETTER, reason),)
+
+    async def _read(self, tasks: Mapping[int, Task]) -> AsyncGenerator[dict[int, Outcome], None]:
+        """How tasks end, by their numbers, in about their order: what follows begins while others are still read."""
+        free = asyncio.Semaphore(_CONTENTS_AT_ONCE)
+        reading = {
+            asyncio.create_task(self._outcome(task, free), name="read-content"): number
+            for number, task in tasks.items()
+        }
+        try:
+            while reading:
+                await asyncio.wait(reading, return_when=asyncio.FIRST_COMPLETED)
+                # In the order in which they began, so that equal histories stay equal.
+                yield {reading.pop(one): one.result() for one in [one for one in reading if one.done()]}
+        finally:
+            # Nothing of this try may go on beside the next one.
+            for one in reading:
+                one.cancel()
+            await asyncio.gather(*reading, return_exceptions=True)
 
     async def _outcome(self, task: Task, free: asyncio.Semaphore) -> Outcome:
         event = cast("DocumentEvent", task.message)

@@ -120,6 +120,46 @@ async def prepared(prepare, *events):
     return [(outcome, plans[one.version]) for outcome, one in zip(outcomes, events, strict=True)]
 
 
+class SlowParsers(Parsers):
+    """Reads what begins with "slow" when it is told to."""
+
+    def __init__(self):
+        self.told = asyncio.Event()
+
+    async def parse(self, content, content_type, file_name):
+        if content.startswith(b"slow"):
+            await self.told.wait()
+        return await super().parse(content, content_type, file_name)
+
+
+async def test_what_was_read_goes_on_while_the_rest_is_read(blobs):
+    for content in (b"text", b"slow"):
+        await blobs.put(content)
+    parsers = SlowParsers()
+    step = Prepare(blobs, parsers, Lines(), "profile", Progress())
+    events = (event(1), event(2, document_id="b.md"), event(3, b"slow", "c.md"), event(4, document_id="d.md"))
+    async with asyncio.timeout(5), aclosing(step.run([task(one) for one in events])) as results:
+        outcomes = await anext(results)
+        while len(outcomes) < 2:
+            outcomes += await anext(results)
+        assert [plan.event.version for outcome in outcomes for plan in plans_in(outcome)] == [1, 2]
+        parsers.told.set()
+        assert len([outcome async for some in results for outcome in some]) == 2
+
+
+async def test_nothing_is_read_on_when_a_batch_is_given_up(blobs):
+    await blobs.put(b"slow")
+    step = Prepare(blobs, SlowParsers(), Lines(), "profile", Progress())
+    running = asyncio.create_task(
+        outcomes_of(step, event(1, b"slow"), event(2, b"lost", "b.md"), event(3, b"slow", "c"))
+    )
+    await asyncio.sleep(0)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert [one for one in asyncio.all_tasks() if one.get_name() == "read-content"] == []
+
+
 async def test_only_the_newest_of_several_versions_on_their_way_is_prepared(prepare, blobs):
     await blobs.put(b"text")
     told = await prepared(prepare, event(1), event(3), event(2), event(7, document_id="other.md"))
@@ -389,6 +429,13 @@ async def test_one_group_is_embedded_while_another_is_written_and_each_is_told_w
         assert len(await anext(results)) == 1
     assert await bench.texts() == list("abcdefghijklmnop")
     assert bench.embedder.texts == list("abcdefghijklmnop")
+
+
+async def test_the_last_group_of_a_batch_is_small(bench):
+    """A quarter of the 8 passages of others; nothing is embedded while it is written."""
+    plans = [plan(1, line, document_id=f"{line}.md") for line in "abcdefg"]
+    async with aclosing(bench.step.run([task(one) for one in plans])) as results:
+        assert [len(some) async for some in results] == [5, 2]
 
 
 async def test_superseded_versions_are_told_behind_what_supersedes_them_and_in_no_case_before_their_turn(bench):
