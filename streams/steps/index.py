@@ -17,7 +17,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from itertools import zip_longest
-from typing import Final, cast
+from typing import cast
 
 import numpy as np
 
@@ -47,10 +47,6 @@ from streams.core.splitting import embedding_text
 from streams.progress import ProgressLog
 from streams.runner import Task
 from streams.topology import StepName
-
-_LAST_SHARE: Final = 4
-"""The last group of a batch is so much smaller than others may be."""
-
 
 @dataclass(slots=True)
 class _Change:
@@ -312,22 +308,15 @@ def _version(plan: ChunkPlan) -> tuple[object, int]:
 
 
 def _groups(changes: Mapping[int, _Change], most_chunks: int) -> list[dict[int, _Change]]:
-    """The changes in order, in groups that add at most so many passages, or have one change.
-
-    While the last group is written nothing is embedded, so a long one gives most of its changes to one before it.
-    """
-    left = sum(len(change.write.add) for change in changes.values())
+    """The changes in order, in groups that add at most so many passages, or have one change."""
     groups: list[dict[int, _Change]] = []
     size = 0
     for number, change in changes.items():
-        adds = len(change.write.add)
-        last = left <= most_chunks // _LAST_SHARE < left + size
-        if not groups or size + adds > most_chunks or (last and size):
+        size += len(change.write.add)
+        if not groups or size > most_chunks:
             groups.append({})
-            size = 0
+            size = len(change.write.add)
         groups[-1][number] = change
-        size += adds
-        left -= adds
     return groups
 
 

@@ -431,13 +431,6 @@ async def test_one_group_is_embedded_while_another_is_written_and_each_is_told_w
     assert bench.embedder.texts == list("abcdefghijklmnop")
 
 
-async def test_the_last_group_of_a_batch_is_small(bench):
-    """A quarter of the 8 passages of others; nothing is embedded while it is written."""
-    plans = [plan(1, line, document_id=f"{line}.md") for line in "abcdefg"]
-    async with aclosing(bench.step.run([task(one) for one in plans])) as results:
-        assert [len(some) async for some in results] == [5, 2]
-
-
 async def test_superseded_versions_are_told_behind_what_supersedes_them_and_in_no_case_before_their_turn(bench):
     plans = plan(1, "a"), plan(5, *"abcdefgh"), plan(3, "i", document_id="other.md"), plan(2, "b")
     async with aclosing(bench.step.run([task(one) for one in plans])) as results:
