@@ -48,6 +48,7 @@ from streams.progress import ProgressLog
 from streams.runner import Task
 from streams.topology import StepName
 
+
 @dataclass(slots=True)
 class _Change:
     """A version on its way into the index."""
