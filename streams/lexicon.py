@@ -44,6 +44,10 @@ class Lexicon:
         # Others wait for them too, so they go on when this one is told to stop.
         for told in await asyncio.gather(*map(asyncio.shield, readings)):
             found |= {chunk_id: told[chunk_id] for chunk_id in missing if chunk_id in told}
+        # A read that others began may be older than what has become searchable since.
+        asked = {hit.chunk_id for hit in fresh}
+        if absent := [wanted[chunk_id] for chunk_id in missing if chunk_id not in found and chunk_id not in asked]:
+            found |= await self.passages(absent)
         _keep(self._passages, found, PASSAGES_KEPT)
         return found
 

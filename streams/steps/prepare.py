@@ -6,7 +6,7 @@ say what a version changes. That keeps this step a function of the event alone.
 
 import asyncio
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -89,22 +89,25 @@ class Prepare:
         return (self._ended(task, EventOutcome.DEAD_LETTER, reason),)
 
     async def _read(self, tasks: Mapping[int, Task]) -> AsyncGenerator[dict[int, Outcome], None]:
-        """How tasks end, by their numbers, in about their order: what follows begins while others are still read."""
+        """How tasks end, by their numbers and in their order: what follows begins while others are still read."""
         free = asyncio.Semaphore(_CONTENTS_AT_ONCE)
-        reading = {
-            asyncio.create_task(self._outcome(task, free), name="read-content"): number
+        reading = deque(
+            (number, asyncio.create_task(self._outcome(task, free), name="read-content"))
             for number, task in tasks.items()
-        }
+        )
         try:
             while reading:
-                await asyncio.wait(reading, return_when=asyncio.FIRST_COMPLETED)
-                # In the order in which they began, so that equal histories stay equal.
-                yield {reading.pop(one): one.result() for one in [one for one in reading if one.done()]}
+                await reading[0][1]
+                ended: dict[int, Outcome] = {}
+                while reading and reading[0][1].done():
+                    number, one = reading.popleft()
+                    ended[number] = one.result()
+                yield ended
         finally:
             # Nothing of this try may go on beside the next one.
-            for one in reading:
+            for _, one in reading:
                 one.cancel()
-            await asyncio.gather(*reading, return_exceptions=True)
+            await asyncio.gather(*(one for _, one in reading), return_exceptions=True)
 
     async def _outcome(self, task: Task, free: asyncio.Semaphore) -> Outcome:
         event = cast("DocumentEvent", task.message)

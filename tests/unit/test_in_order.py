@@ -22,7 +22,7 @@ def test_what_ends_out_of_order_waits_for_what_is_before_it():
 def test_an_older_version_waits_for_the_newer_one_behind_it():
     told = InOrder()
     told.end({0: OWN, 2: OWN})
-    told.end_with(0 + 1, 2, NEWS)
+    told.end_with(1, 2, NEWS)
     assert told.ready() == [OWN, Finished(), OWN.followed_by(NEWS)]
 
 

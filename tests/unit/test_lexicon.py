@@ -14,14 +14,15 @@ class Terms:
     def __init__(self) -> None:
         self.asked: list[tuple[list[str], asyncio.Event]] = []
         self.failing = False
+        self.there = set("abcd")
 
     async def term_counts(self, hits):
         if self.failing:
             raise IndexUnavailable("gone")
-        told = asyncio.Event()
+        told, there = asyncio.Event(), frozenset(self.there)
         self.asked.append(([hit.chunk_id for hit in hits], told))
         await told.wait()
-        return {hit.chunk_id: {f"term-{hit.chunk_id}": 1} for hit in hits}
+        return {hit.chunk_id: {f"term-{hit.chunk_id}": 1} for hit in hits if hit.chunk_id in there}
 
 
 def hits(*names):
@@ -79,3 +80,20 @@ async def test_what_could_not_be_read_is_asked_for_again():
     await asked(terms, 1)
     terms.asked[0][1].set()
     assert set(await again) == {"a"}
+
+
+async def test_what_became_searchable_meanwhile_is_not_taken_for_absent():
+    """A read that began before it did is no answer for those who ask later."""
+    terms = Terms()
+    lexicon = Lexicon(terms)
+    terms.there = set()
+    early = asyncio.create_task(lexicon.passages(hits("a")))
+    await asked(terms, 1)
+    terms.there = {"a"}
+    late = asyncio.create_task(lexicon.passages(hits("a")))
+    await asyncio.sleep(0)
+    terms.asked[0][1].set()
+    assert await early == {}
+    await asked(terms, 2)
+    terms.asked[1][1].set()
+    assert set(await late) == {"a"}
