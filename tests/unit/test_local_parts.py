@@ -198,6 +198,27 @@ class TestCache:
         with pytest.raises(StackError, match=r"(?s)mvn is not on the PATH.*apt-get install maven"):
             fetch.models_dir()
 
+    def test_what_is_not_what_was_pinned_is_refused(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        maven = tmp_path / "mvn"
+        maven.write_text(
+            f"#!{sys.executable}\n"
+            "import pathlib, sys\n"
+            "[target] = [arg.partition('=')[2] for arg in sys.argv if arg.startswith('-DoutputDirectory=')]\n"
+            "pathlib.Path(target).mkdir()\n"
+            "pathlib.Path(target, 'opensearch-knn-3.6.0.0.zip').write_bytes(b'other')\n"
+        )
+        maven.chmod(0o755)
+        monkeypatch.setenv("PATH", str(tmp_path))
+        with pytest.raises(StackError, match=r"opensearch-knn-3\.6\.0\.0\.zip is not the file that"):
+            fetch._maven("opensearch", tmp_path / "fetched", "OpenSearch", fetch.quiet)
+
+    def test_pins_name_the_versions_of_the_pom(self) -> None:
+        pinned = fetch.CHECKSUMS.read_text()
+        for name, file in {"kafka": "kafka-tools-{}.jar", "opensearch": "opensearch-knn-{}.0.zip"}.items():
+            assert f"  {file.format(fetch._version(name))}\n" in pinned
+        for suffix, _ in fetch.MODELS.values():
+            assert f"  langchain4j-embeddings-{suffix}-{fetch._version('models')}.jar\n" in pinned
+
 
 class TestReach:
     def test_closed_directory_is_named(self) -> None:
