@@ -55,6 +55,13 @@ class OpenSearchSettings(Section):
     )
     shards: int = Field(4, ge=1, le=1024, description="Primary shards of a chunk index.")
     replicas: int = Field(0, ge=0, le=10, description="Replicas of each shard.")
+    ef_search: int = Field(
+        400,
+        ge=1,
+        le=10_000,
+        description="Candidates of the vector leg's walk in each segment, at least its window: more of them miss less of "
+        "what is near, and take longer.",
+    )
     connections: int = Field(64, ge=1, description="Connections of one process.")
     timeout_s: float = Field(10.0, gt=0, description="Limit of one request.")
 

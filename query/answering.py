@@ -189,8 +189,8 @@ class Answering:
                     if found.sources != retrieved.sources:
                         break
                     retrieved = found
-                entry = _entry(body, retrieved, request.top_k, positions).encode()
-                if await self._cache.store(access.tenant, key, entry, epoch=epoch, ttl_s=self._ttl_s):
+                entry, rest = _entry(body, retrieved, request.top_k, positions).parts()
+                if await self._cache.store(access.tenant, key, entry, epoch=epoch, ttl_s=self._ttl_s, rest=rest):
                     return
         except (CacheUnavailable, EmbeddingError, IndexUnavailable):
             return  # the answer is good all the same; the next look counts and reports the failure

@@ -9,7 +9,7 @@ import asyncio
 import math
 import random
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -134,7 +134,7 @@ class Auditor:
         Raises:
             CacheUnavailable, IndexUnavailable, EmbeddingError: it cannot be told.
         """
-        entry = _readable((await self._cache.lookup(seen.tenant, seen.key)).entry)
+        entry = _readable((await self._cache.lookup(seen.tenant, seen.key, whole=True)).entry)
         if entry is None or entry.response != seen.body:
             finding = Finding(Verdict.GONE, stale_ms=await self._stale_when_dropped(seen))
             self._count(seen, finding)
@@ -148,7 +148,7 @@ class Auditor:
         self._count(seen, finding)
         return finding
 
-    async def _compared(self, seen: Seen, entry: Entry) -> tuple[Finding, tuple[Source, ...]]:
+    async def _compared(self, seen: Seen, entry: Entry) -> tuple[Finding, Retrieved]:
         search = entry.search
         found = await self._retrieval.retrieve(
             search.text, search.access, top_k=entry.top_k, filters=dict(search.filters)
@@ -161,7 +161,7 @@ class Auditor:
             filled_at=entry.positions,
             served_ms=seen.served_ms,
         )
-        return finding, found.sources
+        return finding, found
 
     async def _altered(self, entry: Entry, found: Retrieved) -> list[Altered]:
         lost, come = difference(entry.sources, found.sources)
@@ -222,7 +222,7 @@ class Auditor:
     async def _drops(self, seen: Seen) -> list[Dropped]:
         return await self._slices.drops(seen.tenant, slice_of(seen.key, self._slices.count), seen.key)
 
-    async def _tell(self, seen: Seen, entry: Entry, finding: Finding, fresh: tuple[Source, ...]) -> None:
+    async def _tell(self, seen: Seen, entry: Entry, finding: Finding, fresh: Retrieved) -> None:
         # Neither the question nor texts: logs are read by others than answers are.
         _log.error(
             "stale_answer_served",
@@ -233,8 +233,8 @@ class Auditor:
             stale_ms=finding.stale_ms,
             as_of=dict(seen.positions),
             filled_at=dict(entry.positions),
-            served=entry.sources,
-            fresh=fresh,
+            served=_with_ranks(entry.sources, entry.vector_window, entry.lexical_window),
+            fresh=_with_ranks(fresh.sources, fresh.windows.vector, fresh.windows.lexical),
             changes=[
                 {
                     "document_id": one.document_id,
@@ -274,6 +274,12 @@ def _searchable_ms(manifest: Manifest | None, *, version: int | None) -> float |
     if manifest is None or not manifest.complete or (version is not None and manifest.version != version):
         return None
     return manifest.updated_ms
+
+
+def _with_ranks(sources: Sequence[Source], *legs: Sequence[Hit]) -> list[tuple[str, int, list[int | None]]]:
+    """Chunk id, version, and the place in each leg's window, from 1: those near the last that is fused tell of drift."""
+    ranks = [{hit.chunk_id: rank for rank, hit in enumerate(leg, start=1)} for leg in legs]
+    return [(chunk_id, version, [leg.get(chunk_id) for leg in ranks]) for chunk_id, version in sources]
 
 
 def _why(drop: Dropped) -> dict[str, Any]:

@@ -66,7 +66,7 @@ class Explaining:
         tenant, key = access.tenant, cache_key(request, access, self._maker)
         number = slice_of(key, self._slices.count)
         looked_ms = round(time.time() * 1_000, 3)
-        look = await self._cache.lookup(tenant, key)
+        look = await self._cache.lookup(tenant, key, whole=True)
         drops = await self._slices.drops(tenant, number, key)
         return CacheExplanation(
             key=key,

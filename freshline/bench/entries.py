@@ -119,7 +119,7 @@ async def _standing(cache: RedisAnswerCache, tenant: str) -> dict[str, tuple[Loo
     for number in range(cache.count):
         for _, key in (await cache.pending(tenant, number, known=0, fill=0)).fills:
             looked_s = time.monotonic()
-            look = await cache.lookup(tenant, key)
+            look = await cache.lookup(tenant, key, whole=True)
             if look.entry is not None:
                 found[key] = look, looked_s
     return found
@@ -143,7 +143,8 @@ async def _costs(redis: Redis, cache: RedisAnswerCache, settings: Settings) -> d
     async def fill(key: str) -> object:
         name = f"{key}-{next(new)}"
         look = await cache.lookup(tenant, name, lease_ms=2_000)
-        return await cache.store(tenant, name, decoded[key].encode(), epoch=look.epoch, ttl_s=_TTL_S)
+        entry, rest = decoded[key].parts()
+        return await cache.store(tenant, name, entry, epoch=look.epoch, ttl_s=_TTL_S, rest=rest)
 
     async def plain_fill(key: str) -> object:
         name = f"{plain}:{key}-{next(new)}"

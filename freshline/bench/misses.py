@@ -117,7 +117,7 @@ async def _searches(installation: Installation, asked: Sequence[str]) -> tuple[T
         for question in map(normalised, asked):
             vector = await embedder.embed_query(question)
             search = HybridSearch(question, vector, Access(settings.tenant.default), settings.query.window_kept)
-            lines = codec.search_lines(search, "bench")
+            lines = codec.search_lines(search, "bench", ef_search=settings.opensearch.ef_search)
             body = b"".join(orjson.dumps(line, option=option) for line in lines)
             requests.append(target.request(body, _NDJSON))
     finally:

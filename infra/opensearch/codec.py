@@ -41,7 +41,8 @@ def chunk_body(write: ChunkWrite) -> dict[str, Any]:
         "groups": list(chunk.groups) or [PUBLIC_GROUP],
         "lexical": lexical_text(chunk),
         "metadata_terms": metadata_terms(chunk.metadata),
-        "vector": write.vector.tolist(),
+        # Its own precision has half the digits of Python's numbers, for both sides to write and to read.
+        "vector": np.ascontiguousarray(write.vector, dtype=np.float32),
     }
 
 
@@ -100,7 +101,7 @@ def read_vector(source: Mapping[str, Any]) -> Vector:
     return np.frombuffer(base64.b64decode(source["vector"]), dtype="<f4").astype(np.float32)
 
 
-def search_bodies(search: HybridSearch) -> list[dict[str, Any]]:
+def search_bodies(search: HybridSearch, *, ef_search: int) -> list[dict[str, Any]]:
     """Request bodies of the vector leg and of the lexical leg.
 
     The vector stays an array: written as the numbers of its own precision it has half the digits, for both sides.
@@ -121,6 +122,7 @@ def search_bodies(search: HybridSearch) -> list[dict[str, Any]]:
         "vector": {
             "vector": np.ascontiguousarray(search.vector, dtype=np.float32),
             "k": search.window,
+            "method_parameters": {"ef_search": max(search.window, ef_search)},
             "filter": allowed,
         }
     }
@@ -128,9 +130,15 @@ def search_bodies(search: HybridSearch) -> list[dict[str, Any]]:
     return [shared | {"query": {"knn": knn}}, shared | {"query": lexical}]
 
 
-def search_lines(search: HybridSearch, copy: str) -> list[dict[str, Any]]:
-    """Both legs as lines of ``_msearch``; ``copy`` names the copies of shards that are asked."""
-    vector, lexical = search_bodies(search)
+def search_lines(search: HybridSearch, copy: str, *, ef_search: int) -> list[dict[str, Any]]:
+    """Both legs as lines of ``_msearch``.
+
+    Args:
+        search: what is searched.
+        copy: names the copies of shards that are asked.
+        ef_search: see ``OpenSearchSettings``.
+    """
+    vector, lexical = search_bodies(search, ef_search=ef_search)
     # Statistics of all shards together: a score is the same on every shard, and can be computed elsewhere.
     whole = {"preference": copy, "search_type": "dfs_query_then_fetch"}
     return [{"preference": copy}, vector, whole, lexical]

@@ -49,6 +49,7 @@ class OpenSearchIndex:
         self._manifests = names.manifests_index(self.generation)
         self._vectors = names.vectors_index
         self._serving = names.chunks_alias
+        self._ef_search = settings.opensearch.ef_search
         # All reads of one store go to the same copy of a shard while it is there. Copies are refreshed one after the
         # other: a search of one and a fetch from another would miss a document that is being replaced.
         self._copy = f"reader-{secrets.token_hex(4)}"
@@ -82,7 +83,7 @@ class OpenSearchIndex:
         return await gathered([self._searches.ask(search) for search in searches])
 
     async def _msearch(self, searches: Sequence[HybridSearch]) -> list[Windows | Exception]:
-        lines = [line for search in searches for line in codec.search_lines(search, self._copy)]
+        lines = [line for search in searches for line in codec.search_lines(search, self._copy, ef_search=self._ef_search)]
         with unavailable_is_said():
             answer = await self._client.msearch(index=self._serving, body=_ndjson(lines))
         legs = iter(answer["responses"])

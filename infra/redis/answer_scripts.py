@@ -81,17 +81,21 @@ local function announce(where, dropped, positions)
 end
 """
 
-# ARGV: milliseconds of a lease, or 0. KEYS: the answer, its lease.
 # Changes are judged, and what they alter is dropped, also where Redis has no room left; only fills are refused.
 _ALSO_WHEN_FULL: Final = "#!lua flags=allow-oom\n"
 
+# ARGV: milliseconds of a lease, or 0; 'whole' if more than hits need is wanted. KEYS: the answer, its lease.
 LOOKUP: Final = Script(
     _SLICE
     + """
 epoch_now()
 local answer = redis.call('HMGET', KEYS[5], 'epoch', 'entry')
 if answer[1] and tonumber(answer[1]) >= tonumber(state('floor')) then
-  return {redis.call('HGETALL', STATE), answer[2], redis.call('PTTL', KEYS[5]), 0}
+  local entry = answer[2]
+  if ARGV[2] == 'whole' then
+    entry = entry .. redis.call('HGET', KEYS[5], 'rest')
+  end
+  return {redis.call('HGETALL', STATE), entry, redis.call('PTTL', KEYS[5]), 0}
 end
 -- A Redis without room gives no lease: that is no reason to answer nothing.
 local leased = ARGV[1] == '0' or redis.pcall('SET', KEYS[6], '1', 'NX', 'PX', ARGV[1])
@@ -99,8 +103,8 @@ return {redis.call('HGETALL', STATE), false, 0, leased and 1 or 0}
 """
 )
 
-# ARGV: where, epoch, entry, seconds to live, key, what keys of answers begin with, most answers. KEYS: the answer, its
-# lease.
+# ARGV: where, epoch, entry, seconds to live, key, what keys of answers begin with, most answers, what only judges need
+# of the entry. KEYS: the answer, its lease.
 STORE: Final = Script(
     _SLICE
     + """
@@ -115,7 +119,7 @@ if earlier then
   given_up[1] = ARGV[5]
 end
 local fill = redis.call('HINCRBY', STATE, 'fills', 1)
-redis.call('HSET', KEYS[5], 'epoch', ARGV[2], 'entry', ARGV[3], 'fill', fill)
+redis.call('HSET', KEYS[5], 'epoch', ARGV[2], 'entry', ARGV[3], 'rest', ARGV[8], 'fill', fill)
 redis.call('EXPIRE', KEYS[5], ARGV[4])
 redis.call('XADD', FILLS, fill .. '-0', 'key', ARGV[5])
 -- Answers end in the order in which they came: a look at the oldest now and then keeps the list as long as they are.

@@ -79,11 +79,11 @@ class RedisAnswerCache:
         """See ``AnswerSlices``."""
         return self._cache.slices
 
-    async def lookup(self, tenant: str, key: str, *, lease_ms: int = 0) -> Lookup:
+    async def lookup(self, tenant: str, key: str, *, lease_ms: int = 0, whole: bool = False) -> Lookup:
         """See ``AnswerCache``."""
         keys = AnswerKeys.of(self._names, tenant, slice_of(key, self.count))
         looking = (keys.answer(key), keys.lease(key))
-        fields, entry, ends_ms, leased = await self._run(LOOKUP, keys, looking, lease_ms)
+        fields, entry, ends_ms, leased = await self._run(LOOKUP, keys, looking, lease_ms, "whole" if whole else "")
         state = dict(zip(fields[::2], fields[1::2], strict=True))
         return Lookup(
             epoch=int(state[b"epoch"]),
@@ -95,11 +95,11 @@ class RedisAnswerCache:
             leased=bool(leased),
         )
 
-    async def store(self, tenant: str, key: str, entry: bytes, *, epoch: int, ttl_s: int) -> bool:
+    async def store(self, tenant: str, key: str, entry: bytes, *, epoch: int, ttl_s: int, rest: bytes = b"") -> bool:
         """See ``AnswerCache``."""
         number = slice_of(key, self.count)
         keys = AnswerKeys.of(self._names, tenant, number)
-        arguments = (self._where(tenant, number), epoch, entry, ttl_s, key, keys.answers, self._cache.per_slice)
+        arguments = (self._where(tenant, number), epoch, entry, ttl_s, key, keys.answers, self._cache.per_slice, rest)
         return bool(await self._run(STORE, keys, (keys.answer(key), keys.lease(key)), *arguments))
 
     async def apply(self, tenant: str, positions: Mapping[int, int], *, drop: bool) -> int:
@@ -177,9 +177,12 @@ class RedisAnswerCache:
         with redis_errors():
             reading = self._client.pipeline(transaction=False)
             for key in keys:
-                reading.hmget(names.answer(key), ["fill", "epoch", "entry"])
+                reading.hmget(names.answer(key), ["fill", "epoch", "entry", "rest"])
             found = await reading.execute()
-        return [StoredEntry(int(fill), int(epoch), entry) if entry else None for fill, epoch, entry in found]
+        return [
+            StoredEntry(int(fill), int(epoch), entry + rest) if fill is not None else None
+            for fill, epoch, entry, rest in found
+        ]
 
     async def settle(
         self, tenant: str, number: int, *, judged: int, epoch: int, drop: Sequence[tuple[int, str]], why: bytes = b""

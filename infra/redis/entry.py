@@ -2,7 +2,7 @@
 
 Layout, little-endian: a fixed head, then three parts whose lengths the head holds: the response as JSON; the evidence,
 as JSON that is deflated; the question's vector and the scores of the vector window as float32. A hit needs the head
-and the response only.
+and the response only: they are stored apart from the rest.
 
 Vectors and scores keep their full precision: half of it would move a dot product by up to 1e-3, which is more than lies
 between neighbours in a window.
@@ -21,7 +21,7 @@ import orjson
 from infra.opensearch.port import Access, Hit, HybridSearch
 from schemas.documents import DocumentKey
 
-ENTRY_VERSION: Final = 4
+ENTRY_VERSION: Final = 5
 """Part of every cache key, so that processes of two releases never read each other's entries."""
 
 _HEAD: Final = struct.Struct("<BdIII")
@@ -59,11 +59,15 @@ class Entry:
 
     def encode(self) -> bytes:
         """The stored form."""
+        return b"".join(self.parts())
+
+    def parts(self) -> tuple[bytes, bytes]:
+        """The stored form in two: what a hit needs, and what follows it."""
         evidence = zlib.compress(orjson.dumps(self._evidence()), _FASTEST)
         scores = np.array([hit.score for hit in self.vector_window], dtype=_FLOAT)
         numbers = self.search.vector.astype(_FLOAT).tobytes() + scores.tobytes()
         head = _HEAD.pack(ENTRY_VERSION, self.filled_ms, len(self.response), len(evidence), len(numbers))
-        return b"".join((head, self.response, evidence, numbers))
+        return head + self.response, evidence + numbers
 
     @classmethod
     def decode(cls, stored: bytes) -> "Entry":
@@ -72,9 +76,11 @@ class Entry:
         Raises:
             UnreadableEntry: see there.
         """
-        filled_ms, response_bytes, evidence_bytes = _read_head(stored)
+        filled_ms, response_bytes, (evidence_bytes, numbers_bytes) = _read_head(stored)
         evidence_start = _HEAD.size + response_bytes
         numbers_start = evidence_start + evidence_bytes
+        if len(stored) != numbers_start + numbers_bytes:
+            raise UnreadableEntry(f"an entry of {numbers_start + numbers_bytes} bytes, of which {len(stored)} are there")
         evidence = orjson.loads(zlib.decompress(stored[evidence_start:numbers_start]))
         numbers = np.frombuffer(stored[numbers_start:], dtype=_FLOAT).astype(np.float32)
         keys = list(map(DocumentKey, repeat(evidence["tenant"]), evidence["documents"]))
@@ -119,20 +125,22 @@ class Entry:
 
 
 def stored_response(stored: bytes) -> bytes:
-    """The response of a stored entry, without reading the rest.
+    """The response of a stored entry, of which the rest may be missing.
 
     Raises:
         UnreadableEntry: see there.
     """
-    _, response_bytes, _ = _read_head(stored)
-    return stored[_HEAD.size : _HEAD.size + response_bytes]
+    _, response_bytes, rest_bytes = _read_head(stored)
+    end = _HEAD.size + response_bytes
+    if len(stored) not in {end, end + sum(rest_bytes)}:
+        raise UnreadableEntry(f"neither an entry nor the first part of one: {len(stored)} bytes")
+    return stored[_HEAD.size : end]
 
 
-def _read_head(stored: bytes) -> tuple[float, int, int]:
+def _read_head(stored: bytes) -> tuple[float, int, tuple[int, int]]:
     if len(stored) < _HEAD.size:
         raise UnreadableEntry(f"an entry has at least {_HEAD.size} bytes, not {len(stored)}")
     version, filled_ms, response_bytes, evidence_bytes, numbers_bytes = _HEAD.unpack_from(stored)
-    expected = _HEAD.size + response_bytes + evidence_bytes + numbers_bytes
-    if version != ENTRY_VERSION or len(stored) != expected:
-        raise UnreadableEntry(f"not an entry of version {ENTRY_VERSION}: version {version}, {len(stored)} bytes")
-    return filled_ms, response_bytes, evidence_bytes
+    if version != ENTRY_VERSION:
+        raise UnreadableEntry(f"not an entry of version {ENTRY_VERSION}: version {version}")
+    return filled_ms, response_bytes, (evidence_bytes, numbers_bytes)

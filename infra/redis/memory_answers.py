@@ -28,6 +28,7 @@ class _Answer:
     fill: int
     epoch: int
     entry: bytes
+    rest: bytes
     ends_us: int
 
 
@@ -74,7 +75,7 @@ class MemoryAnswerCache:
         """See ``AnswerSlices``."""
         return self._cache.slices
 
-    async def lookup(self, tenant: str, key: str, *, lease_ms: int = 0) -> Lookup:
+    async def lookup(self, tenant: str, key: str, *, lease_ms: int = 0, whole: bool = False) -> Lookup:
         """See ``AnswerCache``."""
         place, now_us = self._slice(tenant, slice_of(key, self.count)), self._now_us()
         answer = self._there(place, key)
@@ -84,14 +85,14 @@ class MemoryAnswerCache:
         return Lookup(
             epoch=place.epoch,
             positions=dict(place.positions),
-            entry=answer.entry if answer is not None else None,
+            entry=answer.entry + (answer.rest if whole else b"") if answer is not None else None,
             seeded=place.seeded,
             told=place.told,
             ends_ms=(answer.ends_us - now_us) // 1_000 if answer is not None else 0,
             leased=leased,
         )
 
-    async def store(self, tenant: str, key: str, entry: bytes, *, epoch: int, ttl_s: int) -> bool:
+    async def store(self, tenant: str, key: str, entry: bytes, *, epoch: int, ttl_s: int, rest: bytes = b"") -> bool:
         """See ``AnswerCache``."""
         number = slice_of(key, self.count)
         place = self._slice(tenant, number)
@@ -101,7 +102,7 @@ class MemoryAnswerCache:
         given_up = {key} if self._there(place, key) is not None else set()
         place.fill += 1
         place.answers.pop(key, None)
-        place.answers[key] = _Answer(place.fill, epoch, entry, self._now_us() + ttl_s * 1_000_000)
+        place.answers[key] = _Answer(place.fill, epoch, entry, rest, self._now_us() + ttl_s * 1_000_000)
         for oldest in list(place.answers)[:4]:
             if self._there(place, oldest) is not None:
                 if len(place.answers) <= self._cache.per_slice:
@@ -185,7 +186,7 @@ class MemoryAnswerCache:
         """See ``AnswerSlices``."""
         place = self._slice(tenant, number)
         found = (self._there(place, key) for key in keys)
-        return [StoredEntry(one.fill, one.epoch, one.entry) if one is not None else None for one in found]
+        return [StoredEntry(one.fill, one.epoch, one.entry + one.rest) if one is not None else None for one in found]
 
     async def settle(
         self, tenant: str, number: int, *, judged: int, epoch: int, drop: Sequence[tuple[int, str]], why: bytes = b""

@@ -83,17 +83,18 @@ class AnswerCache(Protocol):
         """Slices of each tenant."""
         ...
 
-    async def lookup(self, tenant: str, key: str, *, lease_ms: int = 0) -> Lookup:
+    async def lookup(self, tenant: str, key: str, *, lease_ms: int = 0, whole: bool = False) -> Lookup:
         """Epoch, positions and entry of one instant. A slice without an epoch gets one that was never used before.
 
-        With ``lease_ms`` the first of those who find no entry is told to fill it, and the others that it is being
+        The entry comes with its ``rest`` only if ``whole`` is asked for. With ``lease_ms`` the first of those who find no entry is told to fill it, and the others that it is being
         filled, until it is or the time is over.
         """
         ...
 
-    async def store(self, tenant: str, key: str, entry: bytes, *, epoch: int, ttl_s: int) -> bool:
+    async def store(self, tenant: str, key: str, entry: bytes, *, epoch: int, ttl_s: int, rest: bytes = b"") -> bool:
         """Keep the entry if the epoch still stands; False where a change came in between.
 
+        ``rest`` is a part of it behind ``entry`` that hits do not need, and are not sent.
         One that is there already gives way, and is announced as dropped: copies of it are not judged any more.
         """
         ...

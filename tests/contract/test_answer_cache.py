@@ -55,6 +55,16 @@ async def test_what_is_stored_is_found_under_its_key_and_tenant_only(cache):
     assert (await cache.lookup("umbrella", "k")).entry is None
 
 
+async def test_what_only_judges_need_is_told_to_them_and_to_whoever_asks_for_it(cache):
+    epoch = (await cache.lookup("acme", "k")).epoch
+    for key, rest in {"k": b"\x00evidence", "bare": b""}.items():
+        assert await cache.store("acme", key, b"answer ", epoch=epoch, ttl_s=60, rest=rest)
+    assert (await cache.lookup("acme", "k")).entry == b"answer "
+    assert (await cache.lookup("acme", "k", whole=True)).entry == b"answer \x00evidence"
+    found = await cache.entries("acme", 0, ["k", "bare", "other"])
+    assert [one and one.entry for one in found] == [b"answer \x00evidence", b"answer ", None]
+
+
 async def test_a_drop_ends_every_answer_of_the_tenant_and_no_other(cache):
     for tenant in ("acme", "umbrella"):
         epoch = (await cache.lookup(tenant, "k")).epoch

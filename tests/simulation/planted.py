@@ -102,17 +102,17 @@ class ForgetsGroups(Index):
 
 
 class DropsNothing(Cache):
-    async def settle(self, tenant, number, *, judged, epoch, drop):  # noqa: ARG002 - that is the mistake
-        return await super().settle(tenant, number, judged=judged, epoch=epoch, drop=())
+    async def settle(self, tenant, number, *, judged, epoch, drop, why=b""):  # noqa: ARG002 - that is the mistake
+        return await super().settle(tenant, number, judged=judged, epoch=epoch, drop=(), why=why)
 
 
 class StoresWhateverTheEpoch(Cache):
-    async def store(self, tenant, key, entry, *, epoch, ttl_s):  # noqa: ARG002 - as above
+    async def store(self, tenant, key, entry, *, epoch, ttl_s, rest=b""):  # noqa: ARG002 - as above
         await self._faults.before()
         mine = self._slice(tenant, 0)
         mine.fill += 1
         mine.answers.pop(key, None)
-        mine.answers[key] = _Answer(mine.fill, mine.epoch, entry, self._now_us() + ttl_s * 1_000_000)
+        mine.answers[key] = _Answer(mine.fill, mine.epoch, entry, rest, self._now_us() + ttl_s * 1_000_000)
         return True
 
 

@@ -74,15 +74,15 @@ class Cache(MemoryAnswerCache):
         super().__init__(now_us)
         self._faults = faults
 
-    async def lookup(self, tenant, key, *, lease_ms=0):
+    async def lookup(self, tenant, key, *, lease_ms=0, whole=False):
         await self._faults.before(CacheUnavailable)
-        look = await super().lookup(tenant, key, lease_ms=lease_ms)
+        look = await super().lookup(tenant, key, lease_ms=lease_ms, whole=whole)
         await self._faults.after(CacheUnavailable)
         return look
 
-    async def store(self, tenant, key, entry, *, epoch, ttl_s):
+    async def store(self, tenant, key, entry, *, epoch, ttl_s, rest=b""):
         await self._faults.before(CacheUnavailable)
-        stored = await super().store(tenant, key, entry, epoch=epoch, ttl_s=ttl_s)
+        stored = await super().store(tenant, key, entry, epoch=epoch, ttl_s=ttl_s, rest=rest)
         await self._faults.after(CacheUnavailable)
         return stored
 

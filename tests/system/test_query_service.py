@@ -283,8 +283,9 @@ async def test_the_auditor_finds_an_answer_that_invalidation_forgot(audited, wri
     expected = (new.document_id, "added", new.position) if change == "added" else (name, "gone", new.position)
     assert expected in [(one["document_id"], one["change"], one["position"]) for one in told["changes"]]
     assert told["stale_ms"] > 0
-    assert (new.chunk_id, new.version) in told["fresh"] or change == "gone"
-    assert (old.chunk_id, old.version) in told["served"]
+    fresh, served = ({(chunk_id, version): ranks for chunk_id, version, ranks in told[of]} for of in ("fresh", "served"))
+    assert fresh.get((new.chunk_id, new.version)) == [1, 1] or change == "gone"
+    assert served[old.chunk_id, old.version] == [1, 1]
     summary = (await audited.get("/performance-summary")).json()
     assert summary["audit"]["unsafe_share"] > 0
     assert any("lacked changes that they claimed" in reason for reason in summary["health"]["reasons"])

@@ -98,6 +98,14 @@ def test_an_entry_comes_back_as_it_was():
     assert stored_response(before.encode()) == before.response
 
 
+def test_a_hit_needs_the_first_part_of_an_entry_only():
+    first, rest = entry().parts()
+    assert first + rest == entry().encode()
+    assert stored_response(first) == entry().response
+    with pytest.raises(UnreadableEntry):
+        Entry.decode(first)
+
+
 def test_an_entry_without_windows_comes_back_too():
     bare = replace(entry(), vector_window=(), lexical_window=(), sources=())
     after = Entry.decode(bare.encode())

@@ -289,6 +289,83 @@ async def test_a_version_that_another_worker_completes_meanwhile_is_told_as_done
     assert change.added == (await bench.manifest()).chunks != ()
 
 
+@pytest.fixture
+async def ahead(bench):
+    """Of the bench's step, closed at the end."""
+    yield bench.step.ahead
+    await bench.step.ahead.close()
+
+
+async def embedded(bench, *lines):
+    """Wait until these lines are."""
+    async with asyncio.timeout(5):
+        while not set(lines) <= set(bench.embedder.texts):
+            await asyncio.sleep(0)
+
+
+async def test_what_waits_is_embedded_while_the_last_of_a_batch_is_written(bench, ahead):
+    await bench.run(plan(1, "stays", document_id="other.md"))
+    first = plan(1, "a", "b")
+    waiting = [plan(2, "old", document_id="other.md", position=7), plan(3, "stays", "c", document_id="other.md")]
+
+    async def still_writing():
+        await embedded(bench, "c")
+
+    bench.before_write = [still_writing]
+    for one in (first, *waiting):
+        bench.step.expect(one)
+    await bench.run(first)
+    # What stands is not embedded again, and what a newer version that waits makes needless is not at all.
+    assert bench.embedder.texts == ["stays", "a", "b", "c"]
+    assert [change.outcome for _, change in await bench.run(*waiting)] == [Outcome.SUPERSEDED, Outcome.DONE]
+    assert bench.embedder.texts == ["stays", "a", "b", "c"]
+    assert await bench.texts() == ["a", "b", "c", "stays"]
+    assert len(bench.index._vectors) == 4  # so that none of them is embedded again after the next restart
+
+
+async def test_a_failure_ahead_is_met_only_by_the_change_whose_it_is(bench, ahead):
+    embed, failed = bench.embedder.embed_passages, asyncio.Event()
+
+    async def fails(texts):
+        if "poison" in texts:
+            failed.set()
+            raise EmbeddingError("it cannot be embedded")
+        return await embed(texts)
+
+    bench.embedder.embed_passages = fails
+    poison = plan(1, "poison", document_id="poison.md", position=2)
+    good = plan(1, "good", document_id="good.md", position=3)
+    bench.before_write = [failed.wait]
+    for one in (plan(1, "a"), poison, good):
+        bench.step.expect(one)
+    await bench.run(plan(1, "a"))
+    await bench.run(good)
+    with pytest.raises(EmbeddingError):
+        await bench.run(poison)
+    assert await bench.texts() == ["a", "good"]
+
+
+async def test_what_is_embedded_ahead_ends_when_the_step_does(bench):
+    begun, ended_early = asyncio.Event(), asyncio.Event()
+    embed = bench.embedder.embed_passages
+
+    async def hangs(texts):
+        if "next" not in texts:
+            return await embed(texts)
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended_early.set()
+
+    bench.embedder.embed_passages = hangs
+    bench.step.expect(plan(1, "next", document_id="next.md", position=2))
+    await bench.run(plan(1, "a"))
+    await begun.wait()
+    await bench.step.ahead.close()
+    assert ended_early.is_set()
+
+
 async def test_a_version_that_a_newer_one_overtakes_is_told_as_superseded(bench):
     async def other_worker():
         await bench.run(plan(2, "b"))
