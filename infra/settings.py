@@ -56,7 +56,7 @@ class OpenSearchSettings(Section):
     shards: int = Field(4, ge=1, le=1024, description="Primary shards of a chunk index.")
     replicas: int = Field(0, ge=0, le=10, description="Replicas of each shard.")
     ef_search: int = Field(
-        400,
+        800,
         ge=1,
         le=10_000,
         description="Candidates of the vector leg's walk in each segment, at least its window: more of them miss less of "
