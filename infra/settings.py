@@ -59,7 +59,7 @@ class OpenSearchSettings(Section):
         800,
         ge=1,
         le=10_000,
-        description="Candidates of the vector leg's walk in each segment, at least its window: more of them miss less of "
+        description="Candidates of the vector leg's walk in a segment, at least its window: more of them miss less of "
         "what is near, and take longer.",
     )
     connections: int = Field(64, ge=1, description="Connections of one process.")

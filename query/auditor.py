@@ -277,7 +277,7 @@ def _searchable_ms(manifest: Manifest | None, *, version: int | None) -> float |
 
 
 def _with_ranks(sources: Sequence[Source], *legs: Sequence[Hit]) -> list[tuple[str, int, list[int | None]]]:
-    """Chunk id, version, and the place in each leg's window, from 1: those near the last that is fused tell of drift."""
+    """Chunk id, version, and the place in each leg's window, from 1: near the last that is fused, drift is likely."""
     ranks = [{hit.chunk_id: rank for rank, hit in enumerate(leg, start=1)} for leg in legs]
     return [(chunk_id, version, [leg.get(chunk_id) for leg in ranks]) for chunk_id, version in sources]
 

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Final, Protocol, TypeVar, runtime_checkable
+from typing import Final, Protocol, TypeVar
 
 import structlog
 
@@ -77,15 +77,6 @@ class Step(Protocol):
         ...
 
 
-@runtime_checkable
-class Foreseeing(Protocol):
-    """A step that can begin early what has no effect but to be there in time."""
-
-    def expect(self, message: StreamMessage) -> None:
-        """A record has come, and will be in a batch after the one that is run now, or in the next if none is."""
-        ...
-
-
 class TooManyDeadLetters(Exception):
     """Most of what came lately would be given up: the fault is rather in this deployment than in the records."""
 
@@ -118,10 +109,6 @@ class LetterShare:
                 )
 
 
-_Taken = tuple[Delivery, StreamMessage | DeadLetter]
-"""A record, and what it says."""
-
-
 class Runner:
     """Runs one step over the deliveries of one worker."""
 
@@ -143,18 +130,14 @@ class Runner:
         self._on_retry = on_retry
         self._tracing = tracing or Tracing()
         self._spans: dict[tuple[int, int], OpenSpan] = {}
-        self._foreseeing = step if isinstance(step, Foreseeing) else None
-        self._queue: asyncio.Queue[_Taken] = asyncio.Queue(maxsize=2 * settings.batch_events)
+        self._queue: asyncio.Queue[Delivery] = asyncio.Queue(maxsize=2 * settings.batch_events)
         self._letters = LetterShare(step.name, settings)
         self.waiting_for: str | None = None
         self.finished_count = 0
 
     async def take(self, delivery: Delivery) -> None:
         """Hand over a record; waits while enough are under way (backpressure)."""
-        message = self._decoded(delivery)
-        if self._foreseeing is not None and not isinstance(message, DeadLetter):
-            self._foreseeing.expect(message)
-        await self._queue.put((delivery, message))
+        await self._queue.put(delivery)
 
     async def run(self) -> None:
         """Process until cancelled."""
@@ -165,11 +148,8 @@ class Runner:
                 batch.append(self._queue.get_nowait())
             await self._finish(batch)
 
-    async def _finish(self, batch: Sequence[_Taken]) -> None:
-        unended = deque(
-            (delivery, message if isinstance(message, DeadLetter) else self._begun(delivery, message))
-            for delivery, message in batch
-        )
+    async def _finish(self, batch: Sequence[Delivery]) -> None:
+        unended = deque((delivery, self._decoded(delivery)) for delivery in batch)
         decoded = [task for _, task in unended if isinstance(task, Task)]
         async with aclosing(self._run(decoded)) as results:
             async for outcomes in results:
@@ -267,13 +247,11 @@ class Runner:
         longest_ms = min(self._settings.retry_max_ms, self._settings.retry_first_ms << min(tries - 1, 20))
         return random.uniform(0.5, 1.0) * longest_ms / 1000  # noqa: S311 - no secret
 
-    def _decoded(self, delivery: Delivery) -> StreamMessage | DeadLetter:
+    def _decoded(self, delivery: Delivery) -> Task | DeadLetter:
         try:
-            return decode(self._row.message, delivery.value, delivery.headers)
+            message = decode(self._row.message, delivery.value, delivery.headers)
         except Undecodable as error:
             return DeadLetter("undecodable", str(error))
-
-    def _begun(self, delivery: Delivery, message: StreamMessage) -> Task:
         about: dict[str, str | int] = {
             "messaging.destination.name": self._row.reads.name,
             "messaging.destination.partition.id": str(delivery.partition),

@@ -135,9 +135,7 @@ async def _build(
         closing.push_async_callback(index.close)
         embedder = open_embedder(settings.embedding)
         closing.push_async_callback(embedder.close)
-        step = Index(index, embedder, blobs, settings.generation, settings.streams.batch_chunks, progress)
-        closing.push_async_callback(step.ahead.close)
-        built.append(step)
+        built.append(Index(index, embedder, blobs, settings.generation, settings.streams.batch_chunks, progress))
     if StepName.INVALIDATE in steps:
         slices = RedisAnswerCache(redis, settings.names, settings.answers)
         judges = await _judges(settings, slices, closing)

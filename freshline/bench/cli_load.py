@@ -1,4 +1,4 @@
-"""``freshline bench users|…``: the query tier under load."""
+"""``freshline bench users|…``: the query tier under load, and what it finds."""
 
 from typing import Annotated
 
@@ -8,6 +8,7 @@ from freshline.bench.hits import bench_hits
 from freshline.bench.measuring import Data, Events, Json, Model, Questions, measure, overrides, say
 from freshline.bench.misses import IN_FLIGHT, bench_misses
 from freshline.bench.overload import bench_overload
+from freshline.bench.recall import WIDTHS, bench_recall
 from freshline.bench.users import bench_users
 
 Processes = Annotated[int, typer.Option(min=1, help="Query processes behind one address.")]
@@ -171,4 +172,40 @@ def overload(  # noqa: PLR0917 - options of a command
     )
 
 
-COMMANDS = (users, misses, hits, overload)
+def recall(  # noqa: PLR0917 - options of a command
+    events: Events,
+    questions: Questions,
+    ef_search: Annotated[
+        list[int] | None, typer.Option(min=1, max=10_000, help="Candidates of the walk; repeat for several.")
+    ] = None,
+    sample: Annotated[int, typer.Option(min=1, help="Questions that are drawn.")] = 150,
+    keep: Keep = None,
+    model: Model = None,
+    data: Data = None,
+    as_json: Json = False,  # noqa: FBT002 - an option
+) -> None:
+    """Compare what the vector leg finds with an exact search, by the width of its walk through the graph.
+
+    With --json, one line for each width.
+
+    Examples:
+      freshline bench recall --events history.jsonl.gz --questions questions.jsonl.gz
+      freshline bench recall --events history.jsonl.gz --questions questions.txt --ef-search 400 --keep manual --json
+    """
+    measure(
+        lambda stack: bench_recall(
+            stack,
+            events,
+            questions,
+            widths=ef_search or WIDTHS,
+            sample=sample,
+            keep=keep,
+            overrides=overrides(model),
+            say=say,
+        ),
+        data,
+        as_json=as_json,
+    )
+
+
+COMMANDS = (users, misses, hits, overload, recall)

@@ -1,6 +1,6 @@
 """Get the outside programs and models, once, into a cache that all stacks of a user share.
 
-What is fetched is pinned: by version in ``pom.xml`` for Maven, and by content in ``checksums.sha256``; below for pip, which
+What is fetched is pinned: for Maven by version in ``pom.xml`` and by content in ``checksums.sha256``; below for pip, which
 brings what the system lacks. A directory of the cache carries its version in its name and appears in one rename when it
 is whole, so its existence is the proof that it is.
 """
@@ -309,7 +309,8 @@ def _maven(profile: str, target: Path, subject: str, say: Say) -> None:
 
 
 def _verify(file: Path) -> None:
-    expected = dict(reversed(line.split()) for line in CHECKSUMS.read_text(encoding="utf-8").splitlines())
+    pins = (line.split() for line in CHECKSUMS.read_text(encoding="utf-8").splitlines())
+    expected = {name: digest for digest, name in pins}
     with file.open("rb") as content:
         actual = hashlib.file_digest(content, "sha256").hexdigest()
     if actual != expected.get(file.name):

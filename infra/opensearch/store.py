@@ -83,7 +83,9 @@ class OpenSearchIndex:
         return await gathered([self._searches.ask(search) for search in searches])
 
     async def _msearch(self, searches: Sequence[HybridSearch]) -> list[Windows | Exception]:
-        lines = [line for search in searches for line in codec.search_lines(search, self._copy, ef_search=self._ef_search)]
+        lines = [
+            line for search in searches for line in codec.search_lines(search, self._copy, ef_search=self._ef_search)
+        ]
         with unavailable_is_said():
             answer = await self._client.msearch(index=self._serving, body=_ndjson(lines))
         legs = iter(answer["responses"])

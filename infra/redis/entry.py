@@ -80,7 +80,9 @@ class Entry:
         evidence_start = _HEAD.size + response_bytes
         numbers_start = evidence_start + evidence_bytes
         if len(stored) != numbers_start + numbers_bytes:
-            raise UnreadableEntry(f"an entry of {numbers_start + numbers_bytes} bytes, of which {len(stored)} are there")
+            raise UnreadableEntry(
+                f"an entry of {numbers_start + numbers_bytes} bytes, of which {len(stored)} are there"
+            )
         evidence = orjson.loads(zlib.decompress(stored[evidence_start:numbers_start]))
         numbers = np.frombuffer(stored[numbers_start:], dtype=_FLOAT).astype(np.float32)
         keys = list(map(DocumentKey, repeat(evidence["tenant"]), evidence["documents"]))

@@ -15,9 +15,9 @@ import time
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import zip_longest
-from typing import Final, cast
+from typing import cast
 
 import numpy as np
 
@@ -28,9 +28,8 @@ from infra.kafka.port import Record
 from infra.opensearch.port import ChunkChange, ChunkWrite, DocumentIndex, ManifestWrite, Revision, Standing
 from schemas.documents import Outcome as EventOutcome
 from schemas.documents import Stage
-from schemas.events import Change, ChunkPlan, IndexChange, PlannedChunk, StageTimes, StreamMessage
+from schemas.events import Change, ChunkPlan, IndexChange, PlannedChunk, StageTimes
 from schemas.index import Manifest, StoredChunk
-from streams.ahead import Ahead, Embedded
 from streams.core.chunk_identity import chunk_ids
 from streams.core.document_change import (
     AlreadyDone,
@@ -48,10 +47,6 @@ from streams.core.splitting import embedding_text
 from streams.progress import ProgressLog
 from streams.runner import Task
 from streams.topology import StepName
-
-
-_AHEAD: Final = 4
-"""Times the passages of one group: so much of what waits is looked at, as most passages of an edit stand already."""
 
 
 @dataclass(slots=True)
@@ -80,7 +75,6 @@ class Index:
         generation: index generation that is written.
         batch_chunks: most passages that are embedded and written at once; a change is never divided.
         report: told when an event is embedded and when it is searchable.
-        ahead: what waits, and what is embedded of it already; to be closed after the last run.
     """
 
     index: DocumentIndex
@@ -89,18 +83,12 @@ class Index:
     generation: str
     batch_chunks: int
     report: ProgressLog
-    ahead: Ahead = field(default_factory=Ahead)
 
     name = StepName.INDEX
-
-    def expect(self, message: StreamMessage) -> None:
-        """See ``Foreseeing.expect``."""
-        self.ahead.expect(cast("ChunkPlan", message))
 
     async def run(self, tasks: Sequence[Task]) -> AsyncGenerator[Sequence[Outcome], None]:
         """See ``Step.run``."""
         plans = [cast("ChunkPlan", task.message) for task in tasks]
-        self.ahead.came(plans)
         versions = [_version(plan) for plan in plans]
         newer = supersede_within(versions)
         taken = {
@@ -171,8 +159,7 @@ class Index:
     async def _written(self, changes: Mapping[int, _Change]) -> AsyncGenerator[dict[int, Outcome], None]:
         """Write in groups: while one is written, the next is embedded, so that the model does not wait for the index.
 
-        The groups have no order among them that matters, as no two changes are of one document. While the last one is
-        written, what waits for the next run is embedded.
+        The groups have no order among them that matters, as no two changes are of one document.
         """
         groups = _groups(changes, self.batch_chunks)
         vectors: dict[str, Vector] = {}
@@ -182,8 +169,6 @@ class Index:
                 fresh = await cast("asyncio.Task[dict[str, Vector]]", embedding)
                 if following:
                     embedding = asyncio.create_task(self._embed(list(following.values()), vectors))
-                else:
-                    self.ahead.begin(self._embed_ahead())
                 yield dict(zip(group, await self._write(list(group.values()), vectors, fresh), strict=True))
         finally:
             # Nothing of this try may go on beside the next one.
@@ -214,45 +199,22 @@ class Index:
         return [self._outcome(change) if id(change) in done else next(again) for change in changes]
 
     async def _embed(self, changes: Sequence[_Change], vectors: dict[str, Vector]) -> dict[str, Vector]:
-        """Add to ``vectors``, by ``text_sha256``, what the changes' new passages lack; see ``_vectors_of``."""
-        early = await self.ahead.take()
-        vectors |= early.vectors
+        """Add to ``vectors``, by ``text_sha256``, what the changes' new passages lack.
+
+        Only what was never embedded is embedded; that is returned, by its storage key.
+        """
         wanted = {
             chunk.text_sha256: embedding_text(change.plan.title, chunk)
             for change in changes
             for chunk in change.to_embed
             if chunk.text_sha256 not in vectors
         }
-        found = await self._vectors_of(wanted)
-        vectors |= found.vectors
-        now_ms = _now_ms()
-        for change in changes:
-            change.embedded_ms = now_ms
-            self.report.reached(change.plan.event, Stage.EMBEDDED, now_ms)
-        return early.fresh | found.fresh
-
-    async def _embed_ahead(self) -> Embedded:
-        """Vectors that those who wait will need, as far as can be told now."""
-        plans = self.ahead.waiting(most_chunks=_AHEAD * self.batch_chunks)
-        standing = await self.index.standing([plan.event.key for plan in plans])
-        wanted: dict[str, str] = {}
-        for plan in plans:
-            found = standing.get(plan.event.key)
-            names = chunk_ids(plan.event.key, plan.chunks, plan.position if plan.event.rewrite else None)
-            decision = decide(plan, names, found.manifest if found else None, now_ms=_now_ms())
-            if isinstance(decision, Write) and len(wanted) < self.batch_chunks:
-                added = [plan.chunks[number] for number in decision.add]
-                wanted |= {chunk.text_sha256: embedding_text(plan.title, chunk) for chunk in added}
-        return await self._vectors_of(wanted)
-
-    async def _vectors_of(self, wanted: Mapping[str, str]) -> Embedded:
-        """Vectors of texts, which go by their ``text_sha256``. Only what was never embedded is embedded."""
         keys = {sha256: f"{self.embedder.model.fingerprint}:{sha256}" for sha256 in wanted}
         stored = await self.index.stored_vectors(list(keys.values()))
         dimension = self.embedder.model.dimension
         # One that is not of the model is as good as none: it would make the index refuse its text for ever.
         usable = {key: vector for key, vector in stored.items() if _is_sound(vector, dimension)}
-        vectors = {sha256: usable[key] for sha256, key in keys.items() if key in usable}
+        vectors |= {sha256: usable[key] for sha256, key in keys.items() if key in usable}
         missing = [sha256 for sha256 in wanted if sha256 not in vectors]
         fresh: dict[str, Vector] = {}
         if missing:
@@ -261,7 +223,11 @@ class Index:
                 raise ValueError(f"the model returned vectors of shape {matrix.shape}, or not all finite")
             vectors |= zip(missing, matrix, strict=True)
             fresh = {keys[sha256]: vectors[sha256] for sha256 in missing}
-        return Embedded(vectors, fresh)
+        now_ms = _now_ms()
+        for change in changes:
+            change.embedded_ms = now_ms
+            self.report.reached(change.plan.event, Stage.EMBEDDED, now_ms)
+        return fresh
 
     async def _make_searchable(self, changes: Sequence[_Change], vectors: Mapping[str, Vector]) -> None:
         refusals = await self.index.apply([_chunk_change(change, vectors) for change in changes])

@@ -283,7 +283,9 @@ async def test_the_auditor_finds_an_answer_that_invalidation_forgot(audited, wri
     expected = (new.document_id, "added", new.position) if change == "added" else (name, "gone", new.position)
     assert expected in [(one["document_id"], one["change"], one["position"]) for one in told["changes"]]
     assert told["stale_ms"] > 0
-    fresh, served = ({(chunk_id, version): ranks for chunk_id, version, ranks in told[of]} for of in ("fresh", "served"))
+    fresh, served = (
+        {(chunk_id, version): ranks for chunk_id, version, ranks in told[of]} for of in ("fresh", "served")
+    )
     assert all(fresh[new.chunk_id, new.version]) if change == "added" else (old.chunk_id, old.version) not in fresh
     assert all(served[old.chunk_id, old.version])
     summary = (await audited.get("/performance-summary")).json()

@@ -93,32 +93,6 @@ async def test_records_end_in_order_and_are_emitted_in_order():
     assert values(streams, CHUNKS.name) == names
 
 
-async def test_a_step_that_can_is_told_what_waits_behind_its_batch():
-    class Foreseeing(Fake):
-        def __init__(self):
-            super().__init__(one_by_one=True)
-            self.expected = []
-            self.all_came = asyncio.Event()
-
-        def expect(self, message):
-            self.expected.append(message.document_id)
-            if len(self.expected) == 3:
-                self.all_came.set()
-
-        async def run(self, tasks):
-            await self.all_came.wait()
-            async for outcomes in super().run(tasks):
-                yield outcomes
-
-    step = Foreseeing()
-    broken = Record("documents.v1", b"k", b"{}", ())
-    one_at_once = SETTINGS.model_copy(update={"batch_events": 1})
-    _, done, _ = await ended(step, [record("d0"), broken, record("d2"), record("d3")], one_at_once)
-    assert step.expected == ["d0", "d2", "d3"]
-    assert step.batches == [["d0"], ["d2"], ["d3"]]
-    assert done == [0, 1, 2, 3]
-
-
 async def test_store_that_is_down_loses_nothing_and_dead_letters_nothing():
     step = Fake()
     step.failures["d1"] = [IndexUnavailable("down")] * 30

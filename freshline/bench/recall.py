@@ -1,0 +1,151 @@
+"""How much of what is nearest the vector leg finds, and what a wider walk of its graph costs.
+
+The truth is an exact search: the index scores every passage. All widths are asked for each question in turn, so that a
+drifting machine favours none.
+"""
+
+import random
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from opensearchpy import AsyncOpenSearch
+
+from freshline.bench.figures import spread
+from freshline.bench.loaded import loaded
+from freshline.load.questions import read_questions
+from infra.embedding.opening import open_embedder
+from infra.local import Stack
+from infra.opensearch import codec
+from infra.opensearch.client import connect
+from infra.opensearch.port import Access, HybridSearch
+from infra.opensearch.store import check_whole
+from infra.settings import Settings
+from query.core.cache_key import normalised
+
+WIDTHS: Final = (1, 200, 400, 800, 1_600)
+_PLACES: Final = (5, 50, 120)
+_SEED: Final = 1
+
+
+@dataclass(slots=True)
+class _Found:
+    """What one width found.
+
+    Attributes:
+        took_ms: of each search.
+        shares: of the truth, by the number of first places that are compared.
+        same: whether the order of what is fused was that of the truth.
+    """
+
+    took_ms: list[float] = field(default_factory=list)
+    shares: dict[int, list[float]] = field(default_factory=lambda: {places: [] for places in _PLACES})
+    same: list[bool] = field(default_factory=list)
+
+
+async def bench_recall(
+    stack: Stack,
+    events: Path,
+    questions: Path,
+    *,
+    widths: Sequence[int],
+    sample: int,
+    keep: str | None,
+    overrides: Mapping[str, str],
+    say: Callable[[str, str], None],
+) -> list[dict[str, Any]]:
+    """Compare the vector leg's windows with those of an exact search.
+
+    Args:
+        stack: a running stack.
+        events: the history whose snapshot is searched.
+        questions: what is asked.
+        widths: values of ``FRESHLINE_OPENSEARCH__EF_SEARCH``; the window itself where it is wider.
+        sample: questions that are drawn.
+        keep: see ``loaded``.
+        overrides: settings other than the stack's.
+        say: told of progress.
+
+    Raises:
+        BenchmarkFailed: the installation did not start.
+    """
+    asked = read_questions(questions)
+    random.Random(_SEED).shuffle(asked)  # noqa: S311 - a sample
+    async with loaded(stack, events, overrides=overrides, keep=keep, say=say) as installation:
+        settings = installation.settings
+        searches = await _searches(settings, asked[:sample])
+        say("recall", f"{len(searches)} questions, {len(widths)} widths and an exact search for each")
+        client = connect(settings.opensearch)
+        try:
+            exact_ms, found = await _compared(client, settings, searches, widths)
+        finally:
+            await client.close()
+    return [
+        {
+            "questions": len(searches),
+            "ef_search": width,
+            **{f"recall_at_{places}": round(statistics.mean(one.shares[places]), 4) for places in _PLACES},
+            "same_order_share": round(statistics.mean(one.same), 3),
+            "ms": spread(one.took_ms),
+            "exact_ms": spread(exact_ms),
+        }
+        for width, one in found.items()
+    ]
+
+
+async def _searches(settings: Settings, questions: Sequence[str]) -> list[HybridSearch]:
+    embedder = open_embedder(settings.embedding)
+    access = Access(settings.tenant.default)
+    try:
+        texts = [normalised(question) for question in questions]
+        return [
+            HybridSearch(text, await embedder.embed_query(text), access, settings.query.window_kept) for text in texts
+        ]
+    finally:
+        await embedder.close()
+
+
+async def _compared(
+    client: AsyncOpenSearch, settings: Settings, searches: Sequence[HybridSearch], widths: Sequence[int]
+) -> tuple[list[float], dict[int, _Found]]:
+    exact_ms: list[float] = []
+    found = {width: _Found() for width in widths}
+    fused = settings.query.window
+
+    async def ids(body: Mapping[str, Any], took_ms: list[float]) -> list[str]:
+        began_s = time.perf_counter()
+        answer = await client.search(index=settings.names.chunks_alias, body=body)
+        took_ms.append((time.perf_counter() - began_s) * 1_000)
+        check_whole(answer)
+        return list(codec.read_ids(answer))
+
+    for search in searches:
+        truth = await ids(_exact(search), exact_ms)
+        for width, one in found.items():
+            told = await ids(_walked(search, width), one.took_ms)
+            for places, shares in one.shares.items():
+                shares.append(len({*truth[:places]}.intersection(told[:places])) / max(1, len(truth[:places])))
+            one.same.append(told[:fused] == truth[:fused])
+    return exact_ms, found
+
+
+def _walked(search: HybridSearch, width: int) -> dict[str, Any]:
+    """The vector leg as it is searched."""
+    body, _ = codec.search_bodies(search, ef_search=width)
+    body["query"]["knn"]["vector"]["vector"] = search.vector.tolist()
+    return body
+
+
+def _exact(search: HybridSearch) -> dict[str, Any]:
+    """The same with the score of every passage that the reader may see."""
+    body = _walked(search, 1)
+    leg = body["query"]["knn"]["vector"]
+    scored = {
+        "source": "knn_score",
+        "lang": "knn",
+        "params": {"field": "vector", "query_value": leg["vector"], "space_type": "cosinesimil"},
+    }
+    return body | {"query": {"script_score": {"query": leg["filter"], "script": scored}}}
