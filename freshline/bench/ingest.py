@@ -1,8 +1,8 @@
 """A whole recorded history through the pipeline, beside its embedder alone in the same run.
 
 The pipeline's rate counts texts that it embedded, over the time from the first request until the last event is
-searchable: parsing, Kafka, OpenSearch and Redis on the same cores are the difference to the embedder alone. The embedder
-alone embeds the same texts, half of them before and half after, so that a drifting machine favours neither.
+searchable: parsing, Kafka, OpenSearch and Redis on the same cores are the difference to the embedder alone. That embeds
+the same texts, half of them before and half after, so that a drifting machine favours neither.
 
 Servers just started compile themselves while they work, OpenSearch for longer than this takes. So the history first
 goes through an installation that is thrown away, unless a cold start is what is to be measured.

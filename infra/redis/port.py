@@ -86,8 +86,8 @@ class AnswerCache(Protocol):
     async def lookup(self, tenant: str, key: str, *, lease_ms: int = 0, whole: bool = False) -> Lookup:
         """Epoch, positions and entry of one instant. A slice without an epoch gets one that was never used before.
 
-        The entry comes with its ``rest`` only if ``whole`` is asked for. With ``lease_ms`` the first of those who find no
-        entry is told to fill it, and the others that it is being filled, until it is or the time is over.
+        The entry comes with its ``rest`` only if ``whole`` is asked for. With ``lease_ms`` the first of those who find
+        no entry is told to fill it, and the others that it is being filled, until it is or the time is over.
         """
         ...
 
