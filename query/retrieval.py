@@ -99,15 +99,16 @@ class Retrieval:
         *,
         top_k: int,
         filters: Mapping[str, MetadataValue | tuple[MetadataValue, ...]],
+        exact: bool = False,
     ) -> Retrieved:
-        """The best passages that ``access`` may see, at most ``top_k``.
+        """The best passages that ``access`` may see, at most ``top_k``; ``exact`` as in ``HybridSearch``.
 
         Raises:
             EmbeddingError: the question has no vector.
             IndexUnavailable: the index cannot answer now; or ``Overloaded``.
         """
         async with self._admission.admitted(access.tenant) if self._admission else nullcontext():
-            return await self._retrieve(question, access, top_k, filters)
+            return await self._retrieve(question, access, top_k, filters, exact=exact)
 
     async def _retrieve(
         self,
@@ -115,10 +116,12 @@ class Retrieval:
         access: Access,
         top_k: int,
         filters: Mapping[str, MetadataValue | tuple[MetadataValue, ...]],
+        *,
+        exact: bool,
     ) -> Retrieved:
         vector = await self._vector(question)
         fused = max(self._window, top_k)
-        search = HybridSearch(question, vector, access, max(self._kept, fused), filters)
+        search = HybridSearch(question, vector, access, max(self._kept, fused), filters, exact)
         written: dict[DocumentKey, frozenset[str]] = {}
         for _ in range(LOOKS):
             with self._metrics.stage("search"):

@@ -8,10 +8,11 @@ import random
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
+import orjson
 from opensearchpy import AsyncOpenSearch
 
 from freshline.bench.figures import spread
@@ -123,29 +124,17 @@ async def _compared(
         return list(codec.read_ids(answer))
 
     for search in searches:
-        truth = await ids(_exact(search), exact_ms)
+        truth = await ids(_vector_leg(replace(search, exact=True), 1), exact_ms)
         for width, one in found.items():
-            told = await ids(_walked(search, width), one.took_ms)
+            told = await ids(_vector_leg(search, width), one.took_ms)
             for places, shares in one.shares.items():
                 shares.append(len({*truth[:places]}.intersection(told[:places])) / max(1, len(truth[:places])))
             one.same.append(told[:fused] == truth[:fused])
     return exact_ms, found
 
 
-def _walked(search: HybridSearch, width: int) -> dict[str, Any]:
+def _vector_leg(search: HybridSearch, width: int) -> dict[str, Any]:
     """The vector leg as it is searched."""
     body, _ = codec.search_bodies(search, ef_search=width)
-    body["query"]["knn"]["vector"]["vector"] = search.vector.tolist()
-    return body
-
-
-def _exact(search: HybridSearch) -> dict[str, Any]:
-    """The same with the score of every passage that the reader may see."""
-    body = _walked(search, 1)
-    leg = body["query"]["knn"]["vector"]
-    scored = {
-        "source": "knn_score",
-        "lang": "knn",
-        "params": {"field": "vector", "query_value": leg["vector"], "space_type": "cosinesimil"},
-    }
-    return body | {"query": {"script_score": {"query": leg["filter"], "script": scored}}}
+    plain: dict[str, Any] = orjson.loads(orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY))
+    return plain

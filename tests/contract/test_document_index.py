@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -84,6 +85,11 @@ async def found(index, search: HybridSearch | None = None) -> tuple[list[str], l
 
 async def both_find(index, *ids: str, search: HybridSearch | None = None) -> None:
     assert tuple(map(sorted, await found(index, search))) == (sorted(ids), sorted(ids))
+
+
+async def legs_and_scores(index, search: HybridSearch):
+    [windows] = await index.search([search])
+    return [[(hit.chunk_id, round(hit.score, 5)) for hit in leg] for leg in (windows.vector, windows.lexical)]
 
 
 # Manifests
@@ -382,6 +388,15 @@ async def test_filters_hold_in_both_legs(index, filters, ids):
         ]
     )
     await both_find(index, *ids, search=question(**filters))
+
+
+async def test_an_exact_search_finds_the_same_with_the_same_scores(index):
+    """Of few passages, of which a walk misses none."""
+    seen = [write(TRAVEL, str(number), 1, "hotel", (1.0, number / 4)) for number in range(6)]
+    hidden = write(LEAVE, "0", 1, "hotel", groups=("board",))
+    await index.apply([change(TRAVEL, 1, *seen), change(LEAVE, 1, hidden)])
+    for search in (question(), question(window=3), question(source="nowhere")):
+        assert await legs_and_scores(index, replace(search, exact=True)) == await legs_and_scores(index, search)
 
 
 async def test_several_searches_keep_their_answers_apart(index):

@@ -1,0 +1,38 @@
+"""The benchmark of recall compares the vector leg with a search that misses nothing."""
+
+import json
+
+import pytest
+
+from freshline.bench.recall import bench_recall
+
+pytestmark = [pytest.mark.stack, pytest.mark.timeout(240)]
+
+ROOMS = 30
+
+
+async def test_a_walk_that_is_wider_than_the_index_misses_nothing(stack, tmp_path):
+    events, questions = tmp_path / "history.jsonl", tmp_path / "questions.txt"
+    rooms = [
+        (number, f"# Room {number}\n\nThe room {number} is booked by team {number * 7}.\n") for number in range(ROOMS)
+    ]
+    told = [
+        {"seq": number, "type": "created", "doc_id": f"{number}.md", "path": f"{number}.md", "content": content}
+        for number, content in rooms
+    ]
+    events.write_text("".join(json.dumps(one) + "\n" for one in told))
+    questions.write_text("".join(f"Which team booked room {number}?\n" for number in range(8)))
+    found = await bench_recall(
+        stack,
+        events,
+        questions,
+        widths=(1, 800),
+        sample=5,
+        keep=None,
+        overrides={"FRESHLINE_QUERY__WINDOW": "5", "FRESHLINE_QUERY__WINDOW_KEPT": "5"},
+        say=lambda _what, _state: None,
+    )
+    assert [(one["ef_search"], one["questions"]) for one in found] == [(1, 5), (800, 5)]
+    assert found[1]["recall_at_5"] == 1
+    assert 0 < found[0]["recall_at_5"] <= 1
+    assert all(one["ms"]["min"] > 0 < one["exact_ms"]["min"] for one in found)
