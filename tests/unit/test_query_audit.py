@@ -3,17 +3,24 @@
 import asyncio
 import random
 
+import numpy as np
 import orjson
 import pytest
 from prometheus_client import CollectorRegistry
 
+from infra.opensearch.memory import MemoryIndex
+from infra.opensearch.port import Access, Hit, HybridSearch, Windows
+from infra.redis.entry import Entry
 from infra.redis.memory_answers import MemoryAnswerCache
 from infra.redis.memory_states import MemoryEventStates
 from infra.redis.port import Progress
 from query.auditor import WAITING, Auditor, Seen
 from query.core.audit import Altered, Verdict, difference, judged
+from query.core.fusion import Candidate
 from query.metrics import QueryMetrics
-from schemas.documents import EventStatus, Stage
+from query.retrieval import Retrieved
+from schemas.documents import DocumentKey, EventStatus, Stage
+from schemas.index import StoredChunk
 from schemas.positions import Position
 
 OLD, KEPT, NEW = ("old", 1), ("kept", 1), ("new", 2)
@@ -146,3 +153,57 @@ async def test_an_answer_that_is_gone_is_judged_by_the_events_that_dropped_it(la
     assert finding.stale_ms == pytest.approx(late_ms)
     assert registry.get_sample_value("freshline_audited_past_objective_total") == past
     assert registry.get_sample_value("freshline_audited_stale_seconds_count") == 1
+
+
+def chunk(source):
+    chunk_id, version = source
+    return StoredChunk(
+        chunk_id=chunk_id,
+        tenant="acme",
+        document_id=f"{chunk_id}.md",
+        version=version,
+        position="documents.v1-0:15",
+        text="",
+        text_sha256="",
+        start=0,
+        end=0,
+    )
+
+
+class Walks:
+    """Finds what came since the fill, unless every passage is scored: then ``exactly``."""
+
+    def __init__(self, search, exactly):
+        self.search = search
+        self.exactly = exactly
+
+    async def retrieve(self, _text, _access, *, exact=False, **_how):
+        sources = self.exactly if exact else (NEW, KEPT)
+        hits = tuple(Hit(chunk_id, DocumentKey("acme", f"{chunk_id}.md"), 1.0) for chunk_id, _ in sources)
+        passages = tuple((Candidate(hit, 1.0, 1, 1), chunk(source)) for hit, source in zip(hits, sources, strict=True))
+        return Retrieved(self.search, Windows(hits, hits), passages)
+
+
+@pytest.mark.parametrize(("exactly", "verdict"), [(SERVED, Verdict.SAME), ((NEW, KEPT), Verdict.VIOLATION)])
+async def test_an_answer_is_stale_only_if_an_exact_search_says_so_too(exactly, verdict):
+    cache, key = MemoryAnswerCache(), "0" * 32
+    search = HybridSearch("hotel", np.ones(2, dtype=np.float32), Access("acme"), 5)
+    window = tuple(Hit(chunk_id, DocumentKey("acme", f"{chunk_id}.md"), 1.0) for chunk_id, _ in SERVED)
+    entry = Entry(
+        response=b"body",
+        search=search,
+        top_k=2,
+        sources=SERVED,
+        vector_window=window,
+        lexical_window=window,
+        filled_ms=0,
+        positions=FILLED_AT,
+    )
+    first, rest = entry.parts()
+    epoch = (await cache.lookup("acme", key)).epoch
+    assert await cache.store("acme", key, first, epoch=epoch, ttl_s=60, rest=rest)
+    auditor = auditor_of(
+        QueryMetrics(CollectorRegistry()), cache, retrieval=Walks(search, exactly), index=MemoryIndex(2)
+    )
+    finding = await auditor.audit(Seen("acme", key, b"body", AS_OF, SERVED_MS))
+    assert finding.verdict is verdict
