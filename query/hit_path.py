@@ -52,6 +52,10 @@ with those that are worked on they are what one process answers in less than a s
 _FIRST_S: Final = 2.0
 """How long an equal question is waited for; then each goes on by itself."""
 
+_PROOF_S: Final = 2.0
+"""How long an answer of this process waits for the proof that no drop of it was missed. One comes several times in a
+second, and to have thousands look elsewhere meanwhile is what would keep it from being heard."""
+
 _JSON: Final = b"application/json"
 _OVERHEAD_BYTES: Final = 300
 _WANTED: Final = {b"authorization": "authorization", b"x-api-key": "x-api-key", b"host": "host"}
@@ -61,6 +65,15 @@ Near = Callable[[str, str], NearHit | None]
 
 Shared = Callable[[str, str], Awaitable[NearHit | None]]
 """Tenant and key → the answer, if any process has it and it may be served."""
+
+
+Proof = Callable[[str, str], Awaitable[bool]]
+"""Tenant and key → True after the next proof, if the answer is in this process and only lacks that; else False."""
+
+
+async def _no_proof(_tenant: str, _key: str) -> bool:
+    """Answers of this process are served, or not here."""
+    return False
 
 
 async def _not_shared(_tenant: str, _key: str) -> None:
@@ -142,6 +155,7 @@ class HitPath:
         audit: told of every hit.
         full: whether a tenant's questions would be refused now, if their answers must be retrieved.
         shared: the answers of all processes.
+        proof: what answers of this process wait for that are here and not served.
         at_a_time: requests for ``app``.
     """
 
@@ -158,6 +172,7 @@ class HitPath:
         audit: AuditHook | None = None,
         full: Callable[[str], bool] = lambda _tenant: False,
         shared: Shared = _not_shared,
+        proof: Proof = _no_proof,
         at_a_time: int = AT_A_TIME,
     ) -> None:
         self._app = app
@@ -170,6 +185,7 @@ class HitPath:
         self._audit = audit
         self._full = full
         self._shared = shared
+        self._proof = proof
         self._refusals = {path: _refusal(path) for path in PATHS}
         self._stamp = Stamp()
         self._places = asyncio.Semaphore(at_a_time)
@@ -203,7 +219,7 @@ class HitPath:
         if plain is None:
             await self._app(scope, _again(message, receive), send)
             return
-        answer = self._answer(plain, access, scope["path"], began_s)
+        answer = await self._proven_answer(plain, access, scope["path"], began_s)
         if answer is not None:
             await _send(answer, send)
         elif plain.quick:
@@ -229,7 +245,7 @@ class HitPath:
             async with asyncio.timeout(_FIRST_S):
                 await first.wait()
         async with self._place():
-            answer = self._answer(plain, access, request.scope["path"], began_s)
+            answer = await self._proven_answer(plain, access, request.scope["path"], began_s)
             if answer is None:
                 await self._app(request.scope, request.receive, request.send)
                 return
@@ -259,6 +275,15 @@ class HitPath:
             yield
         finally:
             self._places.release()
+
+    async def _proven_answer(self, plain: Plain, access: Access, path: str, began_s: float) -> bytes | None:
+        """As ``_answer``, once there is a proof where that is all that is missing."""
+        answer = self._answer(plain, access, path, began_s)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_PROOF_S):
+                while answer is None and await self._proof(access.tenant, plain.key):
+                    answer = self._answer(plain, access, path, began_s)
+        return answer
 
     def _answer(self, plain: Plain, access: Access, path: str, began_s: float) -> bytes | None:
         """The answer, counted as served; None where it is not here or may not be given."""

@@ -190,6 +190,7 @@ async def serving(settings: Settings) -> AsyncIterator[str]:
                 audit=auditor.saw,
                 full=retrieval.is_full,
                 shared=standings.shared_hit,
+                proof=standings.near_proof,
             )
         base_url = await ending.enter_async_context(_listening(app, hits, settings))
         _log.info("query_serving", url=base_url, namespace=settings.namespace)

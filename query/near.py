@@ -12,6 +12,7 @@ long as all announcements are known to have come:
   everything is forgotten.
 """
 
+import asyncio
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -103,6 +104,7 @@ class NearCache:
         self._since_s: float | None = None
         self._proven_s = float("-inf")
         self._proven_ms = 0.0
+        self._proof: asyncio.Event | None = None
 
     def __len__(self) -> int:
         return len(self._copies)
@@ -135,6 +137,18 @@ class NearCache:
         copy.hits += 1
         self._copies.move_to_end(key)
         return NearHit(copy.body, copy.positions, self._proven_ms)
+
+    def lacks_proof(self, key: str) -> bool:
+        """Whether the answer is here, and not served only because the last proof is too old."""
+        copy = self._copies.get(key)
+        now_s = self._monotonic_s()
+        return copy is not None and now_s - self._proven_s > PROOF_S and now_s < copy.ends_s
+
+    async def next_proof(self) -> None:
+        """Wait until everything was heard again, or the subscription breaks. May take for ever: set a limit."""
+        if self._proof is None:
+            self._proof = asyncio.Event()
+        await self._proof.wait()
 
     def holds(self, key: str) -> bool:
         """Whether ``get`` would find the answer, without counting as a hit."""
@@ -192,6 +206,7 @@ class NearCache:
         if self._since_s is not None and moment_s > self._proven_s:
             self._proven_s = moment_s
             self._proven_ms = self._now_ms() - (self._monotonic_s() - moment_s) * 1_000
+            self._wake()
 
     def lost(self) -> None:
         """The subscription is broken: forget everything."""
@@ -200,6 +215,12 @@ class NearCache:
         self._copies.clear()
         self._places.clear()
         self._size_bytes = 0
+        self._wake()
+
+    def _wake(self) -> None:
+        proof, self._proof = self._proof, None
+        if proof is not None:
+            proof.set()
 
     def _place(self, tenant: str, number: int) -> _Place:
         place = self._places.get((tenant, number))

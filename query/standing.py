@@ -103,6 +103,13 @@ class Standings:
         """The answer, if it is in this process and the tenant's answers are not left aside."""
         return None if self._behind(tenant) else self._near.get(key)
 
+    async def near_proof(self, tenant: str, key: str) -> bool:
+        """Wait for the next proof, if only that is missing to serve the answer of this process; else False at once."""
+        if self._behind(tenant) or not self._near.lacks_proof(key):
+            return False
+        await self._near.next_proof()
+        return True
+
     async def shared_hit(self, tenant: str, key: str) -> NearHit | None:
         """The answer, if it lies in Redis and the tenant's answers are not left aside; nothing else is asked."""
         if self._behind(tenant) or self._monotonic_s() < self._bypass_until_s:

@@ -266,6 +266,43 @@ async def test_where_the_line_is_full_what_lies_in_redis_is_served_and_the_rest_
     assert metrics.recent.window(60, now_s=time.monotonic()).ended["unavailable"] == 1
 
 
+async def test_thousands_wait_for_a_proof_rather_than_look_elsewhere():
+    """All of them elsewhere would keep the process from hearing the proof that ends it."""
+    now_s, waiting = 5.0, asyncio.Event()
+    near = NearCache(slices=1, max_bytes=1_000_000, monotonic_s=lambda: now_s, now_ms=lambda: 1_000.0)
+    near.subscribed()
+    near.complete(5.0)
+    put(near, CACHED[0], 0)
+    now_s = 6.0  # nothing was heard for a second
+
+    async def proof(_tenant, key):
+        if not near.lacks_proof(key):
+            return False
+        waiting.set()
+        await near.next_proof()
+        return True
+
+    answers = Answers(near)
+    async with serving(near, short=True, answers=answers, proof=proof) as (port, _, _), asyncio.timeout(10):
+        sent = request("/v1/query", json.dumps({"query": CACHED[0]}).encode(), [("Content-Type", "application/json")])
+        asking = [asyncio.create_task(exchange(port, [sent])) for _ in range(50)]
+        await waiting.wait()
+        near.complete(5.1)  # too old already: they wait for the next
+        near.complete(5.9)
+        found = [(await one)[0] for one in asking]
+        assert {head.split()[1] for head, _ in found} == {b"200"}
+        assert answers.asked == 0
+        # Without a subscription there is no copy, and so nothing to wait for.
+        now_s = 7.0
+        waiting.clear()
+        last = asyncio.create_task(exchange(port, [sent]))
+        await waiting.wait()
+        near.lost()
+        [(head, _)] = await last
+    assert head.split()[1] == b"503"
+    assert answers.asked == 1
+
+
 async def test_more_than_the_limit_is_refused_and_counted_once():
     near = near_with(CACHED)
     async with serving(near, short=True, per_s=2) as (port, _, _):
