@@ -189,7 +189,7 @@ class Answering:
                     if found.sources != retrieved.sources:
                         break
                     retrieved = found
-                entry, rest = _entry(body, retrieved, request.top_k, positions).parts()
+                entry, rest = _entry(body, retrieved, request.top_k, positions).encode()
                 if await self._cache.store(access.tenant, key, entry, epoch=epoch, ttl_s=self._ttl_s, rest=rest):
                     return
         except (CacheUnavailable, EmbeddingError, IndexUnavailable):

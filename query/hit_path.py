@@ -52,7 +52,7 @@ with those that are worked on they are what one process answers in less than a s
 _FIRST_S: Final = 2.0
 """How long an equal question is waited for; then each goes on by itself."""
 
-_PROOF_S: Final = 2.0
+_PROOF_S: Final = 1.0
 """How long an answer of this process waits for the proof that no drop of it was missed. One comes several times in a
 second, and to have thousands look elsewhere meanwhile is what would keep it from being heard."""
 
@@ -65,7 +65,6 @@ Near = Callable[[str, str], NearHit | None]
 
 Shared = Callable[[str, str], Awaitable[NearHit | None]]
 """Tenant and key → the answer, if any process has it and it may be served."""
-
 
 Proof = Callable[[str, str], Awaitable[bool]]
 """Tenant and key → True after the next proof, if the answer is in this process and only lacks that; else False."""
@@ -244,11 +243,14 @@ class HitPath:
         with suppress(TimeoutError):
             async with asyncio.timeout(_FIRST_S):
                 await first.wait()
-        async with self._place():
-            answer = await self._proven_answer(plain, access, request.scope["path"], began_s)
-            if answer is None:
-                await self._app(request.scope, request.receive, request.send)
-                return
+        answer = await self._proven_answer(plain, access, request.scope["path"], began_s)
+        if answer is None:
+            async with self._place():
+                # Whoever had the place may have brought it.
+                answer = self._answer(plain, access, request.scope["path"], began_s)
+                if answer is None:
+                    await self._app(request.scope, request.receive, request.send)
+                    return
         await _send(answer, request.send)
 
     async def _shared_or_refused(self, plain: Plain, access: Access, began_s: float, request: _Request) -> None:
@@ -279,10 +281,11 @@ class HitPath:
     async def _proven_answer(self, plain: Plain, access: Access, path: str, began_s: float) -> bytes | None:
         """As ``_answer``, once there is a proof where that is all that is missing."""
         answer = self._answer(plain, access, path, began_s)
-        with suppress(TimeoutError):
-            async with asyncio.timeout(_PROOF_S):
-                while answer is None and await self._proof(access.tenant, plain.key):
-                    answer = self._answer(plain, access, path, began_s)
+        if answer is None:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_PROOF_S):
+                    while answer is None and await self._proof(access.tenant, plain.key):
+                        answer = self._answer(plain, access, path, began_s)
         return answer
 
     def _answer(self, plain: Plain, access: Access, path: str, began_s: float) -> bytes | None:

@@ -141,8 +141,7 @@ class NearCache:
     def lacks_proof(self, key: str) -> bool:
         """Whether the answer is here, and not served only because the last proof is too old."""
         copy = self._copies.get(key)
-        now_s = self._monotonic_s()
-        return copy is not None and now_s - self._proven_s > PROOF_S and now_s < copy.ends_s
+        return copy is not None and not self.live and self._monotonic_s() < copy.ends_s
 
     async def next_proof(self) -> None:
         """Wait until everything was heard again, or the subscription breaks. May take for ever: set a limit."""

@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from freshline.bench.hits import bench_hits
+from freshline.bench.loaded import Ground
 from freshline.bench.measuring import Data, Events, Json, Model, Questions, measure, overrides, say
 from freshline.bench.misses import IN_FLIGHT, bench_misses
 from freshline.bench.overload import bench_overload
@@ -47,8 +48,7 @@ def users(  # noqa: PLR0917 - options of a command
     """
     measure(
         lambda stack: bench_users(
-            stack,
-            events,
+            Ground(stack, events, say, overrides(model), keep, processes),
             questions,
             users=users or [5_000],
             think_s=think_s,
@@ -56,10 +56,6 @@ def users(  # noqa: PLR0917 - options of a command
             ramp_s=ramp_s,
             skew=skew,
             edits_per_s=edits_per_s,
-            processes=processes,
-            keep=keep,
-            overrides=overrides(model),
-            say=say,
         ),
         data,
         as_json=as_json,
@@ -85,15 +81,10 @@ def misses(  # noqa: PLR0917 - options of a command
     """
     measure(
         lambda stack: bench_misses(
-            stack,
-            events,
+            Ground(stack, events, say, overrides(model), keep, processes),
             questions,
             in_flight=in_flight or IN_FLIGHT,
             seconds=seconds,
-            processes=processes,
-            keep=keep,
-            overrides=overrides(model),
-            say=say,
         ),
         data,
         as_json=as_json,
@@ -122,16 +113,11 @@ def hits(  # noqa: PLR0917 - options of a command
     """
     measure(
         lambda stack: bench_hits(
-            stack,
-            events,
+            Ground(stack, events, say, overrides(model), keep, processes),
             questions,
             distinct=distinct,
             connections=connections,
             seconds=seconds,
-            processes=processes,
-            keep=keep,
-            overrides=overrides(model),
-            say=say,
         ),
         data,
         as_json=as_json,
@@ -157,15 +143,10 @@ def overload(  # noqa: PLR0917 - options of a command
     """
     measure(
         lambda stack: bench_overload(
-            stack,
-            events,
+            Ground(stack, events, say, overrides(model), keep, processes),
             questions,
             times=times,
             seconds=seconds,
-            processes=processes,
-            keep=keep,
-            overrides=overrides(model),
-            say=say,
         ),
         data,
         as_json=as_json,
@@ -194,14 +175,10 @@ def recall(  # noqa: PLR0917 - options of a command
     """
     measure(
         lambda stack: bench_recall(
-            stack,
-            events,
+            Ground(stack, events, say, overrides(model), keep),
             questions,
             widths=ef_search or WIDTHS,
             sample=sample,
-            keep=keep,
-            overrides=overrides(model),
-            say=say,
         ),
         data,
         as_json=as_json,

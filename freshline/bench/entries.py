@@ -21,7 +21,7 @@ from redis.asyncio import Redis
 
 from freshline.bench.figures import extremes, spread
 from freshline.bench.installation import BenchmarkFailed
-from freshline.bench.loaded import empty_cache, loaded
+from freshline.bench.loaded import Ground, empty_cache, loaded
 from freshline.load.edits import history_of, request_of
 from freshline.services import Services, connect_services, ingest_client
 from infra.local import Stack
@@ -69,7 +69,7 @@ async def bench_entries(
     # Answers that come back by themselves would be timed as if they had not been dropped.
     overrides = {"FRESHLINE_QUERY__REFILLS_PER_S": "0"}
     async with (
-        loaded(stack, events, overrides=overrides, keep=None, say=say) as installation,
+        loaded(Ground(stack, events, say, overrides)) as installation,
         connect_services(installation.settings) as services,
     ):
         settings = installation.settings
@@ -143,7 +143,7 @@ async def _costs(redis: Redis, cache: RedisAnswerCache, settings: Settings) -> d
     async def fill(key: str) -> object:
         name = f"{key}-{next(new)}"
         look = await cache.lookup(tenant, name, lease_ms=2_000)
-        entry, rest = decoded[key].parts()
+        entry, rest = decoded[key].encode()
         return await cache.store(tenant, name, entry, epoch=look.epoch, ttl_s=_TTL_S, rest=rest)
 
     async def plain_fill(key: str) -> object:

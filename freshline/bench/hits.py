@@ -5,7 +5,7 @@ All three answer the same questions with the same bytes, one after the other in 
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -14,12 +14,11 @@ import httpx
 import orjson
 
 from freshline.bench.installation import BenchmarkFailed, Installation, cpu_s, free_port
-from freshline.bench.loaded import loaded
+from freshline.bench.loaded import Ground, loaded
 from freshline.load.lines import Target
 from freshline.load.questions import read_questions
 from freshline.load.wrk import wrk
 from freshline.services import query_target
-from infra.local import Stack
 
 _START_S: Final = 30.0
 _POLL_S: Final = 0.05
@@ -27,31 +26,21 @@ _WARM_UP_S: Final = 3.0
 
 
 async def bench_hits(
-    stack: Stack,
-    events: Path,
+    ground: Ground,
     questions: Path,
     *,
     distinct: int,
     connections: int,
     seconds: float,
-    processes: int,
-    keep: str | None,
-    overrides: Mapping[str, str],
-    say: Callable[[str, str], None],
 ) -> dict[str, Any]:
     """Fill the cache with some questions, then ask them as fast as wrk can.
 
     Args:
-        stack: a running stack.
-        events: the history whose last state is searched.
+        ground: of whose history the last state is searched.
         questions: what is asked, under Zipf's skew with s = 1.
         distinct: how many of them.
         connections: at a time.
         seconds: for each of the three.
-        processes: of query, behind one address.
-        keep: see ``loaded``.
-        overrides: settings other than the stack's.
-        say: told of progress.
 
     Raises:
         BenchmarkFailed: the installation or a baseline did not start.
@@ -59,11 +48,9 @@ async def bench_hits(
     """
     bodies = [orjson.dumps({"query": question}) for question in read_questions(questions)[:distinct]]
     async with AsyncExitStack() as ending:
-        installation = await ending.enter_async_context(
-            loaded(stack, events, overrides=overrides, processes=processes, keep=keep, say=say, state="last")
-        )
+        installation = await ending.enter_async_context(loaded(ground, "last"))
         ours = query_target(installation.settings)
-        say("cache", f"{len(bodies)} questions")
+        ground.say("cache", f"{len(bodies)} questions")
         answers = await _filled(ours, bodies)
         file = installation.home / "answers.jsonl"
         lines = [orjson.dumps([body.decode(), answer.decode()]) for body, answer in answers.items()]
@@ -73,7 +60,7 @@ async def bench_hits(
             targets[kind] = await ending.enter_async_context(_baseline(kind, file, installation))
         found = {}
         for kind in ("bare", "usual", "ours"):
-            say("hits", kind)
+            ground.say("hits", kind)
             target, pid = targets[kind]
             weighted = [(1 / rank, target.request(body)) for rank, body in enumerate(bodies, start=1)]
             await wrk(target, weighted, connections=connections, seconds=_WARM_UP_S)

@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal
 
@@ -24,35 +25,43 @@ _EDITED: Final = "edited"
 Say = Callable[[str, str], None]
 
 
+@dataclass(frozen=True, slots=True)
+class Ground:
+    """What a measurement stands on.
+
+    Attributes:
+        stack: a running stack.
+        events: the history whose documents are searched.
+        say: told of progress.
+        overrides: settings other than the stack's.
+        keep: see ``installed``.
+        processes: of query, behind one address.
+    """
+
+    stack: Stack
+    events: Path
+    say: Say
+    overrides: Mapping[str, str] = field(default_factory=dict)
+    keep: str | None = None
+    processes: int = 1
+
+
 @asynccontextmanager
-async def loaded(
-    stack: Stack,
-    events: Path,
-    *,
-    overrides: Mapping[str, str],
-    keep: str | None,
-    say: Say,
-    state: Literal["first", "last"] = "first",
-    processes: int = 1,
-) -> AsyncIterator[Installation]:
+async def loaded(ground: Ground, state: Literal["first", "last"] = "first") -> AsyncIterator[Installation]:
     """An installation that has a state of a history, and whose cache is empty.
 
     A load that was interrupted goes on where it was if its data are kept.
 
     Args:
-        stack: a running stack.
-        events: the history.
-        overrides: settings other than the stack's.
-        keep: see ``installed``.
-        say: told of progress.
-        processes: of query.
+        ground: where, and of what.
         state: the snapshot that the history begins with, or what there is at its end.
 
     Raises:
         BenchmarkFailed: see ``installed``, or the documents were not indexed in an hour.
     """
-    async with installed(stack, overrides, keep=keep, query_processes=processes) as installation:
-        await _load(installation, events, say, state)
+    installing = installed(ground.stack, ground.overrides, keep=ground.keep, query_processes=ground.processes)
+    async with installing as installation:
+        await _load(installation, ground.events, ground.say, state)
         await empty_cache(installation)
         yield installation
 

@@ -1,24 +1,21 @@
 """Questions that nobody has asked before, beside the index alone with the same searches in the same run."""
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import orjson
 
 from freshline.bench.installation import Installation
-from freshline.bench.loaded import empty_cache, loaded
+from freshline.bench.loaded import Ground, empty_cache, loaded
+from freshline.bench.searches import searches_of
 from freshline.load.drive import straining, users_ask
 from freshline.load.lines import Target
 from freshline.load.questions import read_questions
 from freshline.load.tally import Tally
 from freshline.services import query_target
-from infra.embedding.opening import open_embedder
-from infra.local import Stack
 from infra.opensearch import codec
-from infra.opensearch.port import Access, HybridSearch
-from query.core.cache_key import normalised
 
 IN_FLIGHT: Final = (1, 16, 64)
 _WARM_UP_S: Final = 3.0
@@ -29,45 +26,33 @@ _NDJSON: Final = "application/x-ndjson"
 
 
 async def bench_misses(
-    stack: Stack,
-    events: Path,
+    ground: Ground,
     questions: Path,
     *,
     in_flight: Sequence[int],
     seconds: float,
-    processes: int,
-    keep: str | None,
-    overrides: Mapping[str, str],
-    say: Callable[[str, str], None],
 ) -> dict[str, Any]:
     """For each number of questions at a time: the index alone, the service, and the index alone again.
 
     Args:
-        stack: a running stack.
-        events: the history whose last state is searched.
+        ground: of whose history the last state is searched.
         questions: what is asked, each once, then with a number behind it.
         in_flight: questions at a time.
         seconds: for the service, and for the index alone.
-        processes: of query, behind one address.
-        keep: see ``loaded``.
-        overrides: settings other than the stack's.
-        say: told of progress.
 
     Raises:
         BenchmarkFailed: the installation did not start.
     """
     asked = read_questions(questions)
     found = []
-    async with loaded(
-        stack, events, overrides=overrides, processes=processes, keep=keep, say=say, state="last"
-    ) as installation:
+    async with loaded(ground, "last") as installation:
         target = query_target(installation.settings)
         new = new_questions(target, asked)
         index, searches = await _searches(installation, asked[:_BODIES])
-        say("warm-up", "servers that were just started compile themselves while they work")
+        ground.say("warm-up", "servers that were just started compile themselves while they work")
         await _drive(target, lambda: next(new), max(in_flight), _WARM_UP_S)
         for places in in_flight:
-            say("misses", f"{places} at a time")
+            ground.say("misses", f"{places} at a time")
             alone = Tally()
             await users_ask(index, searches, alone.note_other, users=places, think_s=0, seconds=seconds / 2)
             await empty_cache(installation)
@@ -110,17 +95,10 @@ async def _searches(installation: Installation, asked: Sequence[str]) -> tuple[T
     settings = installation.settings
     url = settings.opensearch.url.partition(",")[0]
     target = Target(f"{url}/{settings.names.chunks_alias}/_msearch")
-    embedder = open_embedder(settings.embedding)
-    requests = []
     option = orjson.OPT_APPEND_NEWLINE | orjson.OPT_SERIALIZE_NUMPY
-    try:
-        for question in map(normalised, asked):
-            vector = await embedder.embed_query(question)
-            search = HybridSearch(question, vector, Access(settings.tenant.default), settings.query.window_kept)
-            lines = codec.search_lines(search, "bench", ef_search=settings.opensearch.ef_search)
-            body = b"".join(orjson.dumps(line, option=option) for line in lines)
-            requests.append(target.request(body, _NDJSON))
-    finally:
-        await embedder.close()
+    requests = []
+    for search in await searches_of(settings, asked):
+        lines = codec.search_lines(search, "bench", ef_search=settings.opensearch.ef_search)
+        requests.append(target.request(b"".join(orjson.dumps(line, option=option) for line in lines), _NDJSON))
     turns = itertools.cycle(requests)
     return target, lambda: next(turns)

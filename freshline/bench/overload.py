@@ -1,19 +1,18 @@
 """More questions than can be answered: what is still answered, how quickly, and how soon all is well again."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
 import psutil
 
-from freshline.bench.loaded import loaded
+from freshline.bench.loaded import Ground, loaded
 from freshline.bench.misses import new_questions
 from freshline.load.drive import arrivals_ask, straining, users_ask
 from freshline.load.lines import Target
 from freshline.load.questions import read_questions
 from freshline.load.tally import Tally
 from freshline.services import query_target
-from infra.local import Stack
 
 _IN_FLIGHT: Final = 64
 _CONNECTIONS: Final = 2_000
@@ -23,37 +22,25 @@ _WELL_MS: Final = 1_000.0
 
 
 async def bench_overload(
-    stack: Stack,
-    events: Path,
+    ground: Ground,
     questions: Path,
     *,
     times: float,
     seconds: float,
-    processes: int,
-    keep: str | None,
-    overrides: Mapping[str, str],
-    say: Callable[[str, str], None],
 ) -> dict[str, Any]:
     """Find what the service answers at most of what nobody has asked before; then ask several times as much.
 
     Args:
-        stack: a running stack.
-        events: the history whose last state is searched.
+        ground: of whose history the last state is searched.
         questions: what is asked.
         times: how many times its capacity is asked.
         seconds: for how long; the capacity is measured for a quarter of that.
-        processes: of query, behind one address.
-        keep: see ``loaded``.
-        overrides: settings other than the stack's.
-        say: told of progress.
 
     Raises:
         BenchmarkFailed: the installation did not start.
     """
     asked = read_questions(questions)
-    async with loaded(
-        stack, events, overrides=overrides, processes=processes, keep=keep, say=say, state="last"
-    ) as installation:
+    async with loaded(ground, "last") as installation:
         process = psutil.Process(installation.pids["serve query"])
         target = query_target(installation.settings)
         new = new_questions(target, asked)
@@ -63,7 +50,7 @@ async def bench_overload(
             times=times,
             seconds=seconds,
             rss_bytes=lambda: sum(one.memory_info().rss for one in (process, *process.children(recursive=True))),
-            say=say,
+            say=ground.say,
         )
 
 

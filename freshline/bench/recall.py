@@ -7,7 +7,7 @@ drifting machine favours none.
 import random
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
@@ -16,16 +16,14 @@ import orjson
 from opensearchpy import AsyncOpenSearch
 
 from freshline.bench.figures import spread
-from freshline.bench.loaded import loaded
+from freshline.bench.loaded import Ground, loaded
+from freshline.bench.searches import searches_of
 from freshline.load.questions import read_questions
-from infra.embedding.opening import open_embedder
-from infra.local import Stack
 from infra.opensearch import codec
 from infra.opensearch.client import connect
-from infra.opensearch.port import Access, HybridSearch
+from infra.opensearch.port import HybridSearch
 from infra.opensearch.store import check_whole
 from infra.settings import Settings
-from query.core.cache_key import normalised
 
 WIDTHS: Final = (1, 200, 400, 800, 1_600)
 _PLACES: Final = (5, 50, 120)
@@ -48,37 +46,29 @@ class _Found:
 
 
 async def bench_recall(
-    stack: Stack,
-    events: Path,
+    ground: Ground,
     questions: Path,
     *,
     widths: Sequence[int],
     sample: int,
-    keep: str | None,
-    overrides: Mapping[str, str],
-    say: Callable[[str, str], None],
 ) -> list[dict[str, Any]]:
     """Compare the vector leg's windows with those of an exact search.
 
     Args:
-        stack: a running stack.
-        events: the history whose snapshot is searched.
+        ground: of whose history the snapshot is searched.
         questions: what is asked.
         widths: values of ``FRESHLINE_OPENSEARCH__EF_SEARCH``; the window itself where it is wider.
         sample: questions that are drawn.
-        keep: see ``loaded``.
-        overrides: settings other than the stack's.
-        say: told of progress.
 
     Raises:
         BenchmarkFailed: the installation did not start.
     """
     asked = read_questions(questions)
     random.Random(_SEED).shuffle(asked)  # noqa: S311 - a sample
-    async with loaded(stack, events, overrides=overrides, keep=keep, say=say) as installation:
+    async with loaded(ground) as installation:
         settings = installation.settings
-        searches = await _searches(settings, asked[:sample])
-        say("recall", f"{len(searches)} questions, {len(widths)} widths and an exact search for each")
+        searches = await searches_of(settings, asked[:sample])
+        ground.say("recall", f"{len(searches)} questions, {len(widths)} widths and an exact search for each")
         client = connect(settings.opensearch)
         try:
             exact_ms, found = await _compared(client, settings, searches, widths)
@@ -95,18 +85,6 @@ async def bench_recall(
         }
         for width, one in found.items()
     ]
-
-
-async def _searches(settings: Settings, questions: Sequence[str]) -> list[HybridSearch]:
-    embedder = open_embedder(settings.embedding)
-    access = Access(settings.tenant.default)
-    try:
-        texts = [normalised(question) for question in questions]
-        return [
-            HybridSearch(text, await embedder.embed_query(text), access, settings.query.window_kept) for text in texts
-        ]
-    finally:
-        await embedder.close()
 
 
 async def _compared(

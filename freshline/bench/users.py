@@ -1,20 +1,18 @@
 """Thousands of users who think between their questions, while documents change."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from freshline.bench.loaded import edits_of, empty_cache, loaded
+from freshline.bench.loaded import Ground, edits_of, empty_cache, loaded
 from freshline.load.questions import Zipf, read_questions
 from freshline.load.run import Crowd, ask_as, editing, question_requests
 from freshline.load.tally import Ledger, Tally
 from freshline.services import query_target
-from infra.local import Stack
 
 
 async def bench_users(
-    stack: Stack,
-    events: Path,
+    ground: Ground,
     questions: Path,
     *,
     users: Sequence[int],
@@ -23,16 +21,11 @@ async def bench_users(
     ramp_s: float,
     skew: float,
     edits_per_s: float,
-    processes: int,
-    keep: str | None,
-    overrides: Mapping[str, str],
-    say: Callable[[str, str], None],
 ) -> list[dict[str, Any]]:
     """For each number of users: an empty cache, then that many who ask.
 
     Args:
-        stack: a running stack.
-        events: the history whose snapshot is searched and whose edits are sent.
+        ground: of whose history the snapshot is searched, and the edits are sent.
         questions: what is asked.
         users: how many at a time, one number after the other.
         think_s: mean of the time between an answer and the next question.
@@ -40,10 +33,6 @@ async def bench_users(
         ramp_s: the users come evenly over this time.
         skew: Zipf's s over the questions.
         edits_per_s: edits in a second.
-        processes: of query, behind one address.
-        keep: see ``loaded``.
-        overrides: settings other than the stack's.
-        say: told of progress.
 
     Raises:
         BenchmarkFailed: the installation did not start.
@@ -51,16 +40,16 @@ async def bench_users(
     """
     asked = read_questions(questions)
     found: list[dict[str, Any]] = []
-    async with loaded(stack, events, overrides=overrides, processes=processes, keep=keep, say=say) as installation:
+    async with loaded(ground) as installation:
         target = query_target(installation.settings)
         requests = question_requests(target, asked)
         for number, crowd_size in enumerate(users):
             await empty_cache(installation)
             ledger = Ledger()
             crowd = Crowd(crowd_size, think_s, minutes * 60, ramp_s)
-            say("users", f"{crowd_size} ask for {minutes:g} minutes")
+            ground.say("users", f"{crowd_size} ask for {minutes:g} minutes")
             used_s = installation.cpu_s()
-            async with edits_of(installation, events, ledger, per_s=edits_per_s) as edits, editing(edits):
+            async with edits_of(installation, ground.events, ledger, per_s=edits_per_s) as edits, editing(edits):
                 figures = await ask_as(crowd, target, Zipf(requests, skew=skew, seed=number), Tally(ledger))
                 sent = edits.figures() if edits is not None else {}
             cpu_s = {name: round(now_s - used_s[name], 1) for name, now_s in installation.cpu_s().items()}

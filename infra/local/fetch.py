@@ -303,21 +303,22 @@ def _maven(profile: str, target: Path, subject: str, say: Say) -> None:
                 say(subject, f"{DOWNLOADING} {progress[1].strip()}")
     if process.returncode != 0:
         raise StackError(f"Maven could not fetch {subject}:\n{''.join(output[-15:])}")
-    for file in sorted(target.iterdir()):
-        _verify(file)
+    _verify(target)
     say(subject, "done")
 
 
-def _verify(file: Path) -> None:
+def _verify(fetched: Path) -> None:
     pins = (line.split() for line in CHECKSUMS.read_text(encoding="utf-8").splitlines())
     expected = {name: digest for digest, name in pins}
-    with file.open("rb") as content:
-        actual = hashlib.file_digest(content, "sha256").hexdigest()
-    if actual != expected.get(file.name):
-        raise StackError(
-            f"{file.name} is not the file that {CHECKSUMS.name} names: its SHA-256 is {actual}. Remove it from Maven's "
-            "local repository (~/.m2/repository) and try again; if it comes back, do not trust where it comes from."
-        )
+    for file in sorted(fetched.iterdir()):
+        with file.open("rb") as content:
+            actual = hashlib.file_digest(content, "sha256").hexdigest()
+        if actual != expected.get(file.name):
+            raise StackError(
+                f"{file.name} is not the file that {CHECKSUMS.name} names: its SHA-256 is {actual}. Remove it from "
+                "Maven's local repository (~/.m2/repository) and try again; if it comes back, do not trust where it "
+                "comes from."
+            )
 
 
 def _pip(requirement: str, target: Path, *, instead: str) -> None:

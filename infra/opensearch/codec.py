@@ -118,24 +118,22 @@ def search_bodies(search: HybridSearch, *, ef_search: int) -> list[dict[str, Any
         "docvalue_fields": _HIT_FIELDS,
         "track_total_hits": False,
     }
+    lexical = {"bool": {"must": [{"match": {"lexical": {"query": search.text}}}], **allowed["bool"]}}
+    return [shared | {"query": _nearest(search, allowed, ef_search)}, shared | {"query": lexical}]
+
+
+def _nearest(search: HybridSearch, allowed: Mapping[str, Any], ef_search: int) -> dict[str, Any]:
     vector = np.ascontiguousarray(search.vector, dtype=np.float32)
+    if search.exact:
+        asked = {"field": "vector", "query_value": vector, "space_type": "cosinesimil"}
+        return {"script_score": {"query": allowed, "script": {"source": "knn_score", "lang": "knn", "params": asked}}}
     walk = {
         "vector": vector,
         "k": search.window,
         "method_parameters": {"ef_search": max(search.window, ef_search)},
         "filter": allowed,
     }
-    every = {
-        "query": allowed,
-        "script": {
-            "source": "knn_score",
-            "lang": "knn",
-            "params": {"field": "vector", "query_value": vector, "space_type": "cosinesimil"},
-        },
-    }
-    nearest = {"script_score": every} if search.exact else {"knn": {"vector": walk}}
-    lexical = {"bool": {"must": [{"match": {"lexical": {"query": search.text}}}], **allowed["bool"]}}
-    return [shared | {"query": nearest}, shared | {"query": lexical}]
+    return {"knn": {"vector": walk}}
 
 
 def search_lines(search: HybridSearch, copy: str, *, ef_search: int) -> list[dict[str, Any]]:

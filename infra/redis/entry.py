@@ -57,12 +57,8 @@ class Entry:
     filled_ms: float
     positions: Mapping[int, int] = field(default_factory=dict)
 
-    def encode(self) -> bytes:
-        """The stored form."""
-        return b"".join(self.parts())
-
-    def parts(self) -> tuple[bytes, bytes]:
-        """The stored form in two: what a hit needs, and what follows it."""
+    def encode(self) -> tuple[bytes, bytes]:
+        """The stored form: what a hit needs, and what follows it."""
         evidence = zlib.compress(orjson.dumps(self._evidence()), _FASTEST)
         scores = np.array([hit.score for hit in self.vector_window], dtype=_FLOAT)
         numbers = self.search.vector.astype(_FLOAT).tobytes() + scores.tobytes()

@@ -106,7 +106,8 @@ class History:
                     lexical_window=found.windows.lexical,
                     filled_ms=0.0,
                 )
-                stored = await self.cache.store(TENANT, question.key, entry.encode(), epoch=look.epoch, ttl_s=600)
+                first, rest = entry.encode()
+                stored = await self.cache.store(TENANT, question.key, first, epoch=look.epoch, ttl_s=600, rest=rest)
                 if stored:
                     self.answers[question.key] = found.sources
                     self.touched[question.key] = set()

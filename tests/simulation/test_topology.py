@@ -5,9 +5,11 @@ prints is replayed exactly by ``SIMULATION_PLAN='SEED EVENTS FAULT,FAULT,…' py
 ``SIMULATION_HISTORIES=N`` runs more of them.
 """
 
+import inspect
 import os
 import traceback
 
+import planted as planted_module
 import pytest
 import structlog
 from faults import Fault
@@ -83,6 +85,20 @@ def test_equal_plans_give_equal_histories():
     lengths = [{lane: len(log) for lane, log in one.items()} for one in logs]
     assert lengths[0] == lengths[1]
     assert sum(lengths[0].values()) > 30
+
+
+def test_planted_mistakes_are_called_as_what_they_replace():
+    """One that cannot be called fails for that, and would be caught for it, whatever it breaks."""
+    for mistaken in vars(planted_module).values():
+        if not isinstance(mistaken, type) or mistaken.__module__ != planted_module.__name__:
+            continue
+        for name, method in vars(mistaken).items():
+            replaced = getattr(super(mistaken, mistaken), name, None)
+            if inspect.isfunction(method) and inspect.isfunction(replaced):
+                own, expected = (
+                    [one.lstrip("_") for one in inspect.signature(each).parameters] for each in (method, replaced)
+                )
+                assert own == expected, f"{mistaken.__name__}.{name}"
 
 
 @pytest.mark.parametrize("planted", PLANTED)

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from freshline.bench.loaded import Ground
 from freshline.bench.recall import bench_recall
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(240)]
@@ -22,16 +23,9 @@ async def test_a_walk_that_is_wider_than_the_index_misses_nothing(stack, tmp_pat
     ]
     events.write_text("".join(json.dumps(one) + "\n" for one in told))
     questions.write_text("".join(f"Which team booked room {number}?\n" for number in range(8)))
-    found = await bench_recall(
-        stack,
-        events,
-        questions,
-        widths=(1, 800),
-        sample=5,
-        keep=None,
-        overrides={"FRESHLINE_QUERY__WINDOW": "5", "FRESHLINE_QUERY__WINDOW_KEPT": "5"},
-        say=lambda _what, _state: None,
-    )
+    narrow = {"FRESHLINE_QUERY__WINDOW": "5", "FRESHLINE_QUERY__WINDOW_KEPT": "5"}
+    ground = Ground(stack, events, lambda _what, _state: None, narrow)
+    found = await bench_recall(ground, questions, widths=(1, 800), sample=5)
     assert [(one["ef_search"], one["questions"]) for one in found] == [(1, 5), (800, 5)]
     assert found[1]["recall_at_5"] == 1
     assert 0 < found[0]["recall_at_5"] <= 1

@@ -199,7 +199,7 @@ async def test_an_answer_is_stale_only_if_an_exact_search_says_so_too(exactly, v
         filled_ms=0,
         positions=FILLED_AT,
     )
-    first, rest = entry.parts()
+    first, rest = entry.encode()
     epoch = (await cache.lookup("acme", key)).epoch
     assert await cache.store("acme", key, first, epoch=epoch, ttl_s=60, rest=rest)
     auditor = auditor_of(

@@ -89,18 +89,17 @@ def entry():
 
 
 def test_an_entry_comes_back_as_it_was():
-    before, after = entry(), Entry.decode(entry().encode())
+    before, after = entry(), Entry.decode(b"".join(entry().encode()))
     np.testing.assert_array_equal(after.search.vector, before.search.vector)
     assert after.search.vector.dtype == np.float32
     assert replace(after, search=replace(after.search, vector=None)) == replace(
         before, search=replace(before.search, vector=None)
     )
-    assert stored_response(before.encode()) == before.response
+    assert stored_response(b"".join(before.encode())) == before.response
 
 
 def test_a_hit_needs_the_first_part_of_an_entry_only():
-    first, rest = entry().parts()
-    assert first + rest == entry().encode()
+    first, _ = entry().encode()
     assert stored_response(first) == entry().response
     with pytest.raises(UnreadableEntry):
         Entry.decode(first)
@@ -108,14 +107,14 @@ def test_a_hit_needs_the_first_part_of_an_entry_only():
 
 def test_an_entry_without_windows_comes_back_too():
     bare = replace(entry(), vector_window=(), lexical_window=(), sources=())
-    after = Entry.decode(bare.encode())
+    after = Entry.decode(b"".join(bare.encode()))
     np.testing.assert_array_equal(after.search.vector, bare.search.vector)
     assert (after.vector_window, after.lexical_window, after.sources) == ((), (), ())
 
 
 @pytest.mark.parametrize("spoil", [lambda b: b[:-1], lambda b: b + b"x", lambda b: b"\x63" + b[1:], lambda _: b""])
 def test_what_is_no_entry_is_refused(spoil):
-    spoiled = spoil(entry().encode())
+    spoiled = spoil(b"".join(entry().encode()))
     with pytest.raises(UnreadableEntry):
         stored_response(spoiled)
     with pytest.raises(UnreadableEntry):

@@ -51,7 +51,8 @@ class World:
             sources = ((chunk_id, found.version),)
             entry = Entry(b"{}", search, 1, sources, windows.vector, windows.lexical, 1.0, {})
             look = await self.cache.lookup("acme", text)
-            assert await self.cache.store("acme", text, entry.encode(), epoch=look.epoch, ttl_s=600)
+            first, rest = entry.encode()
+            assert await self.cache.store("acme", text, first, epoch=look.epoch, ttl_s=600, rest=rest)
 
     def rehearsal(self):
         index = self.bench.index
