@@ -73,6 +73,7 @@ class Answered(NamedTuple):
     versions: NDArray[np.int64]
     top: NDArray[np.int16]
     readers: Ints
+    questions: Floats
 
 
 class Fusion(NamedTuple):
@@ -102,18 +103,43 @@ class Scored(NamedTuple):
     norms: Floats
 
 
-class Newcomer(NamedTuple):
-    """A passage that is to enter windows.
+class Groups(NamedTuple):
+    """Numbers in groups: those of group ``at`` lie from ``bounds[at]`` up to ``bounds[at + 1]``."""
+
+    members: Ints
+    bounds: NDArray[np.int64]
+
+
+class Leavers(NamedTuple):
+    """Passages that are to leave windows, one after the other.
 
     Attributes:
-        number: of it.
-        length: code of its length.
-        frequencies: of each known term.
-        allowed: which readers may find it.
+        numbers: of them.
+        versions: in which they come back, ``NOBODY`` of those that do not.
+        by_vector: rows whose vector windows may hold each; one may be named twice.
+        by_terms: likewise of the lexical leg.
     """
 
-    number: int
-    length: int
+    numbers: Ints
+    versions: NDArray[np.int64]
+    by_vector: Groups
+    by_terms: Groups
+
+
+class Newcomers(NamedTuple):
+    """Passages that are to enter windows, one in each row of the arrays.
+
+    Attributes:
+        numbers: of them.
+        vectors: of unit length.
+        lengths: their codes.
+        frequencies: of each known term.
+        allowed: which readers may find them.
+    """
+
+    numbers: Ints
+    vectors: Floats
+    lengths: Bytes
     frequencies: Bytes
     allowed: Flags
 
@@ -125,46 +151,64 @@ def compiled(function: _F) -> _F:
     return fast
 
 
+def _summed(function: _F) -> _F:
+    """Likewise, where numbers may be added up in any order, so that many are at once."""
+    fast: _F = njit(cache=True, nogil=True, error_model="numpy", fastmath={"reassoc", "nsz", "contract"})(function)
+    return fast
+
+
 @compiled
-def leave_vector(leg: VectorLeg, rows: Ints, number: int, rank: int, left: Flags) -> None:
-    """Take a passage out of vector windows.
+def leave(
+    vector: VectorLeg,
+    lexical: LexicalLeg,
+    answered: Answered,
+    fusion: Fusion,
+    scored: Scored,
+    gone: Leavers,
+    rank: int,
+    touched: Flags,
+    altered: Flags,
+) -> None:
+    """Take passages out of all windows, in the lexical leg by the statistics of now.
 
     Args:
-        leg: the windows.
-        rows: that may hold it; one may be named twice.
-        number: of the passage.
-        rank: rows in which it had it or a better one are marked.
-        left: the marks.
+        vector: windows.
+        lexical: likewise.
+        answered: whose windows they are.
+        fusion: statistics of now.
+        scored: scores by these statistics, which grow by the rows that are looked at.
+        gone: the passages.
+        rank: rows in which one of them had it or a better one are marked in ``touched``.
+        touched: marks.
+        altered: marks of the rows that have one of them among their sources, in another version than the one to come.
     """
-    for row in rows:
-        place = place_of(leg.ids[row], number)
-        if place != NOBODY:
-            if above(leg.scores[row], leg.scores[row, place]) < rank:
-                left[row] = True
-            leg.ids[row, place] = NOBODY
-            leg.scores[row, place] = _LOWEST
-            leg.late[row, place >> 6] &= ~(np.uint64(1) << np.uint64(place & 63))
+    for at in range(len(gone.numbers)):
+        number, version = gone.numbers[at], gone.versions[at]
+        by_vector = gone.by_vector.members[gone.by_vector.bounds[at] : gone.by_vector.bounds[at + 1]]
+        by_terms = gone.by_terms.members[gone.by_terms.bounds[at] : gone.by_terms.bounds[at + 1]]
+        for row in by_vector:
+            _leave(vector.ids, vector.late, row, vector.scores[row], number, rank, touched)
+        for row in by_terms:
+            if place_of(lexical.ids[row], number) != NOBODY:
+                standing = lexical_scores(lexical, fusion, scored, row)
+                _leave(lexical.ids, lexical.late, row, standing, number, rank, touched)
+        _cite(answered, by_vector, number, version, altered)
+        _cite(answered, by_terms, number, version, altered)
 
 
 @compiled
-def leave_lexical(
-    leg: LexicalLeg, fusion: Fusion, scored: Scored, rows: Ints, number: int, rank: int, left: Flags
-) -> None:
-    """Take a passage out of lexical windows; likewise, by the statistics of now."""
-    for row in rows:
-        place = place_of(leg.ids[row], number)
-        if place != NOBODY:
-            standing = lexical_scores(leg, fusion, scored, row)
-            if above(standing, standing[place]) < rank:
-                left[row] = True
-            leg.ids[row, place] = NOBODY
-            standing[place] = _LOWEST
-            leg.late[row, place >> 6] &= ~(np.uint64(1) << np.uint64(place & 63))
+def _leave(ids: Ints, late: Bits, row: int, scores: Floats, number: int, rank: int, touched: Flags) -> None:
+    place = place_of(ids[row], number)
+    if place != NOBODY:
+        if above(scores, scores[place]) < rank:
+            touched[row] = True
+        ids[row, place] = NOBODY
+        scores[place] = _LOWEST
+        late[row, place >> 6] &= ~(np.uint64(1) << np.uint64(place & 63))
 
 
 @compiled
-def cite(answered: Answered, rows: Ints, number: int, version: int, altered: Flags) -> None:
-    """Mark the rows that have a passage among their sources in another version than ``version``."""
+def _cite(answered: Answered, rows: Ints, number: int, version: int, altered: Flags) -> None:
     for row in rows:
         for source in range(answered.sources.shape[1]):
             if answered.sources[row, source] == number and answered.versions[row, source] != version:
@@ -173,67 +217,46 @@ def cite(answered: Answered, rows: Ints, number: int, version: int, altered: Fla
 
 @compiled
 def enter_vector(
-    leg: VectorLeg, readers: Ints, first: int, own: Floats, new: Newcomer, rank: int, touched: Flags, entered: Ints
-) -> int:
-    """Bring a passage into vector windows by its score in each.
+    leg: VectorLeg,
+    answered: Answered,
+    first: int,
+    new: Newcomers,
+    rank: int,
+    touched: Flags,
+    entered: Ints,
+    counts: Ints,
+) -> None:
+    """Bring passages into vector windows by their scores in each.
 
     Args:
         leg: the windows.
-        readers: of each row.
-        first: row of the first of ``own``.
-        own: scores in that row and in those that follow.
-        new: the passage.
-        rank: rows in which it has it or a better one are marked.
+        answered: whose windows they are.
+        first: row to begin with; as many follow as ``entered`` has columns, or are left.
+        new: the passages.
+        rank: rows in which one has it or a better one are marked.
         touched: the marks.
-        entered: takes the rows in which it is now.
-
-    Returns:
-        How many those are.
+        entered: takes for each passage the rows in which it is now.
+        counts: takes how many those are.
     """
-    count = 0
-    for at in range(len(own)):
-        row, score = first + at, own[at]
-        if not (score > leg.floors[row]) or not new.allowed[readers[row]]:
-            continue
-        place = _lowest(leg.scores[row])
-        lowest = leg.scores[row, place]
-        if lowest > _LOWEST:  # Of a full window and the newcomer the least stays outside, and is the floor.
-            leg.floors[row] = min(lowest, score)
-            if score <= lowest:
+    counts[:] = 0
+    for row in range(first, min(first + entered.shape[1], len(leg.floors))):
+        for at in range(len(new.numbers)):
+            score = (1 + _product(answered.questions[row], new.vectors[at])) / 2
+            if not (score > leg.floors[row]) or not new.allowed[at, answered.readers[row]]:
                 continue
-        leg.ids[row, place] = new.number
-        leg.scores[row, place] = score
-        leg.late[row, place >> 6] |= np.uint64(1) << np.uint64(place & 63)
-        entered[count] = row
-        count += 1
-        if above(leg.scores[row], score) < rank:
-            touched[row] = True
-    return count
-
-
-@compiled
-def add_shares(holders: Ints, share: float, repeats: Floats, scores: Floats, found: Ints, count: int) -> int:
-    """Add what a term of a passage is worth to the rows whose questions have it.
-
-    Args:
-        holders: row times the most terms plus column of the term.
-        share: weight of the term in the passage, for each time that it is asked.
-        repeats: how often each question has each of its terms.
-        scores: of each row, 0 where nothing was added.
-        found: takes the rows that have a score.
-        count: how many there are already.
-
-    Returns:
-        How many there are now.
-    """
-    most = repeats.shape[1]
-    for holder in holders:
-        row = holder // most
-        if scores[row] == 0:
-            found[count] = row
-            count += 1
-        scores[row] += np.float32(share) * repeats[row, holder - row * most]
-    return count
+            place = _lowest(leg.scores[row])
+            lowest = leg.scores[row, place]
+            if lowest > _LOWEST:  # Of a full window and the newcomer the least stays outside, and is the floor.
+                leg.floors[row] = min(lowest, score)
+                if score <= lowest:
+                    continue
+            leg.ids[row, place] = new.numbers[at]
+            leg.scores[row, place] = score
+            leg.late[row, place >> 6] |= np.uint64(1) << np.uint64(place & 63)
+            entered[at, counts[at]] = row
+            counts[at] += 1
+            if above(leg.scores[row], score) < rank:
+                touched[row] = True
 
 
 @compiled
@@ -254,26 +277,32 @@ def move_floors(leg: LexicalLeg, fusion: Fusion) -> None:
 @compiled
 def enter_lexical(
     leg: LexicalLeg,
+    answered: Answered,
     fusion: Fusion,
     scored: Scored,
-    readers: Ints,
+    new: Newcomers,
+    at: int,
+    holders: Groups,
+    shares: Floats,
+    sums: Floats,
     found: Ints,
-    scores: Floats,
-    new: Newcomer,
     rank: int,
     touched: Flags,
     entered: Ints,
 ) -> int:
-    """Bring a passage into the lexical windows of the rows that find it; likewise.
+    """Bring a passage into the lexical windows of the rows that find it.
 
     Args:
         leg: the windows; their floors are up to date.
+        answered: whose windows they are.
         fusion: statistics of now.
         scored: scores by these statistics, which grow by the rows that are looked at.
-        readers: of each row.
-        found: rows that have a term of the passage.
-        scores: of each row, summed up in any order; 0 when this returns.
-        new: the passage.
+        new: passages.
+        at: the one of them.
+        holders: for each of its terms, of the questions that have it the row times the most terms plus the column.
+        shares: of each of its terms, what it is worth to a question for each time that it is asked.
+        sums: of each row, 0 before and after.
+        found: room for all rows.
         rank: rows in which it has it or a better one are marked.
         touched: the marks.
         entered: takes the rows in which it is now.
@@ -281,30 +310,32 @@ def enter_lexical(
     Returns:
         How many those are.
     """
-    count = 0
+    most = leg.repeats.shape[1]
+    found, count = found[: _sum_up(leg, holders, shares, sums, found)], 0
     for row in found:
-        roughly = scores[row]
-        scores[row] = 0
-        if not (roughly * (1 + _ROUNDING) > leg.floors[row]) or not new.allowed[readers[row]]:
+        # Summed up in any order: a bound, not yet the score.
+        roughly = sums[row] * (1 + _ROUNDING)
+        sums[row] = 0
+        if not (roughly > leg.floors[row]) or not new.allowed[at, answered.readers[row]]:
             continue
-        own = _own_score(leg, fusion, row, new)
+        own = _own_score(leg, fusion, row, new, at)
         if not (own > leg.floors[row]):
             continue
         standing = lexical_scores(leg, fusion, scored, row)
         place = _lowest(standing)
         if standing[place] > _LOWEST:
             stays_out = bool(own <= standing[place])
-            _raise_floor(leg, row, place, own if stays_out else standing[place], new, stays_out)
+            _raise_floor(leg, row, place, own if stays_out else standing[place], new, at, stays_out)
             if stays_out:
                 continue
-        leg.ids[row, place] = new.number
-        leg.lengths[row, place] = new.length
+        leg.ids[row, place] = new.numbers[at]
+        leg.lengths[row, place] = new.lengths[at]
         start, places = leg.starts[row] + place, leg.ids.shape[1]
-        for column in range(leg.terms.shape[1]):
+        for column in range(most):
             term = leg.terms[row, column]
             if term == 0:
                 break
-            leg.frequencies[start + column * places] = new.frequencies[term]
+            leg.frequencies[start + column * places] = new.frequencies[at, term]
         leg.late[row, place >> 6] |= np.uint64(1) << np.uint64(place & 63)
         standing[place] = own
         entered[count] = row
@@ -315,30 +346,44 @@ def enter_lexical(
 
 
 @compiled
-def _own_score(leg: LexicalLeg, fusion: Fusion, row: int, new: Newcomer) -> Any:
+def _sum_up(leg: LexicalLeg, holders: Groups, shares: Floats, sums: Floats, found: Ints) -> int:
+    """What the terms of a passage are worth to each row that has one of them; how many rows were found."""
+    count, most = 0, leg.repeats.shape[1]
+    for term in range(len(shares)):
+        for holder in holders.members[holders.bounds[term] : holders.bounds[term + 1]]:
+            row = holder // most
+            if sums[row] == 0:
+                found[count] = row
+                count += 1
+            sums[row] += shares[term] * leg.repeats[row, holder - row * most]
+    return count
+
+
+@compiled
+def _own_score(leg: LexicalLeg, fusion: Fusion, row: int, new: Newcomers, at: int) -> Any:
     """BM25 of a newcomer for the question of a row, summed up as that of a place is."""
-    norm, own = fusion.norms[new.length], np.float32(0)
+    norm, own = fusion.norms[new.lengths[at]], np.float32(0)
     for column in range(leg.terms.shape[1]):
         term = leg.terms[row, column]
         if term == 0:
             break
-        counted = np.float32(new.frequencies[term])
+        counted = np.float32(new.frequencies[at, term])
         own += fusion.weights[term] * leg.repeats[row, column] * (counted / (counted + norm))
     return own
 
 
 @compiled
-def _raise_floor(leg: LexicalLeg, row: int, place: int, score: Any, new: Newcomer, stays_out: bool) -> None:
+def _raise_floor(leg: LexicalLeg, row: int, place: int, score: Any, new: Newcomers, at: int, stays_out: bool) -> None:
     """Of a full window and a newcomer the least stays outside, and is the floor: the newcomer, or what stands there."""
     leg.floors[row] = score
-    leg.floor_lengths[row] = new.length if stays_out else leg.lengths[row, place]
+    leg.floor_lengths[row] = new.lengths[at] if stays_out else leg.lengths[row, place]
     start, places = leg.starts[row] + place, leg.ids.shape[1]
     for column in range(leg.terms.shape[1]):
         term = leg.terms[row, column]
         if term == 0:
             break
         leg.floor_frequencies[row, column] = (
-            new.frequencies[term] if stays_out else leg.frequencies[start + column * places]
+            new.frequencies[at, term] if stays_out else leg.frequencies[start + column * places]
         )
 
 
@@ -372,6 +417,15 @@ def lexical_scores(leg: LexicalLeg, fusion: Fusion, scored: Scored, row: int) ->
         if leg.ids[row, place] == NOBODY:
             scores[place] = _LOWEST
     return scores
+
+
+@_summed
+def _product(one: Floats, other: Floats) -> Any:
+    """Of two vectors."""
+    total = np.float32(0)
+    for at in range(len(one)):
+        total += one[at] * other[at]
+    return total
 
 
 @compiled

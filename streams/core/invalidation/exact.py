@@ -6,9 +6,9 @@ was made. Where passages that were there take each other's places, because stati
 left, it is kept: that is drift of ranks, and no content that anyone changed. Windows that removals have made shorter
 than what is fused: retrieve again to tell.
 
-The vector leg is a matrix product of all questions with all added passages, by blocks that stay in the processor's
-cache. The lexical leg goes from the terms of an added passage to the questions that have them. Only answers that
-something near their tops left or entered are looked at further (``compiled``).
+The vector leg is a product of all questions with all added passages, each question read once. The lexical leg goes
+from the terms of an added passage to the questions that have them. Only answers that something near their tops left or
+entered are looked at further (``compiled``).
 """
 
 from collections.abc import Iterable, KeysView, Sequence
@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from infra.opensearch.access import allows
-from infra.opensearch.port import Access, HybridSearch, Vector
+from infra.opensearch.port import Access, HybridSearch
 from schemas.index import StoredChunk
 from streams.core.invalidation.bm25 import idf, length_code, length_norms
 from streams.core.invalidation.compiled import (
@@ -28,20 +28,19 @@ from streams.core.invalidation.compiled import (
     Bytes,
     Flags,
     Fusion,
-    Newcomer,
+    Groups,
+    Leavers,
+    Newcomers,
     Scored,
-    add_shares,
-    cite,
     enter_lexical,
     enter_vector,
-    leave_lexical,
-    leave_vector,
+    leave,
     move_floors,
 )
 from streams.core.invalidation.evidence import Change, Evidence, Passage, Statistics, TermCounts
 from streams.core.invalidation.fused import top_of
 from streams.core.invalidation.policy import Verdict
-from streams.core.invalidation.rows import Rows, grown
+from streams.core.invalidation.rows import NO_ROWS, Rows, grown
 from streams.core.invalidation.verdicts import DROP, EDGE, SHORT, WATCH, compare_rows, judge_rows
 from streams.core.invalidation.windows import LexicalWindows, VectorWindows
 
@@ -49,8 +48,8 @@ MAX_TERMS: Final = 16
 """Different terms of a question that is judged; one with more is retrieved again at each change."""
 
 _FIRST_ROWS: Final = 256
-_BLOCK_ROWS: Final = 512
-"""Of the product: so many questions with their scores are about what the processor keeps at hand."""
+_BLOCK_ROWS: Final = 8192
+"""So many are brought new passages at once, so that noting where those are takes no room for all answers."""
 _MOST_COUNTED: Final = 255
 
 
@@ -95,7 +94,7 @@ class Exact:
         self._vector = VectorWindows(kept)
         self._lexical = LexicalWindows(kept, MAX_TERMS)
         # What a call works with; nothing in it outlasts the call.
-        self._shares = np.empty(0, dtype=np.float32)
+        self._sums = np.empty(0, dtype=np.float32)
         self._found = np.empty(0, dtype=np.int32)
         self._entered = np.empty(0, dtype=np.int32)
         self._scored = Scored(
@@ -126,7 +125,7 @@ class Exact:
     def size_bytes(self) -> int:
         """Of the arrays that grow with the answers, without room that is kept for more of them."""
         share = len(self._rows) / max(len(self._keys), 1)
-        own: list[NDArray[Any]] = [*self._answered(), self._questions, self._watched, self._shares, self._found]
+        own: list[NDArray[Any]] = [*self._answered(), self._watched, self._sums, self._found]
         own += [self._entered, self._scored.slots, self._scored.rows]
         tables = round(share * sum(table.nbytes for table in own))
         return tables + self._vector.size_bytes(share) + self._lexical.size_bytes(share)
@@ -190,7 +189,7 @@ class Exact:
         self._remove(change, fusion, touched, altered)
         if change.added and self._rows:
             added = self._newcomers(change.added)
-            self._enter_vector(change.added, added, touched)
+            self._enter_vector(added, touched)
             self._enter_lexical(change.added, added, fusion, touched)
         rows = np.flatnonzero((touched | self._watched) & ~altered).astype(np.int32)
         verdicts = self._verdicts(judge_rows, rows, fusion)
@@ -250,77 +249,85 @@ class Exact:
     def _remove(self, change: Change, fusion: Fusion, touched: Flags, altered: Flags) -> None:
         """Take out what is gone and what is stored anew; mark rows near whose top it was, and those that show it."""
         versions = {passage.chunk.chunk_id: passage.chunk.version for passage in change.added}
-        vector, lexical, answered, rank = self._vector.leg, self._lexical.leg, self._answered(), self._deepest + EDGE
-        for chunk_id in change.removed.union(versions):
-            number = self._passages.get(chunk_id)
-            if number is None:
-                continue
+        known = [
+            (chunk_id, number)
+            for chunk_id in change.removed.union(versions)
+            if (number := self._passages.get(chunk_id)) is not None
+        ]
+        if not known:
+            return
+        gone = Leavers(
+            np.array([number for _, number in known], dtype=np.int32),
             # No version is below zero: a removed source is never the same.
-            version = versions.get(chunk_id, NOBODY)
+            np.array([versions.get(chunk_id, NOBODY) for chunk_id, _ in known], dtype=np.int64),
             # A source was in one window at least when the answer was put, and is in it still.
-            by_vector, by_terms = self._vector.take_out(number), self._lexical.take_out(number)
-            leave_vector(vector, by_vector, number, rank, touched)
-            leave_lexical(lexical, fusion, self._scored, by_terms, number, rank, touched)
-            for rows in (by_vector, by_terms):
-                cite(answered, rows, number, version, altered)
+            _groups([self._vector.take_out(number) for _, number in known]),
+            _groups([self._lexical.take_out(number) for _, number in known]),
+        )
+        leave(
+            self._vector.leg,
+            self._lexical.leg,
+            self._answered(),
+            fusion,
+            self._scored,
+            gone,
+            self._deepest + EDGE,
+            touched,
+            altered,
+        )
+        for chunk_id, _ in known:
             if chunk_id not in versions:
                 del self._passages[chunk_id]
 
-    def _newcomers(self, added: Sequence[Passage]) -> list[Newcomer]:
+    def _newcomers(self, added: Sequence[Passage]) -> Newcomers:
         counts = np.zeros((len(added), len(self._frequencies)), dtype=np.uint8)
         for of_passage, passage in zip(counts, added, strict=True):
             for text, count in passage.terms.frequencies.items():
                 if (term := self._vocabulary.get(text)) is not None:
                     of_passage[term] = min(count, _MOST_COUNTED)
-        return [
-            Newcomer(
-                self._number(passage.chunk.chunk_id),
-                length_code(passage.terms.length),
-                of_passage,
-                np.array([allows(search, passage.chunk) for search in self._reader_searches], dtype=bool),
-            )
-            for of_passage, passage in zip(counts, added, strict=True)
-        ]
+        return Newcomers(
+            np.array([self._number(passage.chunk.chunk_id) for passage in added], dtype=np.int32),
+            np.stack([passage.vector for passage in added]).astype(np.float32),
+            np.array([length_code(passage.terms.length) for passage in added], dtype=np.uint8),
+            counts,
+            np.array([[allows(search, one.chunk) for search in self._reader_searches] for one in added], dtype=bool),
+        )
 
-    def _enter_vector(self, passages: Sequence[Passage], added: Sequence[Newcomer], touched: Flags) -> None:
-        vectors: Vector = np.stack([passage.vector for passage in passages]).astype(np.float32)
-        leg = self._vector.leg
-        entered: list[list[Rows]] = [[] for _ in added]
-        columns = np.ascontiguousarray(vectors.T)
-        for start in range(0, len(self._questions), _BLOCK_ROWS):
-            scores = (1 + self._questions[start : start + _BLOCK_ROWS] @ columns) / 2
-            for new, own, rows in zip(added, scores.T, entered, strict=True):
-                count = enter_vector(leg, self._readers, start, own, new, self._deepest + EDGE, touched, self._entered)
-                rows.append(self._entered[:count].copy())
-        for new, rows in zip(added, entered, strict=True):
-            self._vector.entered(new.number, np.concatenate(rows))
+    def _enter_vector(self, new: Newcomers, touched: Flags) -> None:
+        entered = np.empty((len(new.numbers), _BLOCK_ROWS), dtype=np.int32)
+        counts = np.empty(len(new.numbers), dtype=np.int32)
+        rows: list[list[Rows]] = [[] for _ in counts]
+        leg, answered, rank = self._vector.leg, self._answered(), self._deepest + EDGE
+        for start in range(0, len(self._keys), _BLOCK_ROWS):
+            enter_vector(leg, answered, start, new, rank, touched, entered, counts)
+            for own, found, count in zip(rows, entered, counts, strict=True):
+                if count:
+                    own.append(found[:count].copy())
+        for number, own in zip(new.numbers.tolist(), rows, strict=True):
+            if own:
+                self._vector.entered(number, np.concatenate(own))
 
-    def _enter_lexical(
-        self, passages: Sequence[Passage], added: Sequence[Newcomer], fusion: Fusion, touched: Flags
-    ) -> None:
-        leg, weights, norms = self._lexical.leg, fusion.weights, fusion.norms
-        for new, passage in zip(added, passages, strict=True):
-            count = 0
-            for text in passage.terms.frequencies:
-                if (term := self._vocabulary.get(text)) is not None:
-                    held = float(new.frequencies[term])
-                    share = float(weights[term]) * held / (held + float(norms[new.length]))
-                    count = add_shares(
-                        self._lexical.holders(term), share, leg.repeats, self._shares, self._found, count
-                    )
+    def _enter_lexical(self, passages: Sequence[Passage], new: Newcomers, fusion: Fusion, touched: Flags) -> None:
+        leg, answered, rank = self._lexical.leg, self._answered(), self._deepest + EDGE
+        for at, passage in enumerate(passages):
+            known = [self._vocabulary[text] for text in passage.terms.frequencies if text in self._vocabulary]
+            held = new.frequencies[at, known].astype(np.float32)
             entered = enter_lexical(
                 leg,
+                answered,
                 fusion,
                 self._scored,
-                self._readers,
-                self._found[:count],
-                self._shares,
                 new,
-                self._deepest + EDGE,
+                at,
+                _groups([self._lexical.holders(term) for term in known]),
+                fusion.weights[known] * (held / (held + fusion.norms[new.lengths[at]])),
+                self._sums,
+                self._found,
+                rank,
                 touched,
                 self._entered,
             )
-            self._lexical.entered(new.number, self._entered[:entered])
+            self._lexical.entered(int(new.numbers[at]), self._entered[:entered])
 
     def _verdicts(self, look: Any, rows: Rows, fusion: Fusion) -> Bytes:
         """What ``look`` says of ``rows``; scores by these statistics are forgotten."""
@@ -332,7 +339,7 @@ class Exact:
         return verdicts
 
     def _answered(self) -> Answered:
-        return Answered(self._sources, self._versions, self._top_k, self._readers)
+        return Answered(self._sources, self._versions, self._top_k, self._readers, self._questions)
 
     def _keys_of(self, rows: Any) -> frozenset[str]:
         return frozenset(key for row in rows if (key := self._keys[row]) is not None)
@@ -353,7 +360,7 @@ class Exact:
         self._versions = grown(self._versions, rows, NOBODY)
         self._readers = grown(self._readers, rows, 0)
         self._watched = grown(self._watched, rows, 0)
-        self._shares = grown(self._shares, rows, 0)
+        self._sums = grown(self._sums, rows, 0)
         self._found = grown(self._found, rows)
         self._entered = grown(self._entered, rows)
         scored = self._scored
@@ -396,6 +403,13 @@ class Exact:
             number = self._reader_numbers[name] = len(self._reader_searches)
             self._reader_searches.append(search)
         return number
+
+
+def _groups(rows: Sequence[Rows]) -> Groups:
+    return Groups(
+        np.concatenate(rows) if rows else NO_ROWS,
+        np.cumsum([0, *map(len, rows)], dtype=np.int64),
+    )
 
 
 def compile_loops() -> None:

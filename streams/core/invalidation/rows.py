@@ -46,7 +46,10 @@ class Postings:
 
     def add(self, number: int, rows: Rows) -> None:
         """Note that ``rows`` hold ``number``."""
-        self._noted.setdefault(number, array("i")).frombytes(rows.tobytes())
+        noted = self._noted.setdefault(number, array("i"))
+        if not noted:  # They all do: nothing to let go of before as many again are noted.
+            self._compact_at[number] = _COMPACT_FROM + 2 * len(rows)
+        noted.frombytes(rows.tobytes())
         self._compact(number)
 
     def add_row(self, row: int, numbers: Iterable[int]) -> None:
