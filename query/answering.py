@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import structlog
@@ -45,11 +45,25 @@ _STORE_TRIES: Final = 3
 """How often an answer that changes overtake is tried to be kept, before it is served and forgotten."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Flight:
+    """A fill under way.
+
+    Attributes:
+        body: the answer, as soon as it is made.
+        kept: ends when it is stored, or is not to be.
+    """
+
+    body: asyncio.Future[bytes]
+    kept: asyncio.Task[None]
+
+
 class Answering:
     """Answers from the cache where it can, and fills it where it may.
 
     The order is what keeps answers true: look (epoch and positions), then retrieve, then store under that epoch. A
-    cached answer is true for the positions of the look that found it, as the epoch still stands with them.
+    cached answer is true for the positions of the look that found it, as the epoch still stands with them. Nobody waits
+    for the store but who asks the same again before it is done.
 
     Args:
         standings: looks before each answer.
@@ -88,7 +102,7 @@ class Answering:
         self._ttl_s = ttl_s
         self._budget = budget
         self._audit = audit
-        self._flights: dict[tuple[str, object], asyncio.Task[bytes]] = {}
+        self._flights: dict[tuple[str, object], _Flight] = {}
 
     async def answer(self, request: QueryRequest, access: Access) -> bytes:
         """A ``QueryResponse`` as JSON.
@@ -100,10 +114,16 @@ class Answering:
         """
         began_s = time.perf_counter()
         key, standing = await self.look(request, access)
+        earlier = self._flights.get((key, standing.since))
+        if standing.cached is None and earlier is not None and earlier.body.done():
+            await asyncio.wait((earlier.kept,))
+            standing = await self._standings.look(access.tenant, key, lease_ms=_LEASE_MS)
         body = cached = standing.cached
         if body is None:
-            body = await self._fill_once(request, access, key, standing)
+            flight = self._fill_once(request, access, key, standing)
+            body = await asyncio.shield(flight.body)
             if time.perf_counter() - began_s > _LONG_S:
+                await asyncio.wait((flight.kept,))
                 standing = await self._looked_again(access.tenant, key, standing, body)
         self.served(access.tenant, key, standing)
         query_time_ms = (time.perf_counter() - began_s) * 1_000
@@ -120,7 +140,9 @@ class Answering:
         if standing.cached is not None:
             return Refilled.THERE
         if standing.epoch is not None:
-            await self._fill_once(request, access, key, standing)
+            flight = self._fill_once(request, access, key, standing)
+            await asyncio.shield(flight.body)
+            await asyncio.wait((flight.kept,))
             standing = await self._standings.look(access.tenant, key)
         return Refilled.UNKEPT if standing.cached is None else Refilled.FILLED
 
@@ -198,12 +220,12 @@ class Answering:
 
     async def close(self) -> None:
         """End what is still under way for callers that are gone."""
-        flights = tuple(self._flights.values())
-        for flight in flights:
-            flight.cancel()
-        await asyncio.gather(*flights, return_exceptions=True)
+        fills = [flight.kept for flight in self._flights.values()]
+        for fill in fills:
+            fill.cancel()
+        await asyncio.gather(*fills, return_exceptions=True)
 
-    async def _fill_once(self, request: QueryRequest, access: Access, key: str, standing: Standing) -> bytes:
+    def _fill_once(self, request: QueryRequest, access: Access, key: str, standing: Standing) -> _Flight:
         """Equal questions at a time share one retrieval, if it is as true for the later as for the first.
 
         A caller that goes away leaves it to the others, and to the cache.
@@ -211,20 +233,40 @@ class Answering:
         name = (key, standing.since)
         flight = self._flights.get(name)
         if flight is None:
-            flight = asyncio.create_task(self._fill(request, access, key, standing), name=f"fill-{key}")
+            body: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+            filling = self._fill(request, access, key, standing, body)
+            flight = _Flight(body, asyncio.create_task(filling, name=f"fill-{key}"))
             self._flights[name] = flight
 
-            def land(landed: asyncio.Task[Any]) -> None:
+            def land(kept: asyncio.Task[Any]) -> None:
                 del self._flights[name]
-                if not landed.cancelled():
-                    landed.exception()  # every caller may be gone, and asyncio complains of errors nobody looked at
+                # Every caller may be gone, and asyncio complains of errors nobody looked at.
+                if not kept.cancelled():
+                    kept.exception()
+                if not body.cancel() and not body.cancelled():
+                    body.exception()
 
-            flight.add_done_callback(land)
-        return await asyncio.shield(flight)
+            flight.kept.add_done_callback(land)
+        return flight
 
-    async def _fill(self, request: QueryRequest, access: Access, key: str, standing: Standing) -> bytes:
+    async def _fill(
+        self, request: QueryRequest, access: Access, key: str, standing: Standing, made: asyncio.Future[bytes]
+    ) -> None:
+        try:
+            body, retrieved = await self._make(request, access, key, standing)
+        except Exception as error:  # noqa: BLE001 - raised to those who wait for the answer
+            made.set_exception(error)
+            return
+        made.set_result(body)
+        if retrieved is not None:
+            await self.keep(request, access, key, standing, body=body, retrieved=retrieved)
+
+    async def _make(
+        self, request: QueryRequest, access: Access, key: str, standing: Standing
+    ) -> tuple[bytes, Retrieved | None]:
+        """The answer, and what it was made from if it is to be kept."""
         if not standing.leased and (filled := await self._filled_elsewhere(access.tenant, key)) is not None:
-            return filled
+            return filled, None
         retrieved = await self.retrieve(request, access)
         generated = unanswered = None
         if request.generate:
@@ -238,9 +280,7 @@ class Answering:
         body = response_body(
             retrieved.passages, generated, include_metadata=request.include_metadata, unanswered=unanswered
         )
-        if unanswered is None:
-            await self.keep(request, access, key, standing, body=body, retrieved=retrieved)
-        return body
+        return body, retrieved if unanswered is None else None
 
     async def _filled_elsewhere(self, tenant: str, key: str) -> bytes | None:
         """What another process fills just now, if it comes soon."""

@@ -23,11 +23,12 @@ class AnswerKeys:
 
     @property
     def state(self) -> str:
-        """A hash: the last offset applied of each partition, ``seeded``, and the numbers that order everything.
+        """A hash: what is applied, and the numbers that order everything.
 
-        ``epoch``: of the last change; ``judged``: of the last change that answers were judged by; ``floor``: answers of
-        earlier epochs do not count; ``fills``: number of the last answer stored; ``told``: number of the last
-        announcement. One key on purpose: Redis can lose all of it, never a part of it.
+        ``positions``: the last offset applied of each partition; ``whole``: none is missing; ``epoch``: of the last
+        change; ``judged``: of the last change that answers were judged by; ``floor``: answers of earlier epochs do not
+        count; ``fills``: number of the last answer stored; ``told``: number of the last announcement. One key on
+        purpose: Redis can lose all of it, never a part of it.
         """
         return f"{self.slice_key}:state"
 

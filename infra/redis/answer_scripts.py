@@ -36,13 +36,30 @@ local function new_epoch()
   redis.call('HSET', STATE, 'epoch', epoch)
   return epoch
 end
-local function advance(positions)
-  for partition, offset in string.gmatch(positions, '(%d+):(%d+)') do
-    local old = redis.call('HGET', STATE, partition)
-    if not old or tonumber(old) < tonumber(offset) then
-      redis.call('HSET', STATE, partition, offset)
+-- What is applied: offsets by partition, and the partitions in the order in which they came. It is one field, so that
+-- a lookup reads and sends one thing where it would be one for each partition.
+local function applied(and_these)
+  local order, offsets = {}, {}
+  local all = (state('positions') or '') .. ' ' .. and_these
+  for partition, offset in string.gmatch(all, '(%d+):(%d+)') do
+    if not offsets[partition] then
+      order[#order + 1] = partition
+    end
+    if not offsets[partition] or tonumber(offsets[partition]) < tonumber(offset) then
+      offsets[partition] = offset
     end
   end
+  return order, offsets
+end
+local function advance(positions)
+  if positions == '' then
+    return
+  end
+  local order, offsets = applied(positions)
+  for at, partition in ipairs(order) do
+    order[at] = partition .. ':' .. offsets[partition]
+  end
+  redis.call('HSET', STATE, 'positions', table.concat(order, ' '))
 end
 -- Positions of the changes after an epoch, up to another; they are reflected as soon as the answers are judged.
 local function advance_to(after, to)
@@ -88,18 +105,26 @@ _ALSO_WHEN_FULL: Final = "#!lua flags=allow-oom\n"
 LOOKUP: Final = Script(
     _SLICE
     + """
-epoch_now()
+local FIELDS = {'epoch', 'floor', 'positions', 'whole', 'told'}
+local slice = redis.call('HMGET', STATE, unpack(FIELDS))
+if not slice[1] then
+  drop_everything('')
+  slice = redis.call('HMGET', STATE, unpack(FIELDS))
+end
+local function found(entry, ends_ms, leased)
+  return {slice[1], slice[3] or '', slice[4] and 1 or 0, slice[5] or '0', entry, ends_ms, leased}
+end
 local answer = redis.call('HMGET', KEYS[5], 'epoch', 'entry')
-if answer[1] and tonumber(answer[1]) >= tonumber(state('floor')) then
+if answer[1] and tonumber(answer[1]) >= tonumber(slice[2]) then
   local entry = answer[2]
   if ARGV[2] == 'whole' then
     entry = entry .. redis.call('HGET', KEYS[5], 'rest')
   end
-  return {redis.call('HGETALL', STATE), entry, redis.call('PTTL', KEYS[5]), 0}
+  return found(entry, redis.call('PTTL', KEYS[5]), 0)
 end
 -- A Redis without room gives no lease: that is no reason to answer nothing.
 local leased = ARGV[1] == '0' or redis.pcall('SET', KEYS[6], '1', 'NX', 'PX', ARGV[1])
-return {redis.call('HGETALL', STATE), false, 0, leased and 1 or 0}
+return found(false, 0, leased and 1 or 0)
 """
 )
 
@@ -150,11 +175,11 @@ CHANGE: Final = Script(
     + """
 local where, positions, effect, most, why = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 local epoch = epoch_now()
-local before = {}
+local before, _, offsets = {}, applied('')
 for partition in string.gmatch(positions, '(%d+):') do
-  before[#before + 1] = state(partition)
+  before[#before + 1] = offsets[partition] or false
 end
-if effect == 'seed' and redis.call('HSETNX', STATE, 'seeded', '1') == 0 then
+if effect == 'seed' and redis.call('HSETNX', STATE, 'whole', '1') == 0 then
   return {epoch, 0, before}
 end
 if effect == 'keep' and state('judged') == epoch then

@@ -83,14 +83,14 @@ class RedisAnswerCache:
         """See ``AnswerCache``."""
         keys = AnswerKeys.of(self._names, tenant, slice_of(key, self.count))
         looking = (keys.answer(key), keys.lease(key))
-        fields, entry, ends_ms, leased = await self._run(LOOKUP, keys, looking, lease_ms, "whole" if whole else "")
-        state = dict(zip(fields[::2], fields[1::2], strict=True))
+        found = await self._run(LOOKUP, keys, looking, lease_ms, "whole" if whole else "")
+        epoch, positions, seeded, told, entry, ends_ms, leased = found
         return Lookup(
-            epoch=int(state[b"epoch"]),
-            positions=_positions(state),
+            epoch=int(epoch),
+            positions=_positions(positions),
             entry=entry,
-            seeded=b"seeded" in state,
-            told=int(state.get(b"told", 0)),
+            seeded=bool(seeded),
+            told=int(told),
             ends_ms=max(ends_ms, 0),
             leased=bool(leased),
         )
@@ -111,9 +111,9 @@ class RedisAnswerCache:
         with redis_errors():
             reading = self._client.pipeline(transaction=False)
             for number in range(self.count):
-                reading.hgetall(AnswerKeys.of(self._names, tenant, number).state)
-            states = await reading.execute()
-        return reached_by_all([_positions(state) for state in states])
+                reading.hget(AnswerKeys.of(self._names, tenant, number).state, "positions")
+            applied = await reading.execute()
+        return reached_by_all([_positions(positions or b"") for positions in applied])
 
     async def seed(self, tenant: str, positions: Mapping[int, int]) -> None:
         """See ``AnswerCache``."""
@@ -296,9 +296,10 @@ def _once(*, confirmed: bool) -> None:
         raise CacheUnavailable("Redis: the subscription was interrupted")
 
 
-def _positions(state: Mapping[bytes, bytes]) -> dict[int, int]:
-    """The positions in a slice's state, which holds other things under their names beside them."""
-    return {int(name): int(offset) for name, offset in state.items() if name.isdigit()}
+def _positions(told: bytes) -> dict[int, int]:
+    """As ``_told`` wrote them."""
+    numbers = list(map(int, told.replace(b":", b" ").split()))
+    return dict(zip(numbers[::2], numbers[1::2], strict=True))
 
 
 def _told(positions: Mapping[int, int]) -> str:

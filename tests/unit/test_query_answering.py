@@ -159,6 +159,31 @@ async def test_the_second_answer_is_the_first_from_the_cache(service):
     assert service.count("freshline_queries_total", served="filled") == 1
 
 
+async def test_who_asks_first_does_not_wait_until_the_answer_is_kept_and_who_asks_next_finds_it(service, monkeypatch):
+    may_keep, keeps, looked, cache = asyncio.Event(), asyncio.Event(), [], service.cache
+    store, lookup = cache.store, cache.lookup
+
+    async def late(*arguments, **named):
+        keeps.set()
+        await may_keep.wait()
+        return await store(*arguments, **named)
+
+    async def noted(*arguments, **named):
+        looked.append(arguments)
+        return await lookup(*arguments, **named)
+
+    monkeypatch.setattr(cache, "store", late)
+    monkeypatch.setattr(cache, "lookup", noted)
+    first = await service.ask()
+    async with asyncio.timeout(WAIT_S):
+        await keeps.wait()
+    again = asyncio.create_task(service.ask())
+    await until(lambda: len(looked) == 2)
+    assert not again.done()
+    may_keep.set()
+    assert (first.cached, (await again).cached, service.index.searches) == (False, True, 1)
+
+
 async def test_a_change_drops_the_answer_and_the_next_one_has_it(service):
     await service.ask()
     await service.change("b", 2)
