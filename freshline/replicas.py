@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 import sys
+import tempfile
 from collections.abc import Sequence
 from typing import Final
 
@@ -12,6 +13,7 @@ import structlog
 from infra.settings import Settings
 from infra.telemetry.logging import configure_logging
 from infra.web.server import LISTEN_FD, READY_FD, bind
+from infra.web.siblings import SIBLINGS_DIR
 
 _READY_S: Final = 120.0
 _END_S: Final = 60.0
@@ -42,7 +44,8 @@ async def serve_replicas(settings: Settings, count: int, *, options: Sequence[st
     """
     configure_logging(settings)
     bound = bind(settings.query, settings)
-    replicas = [_Replica(number, bound.fileno(), options) for number in range(count)]
+    siblings = tempfile.TemporaryDirectory(prefix="freshline-")
+    replicas = [_Replica(number, bound.fileno(), options, siblings.name) for number in range(count)]
     loop = asyncio.get_running_loop()
     told, again = asyncio.Event(), asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -68,13 +71,15 @@ async def serve_replicas(settings: Settings, count: int, *, options: Sequence[st
             task.cancel()
         await asyncio.gather(*(replica.end() for replica in replicas))
         bound.close()
+        siblings.cleanup()
 
 
 class _Replica:
     """One place, and the process that has it now."""
 
-    def __init__(self, number: int, listen_fd: int, options: Sequence[str]) -> None:
+    def __init__(self, number: int, listen_fd: int, options: Sequence[str], siblings_dir: str) -> None:
         self.number = number
+        self._siblings_dir = siblings_dir
         self._options = options
         self._listen_fd = listen_fd
         self._process: asyncio.subprocess.Process | None = None
@@ -121,7 +126,8 @@ class _Replica:
     async def _started(self) -> asyncio.subprocess.Process:
         ready, tell = os.pipe()
         os.set_blocking(ready, False)
-        environment = os.environ | {LISTEN_FD: str(self._listen_fd), READY_FD: str(tell)}
+        own = {LISTEN_FD: str(self._listen_fd), READY_FD: str(tell), SIBLINGS_DIR: self._siblings_dir}
+        environment = os.environ | own
         try:
             process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-P", "-m", "freshline", "serve", "query", *self._options),

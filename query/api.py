@@ -19,6 +19,7 @@ from infra.web.credentials import Credentials
 from infra.web.limits import OverLimit, TenantLimit
 from infra.web.metrics import install_metrics
 from infra.web.problems import ProblemRaised, install_problems
+from infra.web.siblings import Siblings
 from infra.web.tracing import install_tracing
 from query.admission import Overloaded
 from query.answering import Answering
@@ -105,6 +106,7 @@ def build_app(
     limit: TenantLimit | None = None,
     seconds: Histogram | None = None,
     tracer: Tracer = NO_TRACER,
+    siblings: Siblings | None = None,
 ) -> FastAPI:
     """The application; it owns nothing that needs closing."""
     limit = limit or question_limit(0)
@@ -116,7 +118,7 @@ def build_app(
         docs_url=None,
     )
     install_problems(app)
-    install_metrics(app, service="query", registry=registry, seconds=seconds)
+    install_metrics(app, service="query", registry=registry, seconds=seconds, siblings=siblings)
 
     install_audit(app, audited)
     reader = Depends(credentials.requiring(Scope.QUERY))

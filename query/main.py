@@ -3,13 +3,13 @@
 import asyncio
 import os
 import socket
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, asynccontextmanager, suppress
 from typing import Any, Final, Protocol, TypeVar
 
 import structlog
 from fastapi import FastAPI
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, generate_latest
 from redis.asyncio import Redis
 
 from infra.alerts.opening import open_channels
@@ -29,8 +29,9 @@ from infra.settings import GenerationSettings, OpenSearchSettings, Settings
 from infra.telemetry.logging import configure_logging
 from infra.telemetry.tracing import open_tracing
 from infra.web.at_once import AtOnce
-from infra.web.metrics import http_seconds
+from infra.web.metrics import METRICS, http_seconds
 from infra.web.server import listening, until_told_to_stop
+from infra.web.siblings import Siblings
 from query.admission import Admission
 from query.alerting import Alerting
 from query.answering import Answering
@@ -151,8 +152,7 @@ async def serving(settings: Settings) -> AsyncIterator[str]:
         parts = _parts(opensearch, redis, watch, generator_guard) | {
             "invalidation": Part(InvalidationLag(cache, opensearch, settings.tenant.default).check, needed=False)
         }
-        operations = Operations(parts, metrics.recent, memory_limit_bytes=settings.query.memory_limit_bytes or None)
-        _begin_alerting(ending, operations, settings, metrics)
+        operations = await _operations(ending, parts, settings, metrics, registry)
         limit, seconds = question_limit(settings.query.tenant_requests_per_s), http_seconds(registry)
         app = build_app(
             answering,
@@ -174,6 +174,7 @@ async def serving(settings: Settings) -> AsyncIterator[str]:
                 behind=standings.left_aside,
             ),
             registry=registry,
+            siblings=operations.siblings,
         )
         hits = None
         if not _looks_at_each(settings):
@@ -249,6 +250,25 @@ def _listening(app: FastAPI, hits: HitPath | None, settings: Settings) -> Abstra
 def _looks_at_each(settings: Settings) -> bool:
     """Whether each question is to be traced or told in the audit log: then none takes the short way."""
     return settings.telemetry.otlp_endpoint is not None or settings.credentials.audit == "all"
+
+
+async def _operations(
+    ending: AsyncExitStack,
+    parts: Mapping[str, Part],
+    settings: Settings,
+    metrics: QueryMetrics,
+    registry: CollectorRegistry,
+) -> Operations:
+    operations = Operations(
+        parts,
+        metrics.recent,
+        memory_limit_bytes=settings.query.memory_limit_bytes or None,
+        siblings=Siblings.of_this_process(),
+    )
+    _begin_alerting(ending, operations, settings, metrics)
+    told = {METRICS: lambda _: generate_latest(registry), **operations.told}
+    await ending.enter_async_context(operations.siblings.listening(told))
+    return operations
 
 
 def _begin_alerting(ending: AsyncExitStack, operations: Operations, settings: Settings, metrics: QueryMetrics) -> None:

@@ -1,12 +1,16 @@
-"""How this process does: health, readiness, and a summary of the last minutes."""
+"""How this process does: health, readiness, and with others of the same address a summary of the last minutes."""
 
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import reduce
+from operator import add
 from typing import Annotated, Final
 
+import orjson
 import psutil
+import structlog
 from fastapi import Depends, FastAPI, Query, Response
 from starlette.types import ASGIApp, Message, Receive, Send
 from starlette.types import Scope as AsgiScope
@@ -14,13 +18,17 @@ from starlette.types import Scope as AsgiScope
 from infra.opensearch.port import Access
 from infra.web.credentials import Credentials
 from infra.web.problems import as_problem, problems_told
+from infra.web.siblings import Siblings, Told
 from query.core.audit import Verdict
 from query.core.health import PartState, health, is_well
-from query.core.recent import LONGEST_S, Ended, Recent, Window
+from query.core.recent import LONGEST_S, Ended, Recent, Tally, Window
 from schemas.credentials import Scope
 from schemas.operations import AuditReport, HealthReport, HealthScore, PerformanceSummary, ReadyReport, TimesReport
 
 _HEALTH_WINDOW_S: Final = 60
+_TALLY: Final = "tally"
+
+_log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,13 +47,25 @@ class Part:
 class Operations:
     """What is known of this process.
 
+    Attributes:
+        siblings: other processes of the address.
+
     Args:
         parts: what readiness depends on.
         recent: what happened lately.
         memory_limit_bytes: resident memory beyond which the process is failing.
+        siblings: other processes of the address, which answer as ``told`` does.
     """
 
-    def __init__(self, parts: Mapping[str, Part], recent: Recent, *, memory_limit_bytes: int | None = None) -> None:
+    def __init__(
+        self,
+        parts: Mapping[str, Part],
+        recent: Recent,
+        *,
+        memory_limit_bytes: int | None = None,
+        siblings: Siblings | None = None,
+    ) -> None:
+        self.siblings: Final = siblings or Siblings()
         self._parts = parts
         self._recent = recent
         self._memory_limit_bytes = memory_limit_bytes
@@ -106,11 +126,18 @@ class Operations:
         )
 
     async def summary(self, window_s: int) -> PerformanceSummary:
-        """How the last ``window_s`` went."""
-        window = self.window(window_s)
+        """How the last ``window_s`` went, in all processes of the address."""
+        tallies = [self._recent.tally(window_s, now_s=time.monotonic())]
+        for process, told in (await self.siblings.ask(_TALLY, str(window_s))).items():
+            try:
+                tallies.append(Tally.read(orjson.loads(told)))
+            except ValueError as error:
+                _log.warning("sibling_not_understood", process=process, reason=str(error))
+        window = reduce(add, tallies).window(min(window_s, LONGEST_S))
         scored = health(window, await self.states())
         return PerformanceSummary(
             window_s=window.seconds,
+            processes=len(tallies),
             requests=window.requests,
             requests_per_s=round(window.requests / window.seconds, 3),
             times=TimesReport(**asdict(window.times)),
@@ -121,6 +148,14 @@ class Operations:
             audit=_audit_report(window),
             health=HealthScore(score=scored.score, reasons=scored.reasons),
         )
+
+    @property
+    def told(self) -> dict[str, Told]:
+        """What other processes of the address may ask of this one."""
+        return {_TALLY: self._tally}
+
+    def _tally(self, window_s: str) -> bytes:
+        return orjson.dumps(self._recent.tally(int(window_s), now_s=time.monotonic()).told())
 
     async def states(self) -> dict[str, PartState]:
         """Every part as it is now."""
@@ -171,7 +206,7 @@ def add_operations(app: FastAPI, operations: Operations, credentials: Credential
         _access: Annotated[Access, Depends(credentials.requiring(Scope.ADMIN))],
         window: Annotated[int, Query(ge=1, le=LONGEST_S, description="Seconds to look back.")] = 300,
     ) -> PerformanceSummary:
-        """How this process did lately: times, errors, hits, staleness, and a health score with its reasons."""
+        """How the service did lately: times, errors, hits, staleness, and a health score with its reasons."""
         return await operations.summary(window)
 
 

@@ -53,9 +53,10 @@ class HealthScore(Message):
 
 
 class PerformanceSummary(Message):
-    """One process over the last seconds; replicas each have their own."""
+    """The processes that serve one address, over the last seconds; those of other addresses have their own."""
 
     window_s: int
+    processes: int = Field(description="Whose requests these are.")
     requests: int
     requests_per_s: float
     times: TimesReport = Field(description="Of answered requests.")

@@ -1,12 +1,20 @@
 """How long requests take, and the page where Prometheus reads it."""
 
 import time
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Final
 
 from fastapi import FastAPI, Response
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Histogram, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Histogram, Metric, generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from infra.web.siblings import Siblings
 from schemas.telemetry import HTTP_SECONDS, HTTP_SECONDS_BUCKETS
+
+METRICS: Final = "metrics"
+"""Under this name processes of one address ask each other for what is served at ``/metrics``."""
 
 _UNROUTED = "(none)"
 
@@ -54,18 +62,60 @@ def http_seconds(registry: CollectorRegistry) -> Histogram:
 
 
 def install_metrics(
-    app: FastAPI, *, service: str, registry: CollectorRegistry, seconds: Histogram | None = None
+    app: FastAPI,
+    *,
+    service: str,
+    registry: CollectorRegistry,
+    seconds: Histogram | None = None,
+    siblings: Siblings | None = None,
 ) -> None:
     """Time every request of ``app``, and serve ``registry`` at ``/metrics``.
+
+    Where several processes serve the address, samples of all of them are served, each with its ``process``: a number
+    that goes up and down with whoever answers would look like restarts.
 
     Args:
         app: the application.
         service: its name.
         registry: what is served.
         seconds: where times go, if others note there too; by default made and registered here.
+        siblings: other processes of the address; they answer ``METRICS`` by ``generate_latest``.
     """
     app.add_middleware(HttpMetrics, service=service, seconds=seconds or http_seconds(registry))
+    siblings = siblings or Siblings()
 
     @app.get("/metrics", include_in_schema=False)
     async def metrics() -> Response:
-        return Response(generate_latest(registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
+        page = generate_latest(registry)
+        if siblings.shares:
+            page = page_of_all({siblings.pid: page, **await siblings.ask(METRICS)})
+        return Response(page, headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+
+def page_of_all(pages: Mapping[int, bytes]) -> bytes:
+    """One page of the samples of several processes, each with a label ``process``.
+
+    Args:
+        pages: of each process, in the text format.
+    """
+    families: dict[tuple[str, str], Metric] = {}
+    for process, page in pages.items():
+        for family in text_string_to_metric_families(page.decode()):
+            merged = families.setdefault(
+                (family.name, family.type), Metric(family.name, family.documentation, family.type)
+            )
+            merged.samples += (
+                sample._replace(labels={**sample.labels, "process": str(process)}) for sample in family.samples
+            )
+    return generate_latest(_Merged(families.values()))
+
+
+class _Merged(Collector):
+    """Families that are there already, as what ``generate_latest`` takes."""
+
+    def __init__(self, families: Iterable[Metric]) -> None:
+        self._families = families
+
+    def collect(self) -> Iterator[Metric]:
+        """See ``Collector``."""
+        yield from self._families

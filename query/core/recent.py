@@ -1,16 +1,17 @@
 """What happened in the last seconds: counts, times and their percentiles, for any window up to an hour. Pure.
 
 One row for each second, in a ring. Times go into buckets that grow by a twentieth, so a percentile is off by at most
-that; the memory is the same at any load.
+that; the memory is the same at any load. What several processes count adds up.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from query.core.audit import Verdict
 
@@ -111,6 +112,102 @@ class Window:
         return self.served[Served.HIT] / answers if answers else None
 
 
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """How times spread: how many are in each bucket, and what they add up to."""
+
+    counts: NDArray[np.int64]
+    sum_ms: float
+
+    def __add__(self, other: "Spread") -> "Spread":
+        return Spread(self.counts + other.counts, self.sum_ms + other.sum_ms)
+
+    def times(self) -> Times:
+        """What is told of them."""
+        total = int(self.counts.sum())
+        if not total:
+            return Times(0.0, 0.0, 0.0, 0.0)
+        reached = self.counts.cumsum()
+
+        def percentile(share: float) -> float:
+            bucket = int(np.searchsorted(reached, math.ceil(share * total)))
+            # The middle of the bucket, on the scale on which buckets are equally wide.
+            return round(_LEAST_MS * _GROWTH ** (bucket - 0.5), 3) if bucket else _LEAST_MS
+
+        return Times(round(self.sum_ms / total, 3), percentile(0.50), percentile(0.95), percentile(0.99))
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """Counts of some seconds, which add up over processes.
+
+    Attributes:
+        ended: requests, in the order of ``Ended``.
+        served: answers, in the order of ``Served``.
+        audited: hits that were looked at again, in the order of ``Verdict``.
+        past_objective: one number; this and the rest as in ``Window``.
+    """
+
+    ended: NDArray[np.int64]
+    served: NDArray[np.int64]
+    audited: NDArray[np.int64]
+    past_objective: NDArray[np.int64]
+    times: Spread
+    staleness: Spread
+    audited_stale: Spread
+
+    def __add__(self, other: "Tally") -> "Tally":
+        return Tally(*(getattr(self, name) + getattr(other, name) for name in _PARTS))
+
+    def told(self) -> dict[str, Any]:
+        """As a JSON object."""
+        return {
+            **{name: getattr(self, name).tolist() for name in _COUNTED},
+            **{name: [spread.counts.tolist(), spread.sum_ms] for name, spread in self._spreads()},
+        }
+
+    def _spreads(self) -> Iterator[tuple[str, Spread]]:
+        return ((name, getattr(self, name)) for name in _TIMED)
+
+    @classmethod
+    def read(cls, told: Mapping[str, Any]) -> "Tally":
+        """Read ``told`` back.
+
+        Raises:
+            ValueError: it is of another release.
+        """
+        try:
+            counted = {name: np.array(told[name], dtype=np.int64) for name in _COUNTED}
+            spreads = {name: Spread(np.array(told[name][0], dtype=np.int64), float(told[name][1])) for name in _TIMED}
+            parts: dict[str, Any] = counted | spreads
+            tally = cls(**parts)
+        except (LookupError, TypeError, OverflowError) as error:
+            raise ValueError(f"not a tally: {error!r}") from error
+        lengths = [getattr(tally, name).shape for name in _COUNTED]
+        lengths += [spread.counts.shape for _, spread in tally._spreads()]
+        if lengths != [(len(Ended),), (len(Served),), (len(Verdict),), (1,), *[(_BUCKETS,)] * len(_TIMED)]:
+            raise ValueError(f"not a tally of this release: {lengths}")
+        return tally
+
+    def window(self, seconds: int) -> Window:
+        """What is told of them, which were so many seconds."""
+        return Window(
+            seconds=seconds,
+            ended={kind: int(self.ended[place]) for kind, place in _ENDED.items()},
+            served={kind: int(self.served[place]) for kind, place in _SERVED.items()},
+            times=self.times.times(),
+            staleness=self.staleness.times(),
+            audited={kind: int(self.audited[place]) for kind, place in _AUDITED.items()},
+            audited_stale=self.audited_stale.times(),
+            past_objective=int(self.past_objective[0]),
+        )
+
+
+_COUNTED: Final = ("ended", "served", "audited", "past_objective")
+_TIMED: Final = ("times", "staleness", "audited_stale")
+_PARTS: Final = _COUNTED + _TIMED
+
+
 class _Histogram:
     """Times of each second."""
 
@@ -133,20 +230,8 @@ class _Histogram:
         self._counts[row] += np.bincount(buckets, minlength=_BUCKETS).astype(np.uint32)
         self._sums_ms[row] += float(np.sum(many_ms))
 
-    def times(self, rows: list[int]) -> Times:
-        counts = self._counts[rows].sum(axis=0, dtype=np.int64)
-        total = int(counts.sum())
-        if not total:
-            return Times(0.0, 0.0, 0.0, 0.0)
-        reached = counts.cumsum()
-
-        def percentile(share: float) -> float:
-            bucket = int(np.searchsorted(reached, math.ceil(share * total)))
-            # The middle of the bucket, on the scale on which buckets are equally wide.
-            return round(_LEAST_MS * _GROWTH ** (bucket - 0.5), 3) if bucket else _LEAST_MS
-
-        mean_ms = round(float(self._sums_ms[rows].sum()) / total, 3)
-        return Times(mean_ms, percentile(0.50), percentile(0.95), percentile(0.99))
+    def spread(self, rows: list[int]) -> Spread:
+        return Spread(self._counts[rows].sum(axis=0, dtype=np.int64), float(self._sums_ms[rows].sum()))
 
 
 class Recent:
@@ -197,20 +282,21 @@ class Recent:
     def window(self, seconds: int, *, now_s: float) -> Window:
         """The last ``seconds``, of which the present one counts as one."""
         seconds = min(seconds, LONGEST_S)
-        first = int(now_s) - seconds + 1
+        return self.tally(seconds, now_s=now_s).window(seconds)
+
+    def tally(self, seconds: int, *, now_s: float) -> Tally:
+        """Likewise, to be added to what others counted."""
+        first = int(now_s) - min(seconds, LONGEST_S) + 1
         rows = [second % LONGEST_S for second in range(first, int(now_s) + 1)]
         rows = [row for row in rows if self._seconds[row] >= first]
-        ended, served = self._ended[rows].sum(axis=0), self._served[rows].sum(axis=0)
-        audited = self._audited[rows].sum(axis=0)
-        return Window(
-            seconds=seconds,
-            ended={kind: int(ended[place]) for kind, place in _ENDED.items()},
-            served={kind: int(served[place]) for kind, place in _SERVED.items()},
-            times=self._times.times(rows),
-            staleness=self._staleness.times(rows),
-            audited={kind: int(audited[place]) for kind, place in _AUDITED.items()},
-            audited_stale=self._audited_stale.times(rows),
-            past_objective=int(self._past_objective[rows].sum()),
+        return Tally(
+            ended=self._ended[rows].sum(axis=0),
+            served=self._served[rows].sum(axis=0),
+            audited=self._audited[rows].sum(axis=0),
+            past_objective=self._past_objective[rows].sum(keepdims=True),
+            times=self._times.spread(rows),
+            staleness=self._staleness.spread(rows),
+            audited_stale=self._audited_stale.spread(rows),
         )
 
     def _row(self, now_s: float) -> int:

@@ -10,6 +10,7 @@ from contextlib import AsyncExitStack
 import httpx
 import psutil
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from freshline.bench.installation import installed
 
@@ -149,6 +150,28 @@ async def until(condition):
             await asyncio.sleep(0.02)
 
 
+async def whoever_is_asked_tells_of_all(url, pids, *, questions=8):
+    counts = []
+    for _ in range(2):
+        async with httpx.AsyncClient(timeout=60) as client:  # a new connection, taken by either
+            page = (await client.get(f"{url}/metrics")).text
+            summary = (await client.get(f"{url}/performance-summary?window=3600")).json()
+            samples = [
+                sample
+                for family in text_string_to_metric_families(page)
+                for sample in family.samples
+                if sample.name == "freshline_queries_total" and sample.labels["served"] == "filled"
+            ]
+            assert {int(sample.labels["process"]) for sample in samples} <= pids
+            assert summary["processes"] == len(pids)
+            counts.append((sum(sample.value for sample in samples), summary["requests"]))
+            for number in range(questions):
+                (await client.post(f"{url}/v1/query", json={"query": f"another {number}"})).raise_for_status()
+    (filled_before, asked_before), (filled_after, asked_after) = counts
+    assert filled_after - filled_before == questions
+    assert asked_after - asked_before >= questions  # hits before are counted a moment later
+
+
 async def test_no_request_fails_while_processes_of_one_address_are_replaced(stack):
     told = {
         "FRESHLINE_OPENSEARCH__SHARDS": "1",
@@ -175,6 +198,7 @@ async def test_no_request_fails_while_processes_of_one_address_are_replaced(stac
             done.set()
             await asyncio.gather(*clients)
             assert set(outcomes) == {200}
+            await whoever_is_asked_tells_of_all(f"http://127.0.0.1:{port}", children_of(process))
 
             # One that ends by itself is started again; the other goes on meanwhile.
             killed = min(children_of(process))

@@ -1,6 +1,7 @@
 """What a process tells of itself: windows, scores, health, readiness, the end of connections."""
 
 import httpx
+import orjson
 import pytest
 from prometheus_client import CollectorRegistry
 from pydantic import SecretStr
@@ -10,8 +11,9 @@ from infra.redis.memory_answers import MemoryAnswerCache
 from infra.settings import Settings, TenantSettings
 from infra.web.credentials import Credentials
 from query.api import build_app
+from query.core.audit import Verdict
 from query.core.health import PartState, health
-from query.core.recent import LONGEST_S, Ended, Recent, Served
+from query.core.recent import LONGEST_S, Ended, Recent, Served, Tally
 from query.lag import GIVE_UP_S, OBJECTIVE_S, InvalidationLag, InvalidationLags, LagWatch
 from query.metrics import QueryMetrics
 from query.operations import Operations, Part
@@ -51,6 +53,34 @@ def test_percentiles_are_off_by_a_twentieth_at_most():
     assert times.mean_ms == pytest.approx(500.05)
     for found, exact in ((times.p50_ms, 500), (times.p95_ms, 950), (times.p99_ms, 990)):
         assert found == pytest.approx(exact, rel=0.05)
+
+
+def busy(*, first_ms):
+    recent = Recent()
+    for number in range(100):
+        recent.note_end(Ended.ANSWERED, first_ms + number, now_s=1)
+        recent.note_served(Served.HIT, 5.0, now_s=1)
+        recent.note_audited(Verdict.NEWER, 40.0, past_objective=True, now_s=1)
+    return recent
+
+
+def test_what_processes_counted_adds_up():
+    one, other, both = busy(first_ms=1), busy(first_ms=500), busy(first_ms=1)
+    for number in range(100):
+        both.note_end(Ended.ANSWERED, 500 + number, now_s=1)
+        both.note_served(Served.HIT, 5.0, now_s=1)
+        both.note_audited(Verdict.NEWER, 40.0, past_objective=True, now_s=1)
+    told = orjson.loads(orjson.dumps(other.tally(60, now_s=1).told()))
+    assert (one.tally(60, now_s=1) + Tally.read(told)).window(60) == both.window(60, now_s=1)
+
+
+@pytest.mark.parametrize("change", [{"ended": [1]}, {"times": None}, {"times": [[1, 2], 3.0]}, {"served": ["many"]}])
+def test_what_another_release_counted_is_refused(change):
+    told = Recent().tally(60, now_s=1).told()
+    with pytest.raises(ValueError, match=r"not a tally|invalid literal"):
+        Tally.read(told | change)
+    with pytest.raises(ValueError, match="not a tally"):
+        Tally.read({})
 
 
 @pytest.mark.parametrize("ms", [0.0, 0.01, 1e9])
