@@ -1,5 +1,6 @@
 """The benchmark of the cache: a truth computed by hand, the definitions, and a mistake that the figures must show."""
 
+import inspect
 import math
 import random
 from collections import Counter
@@ -89,8 +90,8 @@ class IgnoresWhatIsAdded(Exact):
 class IgnoresWords(Exact):
     """One leg of the two: what is added enters the vector windows alone."""
 
-    def _enter_lexical(self, *_):
-        pass
+    def _find_by_terms(self, _passages, _new, _fusion, count):
+        return count
 
 
 class NeverAsksAgain(Exact):
@@ -202,6 +203,17 @@ def test_a_planted_mistake_is_shown_by_the_figures(mistake, kept):
     assert wrong["recall"] < 0.98
     assert wrong["content_stale_share"] > 0.005
     assert wrong["served_past_objective"] > 0
+
+
+@pytest.mark.parametrize("mistake", [IgnoresWhatIsAdded, IgnoresWords, NeverAsksAgain, DropsTooMuch])
+def test_a_planted_mistake_replaces_what_is_there(mistake):
+    for name, planted in vars(mistake).items():
+        if inspect.isfunction(planted):
+            replaced = getattr(Exact, name)
+            wanted, given = (
+                [one.lstrip("_") for one in inspect.signature(each).parameters] for each in (replaced, planted)
+            )
+            assert given == wanted
 
 
 def test_dropping_too_much_is_shown_by_the_figures():

@@ -1,8 +1,8 @@
-"""The inner loops of judging, compiled: one look at each window, where arrays would take a pass for each step.
+"""Windows and what is done to one of them, compiled: one look at each, where arrays would take a pass for each step.
 
 Rows are answers, places those of a window, in no order. *Late* is a bit for each place of a window, set where a passage
-entered after the answer was made. A row's first term of number 0 ends its terms. Nothing here allocates what grows with
-the number of answers, and all of it runs without the interpreter's lock.
+entered after the answer was made. A row's first term of number 0 ends its terms. All of it runs without the
+interpreter's lock.
 """
 
 from collections.abc import Callable
@@ -23,9 +23,6 @@ NOBODY: Final = -1
 
 _LOWEST: Final = np.float32(-np.inf)
 _HIGHEST: Final = np.float32(np.inf)
-_ROUNDING: Final = np.float32(1e-5)
-"""Share by which sums of the same numbers in another order may differ, with room to spare."""
-
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 
@@ -85,21 +82,15 @@ class Fusion(NamedTuple):
     rrf_k: int
 
 
-class Scored(NamedTuple):
-    """Lexical scores of the rows that were looked at since the statistics were told.
+class Scratch(NamedTuple):
+    """What the lexical leg of the row at hand is scored with.
 
     Attributes:
-        scores: shape (rows, places); the first ``used`` are of ``rows``.
-        slots: of each row the place of its scores, or ``NOBODY``.
-        rows: in the order of their slots.
-        used: one number.
-        norms: of each place of the row at hand.
+        scores: of its places.
+        norms: likewise.
     """
 
     scores: Floats
-    slots: Ints
-    rows: Ints
-    used: NDArray[np.int64]
     norms: Floats
 
 
@@ -151,112 +142,83 @@ def compiled(function: _F) -> _F:
     return fast
 
 
-def _summed(function: _F) -> _F:
+def summed(function: _F) -> _F:
     """Likewise, where numbers may be added up in any order, so that many are at once."""
     fast: _F = njit(cache=True, nogil=True, error_model="numpy", fastmath={"reassoc", "nsz", "contract"})(function)
     return fast
 
 
 @compiled
-def leave(
-    vector: VectorLeg,
-    lexical: LexicalLeg,
-    answered: Answered,
-    fusion: Fusion,
-    scored: Scored,
-    gone: Leavers,
-    rank: int,
-    touched: Flags,
-    altered: Flags,
-) -> None:
-    """Take passages out of all windows, in the lexical leg by the statistics of now.
-
-    Args:
-        vector: windows.
-        lexical: likewise.
-        answered: whose windows they are.
-        fusion: statistics of now.
-        scored: scores by these statistics, which grow by the rows that are looked at.
-        gone: the passages.
-        rank: rows in which one of them had it or a better one are marked in ``touched``.
-        touched: marks.
-        altered: marks of the rows that have one of them among their sources, in another version than the one to come.
-    """
-    for at in range(len(gone.numbers)):
-        number, version = gone.numbers[at], gone.versions[at]
-        by_vector = gone.by_vector.members[gone.by_vector.bounds[at] : gone.by_vector.bounds[at + 1]]
-        by_terms = gone.by_terms.members[gone.by_terms.bounds[at] : gone.by_terms.bounds[at + 1]]
-        for row in by_vector:
-            _leave(vector.ids, vector.late, row, vector.scores[row], number, rank, touched)
-        for row in by_terms:
-            if place_of(lexical.ids[row], number) != NOBODY:
-                standing = lexical_scores(lexical, fusion, scored, row)
-                _leave(lexical.ids, lexical.late, row, standing, number, rank, touched)
-        _cite(answered, by_vector, number, version, altered)
-        _cite(answered, by_terms, number, version, altered)
+def cites(answered: Answered, row: int, number: int, version: int) -> bool:
+    """Whether a row has a passage among its sources, in another version than this one."""
+    found = False
+    for source in range(answered.sources.shape[1]):
+        found |= answered.sources[row, source] == number and answered.versions[row, source] != version
+    return found
 
 
 @compiled
-def _leave(ids: Ints, late: Bits, row: int, scores: Floats, number: int, rank: int, touched: Flags) -> None:
-    place = place_of(ids[row], number)
-    if place != NOBODY:
-        if above(scores, scores[place]) < rank:
-            touched[row] = True
-        ids[row, place] = NOBODY
-        scores[place] = _LOWEST
-        late[row, place >> 6] &= ~(np.uint64(1) << np.uint64(place & 63))
+def leave_vector(leg: VectorLeg, row: int, number: int, rank: int) -> bool:
+    """Take a passage out of a vector window; whether it had ``rank`` in it, or a better one (from 0)."""
+    place = place_of(leg.ids[row], number)
+    if place == NOBODY:
+        return False
+    near = above(leg.scores[row], leg.scores[row, place]) < rank
+    leg.scores[row, place] = _LOWEST
+    leg.ids[row, place] = NOBODY
+    leg.late[row, place >> 6] &= ~(np.uint64(1) << np.uint64(place & 63))
+    return bool(near)
 
 
 @compiled
-def _cite(answered: Answered, rows: Ints, number: int, version: int, altered: Flags) -> None:
-    for row in rows:
-        for source in range(answered.sources.shape[1]):
-            if answered.sources[row, source] == number and answered.versions[row, source] != version:
-                altered[row] = True
+def leave_lexical(leg: LexicalLeg, row: int, place: int, standing: Floats, rank: int) -> bool:
+    """Take the passage in a place out of a lexical window, whose scores are ``standing``; likewise."""
+    near = above(standing, standing[place]) < rank
+    standing[place] = _LOWEST
+    leg.ids[row, place] = NOBODY
+    leg.late[row, place >> 6] &= ~(np.uint64(1) << np.uint64(place & 63))
+    return bool(near)
 
 
 @compiled
-def enter_vector(
-    leg: VectorLeg,
-    answered: Answered,
-    first: int,
-    new: Newcomers,
-    rank: int,
-    touched: Flags,
-    entered: Ints,
-    counts: Ints,
-) -> None:
-    """Bring passages into vector windows by their scores in each.
+def enter_vector(leg: VectorLeg, row: int, score: Any, number: int) -> bool:
+    """Bring a passage into a vector window; False if it stays below its floor."""
+    if not (score > leg.floors[row]):
+        return False
+    place = _lowest(leg.scores[row])
+    lowest = leg.scores[row, place]
+    if lowest > _LOWEST:  # Of a full window and the newcomer the least stays outside, and is the floor.
+        leg.floors[row] = min(lowest, score)
+        if score <= lowest:
+            return False
+    leg.ids[row, place] = number
+    leg.scores[row, place] = score
+    leg.late[row, place >> 6] |= np.uint64(1) << np.uint64(place & 63)
+    return True
 
-    Args:
-        leg: the windows.
-        answered: whose windows they are.
-        first: row to begin with; as many follow as ``entered`` has columns, or are left.
-        new: the passages.
-        rank: rows in which one has it or a better one are marked.
-        touched: the marks.
-        entered: takes for each passage the rows in which it is now.
-        counts: takes how many those are.
-    """
-    counts[:] = 0
-    for row in range(first, min(first + entered.shape[1], len(leg.floors))):
-        for at in range(len(new.numbers)):
-            score = (1 + _product(answered.questions[row], new.vectors[at])) / 2
-            if not (score > leg.floors[row]) or not new.allowed[at, answered.readers[row]]:
-                continue
-            place = _lowest(leg.scores[row])
-            lowest = leg.scores[row, place]
-            if lowest > _LOWEST:  # Of a full window and the newcomer the least stays outside, and is the floor.
-                leg.floors[row] = min(lowest, score)
-                if score <= lowest:
-                    continue
-            leg.ids[row, place] = new.numbers[at]
-            leg.scores[row, place] = score
-            leg.late[row, place >> 6] |= np.uint64(1) << np.uint64(place & 63)
-            entered[at, counts[at]] = row
-            counts[at] += 1
-            if above(leg.scores[row], score) < rank:
-                touched[row] = True
+
+@compiled
+def enter_lexical(leg: LexicalLeg, row: int, standing: Floats, score: Any, new: Newcomers, at: int) -> bool:
+    """Bring a passage into a lexical window, whose scores are ``standing``; likewise."""
+    if not (score > leg.floors[row]):
+        return False
+    place = _lowest(standing)
+    if standing[place] > _LOWEST:
+        stays_out = bool(score <= standing[place])
+        _raise_floor(leg, row, place, score if stays_out else standing[place], new, at, stays_out)
+        if stays_out:
+            return False
+    leg.ids[row, place] = new.numbers[at]
+    leg.lengths[row, place] = new.lengths[at]
+    start, places = leg.starts[row] + place, leg.ids.shape[1]
+    for column in range(leg.terms.shape[1]):
+        term = leg.terms[row, column]
+        if term == 0:
+            break
+        leg.frequencies[start + column * places] = new.frequencies[at, term]
+    leg.late[row, place >> 6] |= np.uint64(1) << np.uint64(place & 63)
+    standing[place] = score
+    return True
 
 
 @compiled
@@ -275,92 +237,7 @@ def move_floors(leg: LexicalLeg, fusion: Fusion) -> None:
 
 
 @compiled
-def enter_lexical(
-    leg: LexicalLeg,
-    answered: Answered,
-    fusion: Fusion,
-    scored: Scored,
-    new: Newcomers,
-    at: int,
-    holders: Groups,
-    shares: Floats,
-    sums: Floats,
-    found: Ints,
-    rank: int,
-    touched: Flags,
-    entered: Ints,
-) -> int:
-    """Bring a passage into the lexical windows of the rows that find it.
-
-    Args:
-        leg: the windows; their floors are up to date.
-        answered: whose windows they are.
-        fusion: statistics of now.
-        scored: scores by these statistics, which grow by the rows that are looked at.
-        new: passages.
-        at: the one of them.
-        holders: for each of its terms, of the questions that have it the row times the most terms plus the column.
-        shares: of each of its terms, what it is worth to a question for each time that it is asked.
-        sums: of each row, 0 before and after.
-        found: room for all rows.
-        rank: rows in which it has it or a better one are marked.
-        touched: the marks.
-        entered: takes the rows in which it is now.
-
-    Returns:
-        How many those are.
-    """
-    most = leg.repeats.shape[1]
-    found, count = found[: _sum_up(leg, holders, shares, sums, found)], 0
-    for row in found:
-        # Summed up in any order: a bound, not yet the score.
-        roughly = sums[row] * (1 + _ROUNDING)
-        sums[row] = 0
-        if not (roughly > leg.floors[row]) or not new.allowed[at, answered.readers[row]]:
-            continue
-        own = _own_score(leg, fusion, row, new, at)
-        if not (own > leg.floors[row]):
-            continue
-        standing = lexical_scores(leg, fusion, scored, row)
-        place = _lowest(standing)
-        if standing[place] > _LOWEST:
-            stays_out = bool(own <= standing[place])
-            _raise_floor(leg, row, place, own if stays_out else standing[place], new, at, stays_out)
-            if stays_out:
-                continue
-        leg.ids[row, place] = new.numbers[at]
-        leg.lengths[row, place] = new.lengths[at]
-        start, places = leg.starts[row] + place, leg.ids.shape[1]
-        for column in range(most):
-            term = leg.terms[row, column]
-            if term == 0:
-                break
-            leg.frequencies[start + column * places] = new.frequencies[at, term]
-        leg.late[row, place >> 6] |= np.uint64(1) << np.uint64(place & 63)
-        standing[place] = own
-        entered[count] = row
-        count += 1
-        if above(standing, own) < rank:
-            touched[row] = True
-    return count
-
-
-@compiled
-def _sum_up(leg: LexicalLeg, holders: Groups, shares: Floats, sums: Floats, found: Ints) -> int:
-    """What the terms of a passage are worth to each row that has one of them; how many rows were found."""
-    count, most = 0, leg.repeats.shape[1]
-    for term in range(len(shares)):
-        for holder in holders.members[holders.bounds[term] : holders.bounds[term + 1]]:
-            row = holder // most
-            if sums[row] == 0:
-                found[count] = row
-                count += 1
-            sums[row] += shares[term] * leg.repeats[row, holder - row * most]
-    return count
-
-
-@compiled
-def _own_score(leg: LexicalLeg, fusion: Fusion, row: int, new: Newcomers, at: int) -> Any:
+def lexical_score(leg: LexicalLeg, fusion: Fusion, row: int, new: Newcomers, at: int) -> Any:
     """BM25 of a newcomer for the question of a row, summed up as that of a place is."""
     norm, own = fusion.norms[new.lengths[at]], np.float32(0)
     for column in range(leg.terms.shape[1]):
@@ -388,18 +265,9 @@ def _raise_floor(leg: LexicalLeg, row: int, place: int, score: Any, new: Newcome
 
 
 @compiled
-def lexical_scores(leg: LexicalLeg, fusion: Fusion, scored: Scored, row: int) -> Floats:
-    """BM25 of the places of a row, minus infinity where there is nobody; the same array until it is forgotten."""
-    slot = scored.slots[row]
-    if slot != NOBODY:
-        known: Floats = scored.scores[slot]
-        return known
-    slot = scored.used[0]
-    scored.used[0] += 1
-    scored.slots[row] = slot
-    scored.rows[slot] = row
-    scores: Floats = scored.scores[slot]
-    places, norms = leg.ids.shape[1], scored.norms
+def score_lexical(leg: LexicalLeg, fusion: Fusion, row: int, scratch: Scratch) -> None:
+    """BM25 of the places of a row, minus infinity where there is nobody."""
+    places, scores, norms = leg.ids.shape[1], scratch.scores, scratch.norms
     for place in range(places):
         norms[place] = fusion.norms[leg.lengths[row, place]]
         scores[place] = np.float32(0)
@@ -416,11 +284,10 @@ def lexical_scores(leg: LexicalLeg, fusion: Fusion, scored: Scored, row: int) ->
     for place in range(places):
         if leg.ids[row, place] == NOBODY:
             scores[place] = _LOWEST
-    return scores
 
 
-@_summed
-def _product(one: Floats, other: Floats) -> Any:
+@summed
+def product(one: Floats, other: Floats) -> Any:
     """Of two vectors."""
     total = np.float32(0)
     for at in range(len(one)):

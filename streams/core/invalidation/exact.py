@@ -25,23 +25,30 @@ from streams.core.invalidation.bm25 import idf, length_code, length_norms
 from streams.core.invalidation.compiled import (
     NOBODY,
     Answered,
-    Bytes,
-    Flags,
     Fusion,
     Groups,
     Leavers,
     Newcomers,
-    Scored,
-    enter_lexical,
-    enter_vector,
-    leave,
+    Scratch,
     move_floors,
 )
 from streams.core.invalidation.evidence import Change, Evidence, Passage, Statistics, TermCounts
 from streams.core.invalidation.fused import top_of
 from streams.core.invalidation.policy import Verdict
 from streams.core.invalidation.rows import NO_ROWS, Rows, grown
-from streams.core.invalidation.verdicts import DROP, EDGE, SHORT, WATCH, compare_rows, judge_rows
+from streams.core.invalidation.sweep import (
+    IN_LEXICAL,
+    IN_VECTOR,
+    Touches,
+    by_row,
+    entered,
+    find_by_terms,
+    find_by_vector,
+    find_leavers,
+    sweep,
+    touches_of,
+)
+from streams.core.invalidation.verdicts import DROP, EDGE, KEEP, SHORT, Verdicts, compare_rows
 from streams.core.invalidation.windows import LexicalWindows, VectorWindows
 
 MAX_TERMS: Final = 16
@@ -96,14 +103,9 @@ class Exact:
         # What a call works with; nothing in it outlasts the call.
         self._sums = np.empty(0, dtype=np.float32)
         self._found = np.empty(0, dtype=np.int32)
-        self._entered = np.empty(0, dtype=np.int32)
-        self._scored = Scored(
-            np.empty((0, kept), dtype=np.float32),
-            np.empty(0, dtype=np.int32),
-            np.empty(0, dtype=np.int32),
-            np.zeros(1, dtype=np.int64),
-            np.empty(kept, dtype=np.float32),
-        )
+        self._ends = np.empty(0, dtype=np.int64)
+        self._scratch = Scratch(np.empty(kept, dtype=np.float32), np.empty(kept, dtype=np.float32))
+        self._touches, self._ordered = touches_of(0), touches_of(0)
         self._passages: dict[str, int] = {}
         self._next_passage = 0
         self._reader_numbers: dict[object, int] = {}
@@ -126,7 +128,7 @@ class Exact:
         """Of the arrays that grow with the answers, without room that is kept for more of them."""
         share = len(self._rows) / max(len(self._keys), 1)
         own: list[NDArray[Any]] = [*self._answered(), self._watched, self._sums, self._found]
-        own += [self._entered, self._scored.slots, self._scored.rows]
+        own.append(self._ends)
         tables = round(share * sum(table.nbytes for table in own))
         return tables + self._vector.size_bytes(share) + self._lexical.size_bytes(share)
 
@@ -184,18 +186,9 @@ class Exact:
     def judge(self, change: Change, statistics: Statistics) -> Verdict:
         """See ``Policy``. Costs time linear in the number of answers, and in that of windows that are touched."""
         fusion = self._learn(statistics)
-        touched = np.zeros(len(self._keys), dtype=bool)
-        altered = np.zeros(len(self._keys), dtype=bool)
-        self._remove(change, fusion, touched, altered)
-        if change.added and self._rows:
-            added = self._newcomers(change.added)
-            self._enter_vector(added, touched)
-            self._enter_lexical(change.added, added, fusion, touched)
-        rows = np.flatnonzero((touched | self._watched) & ~altered).astype(np.int32)
-        verdicts = self._verdicts(judge_rows, rows, fusion)
-        self._watched[rows] = verdicts == WATCH
-        drop = self._keys_of(np.flatnonzero(altered)) | self._keys_of(rows[verdicts == DROP])
-        recheck = self._keys_of(rows[verdicts == SHORT])
+        verdicts = self._swept(change, fusion)
+        drop = self._keys_of(np.flatnonzero(verdicts == DROP))
+        recheck = self._keys_of(np.flatnonzero(verdicts == SHORT))
         for key in drop:
             self.discard(key)
         touched_ids = change.removed.union(passage.chunk.chunk_id for passage in change.added)
@@ -210,7 +203,9 @@ class Exact:
         keys = frozenset(keys)
         other = frozenset(key for key in keys if key in self._long and self._long[key].differs)
         rows = np.array(sorted(self._rows[key] for key in keys if key in self._rows), dtype=np.int32)
-        return other | self._keys_of(rows[self._verdicts(compare_rows, rows, fusion) == DROP])
+        verdicts = np.empty(len(rows), dtype=np.uint8)
+        compare_rows(rows, self._vector.leg, self._lexical.leg, self._answered(), fusion, self._scratch, verdicts)
+        return other | self._keys_of(rows[verdicts == DROP])
 
     def _settled(self, evidence: Evidence) -> tuple[set[int], set[int]] | None:
         """Of an answer that is put again with the sources it has, what was in each leg's window when it was made."""
@@ -246,38 +241,56 @@ class Exact:
         move_floors(self._lexical.leg, fusion)
         return fusion
 
-    def _remove(self, change: Change, fusion: Fusion, touched: Flags, altered: Flags) -> None:
-        """Take out what is gone and what is stored anew; mark rows near whose top it was, and those that show it."""
+    def _swept(self, change: Change, fusion: Fusion) -> Verdicts:
+        """Bring all windows to what they are after the change; a verdict for each row."""
+        verdicts, gone = np.full(len(self._keys), KEEP, dtype=np.uint8), self._leavers(change)
+        if not self._rows:
+            return verdicts
+        new = self._newcomers(change.added)
+        self._have_room(len(gone.by_vector.members) + len(gone.by_terms.members))
+        count = find_leavers(gone, self._touches)
+        count = self._find_by_terms(change.added, new, fusion, self._find_by_vector(new, count))
+        if len(self._ordered.rows) < count:
+            self._ordered = touches_of(len(self._touches.rows))
+        by_row(self._touches, count, self._ordered, self._ends)
+        sweep(
+            self._vector.leg,
+            self._lexical.leg,
+            self._answered(),
+            fusion,
+            self._scratch,
+            gone,
+            new,
+            self._ordered,
+            self._ends,
+            self._deepest + EDGE,
+            self._watched,
+            verdicts,
+        )
+        for windows, leg in ((self._vector, IN_VECTOR), (self._lexical, IN_LEXICAL)):
+            rows = entered(self._ordered, count, len(new.numbers), leg)
+            for at, number in enumerate(new.numbers.tolist()):
+                windows.entered(number, rows.members[rows.bounds[at] : rows.bounds[at + 1]])
+        return verdicts
+
+    def _leavers(self, change: Change) -> Leavers:
+        """What is gone and what is stored anew; it is in no window any more, once they are swept."""
         versions = {passage.chunk.chunk_id: passage.chunk.version for passage in change.added}
         known = [
             (chunk_id, number)
             for chunk_id in change.removed.union(versions)
             if (number := self._passages.get(chunk_id)) is not None
         ]
-        if not known:
-            return
-        gone = Leavers(
-            np.array([number for _, number in known], dtype=np.int32),
-            # No version is below zero: a removed source is never the same.
-            np.array([versions.get(chunk_id, NOBODY) for chunk_id, _ in known], dtype=np.int64),
-            # A source was in one window at least when the answer was put, and is in it still.
-            _groups([self._vector.take_out(number) for _, number in known]),
-            _groups([self._lexical.take_out(number) for _, number in known]),
-        )
-        leave(
-            self._vector.leg,
-            self._lexical.leg,
-            self._answered(),
-            fusion,
-            self._scored,
-            gone,
-            self._deepest + EDGE,
-            touched,
-            altered,
-        )
         for chunk_id, _ in known:
             if chunk_id not in versions:
                 del self._passages[chunk_id]
+        return Leavers(
+            np.array([number for _, number in known], dtype=np.int32),
+            # No version is below zero: a removed source is never the same.
+            np.array([versions.get(chunk_id, NOBODY) for chunk_id, _ in known], dtype=np.int64),
+            _groups([self._vector.take_out(number) for _, number in known]),
+            _groups([self._lexical.take_out(number) for _, number in known]),
+        )
 
     def _newcomers(self, added: Sequence[Passage]) -> Newcomers:
         counts = np.zeros((len(added), len(self._frequencies)), dtype=np.uint8)
@@ -285,58 +298,52 @@ class Exact:
             for text, count in passage.terms.frequencies.items():
                 if (term := self._vocabulary.get(text)) is not None:
                     of_passage[term] = min(count, _MOST_COUNTED)
+        dimension, readers = self._questions.shape[1], self._reader_searches
         return Newcomers(
             np.array([self._number(passage.chunk.chunk_id) for passage in added], dtype=np.int32),
-            np.stack([passage.vector for passage in added]).astype(np.float32),
+            np.array([passage.vector for passage in added], dtype=np.float32).reshape(len(added), dimension),
             np.array([length_code(passage.terms.length) for passage in added], dtype=np.uint8),
             counts,
-            np.array([[allows(search, one.chunk) for search in self._reader_searches] for one in added], dtype=bool),
+            np.array([[allows(search, one.chunk) for search in readers] for one in added], dtype=bool).reshape(
+                len(added), len(readers)
+            ),
         )
 
-    def _enter_vector(self, new: Newcomers, touched: Flags) -> None:
-        entered = np.empty((len(new.numbers), _BLOCK_ROWS), dtype=np.int32)
-        counts = np.empty(len(new.numbers), dtype=np.int32)
-        rows: list[list[Rows]] = [[] for _ in counts]
-        leg, answered, rank = self._vector.leg, self._answered(), self._deepest + EDGE
-        for start in range(0, len(self._keys), _BLOCK_ROWS):
-            enter_vector(leg, answered, start, new, rank, touched, entered, counts)
-            for own, found, count in zip(rows, entered, counts, strict=True):
-                if count:
-                    own.append(found[:count].copy())
-        for number, own in zip(new.numbers.tolist(), rows, strict=True):
-            if own:
-                self._vector.entered(number, np.concatenate(own))
+    def _find_by_vector(self, new: Newcomers, count: int) -> int:
+        leg, answered, passages = self._vector.leg, self._answered(), len(new.numbers)
+        for first in range(0, len(self._keys) if passages else 0, _BLOCK_ROWS):
+            end = min(first + _BLOCK_ROWS, len(self._keys))
+            self._have_room(count + (end - first) * passages)
+            count = find_by_vector(leg, answered, first, end, new, self._touches, count)
+        return count
 
-    def _enter_lexical(self, passages: Sequence[Passage], new: Newcomers, fusion: Fusion, touched: Flags) -> None:
-        leg, answered, rank = self._lexical.leg, self._answered(), self._deepest + EDGE
+    def _find_by_terms(self, passages: Sequence[Passage], new: Newcomers, fusion: Fusion, count: int) -> int:
+        leg, answered = self._lexical.leg, self._answered()
         for at, passage in enumerate(passages):
             known = [self._vocabulary[text] for text in passage.terms.frequencies if text in self._vocabulary]
             held = new.frequencies[at, known].astype(np.float32)
-            entered = enter_lexical(
+            self._have_room(count + len(self._keys))
+            count = find_by_terms(
                 leg,
                 answered,
                 fusion,
-                self._scored,
                 new,
                 at,
                 _groups([self._lexical.holders(term) for term in known]),
                 fusion.weights[known] * (held / (held + fusion.norms[new.lengths[at]])),
                 self._sums,
                 self._found,
-                rank,
-                touched,
-                self._entered,
+                self._touches,
+                count,
             )
-            self._lexical.entered(int(new.numbers[at]), self._entered[:entered])
+        return count
 
-    def _verdicts(self, look: Any, rows: Rows, fusion: Fusion) -> Bytes:
-        """What ``look`` says of ``rows``; scores by these statistics are forgotten."""
-        verdicts = np.empty(len(rows), dtype=np.uint8)
-        look(rows, self._vector.leg, self._lexical.leg, self._answered(), fusion, self._scored, verdicts)
-        used = self._scored.rows[: self._scored.used[0]]
-        self._scored.slots[used] = NOBODY
-        self._scored.used[0] = 0
-        return verdicts
+    def _have_room(self, touches: int) -> None:
+        """For so many; what is noted already stays."""
+        have = len(self._touches.rows)
+        if have < touches:
+            room = max(touches, have + have // 2)
+            self._touches = Touches(*(grown(table, room) for table in self._touches))
 
     def _answered(self) -> Answered:
         return Answered(self._sources, self._versions, self._top_k, self._readers, self._questions)
@@ -362,11 +369,7 @@ class Exact:
         self._watched = grown(self._watched, rows, 0)
         self._sums = grown(self._sums, rows, 0)
         self._found = grown(self._found, rows)
-        self._entered = grown(self._entered, rows)
-        scored = self._scored
-        self._scored = scored._replace(
-            scores=grown(scored.scores, rows), slots=grown(scored.slots, rows, NOBODY), rows=grown(scored.rows, rows)
-        )
+        self._ends = grown(self._ends, rows)
         self._vector.grow(rows)
         self._lexical.grow(rows)
 

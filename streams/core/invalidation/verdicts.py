@@ -13,16 +13,15 @@ from streams.core.invalidation.compiled import (
     NOBODY,
     Answered,
     Bits,
-    Bytes,
     Floats,
     Fusion,
     Ints,
     LexicalLeg,
-    Scored,
+    Scratch,
     VectorLeg,
     compiled,
-    lexical_scores,
     place_of,
+    score_lexical,
 )
 
 KEEP: Final = 0
@@ -39,63 +38,79 @@ _MARGIN: Final = 5e-4
 _NOWHERE: Final = 1 << 30
 
 
-class _Windows(NamedTuple):
-    """One answer's windows: ids, scores and age of each leg; what is fused of them, and by which constant.
+Verdicts = NDArray[np.uint8]
 
-    Of age the greater came later; what is late has as much as there are places, or more.
-    """
+
+class _Windows(NamedTuple):
+    """One answer's windows: ids, scores and late bits of each leg; what is fused of them, and by which constant."""
 
     vector_ids: Ints
     by_vector: Floats
-    vector_age: Ints
+    vector_late: Bits
     lexical_ids: Ints
     by_terms: Floats
-    lexical_age: Ints
+    lexical_late: Bits
     deepest: int
     rrf_k: int
 
 
 @compiled
-def judge_rows(
-    rows: Ints, vector: VectorLeg, lexical: LexicalLeg, answered: Answered, fusion: Fusion, scored: Scored, out: Bytes
-) -> None:
-    """What became of answers whose sources are all there: a verdict for each of ``rows``.
+def judge_row(
+    row: int,
+    vector: VectorLeg,
+    lexical: LexicalLeg,
+    answered: Answered,
+    fusion: Fusion,
+    by_terms: Floats,
+    best: Ints,
+) -> int:
+    """What became of an answer whose sources are all there.
 
     ``DROP`` if a late passage is in the fused top k, and is not one of the sources. None is if each scores less than
     every source; where one does not, all passages are fused. ``WATCH`` if statistics that move by little may bring one
     there, ``SHORT`` if less is known of a leg than is fused, and else ``KEEP``.
+
+    Args:
+        row: of the answer.
+        vector: windows.
+        lexical: likewise.
+        answered: whose they are.
+        fusion: statistics of now.
+        by_terms: scores of the row's lexical window by these.
+        best: to work with, as long as the most passages that an answer wants.
     """
-    best, ages = np.empty(_most(answered.top, rows), dtype=np.int32), np.empty((2, vector.ids.shape[1]), dtype=np.int32)
-    for at in range(len(rows)):
-        row, top = rows[at], int(answered.top[rows[at]])
-        own = _windows(row, top, vector, lexical, fusion, scored, ages)
-        out[at] = KEEP
-        if _is_short(own.by_vector, vector.floors[row], own.deepest) or _is_short(
-            own.by_terms, lexical.floors[row], own.deepest
-        ):
-            out[at] = SHORT
-            continue
-        sources = answered.sources[row]
-        lowest, fear, lost = _lowest_source(own, sources, top)
-        if lost:  # A source that neither window holds would not be missed when it is removed.
-            out[at] = SHORT
-            continue
-        highest, hope = _highest_late(own, sources, fear - _MARGIN)
-        if hope > 0 and hope >= fear - _MARGIN:
-            out[at] = WATCH
-        if highest > 0 and highest >= lowest and _shows_late(own, sources, lowest, best[:top]):
-            out[at] = DROP
+    top = int(answered.top[row])
+    own = _windows(row, top, vector, lexical, fusion, by_terms)
+    if _is_short(own.by_vector, vector.floors[row], own.deepest) or _is_short(
+        own.by_terms, lexical.floors[row], own.deepest
+    ):
+        return SHORT
+    sources = answered.sources[row]
+    lowest, fear, lost = _lowest_source(own, sources, top)
+    if lost:  # A source that neither window holds would not be missed when it is removed.
+        return SHORT
+    highest, hope = _highest_late(own, sources, fear - _MARGIN)
+    if highest > 0 and highest >= lowest and _shows_late(own, sources, lowest, best[:top]):
+        return DROP
+    return WATCH if hope > 0 and hope >= fear - _MARGIN else KEEP
 
 
 @compiled
 def compare_rows(
-    rows: Ints, vector: VectorLeg, lexical: LexicalLeg, answered: Answered, fusion: Fusion, scored: Scored, out: Bytes
+    rows: Ints,
+    vector: VectorLeg,
+    lexical: LexicalLeg,
+    answered: Answered,
+    fusion: Fusion,
+    scratch: Scratch,
+    out: Verdicts,
 ) -> None:
     """Whether the sources are the fused top k: ``KEEP`` or ``DROP`` for each of ``rows``."""
-    best, ages = np.empty(_most(answered.top, rows), dtype=np.int32), np.empty((2, vector.ids.shape[1]), dtype=np.int32)
+    best = np.empty(most_wanted(answered.top), dtype=np.int32)
     for at in range(len(rows)):
         row, top = rows[at], int(answered.top[rows[at]])
-        found = _top(_windows(row, top, vector, lexical, fusion, scored, ages), 0.0, best[:top])
+        score_lexical(lexical, fusion, row, scratch)
+        found = _top(_windows(row, top, vector, lexical, fusion, scratch.scores), 0.0, best[:top])
         same = found == (answered.sources[row] != NOBODY).sum()
         for number in best[:found]:
             same = same and place_of(answered.sources[row], number) != NOBODY
@@ -103,45 +118,26 @@ def compare_rows(
 
 
 @compiled
-def _windows(
-    row: int,
-    top: int,
-    vector: VectorLeg,
-    lexical: LexicalLeg,
-    fusion: Fusion,
-    scored: Scored,
-    ages: Ints,
-) -> _Windows:
-    _age(vector.ids[row], vector.late[row], ages[0])
-    _age(lexical.ids[row], lexical.late[row], ages[1])
-    return _Windows(
-        vector.ids[row],
-        vector.scores[row],
-        ages[0],
-        lexical.ids[row],
-        lexical_scores(lexical, fusion, scored, row),
-        ages[1],
-        max(top, fusion.places),
-        fusion.rrf_k,
-    )
+def most_wanted(top: NDArray[np.int16]) -> int:
+    """Of all answers the most passages."""
+    most = 1
+    for wanted in top:
+        most = max(most, int(wanted))
+    return most
 
 
 @compiled
-def _age(ids: Ints, late: Bits, age: Ints) -> None:
-    """What an answer was made of stands in the order of its places, before what came later in the order of numbers."""
-    for place in range(len(ids)):
-        age[place] = place
-    for word in range(len(late)):
-        bits, place = late[word], word * 64
-        while bits != 0:
-            if bits & np.uint64(255) == 0:
-                bits >>= np.uint64(8)
-                place += 8
-                continue
-            if bits & np.uint64(1):
-                age[place] = len(ids) + ids[place]
-            bits >>= np.uint64(1)
-            place += 1
+def _windows(row: int, top: int, vector: VectorLeg, lexical: LexicalLeg, fusion: Fusion, by_terms: Floats) -> _Windows:
+    return _Windows(
+        vector.ids[row],
+        vector.scores[row],
+        vector.late[row],
+        lexical.ids[row],
+        by_terms,
+        lexical.late[row],
+        max(top, fusion.places),
+        fusion.rrf_k,
+    )
 
 
 @compiled
@@ -151,8 +147,8 @@ def _lowest_source(own: _Windows, sources: Ints, top: int) -> tuple[float, float
     for source in sources:
         if source != NOBODY:
             count += 1
-            first = _rank_of(source, own.vector_ids, own.by_vector, own.vector_age)
-            second = _rank_of(source, own.lexical_ids, own.by_terms, own.lexical_age)
+            first = _rank_of(source, own.vector_ids, own.by_vector, own.vector_late)
+            second = _rank_of(source, own.lexical_ids, own.by_terms, own.lexical_late)
             lost = lost or (first == _NOWHERE and second == _NOWHERE)
             lowest = min(lowest, _share(first, second, own.deepest, own.rrf_k))
             fear = min(fear, _share(first, second, own.deepest - EDGE, own.rrf_k))
@@ -168,14 +164,14 @@ def _highest_late(own: _Windows, sources: Ints, least: float) -> tuple[float, fl
     in_both = least > 1 / (own.rrf_k + 1) + _TIE
     for leg in range(1 if in_both else 2):
         in_vector = leg == 0
-        age = own.vector_age if in_vector else own.lexical_age
+        late = own.vector_late if in_vector else own.lexical_late
         ids = own.vector_ids if in_vector else own.lexical_ids
         scores = own.by_vector if in_vector else own.by_terms
         for place in range(len(ids)):
             number = ids[place]
-            if age[place] < len(ids) or (in_both and place_of(own.lexical_ids, number) == NOBODY):
+            if not _is_set(late, place) or (in_both and place_of(own.lexical_ids, number) == NOBODY):
                 continue
-            rank = _rank(scores, age, place)
+            rank = _rank(ids, scores, late, place)
             # One leg alone tells of some that they are too far behind.
             if rank > own.deepest + EDGE or 1 / (own.rrf_k + rank) + 1 / (own.rrf_k + 1) < least:
                 continue
@@ -183,9 +179,9 @@ def _highest_late(own: _Windows, sources: Ints, least: float) -> tuple[float, fl
                 continue
             first, second = rank, rank
             if in_vector:
-                second = _rank_of(number, own.lexical_ids, own.by_terms, own.lexical_age)
+                second = _rank_of(number, own.lexical_ids, own.by_terms, own.lexical_late)
             else:
-                first = _rank_of(number, own.vector_ids, own.by_vector, own.vector_age)
+                first = _rank_of(number, own.vector_ids, own.by_vector, own.vector_late)
             highest = max(highest, _share(first, second, own.deepest, own.rrf_k))
             hope = max(hope, _share(first, second, own.deepest + EDGE, own.rrf_k))
     return highest, hope
@@ -196,7 +192,7 @@ def _shows_late(own: _Windows, sources: Ints, least: float, best: Ints) -> bool:
     """Whether the fused top k, all of which scores ``least`` or more, has a late passage that is no source."""
     for number in best[: _top(own, least, best)]:
         if place_of(sources, number) == NOBODY and (
-            _is_late(own.vector_ids, own.vector_age, number) or _is_late(own.lexical_ids, own.lexical_age, number)
+            _is_late(own.vector_ids, own.vector_late, number) or _is_late(own.lexical_ids, own.lexical_late, number)
         ):
             return True
     return False
@@ -237,13 +233,13 @@ def _top(own: _Windows, least: float, best: Ints) -> int:
             continue
         first, second = _NOWHERE, _NOWHERE
         if in_vector:
-            first = _rank(own.by_vector, own.vector_age, place)
+            first = _rank(own.vector_ids, own.by_vector, own.vector_late, place)
         else:
-            second = _rank(own.by_terms, own.lexical_age, place)
+            second = _rank(own.lexical_ids, own.by_terms, own.lexical_late, place)
         if _share(first, second, own.deepest, own.rrf_k) + other_leg < least:
             continue
         if in_vector:
-            second = _rank_of(number, own.lexical_ids, own.by_terms, own.lexical_age)
+            second = _rank_of(number, own.lexical_ids, own.by_terms, own.lexical_late)
         elif place_of(own.vector_ids, number) != NOBODY:
             continue
         score = _share(first, second, own.deepest, own.rrf_k)
@@ -260,32 +256,40 @@ def _top(own: _Windows, least: float, best: Ints) -> int:
 
 
 @compiled
-def _rank(scores: Floats, age: Ints, place: int) -> int:
+def _rank(ids: Ints, scores: Floats, late: Bits, place: int) -> int:
     """Rank of what stands in a place. Of equal scores the older comes first, as an index has it."""
-    own, born = scores[place], age[place]
-    above = np.int32(0)  # in the width of what is compared, so that many are at once
+    own = scores[place]
+    above, up_to = np.int32(0), np.int32(0)  # in the width of what is compared, so that many are at once
     for other in range(len(scores)):
-        before = (scores[other] > own) | ((scores[other] == own) & (age[other] < born))
-        above = np.int32(above + np.int32(before))
+        above = np.int32(above + np.int32(scores[other] > own))
+        up_to = np.int32(up_to + np.int32(scores[other] >= own))
+    if up_to > above + 1:
+        born = _born(ids, late, place)
+        for other in range(len(scores)):
+            if scores[other] == own and _born(ids, late, other) < born:
+                above += 1
     return int(above) + 1
 
 
 @compiled
-def _rank_of(number: int, ids: Ints, scores: Floats, age: Ints) -> int:
+def _born(ids: Ints, late: Bits, place: int) -> int:
+    """What an answer was made of stands in the order of its places, before what came later in the order of numbers."""
+    return int(len(ids) + ids[place]) if _is_set(late, place) else place
+
+
+@compiled
+def _rank_of(number: int, ids: Ints, scores: Floats, late: Bits) -> int:
     """Rank of a passage, below every other where it is not."""
     place = place_of(ids, number)
-    return _NOWHERE if place == NOBODY else _rank(scores, age, place)
+    return _NOWHERE if place == NOBODY else _rank(ids, scores, late, place)
 
 
 @compiled
-def _is_late(ids: Ints, age: Ints, number: int) -> bool:
+def _is_late(ids: Ints, late: Bits, number: int) -> bool:
     place = place_of(ids, number)
-    return bool(place != NOBODY and age[place] >= len(ids))
+    return bool(place != NOBODY and _is_set(late, place))
 
 
 @compiled
-def _most(top: NDArray[np.int16], rows: Ints) -> int:
-    most = 1
-    for row in rows:
-        most = max(most, int(top[row]))
-    return most
+def _is_set(late: Bits, place: int) -> bool:
+    return bool((late[place >> 6] >> np.uint64(place & 63)) & np.uint64(1))
