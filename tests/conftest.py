@@ -18,6 +18,15 @@ from infra.local import Stack, StackConfig, models_dir
 from infra.settings import Settings
 
 
+def pytest_configure() -> None:
+    """Forget compiled loops older than their sources: numba does not notice a change in what they call."""
+    package = Path(__file__).parents[1] / "streams/core/invalidation"
+    changed_s = max(source.stat().st_mtime for source in package.glob("*.py"))
+    for compiled in (package / "__pycache__").glob("*.nb[ci]"):
+        if compiled.stat().st_mtime < changed_s:
+            compiled.unlink(missing_ok=True)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def ctrl_c() -> None:
     """A shell has what it runs in the background ignore Ctrl-C, and so would every process that a test starts."""
