@@ -117,7 +117,7 @@ class Answering:
         earlier = self._flights.get((key, standing.since))
         if standing.cached is None and earlier is not None and earlier.body.done():
             await asyncio.wait((earlier.kept,))
-            standing = await self._standings.look(access.tenant, key, lease_ms=_LEASE_MS)
+            standing = await self._stand(request, access, key)
         body = cached = standing.cached
         if body is None:
             flight = self._fill_once(request, access, key, standing)
@@ -163,9 +163,12 @@ class Answering:
         """Key of the answer, and where the tenant stands once ``min_position`` is reached; raises as ``answer``."""
         key = cache_key(request, access, self._maker)
         self._asked(key, request, access)
+        return key, await self._stand(request, access, key)
+
+    async def _stand(self, request: QueryRequest, access: Access, key: str) -> Standing:
         if request.min_position is None:
-            return key, await self._standings.look(access.tenant, key, lease_ms=_LEASE_MS)
-        return key, await self._standings.look_from(access.tenant, key, Position.parse(request.min_position))
+            return await self._standings.look(access.tenant, key, lease_ms=_LEASE_MS)
+        return await self._standings.look_from(access.tenant, key, Position.parse(request.min_position))
 
     def served(self, tenant: str, key: str, standing: Standing) -> None:
         """Count an answer that goes out."""

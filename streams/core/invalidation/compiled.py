@@ -64,7 +64,7 @@ class LexicalLeg(NamedTuple):
 
 
 class Answered(NamedTuple):
-    """What the answers are: sources of shape (rows, most sources), and how many passages each wants."""
+    """What the answers are: sources of shape (rows, most sources), passages wanted, vectors of their questions."""
 
     sources: Ints
     versions: NDArray[np.int64]

@@ -55,8 +55,8 @@ MAX_TERMS: Final = 16
 """Different terms of a question that is judged; one with more is retrieved again at each change."""
 
 _FIRST_ROWS: Final = 256
-_BLOCK_ROWS: Final = 8192
-"""So many are brought new passages at once, so that noting where those are takes no room for all answers."""
+_TOUCHES_AT_ONCE: Final = 1 << 18
+"""Pairs of a row and a new passage; so a large change takes no room for all of them."""
 _MOST_COUNTED: Final = 255
 
 
@@ -247,7 +247,7 @@ class Exact:
         if not self._rows:
             return verdicts
         new = self._newcomers(change.added)
-        self._have_room(len(gone.by_vector.members) + len(gone.by_terms.members))
+        self._have_room(0, len(gone.by_vector.members) + len(gone.by_terms.members))
         count = find_leavers(gone, self._touches)
         count = self._find_by_terms(change.added, new, fusion, self._find_by_vector(new, count))
         if len(self._ordered.rows) < count:
@@ -311,9 +311,10 @@ class Exact:
 
     def _find_by_vector(self, new: Newcomers, count: int) -> int:
         leg, answered, passages = self._vector.leg, self._answered(), len(new.numbers)
-        for first in range(0, len(self._keys) if passages else 0, _BLOCK_ROWS):
-            end = min(first + _BLOCK_ROWS, len(self._keys))
-            self._have_room(count + (end - first) * passages)
+        block = max(1, _TOUCHES_AT_ONCE // max(1, passages))
+        for first in range(0, len(self._keys), block):
+            end = min(first + block, len(self._keys))
+            self._have_room(count, (end - first) * passages)
             count = find_by_vector(leg, answered, first, end, new, self._touches, count)
         return count
 
@@ -322,7 +323,7 @@ class Exact:
         for at, passage in enumerate(passages):
             known = [self._vocabulary[text] for text in passage.terms.frequencies if text in self._vocabulary]
             held = new.frequencies[at, known].astype(np.float32)
-            self._have_room(count + len(self._keys))
+            self._have_room(count, len(self._keys))
             count = find_by_terms(
                 leg,
                 answered,
@@ -338,12 +339,12 @@ class Exact:
             )
         return count
 
-    def _have_room(self, touches: int) -> None:
-        """For so many; what is noted already stays."""
+    def _have_room(self, count: int, more: int) -> None:
+        """For ``more`` touches beside the ``count`` that are noted."""
         have = len(self._touches.rows)
-        if have < touches:
-            room = max(touches, have + have // 2)
-            self._touches = Touches(*(grown(table, room) for table in self._touches))
+        if have < count + more:
+            room = max(count + more, have + have // 2)
+            self._touches = Touches(*(grown(table[:count], room) for table in self._touches))
 
     def _answered(self) -> Answered:
         return Answered(self._sources, self._versions, self._top_k, self._readers, self._questions)
