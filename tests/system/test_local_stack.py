@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,6 +21,7 @@ import pytest
 import redis
 from aiokafka import AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.errors import KafkaError
 
 from infra.local import AppProcess, Phase, ProcessStatus, Stack, StackConfig, StackError, fetch, servers
 from infra.local.state import Home
@@ -81,13 +83,31 @@ async def _create_topic(settings: Settings, topic: str) -> None:
         await admin.close()
 
 
-async def _send(servers: str, topic: str) -> int:
-    producer = AIOKafkaProducer(bootstrap_servers=servers, acks="all")
-    await producer.start()
+async def _send(servers: str, topic: str, *, timeout_s: float = 40) -> int:
+    producer = AIOKafkaProducer(bootstrap_servers=servers, acks="all", request_timeout_ms=int(timeout_s * 1_000))
     try:
+        await producer.start()
         return int((await producer.send_and_wait(topic, b"value", partition=0)).offset)
     finally:
         await producer.stop()
+
+
+async def _send_until_acknowledged(servers: str, topic: str) -> int:
+    """A broker that stands still takes connections and never answers, so each try ends soon."""
+    async with asyncio.timeout(90):
+        while True:
+            with suppress(KafkaError):
+                return await _send(servers, topic, timeout_s=5)
+
+
+async def _leader_of(servers: str, topic: str) -> int:
+    admin = AIOKafkaAdminClient(bootstrap_servers=servers)
+    await admin.start()
+    try:
+        [described] = await admin.describe_topics([topic])
+        return next(int(one["leader"]) for one in described["partitions"] if one["partition"] == 0)
+    finally:
+        await admin.close()
 
 
 async def test_settings_reach_all_three_servers(settings: Settings) -> None:
@@ -270,10 +290,11 @@ async def test_three_nodes_acknowledge_without_one_of_them(home: Path) -> None:
     assert told["FRESHLINE_OPENSEARCH__REPLICAS"] == "1"
     await _create_topic(Settings(kafka={"bootstrap_servers": servers, "replication": 3}), "documents")
 
-    stopped = psutil.Process(own.pid("kafka-2"))
-    stopped.suspend()  # rather than killed: nobody starts it again
+    # The one that another has to take over from, suspended rather than killed: nobody starts it again.
+    stopped = psutil.Process(own.pid(f"kafka-{await _leader_of(servers, 'documents')}"))
+    stopped.suspend()
     try:
-        assert await _send(servers, "documents") == 0
+        assert await _send_until_acknowledged(servers, "documents") == 0
     finally:
         stopped.resume()
     first, second = told["FRESHLINE_OPENSEARCH__URL"].split(",")
