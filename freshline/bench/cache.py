@@ -41,8 +41,6 @@ from streams.core.invalidation.policy import SIMPLE
 
 POLICIES: Final = ("exact", *SIMPLE)
 
-_WINDOW_KEPT: Final = 120
-"""Places of each leg that a policy may keep: more than are fused, for removals make windows shorter."""
 _TOP_K: Final = 5
 _SKEW: Final = 1.0
 _SEED: Final = 1
@@ -137,7 +135,7 @@ class _Replay:
         self._texts = texts
         self._asked = asked
         self._pace = pace
-        self._kept, self._fused, self._rrf_k = _WINDOW_KEPT, query.window, query.rrf_k
+        self._kept, self._fused, self._rrf_k = query.window_kept, query.window, query.rrf_k
         self._truth = Truth(asked, fused=self._fused, kept=self._kept, top_k=_TOP_K, rrf_k=self._rrf_k)
         self._passages: dict[str, Passage] = {}
         self._born: dict[Source, int] = {}

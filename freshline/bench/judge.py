@@ -28,7 +28,6 @@ from streams.core.invalidation.evidence import Change, Evidence, Passage, Statis
 from streams.core.invalidation.exact import Exact, compile_loops
 from streams.core.invalidation.fused import top_of
 
-_KEPT: Final = 120
 _TOP_K: Final = 5
 _TURN: Final = 0.01
 """Standard deviation that is added to each component of a vector of unit length."""
@@ -65,7 +64,8 @@ async def bench_judge(
     async with Corpus.opened(settings) as corpus:
         say("snapshot", f"{len(snapshot)} documents, {len(texts)} questions")
         asked = [await corpus.question(text) for text in texts]
-        standing = _Standing(asked, fused=settings.query.window, rrf_k=settings.query.rrf_k)
+        kept = settings.query.window_kept
+        standing = _Standing(asked, kept=kept, fused=settings.query.window, rrf_k=settings.query.rrf_k)
         for event in snapshot:
             standing.apply(await corpus.change(event))
         judged: list[Change] = []
@@ -83,7 +83,7 @@ async def bench_judge(
         say(f"{count} answers", "filling")
         before_bytes = psutil.Process().memory_info().rss
         policy = Exact(
-            dimension=len(asked[0].vector), kept=_KEPT, fused=settings.query.window, rrf_k=settings.query.rrf_k
+            dimension=len(asked[0].vector), kept=kept, fused=settings.query.window, rrf_k=settings.query.rrf_k
         )
         for evidence in standing.evidence(count):
             policy.put(evidence)
@@ -98,6 +98,7 @@ async def bench_judge(
                 "resident_bytes_per_entry": round(resident_bytes / count),
                 "distinct_questions": len(texts),
                 "passages": len(standing),
+                "window_kept": kept,
                 "blas_threads": environ.get("OPENBLAS_NUM_THREADS", "all"),
             }
         )
@@ -136,9 +137,9 @@ def _timed(policy: Exact, judged: Sequence[Change], standing: "_Standing") -> di
 class _Standing:
     """The passages that are there, and what answers over them are made of."""
 
-    def __init__(self, asked: Sequence[Question], *, fused: int, rrf_k: int) -> None:
+    def __init__(self, asked: Sequence[Question], *, kept: int, fused: int, rrf_k: int) -> None:
         self._asked = asked
-        self._fused, self._rrf_k = fused, rrf_k
+        self._kept, self._fused, self._rrf_k = kept, fused, rrf_k
         self._passages: dict[str, Passage] = {}
         self._vocabulary = {term for question in asked for term in question.terms}
 
@@ -147,7 +148,7 @@ class _Standing:
 
     def copy(self) -> "_Standing":
         """Another that changes apart from this one."""
-        other = _Standing(self._asked, fused=self._fused, rrf_k=self._rrf_k)
+        other = _Standing(self._asked, kept=self._kept, fused=self._fused, rrf_k=self._rrf_k)
         other._passages = dict(self._passages)
         return other
 
@@ -167,7 +168,7 @@ class _Standing:
 
     def evidence(self, count: int) -> Iterator[Evidence]:
         """So many answers."""
-        truth = Truth(self._asked, fused=self._fused, kept=_KEPT, top_k=_TOP_K, rrf_k=self._rrf_k)
+        truth = Truth(self._asked, fused=self._fused, kept=self._kept, top_k=_TOP_K, rrf_k=self._rrf_k)
         truth.change((), {name: (one.vector, one.terms.frequencies) for name, one in self._passages.items()})
         lexical = [
             tuple((chunk_id, self._passages[chunk_id].terms) for chunk_id, _ in found.lexical.window())
@@ -180,7 +181,7 @@ class _Standing:
             numbers = [number % len(self._asked) for number in range(start, min(start + _VECTORS_AT_ONCE, count))]
             turned = _turned(np.stack([self._asked[number].vector for number in numbers]), rng)
             scores = (1 + turned @ vectors.T) / 2
-            best = np.argsort(-scores, axis=1)[:, :_KEPT]
+            best = np.argsort(-scores, axis=1)[:, :self._kept]
             for at, number in enumerate(numbers):
                 window = tuple((names[place], float(scores[at, place])) for place in best[at])
                 yield self._answer(f"{start + at}", number, turned[at], window, lexical[number])
@@ -193,7 +194,7 @@ class _Standing:
         )
         return Evidence(
             key=key,
-            search=HybridSearch(key, vector, ACCESS, _KEPT),
+            search=HybridSearch(key, vector, ACCESS, self._kept),
             terms=self._asked[number].terms,
             top_k=_TOP_K,
             sources=tuple((name, self._passages[name].chunk.version) for name in sorted(best)),
