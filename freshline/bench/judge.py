@@ -181,7 +181,7 @@ class _Standing:
             numbers = [number % len(self._asked) for number in range(start, min(start + _VECTORS_AT_ONCE, count))]
             turned = _turned(np.stack([self._asked[number].vector for number in numbers]), rng)
             scores = (1 + turned @ vectors.T) / 2
-            best = np.argsort(-scores, axis=1)[:, :self._kept]
+            best = np.argsort(-scores, axis=1)[:, : self._kept]
             for at, number in enumerate(numbers):
                 window = tuple((names[place], float(scores[at, place])) for place in best[at])
                 yield self._answer(f"{start + at}", number, turned[at], window, lexical[number])
