@@ -153,7 +153,7 @@ class QuerySettings(HttpSettings):
     port: int = Field(8080, ge=0, le=65535, description="Port to bind; 0 takes a free one.")
     window: int = Field(50, ge=1, le=1000, description="Places of each leg that fusion looks at.")
     window_kept: int = Field(
-        120,
+        80,
         ge=1,
         le=1000,
         description="Places of each leg kept with a cached answer: more than are fused, so that removals leave enough "

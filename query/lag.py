@@ -1,10 +1,11 @@
 """Whether invalidation keeps up: what is searchable is to be applied to cached answers soon after."""
 
 import asyncio
+import math
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final
 
 import structlog
@@ -12,20 +13,27 @@ import structlog
 from infra.opensearch.port import IndexUnavailable, SearchIndex
 from infra.redis.port import AnswerCache, CacheUnavailable
 from query.metrics import QueryMetrics
+from schemas.index import MANIFESTS_REFRESH_S
+from schemas.positions import AsOf
 
 OBJECTIVE_S: Final = 1.0
 """The freshness objective: a change that is searchable for longer should have dropped what it alters."""
 
-PATIENCE_S: Final = 0.75
-"""How long a change that is seen to be searchable may stay unapplied: less than the objective, as it is seen late."""
+PATIENCE_S: Final = OBJECTIVE_S - MANIFESTS_REFRESH_S - 0.05
+"""How long after a look a change that it did not see yet may stay unapplied: less than the objective, as what is
+searchable is seen that much later, and as an answer is on its way for a moment."""
 
-LOOK_S: Final = 0.25
+LOOK_S: Final = 0.2
 """How often tenants that ask are looked after."""
 
 GIVE_UP_S: Final = 30.0
 """If nothing is applied for so long to the answers of a tenant that is behind, all of them are dropped, and what is
 searchable counts as applied. It may have been applied to a cache that has forgotten it, and nobody does so again."""
 
+_LONGEST_BETWEEN_S: Final = 0.5
+"""What was found after a longer time came later than the look before: being behind for a moment is how steps work."""
+
+_LOOKS_KEPT: Final = 8
 _NO_ANSWER: Final = "0" * 32
 _ASKS_FOR_S: Final = 10.0
 """A tenant that has not asked for so long is not looked after."""
@@ -43,13 +51,18 @@ class InvalidationLags(Exception):
 class InvalidationLag:
     """Compares, for one tenant, what is searchable with what is applied.
 
-    Being behind for a moment is how the steps work, so a difference counts only when it is still there at a later look.
+    Each look tells what was searchable at its time. As soon as that is applied, so is every change that was there then;
+    so of what is not applied it is known since when it is searchable at most.
 
     Args:
         cache: knows what is applied.
         index: knows what is searchable.
         tenant: whose changes.
         monotonic_s: a clock that only goes forward.
+
+    Attributes:
+        deadline_s: until when cached answers are within the objective; infinite where nothing is missing.
+        searchable: as of the last look; None before.
     """
 
     def __init__(
@@ -64,45 +77,99 @@ class InvalidationLag:
         self._index = index
         self._tenant = tenant
         self._monotonic_s = monotonic_s
-        self._expected: Mapping[int, int] = {}
-        self._since_s = 0.0
+        self.deadline_s = math.inf
+        self.searchable: AsOf | None = None
+        self._unapplied: deque[_Look] = deque()
+        self._applied: Mapping[int, int] = {}
+        self._looked_s = -math.inf
+        self._moved_s = monotonic_s()
 
-    async def check(self) -> None:
+    @property
+    def is_level(self) -> bool:
+        """Whether all that was searchable at the last look is applied."""
+        return not self._unapplied
+
+    @property
+    def stands_for_s(self) -> float:
+        """For how long something is missing and nothing was applied."""
+        return self._monotonic_s() - self._moved_s
+
+    async def look(self) -> None:
         """Look once.
 
         Raises:
-            InvalidationLags: what was searchable at a look more than ``PATIENCE_S`` ago is not applied yet.
             CacheUnavailable, IndexUnavailable: it cannot be told.
         """
-        look = await self._cache.lookup(self._tenant, _NO_ANSWER)
-        missing = {
-            partition: offset
-            for partition, offset in self._expected.items()
-            if look.positions.get(partition, -1) < offset
-        }
-        now_s = self._monotonic_s()
-        if missing and now_s - self._since_s > PATIENCE_S:
-            raise InvalidationLags(
-                f"changes on partitions {', '.join(map(str, sorted(missing)))} are searchable for more than "
-                f"{now_s - self._since_s:.1f} s and not applied to cached answers: is `invalidate` running?"
-            )
-        if not missing:
-            self._expected, self._since_s = await self._index.positions(self._tenant), now_s
+        looked_s, looked_ms = self._monotonic_s(), round(time.time() * 1_000, 3)
+        positions = await self._index.positions(self._tenant)
+        found = await self._cache.lookup(self._tenant, _NO_ANSWER)
+        self.searchable = AsOf(positions=positions, checked_ms=looked_ms)
+        since_s = max(self._looked_s, looked_s - _LONGEST_BETWEEN_S)
+        self._looked_s = looked_s
+        if len(self._unapplied) == _LOOKS_KEPT:
+            since_s = self._unapplied.pop().since_s
+        self._unapplied.append(_Look(since_s, positions))
+        # A cache that was emptied has no answers, and is told its positions by the next who asks.
+        while self._unapplied and (not found.seeded or not _missing(self._unapplied[0].searchable, found.positions)):
+            self._unapplied.popleft()
+        self.deadline_s = self._unapplied[0].since_s + PATIENCE_S if self._unapplied else math.inf
+        if not self._unapplied or found.positions != self._applied:
+            self._applied, self._moved_s = dict(found.positions), self._monotonic_s()
+
+    async def check(self) -> None:
+        """Look once, and complain.
+
+        Raises:
+            InvalidationLags: a change is not applied yet, and the time for that is over.
+            CacheUnavailable, IndexUnavailable: it cannot be told.
+        """
+        await self.look()
+        if self._monotonic_s() > self.deadline_s:
+            raise InvalidationLags(self.reason)
+
+    @property
+    def reason(self) -> str:
+        """What is missing, for people."""
+        missing = sorted(_missing(self._unapplied[0].searchable, self._applied)) if self._unapplied else ()
+        late_s = self._monotonic_s() - self.deadline_s + PATIENCE_S
+        return (
+            f"changes on partitions {', '.join(map(str, missing))} are searchable for up to {late_s:.1f} s "
+            "and not applied to cached answers: is `invalidate` running?"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """One look.
+
+    Attributes:
+        since_s: what it found that the look before did not, became searchable after this.
+        searchable: partition → offset.
+    """
+
+    since_s: float
+    searchable: Mapping[int, int]
+
+
+def _missing(searchable: Mapping[int, int], applied: Mapping[int, int]) -> list[int]:
+    return [partition for partition, offset in searchable.items() if applied.get(partition, -1) < offset]
 
 
 @dataclass(slots=True)
-class _Behind:
-    """A tenant that is behind.
+class _Tenant:
+    """A tenant that asks.
 
     Attributes:
-        late: changes reach its answers late; else the cache was out, and nothing could.
-        moved_s: when what is applied was last seen to move.
-        applied: what that was.
+        lag: its own.
+        asked_s: when it last did.
+        out: the cache was out, and all that is searchable was not seen to be applied since.
+        told: of being behind, in the log.
     """
 
-    late: bool
-    moved_s: float
-    applied: Mapping[int, int] = field(default_factory=dict)
+    lag: InvalidationLag
+    asked_s: float
+    out: bool = False
+    told: bool = False
 
 
 class LagWatch:
@@ -130,19 +197,28 @@ class LagWatch:
         self._index = index
         self._metrics = metrics
         self._monotonic_s = monotonic_s
-        self._asked_s: OrderedDict[str, float] = OrderedDict()
-        self._lags: dict[str, InvalidationLag] = {}
-        self._behind: dict[str, _Behind] = {}
+        self._tenants: OrderedDict[str, _Tenant] = OrderedDict()
 
     def behind(self, tenant: str) -> bool:
         """Whether the tenant's cached answers are to be left aside; asking has it looked after."""
-        self._asked_s[tenant] = self._monotonic_s()
-        return tenant in self._behind
+        now_s = self._monotonic_s()
+        one = self._tenants.get(tenant)
+        if one is None:
+            lag = InvalidationLag(self._cache, self._index, tenant, monotonic_s=self._monotonic_s)
+            one = self._tenants[tenant] = _Tenant(lag, now_s)
+        one.asked_s = now_s
+        return one.out or now_s > one.lag.deadline_s
+
+    def searchable(self, tenant: str) -> AsOf | None:
+        """What a retrieval from now on is true for at least, if it was looked at lately."""
+        one = self._tenants.get(tenant)
+        return one.lag.searchable if one else None
 
     @property
     def late(self) -> bool:
         """Whether changes reach any tenant's answers late; not where the cache is out, and nothing could reach it."""
-        return any(one.late for one in self._behind.values())
+        now_s = self._monotonic_s()
+        return any(not one.out and now_s > one.lag.deadline_s for one in self._tenants.values())
 
     async def run(self) -> None:
         """Look after tenants until cancelled."""
@@ -152,45 +228,34 @@ class LagWatch:
 
     async def look(self) -> None:
         """Look once after the tenants that ask, those first that wait for the longest."""
-        since_s = self._monotonic_s() - _ASKS_FOR_S
-        for tenant in [tenant for tenant, asked_s in self._asked_s.items() if asked_s < since_s]:
-            del self._asked_s[tenant]
-            self._lags.pop(tenant, None)
-            self._behind.pop(tenant, None)
-        for tenant in list(self._asked_s)[:_LOOKS_AT_ONCE]:
-            self._asked_s.move_to_end(tenant)
-            await self._look_after(tenant)
-        self._metrics.invalidation_behind.set(len(self._behind))
+        now_s = self._monotonic_s()
+        for name in [name for name, one in self._tenants.items() if one.asked_s < now_s - _ASKS_FOR_S]:
+            del self._tenants[name]
+        for name in list(self._tenants)[:_LOOKS_AT_ONCE]:
+            self._tenants.move_to_end(name)
+            await self._look_after(name, self._tenants[name])
+        now_s = self._monotonic_s()
+        behind = [one for one in self._tenants.values() if one.out or now_s > one.lag.deadline_s]
+        self._metrics.invalidation_behind.set(len(behind))
 
-    async def _look_after(self, tenant: str) -> None:
-        lag = self._lags.get(tenant)
-        if lag is None:
-            lag = self._lags[tenant] = InvalidationLag(self._cache, self._index, tenant, monotonic_s=self._monotonic_s)
+    async def _look_after(self, name: str, one: _Tenant) -> None:
+        reason = ""
         try:
-            if tenant in self._behind:
-                await self._try_to_return(tenant)
-            else:
-                await lag.check()
-        except (CacheUnavailable, InvalidationLags) as error:
-            if tenant not in self._behind:
-                _log.warning("invalidation_behind", tenant=tenant, reason=str(error))
-                self._behind[tenant] = _Behind(isinstance(error, InvalidationLags), self._monotonic_s())
+            await one.lag.look()
+            if one.lag.stands_for_s > GIVE_UP_S and one.lag.searchable is not None:
+                await self._cache.apply(name, one.lag.searchable.positions, drop=True)
+                _log.warning("answers_dropped_to_catch_up", tenant=name)
+                await one.lag.look()
+        except CacheUnavailable as error:
+            one.out, reason = True, str(error)
         except IndexUnavailable:
-            pass  # nothing new is known, and nothing new becomes searchable
-
-    async def _try_to_return(self, tenant: str) -> None:
-        positions = await self._index.positions(tenant)
-        look = await self._cache.lookup(tenant, _NO_ANSWER)
-        # A cache that was emptied has no answers, and is told its positions by the next who asks.
-        caught_up = not look.seeded or all(look.positions.get(at, -1) >= offset for at, offset in positions.items())
-        behind = self._behind[tenant]
-        if look.positions != behind.applied:
-            behind.applied, behind.moved_s = dict(look.positions), self._monotonic_s()
-        if not caught_up and self._monotonic_s() - behind.moved_s > GIVE_UP_S:
-            await self._cache.apply(tenant, positions, drop=True)
-            _log.warning("answers_dropped_to_catch_up", tenant=tenant)
-            caught_up = True
-        if caught_up:
-            _log.info("invalidation_caught_up", tenant=tenant)
-            del self._behind[tenant]
-            self._lags.pop(tenant, None)
+            return  # nothing new is known, and nothing new becomes searchable
+        else:
+            one.out = one.out and not one.lag.is_level
+            reason = one.lag.reason
+        behind = one.out or self._monotonic_s() > one.lag.deadline_s
+        if behind and not one.told:
+            _log.warning("invalidation_behind", tenant=name, reason=reason)
+        elif one.told and not behind:
+            _log.info("invalidation_caught_up", tenant=name)
+        one.told = behind

@@ -108,6 +108,7 @@ async def serving(settings: Settings) -> AsyncIterator[str]:
             metrics=metrics,
             wait_s=settings.query.min_position_wait_s,
             behind=lambda tenant: lag.behind(tenant) or not watch.trusted,
+            searchable=lag.searchable,
         )
         retrieval = Retrieval(
             index=index,

@@ -66,6 +66,7 @@ class Standings:
         cache: whose epoch and positions count.
         near: copies of answers in this process.
         behind: whether invalidation has fallen behind for a tenant, so that its answers are left aside.
+        searchable: what is known to be searchable for a tenant, without asking the index.
         index: which positions are searchable at least.
         watch: tells of positions that become applied.
         metrics: where waits and failures are counted.
@@ -83,11 +84,13 @@ class Standings:
         metrics: QueryMetrics,
         wait_s: float,
         behind: Callable[[str], bool] = lambda _tenant: False,
+        searchable: Callable[[str], AsOf | None] = lambda _tenant: None,
         monotonic_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self._cache = cache
         self._near = near
         self._behind = behind
+        self._searchable = searchable
         self._monotonic_s = monotonic_s
         self._index = index
         self._watch = watch
@@ -134,7 +137,8 @@ class Standings:
         """
         if self._behind(tenant):
             # What is searchable is true for more than the cached answers are.
-            return await self._look_at_index(tenant)
+            known = self._searchable(tenant)
+            return Standing(None, known, None) if known else await self._look_at_index(tenant)
         hit = self._near.get(key)
         if hit is not None:
             self._metrics.near_hits.inc()
@@ -160,7 +164,8 @@ class Standings:
             PositionNotReached: not within the time limit.
             IndexUnavailable: neither cache nor index can tell.
         """
-        standing = await self.look(tenant, key)
+        behind = self._behind(tenant)
+        standing = await (self._look_at_index(tenant) if behind else self.look(tenant, key))
         if standing.as_of.covers(position):
             return standing
         began_s = self._monotonic_s()

@@ -16,6 +16,9 @@ PUBLIC_GROUP: Final = "*"
 HNSW_M: Final = 16
 HNSW_EF_CONSTRUCTION: Final = 200
 
+MANIFESTS_REFRESH_S: Final = 0.2
+"""What is stored of a change is found in positions so much later, at most: it says when cached answers are too old."""
+
 GC_DELETES: Final = "1h"
 """How long OpenSearch remembers the version of a deleted id. Longer than any worker that lost its partition can go on
 writing; the default of 60 s is not. Past it, manifests still know (I2)."""
@@ -159,10 +162,14 @@ def chunks_index_body(*, shards: int, replicas: int, dimension: int, engine: str
 
 
 def manifests_index_body(*, replicas: int) -> dict[str, Any]:
-    """Settings and mapping of a manifest index: read by id in real time, searched only by operators."""
+    """Settings and mapping of a manifest index: read by id in real time; searched for positions, and by operators."""
     return {
         "settings": {
-            "index": {"number_of_shards": 1, "number_of_replicas": replicas, "refresh_interval": "1s"},
+            "index": {
+                "number_of_shards": 1,
+                "number_of_replicas": replicas,
+                "refresh_interval": f"{MANIFESTS_REFRESH_S * 1_000:.0f}ms",
+            },
         },
         "mappings": {
             "dynamic": False,

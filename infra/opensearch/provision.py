@@ -36,9 +36,13 @@ async def create_indices(settings: Settings) -> None:
     client = connect(opensearch)
     try:
         with unavailable_is_said():
-            await _create(
-                client, names.manifests_index(settings.generation), manifests_index_body(replicas=opensearch.replicas)
+            manifests, of_manifests = (
+                names.manifests_index(settings.generation),
+                manifests_index_body(replicas=opensearch.replicas),
             )
+            await _create(client, manifests, of_manifests)
+            refresh = {"refresh_interval": of_manifests["settings"]["index"]["refresh_interval"]}
+            await client.indices.put_settings(index=manifests, body={"index": refresh})  # of one that was there
             await _create(client, names.vectors_index, vectors_index_body(replicas=opensearch.replicas))
             await _create(client, names.keys_index, keys_index_body(replicas=opensearch.replicas))
             await _create(client, names.webhooks_index, webhooks_index_body(replicas=opensearch.replicas))

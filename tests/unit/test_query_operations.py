@@ -236,24 +236,26 @@ class Index:
 
 async def test_invalidation_lags_when_a_change_stays_unapplied():
     cache, index, clock = MemoryAnswerCache(), Index(), [100.0]
+    await cache.seed("acme", {})
     lag = InvalidationLag(cache, index, "acme", monotonic_s=lambda: clock[0])
     index.at = {0: 5}
     await lag.check()
-    clock[0] += OBJECTIVE_S / 2
+    clock[0] += 0.2
     await lag.check()  # a moment is how it works
     clock[0] += OBJECTIVE_S
     with pytest.raises(InvalidationLags, match="partitions 0"):
         await lag.check()
     await cache.apply("acme", {0: 5}, drop=True)
-    index.at = {0: 9}
-    for offset in range(5, 9):  # never quite level, and never late
+    for offset in range(6, 10):  # never quite level, and never late
+        index.at = {0: offset}
         await lag.check()
         clock[0] += 2 * OBJECTIVE_S
-        await cache.apply("acme", {0: offset + 5}, drop=True)
+        await cache.apply("acme", {0: offset}, drop=True)
 
 
 async def test_a_tenant_that_falls_behind_is_told_until_it_has_caught_up():
     cache, index, clock, registry = MemoryAnswerCache(), Index(), [100.0], CollectorRegistry()
+    await cache.seed("acme", {})
     watch = LagWatch(cache, index, QueryMetrics(registry), monotonic_s=lambda: clock[0])
     index.at = {0: 5}
     assert not watch.behind("acme")

@@ -29,8 +29,8 @@ from streams.core.invalidation.compiled import (
     Groups,
     Leavers,
     Newcomers,
-    Scratch,
     move_floors,
+    scratch_of,
 )
 from streams.core.invalidation.evidence import Change, Evidence, Passage, Statistics, TermCounts
 from streams.core.invalidation.fused import top_of
@@ -96,15 +96,14 @@ class Exact:
         self._sources = np.empty((0, 1), dtype=np.int32)
         self._versions = np.empty((0, 1), dtype=np.int64)
         self._readers = np.empty(0, dtype=np.int32)
-        # Looked at at each change, whether it touches them or not.
-        self._watched = np.empty(0, dtype=bool)
+        self._watched = np.empty(0, dtype=bool)  # looked at at each change, whether it touches them or not
         self._vector = VectorWindows(kept)
         self._lexical = LexicalWindows(kept, MAX_TERMS)
         # What a call works with; nothing in it outlasts the call.
         self._sums = np.empty(0, dtype=np.float32)
         self._found = np.empty(0, dtype=np.int32)
         self._ends = np.empty(0, dtype=np.int64)
-        self._scratch = Scratch(np.empty(kept, dtype=np.float32), np.empty(kept, dtype=np.float32))
+        self._scratch = scratch_of(kept, self._deepest)
         self._touches, self._ordered = touches_of(0), touches_of(0)
         self._passages: dict[str, int] = {}
         self._next_passage = 0
@@ -142,7 +141,9 @@ class Exact:
         row = self._take_row(evidence.key)
         self._questions[row] = evidence.search.vector
         self._top_k[row] = evidence.top_k
-        self._deepest = max(self._deepest, evidence.top_k)
+        if evidence.top_k > self._deepest:
+            self._deepest = evidence.top_k
+            self._scratch = scratch_of(self._kept, self._deepest)
         self._readers[row] = self._reader(evidence.search)
         count = len(evidence.sources)
         if count > self._sources.shape[1]:

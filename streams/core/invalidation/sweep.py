@@ -34,7 +34,7 @@ from streams.core.invalidation.compiled import (
     product,
     score_lexical,
 )
-from streams.core.invalidation.verdicts import DROP, WATCH, Verdicts, judge_row, most_wanted
+from streams.core.invalidation.verdicts import DROP, WATCH, Verdicts, judge_row
 
 _LEAVES_VECTOR: Final = 0
 _LEAVES_LEXICAL: Final = 1
@@ -219,7 +219,6 @@ def sweep(
         watched: rows that are judged in any case; afterwards those of the next time.
         verdicts: takes one for each row that is judged, and ``DROP`` of those that show what is gone.
     """
-    best = np.empty(most_wanted(answered.top), dtype=np.int32)
     begin = 0
     for row in range(len(ends)):
         end, near, scored = ends[row], watched[row], False
@@ -235,7 +234,7 @@ def sweep(
         if near:
             if not scored:
                 score_lexical(lexical, fusion, row, scratch)
-            verdicts[row] = judge_row(row, vector, lexical, answered, fusion, scratch.scores, best)
+            verdicts[row] = judge_row(row, vector, lexical, answered, fusion, scratch)
             watched[row] = verdicts[row] == WATCH
 
 
@@ -300,7 +299,6 @@ def _change_lexical(
     return near, scored
 
 
-@compiled
 def entered(ordered: Touches, count: int, passages: int, kind: int) -> Groups:
     """Rows that each passage entered.
 
@@ -311,17 +309,27 @@ def entered(ordered: Touches, count: int, passages: int, kind: int) -> Groups:
         kind: ``IN_VECTOR`` or ``IN_LEXICAL``.
     """
     bounds = np.zeros(passages + 1, dtype=np.int64)
+    _count_entered(ordered, count, kind, bounds)
+    np.cumsum(bounds, out=bounds)
+    members = np.empty(bounds[-1], dtype=np.int32)
+    _gather_entered(ordered, count, kind, members, bounds.copy())
+    return Groups(members, bounds)
+
+
+@compiled
+def _count_entered(ordered: Touches, count: int, kind: int, after: NDArray[np.int64]) -> None:
     for touch in range(count):
         if ordered.rows[touch] != NOBODY and ordered.codes[touch] % _KINDS == kind:
-            bounds[ordered.codes[touch] // _KINDS + 1] += 1
-    bounds = np.cumsum(bounds)
-    members, fill = np.empty(bounds[-1], dtype=np.int32), bounds.copy()
+            after[ordered.codes[touch] // _KINDS + 1] += 1
+
+
+@compiled
+def _gather_entered(ordered: Touches, count: int, kind: int, members: Ints, fill: NDArray[np.int64]) -> None:
     for touch in range(count):
         if ordered.rows[touch] != NOBODY and ordered.codes[touch] % _KINDS == kind:
             at = ordered.codes[touch] // _KINDS
             members[fill[at]] = ordered.rows[touch]
             fill[at] += 1
-    return Groups(members, bounds)
 
 
 def touches_of(room: int) -> Touches:

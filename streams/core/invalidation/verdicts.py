@@ -61,8 +61,7 @@ def judge_row(
     lexical: LexicalLeg,
     answered: Answered,
     fusion: Fusion,
-    by_terms: Floats,
-    best: Ints,
+    scratch: Scratch,
 ) -> int:
     """What became of an answer whose sources are all there.
 
@@ -76,11 +75,10 @@ def judge_row(
         lexical: likewise.
         answered: whose they are.
         fusion: statistics of now.
-        by_terms: scores of the row's lexical window by these.
-        best: to work with, as long as the most passages that an answer wants.
+        scratch: has scores of the row's lexical window by these.
     """
     top = int(answered.top[row])
-    own = _windows(row, top, vector, lexical, fusion, by_terms)
+    own = _windows(row, top, vector, lexical, fusion, scratch.scores)
     if _is_short(own.by_vector, vector.floors[row], own.deepest) or _is_short(
         own.by_terms, lexical.floors[row], own.deepest
     ):
@@ -90,7 +88,7 @@ def judge_row(
     if lost:  # A source that neither window holds would not be missed when it is removed.
         return SHORT
     highest, hope = _highest_late(own, sources, fear - _MARGIN)
-    if highest > 0 and highest >= lowest and _shows_late(own, sources, lowest, best[:top]):
+    if highest > 0 and highest >= lowest and _shows_late(own, sources, lowest, top, scratch):
         return DROP
     return WATCH if hope > 0 and hope >= fear - _MARGIN else KEEP
 
@@ -106,24 +104,17 @@ def compare_rows(
     out: Verdicts,
 ) -> None:
     """Whether the sources are the fused top k: ``KEEP`` or ``DROP`` for each of ``rows``."""
-    best = np.empty(most_wanted(answered.top), dtype=np.int32)
     for at in range(len(rows)):
         row, top = rows[at], int(answered.top[rows[at]])
+        sources = answered.sources[row]
         score_lexical(lexical, fusion, row, scratch)
-        found = _top(_windows(row, top, vector, lexical, fusion, scratch.scores), 0.0, best[:top])
-        same = found == (answered.sources[row] != NOBODY).sum()
-        for number in best[:found]:
-            same = same and place_of(answered.sources[row], number) != NOBODY
+        found, same = _top(_windows(row, top, vector, lexical, fusion, scratch.scores), 0.0, top, scratch), True
+        for number in scratch.best[:found]:
+            same = same and place_of(sources, number) != NOBODY
+        for source in sources:
+            found -= 0 if source == NOBODY else 1
+        same = same and found == 0
         out[at] = KEEP if same else DROP
-
-
-@compiled
-def most_wanted(top: NDArray[np.int16]) -> int:
-    """Of all answers the most passages."""
-    most = 1
-    for wanted in top:
-        most = max(most, int(wanted))
-    return most
 
 
 @compiled
@@ -188,9 +179,9 @@ def _highest_late(own: _Windows, sources: Ints, least: float) -> tuple[float, fl
 
 
 @compiled
-def _shows_late(own: _Windows, sources: Ints, least: float, best: Ints) -> bool:
+def _shows_late(own: _Windows, sources: Ints, least: float, top: int, scratch: Scratch) -> bool:
     """Whether the fused top k, all of which scores ``least`` or more, has a late passage that is no source."""
-    for number in best[: _top(own, least, best)]:
+    for number in scratch.best[: _top(own, least, top, scratch)]:
         if place_of(sources, number) == NOBODY and (
             _is_late(own.vector_ids, own.vector_late, number) or _is_late(own.lexical_ids, own.lexical_late, number)
         ):
@@ -221,9 +212,9 @@ def _share(by_vector: int, by_terms: int, deepest: int, rrf_k: int) -> float:
 
 
 @compiled
-def _top(own: _Windows, least: float, best: Ints) -> int:
-    """Fill ``best`` with the passages of the best fused scores, none of less than ``least``; how many there are."""
-    scores = np.zeros(len(best))
+def _top(own: _Windows, least: float, top: int, scratch: Scratch) -> int:
+    """Note as best the ``top`` passages of the best fused scores, none of less than ``least``; how many there are."""
+    best, scores = scratch.best, scratch.fused
     count, other_leg = 0, 1 / (own.rrf_k + 1)
     for at in range(len(own.vector_ids) + len(own.lexical_ids)):
         in_vector = at < len(own.vector_ids)
@@ -243,9 +234,9 @@ def _top(own: _Windows, least: float, best: Ints) -> int:
         elif place_of(own.vector_ids, number) != NOBODY:
             continue
         score = _share(first, second, own.deepest, own.rrf_k)
-        if score < least or score == 0 or (count == len(best) and score <= scores[count - 1]):
+        if score < least or score == 0 or (count == top and score <= scores[count - 1]):
             continue
-        if count < len(best):
+        if count < top:
             count += 1
         to = count - 1
         while to > 0 and scores[to - 1] < score:
