@@ -20,10 +20,23 @@ from schemas.problems import Problem
 
 _END_TIMEOUT_S: Final = 60.0
 _POLL_S: Final = 0.01
+_BUSY_S: Final = 1.0
 
 
 class ServiceFailed(Exception):
     """A service refused a request or did not answer; the message says what it said."""
+
+
+class ServiceBusy(ServiceFailed):
+    """A service refused a request for now.
+
+    Attributes:
+        after_s: when to try again.
+    """
+
+    def __init__(self, message: str, *, after_s: float) -> None:
+        super().__init__(message)
+        self.after_s = after_s
 
 
 class Services:
@@ -84,6 +97,9 @@ class Services:
                 f"{url} does not answer ({type(error).__name__}): start it with `freshline up`, or set "
                 "FRESHLINE_INGEST__HOST, __PORT and FRESHLINE_QUERY__HOST, __PORT to where it is"
             ) from error
+        if response.status_code in (httpx.codes.SERVICE_UNAVAILABLE, httpx.codes.TOO_MANY_REQUESTS):
+            advised = response.headers.get("retry-after", "")
+            raise ServiceBusy(_refusal(response), after_s=float(advised) if advised.isdecimal() else _BUSY_S)
         if response.is_error:
             raise ServiceFailed(_refusal(response))
         return dict(response.json())

@@ -17,13 +17,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
+import stamina
 from redis.asyncio import Redis
 
 from freshline.bench.figures import extremes, spread
 from freshline.bench.installation import BenchmarkFailed
 from freshline.bench.loaded import Ground, empty_cache, loaded
 from freshline.load.edits import history_of, request_of
-from freshline.services import Services, connect_services, ingest_client
+from freshline.services import ServiceBusy, Services, connect_services, ingest_client
 from infra.local import Stack
 from infra.redis.answers import RedisAnswerCache
 from infra.redis.connect import connect_redis
@@ -40,6 +41,7 @@ _TTL_S: Final = 3_600
 _NEAR_BYTES: Final = 256_000_000
 _ASKED_AT_ONCE: Final = 8
 _HEARD_S: Final = 30.0
+_BUSY_FOR_S: Final = 60.0
 
 Say = Callable[[str, str], None]
 
@@ -102,9 +104,16 @@ async def _ask_all(services: Services, questions: Sequence[str]) -> None:
 
     async def ask(question: str) -> None:
         async with places:
-            await services.ask(question, generate=False)
+            async for attempt in stamina.retry_context(on=_in_a_moment, attempts=None, timeout=_BUSY_FOR_S):
+                with attempt:
+                    await services.ask(question, generate=False)
 
     await asyncio.gather(*map(ask, questions))
+
+
+def _in_a_moment(error: Exception) -> bool | float:
+    """Judges that take in many answers at once may be late, and questions are refused then."""
+    return error.after_s if isinstance(error, ServiceBusy) else False
 
 
 @asynccontextmanager
