@@ -1,7 +1,10 @@
 """Questions that nobody has asked before, beside the index alone with the same searches in the same run."""
 
 import itertools
+import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from os import cpu_count
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,7 +18,10 @@ from freshline.load.lines import Target
 from freshline.load.questions import read_questions
 from freshline.load.tally import Tally
 from freshline.services import query_target
+from infra.embedding.opening import open_embedder
 from infra.opensearch import codec
+from infra.settings import Settings
+from query.core.cache_key import normalised
 
 IN_FLIGHT: Final = (1, 16, 64)
 _WARM_UP_S: Final = 3.0
@@ -34,6 +40,8 @@ async def bench_misses(
 ) -> dict[str, Any]:
     """For each number of questions at a time: the index alone, the service, and the index alone again.
 
+    The most answers that there could be are those for which index and model alone fill all cores.
+
     Args:
         ground: of whose history the last state is searched.
         questions: what is asked, each once, then with a number behind it.
@@ -49,30 +57,60 @@ async def bench_misses(
         target = query_target(installation.settings)
         new = new_questions(target, asked)
         index, searches = await _searches(installation, asked[:_BODIES])
+        model_ms = await _model_ms(installation.settings, asked[:_BODIES])
         ground.say("warm-up", "servers that were just started compile themselves while they work")
         await _drive(target, lambda: next(new), max(in_flight), _WARM_UP_S)
         for places in in_flight:
             ground.say("misses", f"{places} at a time")
             alone = Tally()
-            await users_ask(index, searches, alone.note_other, users=places, think_s=0, seconds=seconds / 2)
+            ask_index = partial(users_ask, index, searches, alone.note_other, users=places, think_s=0)
+            began_s = _of_index(installation)
+            await ask_index(seconds=seconds / 2)
+            index_s = _of_index(installation) - began_s
             await empty_cache(installation)
             used_s = installation.cpu_s()
             figures = await _drive(target, lambda: next(new), places, seconds)
             cpu_s = {name: now_s - used_s[name] for name, now_s in installation.cpu_s().items()}
-            await users_ask(index, searches, alone.note_other, users=places, think_s=0, seconds=seconds / 2)
+            began_s = _of_index(installation)
+            await ask_index(seconds=seconds / 2)
+            index_s += _of_index(installation) - began_s
             alone_figures = alone.figures(seconds)
+            index_ms = index_s * 1_000 / max(1, alone_figures["requests"])
+            most_per_s = (cpu_count() or 1) * 1_000 / (index_ms + model_ms)
             found.append(
                 {
                     "in_flight": places,
                     **figures,
                     "index_alone": alone_figures,
                     "ratio_to_index": round(figures["answers_per_s"] / alone_figures["answers_per_s"], 3),
+                    "index_alone_cpu_ms": round(index_ms, 2),
+                    "model_cpu_ms": round(model_ms, 2),
+                    "most_answers_per_s": round(most_per_s, 1),
+                    "share_of_most": round(figures["answers_per_s"] / most_per_s, 3),
                     "cpu_ms_each": {
                         name: round(used * 1_000 / max(1, figures["requests"]), 2) for name, used in cpu_s.items()
                     },
                 }
             )
     return {"misses": found}
+
+
+async def _model_ms(settings: Settings, questions: Sequence[str]) -> float:
+    """Processor time that the model takes for a question."""
+    embedder = open_embedder(settings.embedding)
+    try:
+        await embedder.embed_query(questions[0])
+        began_s = time.process_time()
+        for question in questions:
+            await embedder.embed_query(normalised(question))
+        return (time.process_time() - began_s) * 1_000 / len(questions)
+    finally:
+        await embedder.close()
+
+
+def _of_index(installation: Installation) -> float:
+    """Processor time of all its nodes."""
+    return sum(used_s for name, used_s in installation.cpu_s().items() if name.startswith("opensearch"))
 
 
 async def _drive(target: Target, ask: Callable[[], bytes], places: int, seconds: float) -> dict[str, Any]:

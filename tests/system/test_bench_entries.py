@@ -38,7 +38,7 @@ async def test_costs_and_drops_are_told(stack, tmp_path):
     assert found["dropped"] >= 2
     assert 0 < found["last_drop_ms"]["min"] <= found["last_drop_ms"]["max"]
     assert found["each_drop_ms"]["max"] == found["last_drop_ms"]["max"]
-    for operation in ("hit_us", "fill_us"):
+    for operation in ("near_hit_us", "hit_us", "fill_us", "waited_for_at_a_fill_us"):
         ratio = found[operation]["ratio"]
         assert 0 < ratio["min"] <= ratio["median"] <= ratio["max"]
     sizes = found["bytes_per_answer"]

@@ -8,8 +8,6 @@ from infra.local.stack import Stack
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(240)]
 
 SECONDS = 3
-LATE_S = 2.5
-"""Until invalidation that stands still is noticed, and answers go past the cache."""
 
 
 async def test_answers_are_true_in_every_state_of_redis(stack: Stack):
@@ -17,9 +15,7 @@ async def test_answers_are_true_in_every_state_of_redis(stack: Stack):
     states = told["states"]
     assert {name: state["stale"] for name, state in states.items() if state["stale"]} == {}
     assert {name: state["failed"] for name, state in states.items() if state["failed"]} == {}
-    paused = states.pop("judges paused")
     assert {name: state for name, state in states.items() if state["served_past_objective"]} == {}
-    assert paused["served_past_objective"] <= paused["questions"] * LATE_S / SECONDS
     for name in ("healthy", "slow", "full", "wiped", "failed over", "healthy again"):
         assert states[name]["hit_share"] > 0.2, name
     for name in ("hanging", "down"):
