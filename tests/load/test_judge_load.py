@@ -14,7 +14,7 @@ from streams.core.invalidation.evidence import Change, Evidence, Passage, Statis
 from streams.core.invalidation.exact import Exact, compile_loops
 from streams.core.invalidation.fused import top_of
 
-DIMENSION, WORDS, PASSAGES, KEPT, FUSED, TOP_K, RRF_K = 128, 400, 1_500, 120, 50, 5, 60
+DIMENSION, WORDS, PASSAGES, KEPT, FUSED, TOP_K, RRF_K = 128, 400, 1_500, 80, 50, 5, 60
 FEW, MANY = 4_000, 16_000
 ACCESS = Access("acme")
 
