@@ -3,9 +3,13 @@
 For each edit of a recorded history: ask a question that the new text answers (so that an answer without it is cached),
 send the edit, and ask again with the position that the 202 gave. The clock runs from the 202 to the first answer that
 holds the new text. Deletes likewise, to the first answer without the document.
+
+After each edit a program without a stream makes the same edit in an index of its own, and is timed likewise: what the
+same passages cost with the same model, index and machine.
 """
 
 import re
+import statistics
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +18,7 @@ from typing import Any, Final
 
 from freshline.bench.figures import spread
 from freshline.bench.installation import BenchmarkFailed, installed
+from freshline.bench.script import Script
 from freshline.services import Services, connect_services
 from infra.embedding.opening import open_tokenizer
 from infra.local import Stack
@@ -50,19 +55,28 @@ async def bench_freshness(stack: Stack, events: Path, *, edits: int, overrides: 
     Raises:
         BenchmarkFailed: an answer never had the new text.
     """
-    async with installed(stack, overrides) as installation, connect_services(installation.settings) as services:
+    async with (
+        installed(stack, overrides) as installation,
+        connect_services(installation.settings) as services,
+        Script.opened(installation.settings) as script,
+    ):
         snapshot, planned = _plan(events, _splitter(installation.settings), edits)
         for event in snapshot:
             await _put(services, event)
         await installation.caught_up(timeout_s=600)
+        for event in snapshot:
+            await script.put(event.doc_id, _content(event))
         timed: list[tuple[float, dict[str, float]]] = []
+        by_script: list[float] = []
         questions: dict[str, str] = {}
         for event, edit in planned:
             if edit is None:
                 accepted = await _put(services, event)
                 await services.ended(accepted["event_id"])
+                await script.put(event.doc_id, _content(event))
             else:
                 timed.append(await _time_edit(services, edit))
+                by_script.append(await _time_script(script, edit))
                 questions[event.doc_id] = edit.question
         gone = [await _time_delete(services, document_id, question) for document_id, question in questions.items()]
     stages = [stages for _, stages in timed]
@@ -70,6 +84,11 @@ async def bench_freshness(stack: Stack, events: Path, *, edits: int, overrides: 
         "documents": len(snapshot),
         "edits": len(timed),
         "freshness_ms": spread([elapsed for elapsed, _ in timed]),
+        "script_ms": spread(by_script),
+        "more_than_script_ms": spread([ours - bare for (ours, _), bare in zip(timed, by_script, strict=True)]),
+        "ratio_to_script": round(
+            statistics.median(ours / bare for (ours, _), bare in zip(timed, by_script, strict=True)), 3
+        ),
         "deletes": len(gone),
         "deleted_ms": spread(gone),
         "stages_ms": {name: spread([one[name] for one in stages if name in one]) for name in stages[0]},
@@ -120,7 +139,19 @@ async def _ask(services: Services, question: str, **parameters: str) -> list[dic
 
 
 async def _put(services: Services, event: RecordedEvent) -> dict[str, Any]:
-    return await services.put(event.doc_id, event.new_content() or b"", "text/markdown")
+    return await services.put(event.doc_id, _content(event), "text/markdown")
+
+
+def _content(event: RecordedEvent) -> bytes:
+    return event.new_content() or b""
+
+
+async def _time_script(script: Script, edit: Edit) -> float:
+    began_s = time.perf_counter()
+    await script.put(edit.event.doc_id, _content(edit.event))
+    if not await script.finds(edit.question, edit.line, top_k=_TOP_K):
+        raise BenchmarkFailed(f"the script found nothing of the new text of {edit.event.path}")
+    return (time.perf_counter() - began_s) * 1000
 
 
 async def _time_edit(services: Services, edit: Edit) -> tuple[float, dict[str, float]]:
