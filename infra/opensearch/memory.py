@@ -107,7 +107,7 @@ class MemoryIndex:
         return sum(write.chunk.key == key for write in self._searchable.values())
 
     async def positions(self, tenant: str) -> dict[int, int]:
-        """See ``SearchIndex.positions``; of this instant, where the real index may be a second behind."""
+        """See ``SearchIndex.positions``; of this instant; the real index may be ``MANIFESTS_REFRESH_S`` behind."""
         self._check_available()
         done: dict[int, int] = {}
         under_way: dict[int, int] = {}
