@@ -4,7 +4,7 @@ import asyncio
 import os
 import socket
 from collections.abc import AsyncIterator, Coroutine, Mapping
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, asynccontextmanager
 from typing import Any, Final, Protocol, TypeVar
 
 import structlog
@@ -55,6 +55,7 @@ from query.streamed import StreamedAnswers
 from query.watch import AppliedWatch
 
 _WARM_UP: Final = "what is new"
+_CANCELLED_AGAIN_S: Final = 1.0
 
 _log = structlog.get_logger(__name__)
 
@@ -327,8 +328,12 @@ def _in_background(ending: AsyncExitStack, work: Coroutine[Any, Any, None], name
     task = asyncio.create_task(work, name=name)
 
     async def end() -> None:
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
+        # Python 3.11's ``wait_for``, with which redis-py sends, swallows a cancellation that comes as it ends: the loop
+        # around it would go on for ever.
+        while not task.done():
+            task.cancel()
+            await asyncio.wait((task,), timeout=_CANCELLED_AGAIN_S)
+        if not task.cancelled():
+            task.result()
 
     ending.push_async_callback(end)
