@@ -63,6 +63,7 @@ class InvalidationLag:
     Attributes:
         deadline_s: until when cached answers are within the objective; infinite where nothing is missing.
         searchable: as of the last look; None before.
+        looked_s: when that began.
     """
 
     def __init__(
@@ -81,7 +82,7 @@ class InvalidationLag:
         self.searchable: AsOf | None = None
         self._unapplied: deque[_Look] = deque()
         self._applied: Mapping[int, int] = {}
-        self._looked_s = -math.inf
+        self.looked_s = -math.inf
         self._moved_s = monotonic_s()
 
     @property
@@ -104,8 +105,8 @@ class InvalidationLag:
         positions = await self._index.positions(self._tenant)
         found = await self._cache.lookup(self._tenant, _NO_ANSWER)
         self.searchable = AsOf(positions=positions, checked_ms=looked_ms)
-        since_s = max(self._looked_s, looked_s - _LONGEST_BETWEEN_S)
-        self._looked_s = looked_s
+        since_s = max(self.looked_s, looked_s - _LONGEST_BETWEEN_S)
+        self.looked_s = looked_s
         if len(self._unapplied) == _LOOKS_KEPT:
             since_s = self._unapplied.pop().since_s
         self._unapplied.append(_Look(since_s, positions))
@@ -210,9 +211,11 @@ class LagWatch:
         return one.out or now_s > one.lag.deadline_s
 
     def searchable(self, tenant: str) -> AsOf | None:
-        """What a retrieval from now on is true for at least, if it was looked at lately."""
+        """What a retrieval from now on is true for at least; None where it was not looked at lately."""
         one = self._tenants.get(tenant)
-        return one.lag.searchable if one else None
+        if one is None or self._monotonic_s() - one.lag.looked_s > _LONGEST_BETWEEN_S:
+            return None
+        return one.lag.searchable
 
     @property
     def late(self) -> bool:

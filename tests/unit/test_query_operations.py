@@ -267,6 +267,9 @@ async def test_a_tenant_that_falls_behind_is_told_until_it_has_caught_up():
     assert watch.late
     assert not watch.behind("umbrella"), "it has only begun to be looked after"
     assert registry.get_sample_value("freshline_invalidation_behind") == 1
+    assert watch.searchable("acme").positions == {0: 5}
+    clock[0] += 0.6
+    assert watch.searchable("acme") is None, "that was too long ago to be told as of now"
     await cache.apply("acme", {0: 5}, drop=True)
     await watch.look()
     assert not watch.behind("acme")
