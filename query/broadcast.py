@@ -4,6 +4,8 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable
 from typing import Generic, TypeVar
 
+from infra.tasks import ended
+
 T = TypeVar("T")
 
 
@@ -59,8 +61,7 @@ class Broadcast(Generic[T]):
 
     async def close(self) -> None:
         """End the work, whoever reads."""
-        self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
+        await ended(self._task)
 
     async def _run(self) -> None:
         try:

@@ -172,6 +172,10 @@ class _Tenant:
     out: bool = False
     told: bool = False
 
+    def is_behind(self, now_s: float) -> bool:
+        """Whether its cached answers are to be left aside."""
+        return self.out or now_s > self.lag.deadline_s
+
 
 class LagWatch:
     """Knows the tenants whose cached answers have fallen behind what is searchable: they are answered past the cache.
@@ -208,7 +212,7 @@ class LagWatch:
             lag = InvalidationLag(self._cache, self._index, tenant, monotonic_s=self._monotonic_s)
             one = self._tenants[tenant] = _Tenant(lag, now_s)
         one.asked_s = now_s
-        return one.out or now_s > one.lag.deadline_s
+        return one.is_behind(now_s)
 
     def searchable(self, tenant: str) -> AsOf | None:
         """What a retrieval from now on is true for at least; None where it was not looked at lately."""
@@ -221,7 +225,7 @@ class LagWatch:
     def late(self) -> bool:
         """Whether changes reach any tenant's answers late; not where the cache is out, and nothing could reach it."""
         now_s = self._monotonic_s()
-        return any(not one.out and now_s > one.lag.deadline_s for one in self._tenants.values())
+        return any(one.is_behind(now_s) and not one.out for one in self._tenants.values())
 
     async def run(self) -> None:
         """Look after tenants until cancelled."""
@@ -238,11 +242,10 @@ class LagWatch:
             self._tenants.move_to_end(name)
             await self._look_after(name, self._tenants[name])
         now_s = self._monotonic_s()
-        behind = [one for one in self._tenants.values() if one.out or now_s > one.lag.deadline_s]
-        self._metrics.invalidation_behind.set(len(behind))
+        self._metrics.invalidation_behind.set(sum(one.is_behind(now_s) for one in self._tenants.values()))
 
     async def _look_after(self, name: str, one: _Tenant) -> None:
-        reason = ""
+        reason = None
         try:
             await one.lag.look()
             if one.lag.stands_for_s > GIVE_UP_S and one.lag.searchable is not None:
@@ -255,10 +258,9 @@ class LagWatch:
             return  # nothing new is known, and nothing new becomes searchable
         else:
             one.out = one.out and not one.lag.is_level
-            reason = one.lag.reason
-        behind = one.out or self._monotonic_s() > one.lag.deadline_s
+        behind = one.is_behind(self._monotonic_s())
         if behind and not one.told:
-            _log.warning("invalidation_behind", tenant=name, reason=reason)
+            _log.warning("invalidation_behind", tenant=name, reason=reason or one.lag.reason)
         elif one.told and not behind:
             _log.info("invalidation_caught_up", tenant=name)
         one.told = behind

@@ -26,6 +26,7 @@ from infra.redis.connect import connect_redis, redis_errors
 from infra.redis.event_states import RedisEventStates
 from infra.redis.port import CacheUnavailable
 from infra.settings import GenerationSettings, OpenSearchSettings, Settings
+from infra.tasks import ended
 from infra.telemetry.logging import configure_logging
 from infra.telemetry.tracing import open_tracing
 from infra.web.at_once import AtOnce
@@ -55,7 +56,6 @@ from query.streamed import StreamedAnswers
 from query.watch import AppliedWatch
 
 _WARM_UP: Final = "what is new"
-_CANCELLED_AGAIN_S: Final = 1.0
 
 _log = structlog.get_logger(__name__)
 
@@ -328,11 +328,7 @@ def _in_background(ending: AsyncExitStack, work: Coroutine[Any, Any, None], name
     task = asyncio.create_task(work, name=name)
 
     async def end() -> None:
-        # Python 3.11's ``wait_for``, with which redis-py sends, swallows a cancellation that comes as it ends: the loop
-        # around it would go on for ever.
-        while not task.done():
-            task.cancel()
-            await asyncio.wait((task,), timeout=_CANCELLED_AGAIN_S)
+        await ended(task)
         if not task.cancelled():
             task.result()
 

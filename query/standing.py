@@ -139,6 +139,9 @@ class Standings:
             # What is searchable is true for more than the cached answers are.
             known = self._searchable(tenant)
             return Standing(None, known, None) if known else await self._look_at_index(tenant)
+        return await self._look_here_first(tenant, key, lease_ms)
+
+    async def _look_here_first(self, tenant: str, key: str, lease_ms: int = 0) -> Standing:
         hit = self._near.get(key)
         if hit is not None:
             self._metrics.near_hits.inc()
@@ -164,8 +167,10 @@ class Standings:
             PositionNotReached: not within the time limit.
             IndexUnavailable: neither cache nor index can tell.
         """
-        behind = self._behind(tenant)
-        standing = await (self._look_at_index(tenant) if behind else self.look(tenant, key))
+        if self._behind(tenant):
+            standing = await self._look_at_index(tenant)  # of this moment: what is known may just lack the position
+        else:
+            standing = await self._look_here_first(tenant, key)
         if standing.as_of.covers(position):
             return standing
         began_s = self._monotonic_s()

@@ -19,6 +19,9 @@ HNSW_EF_CONSTRUCTION: Final = 200
 MANIFESTS_REFRESH_S: Final = 0.2
 """What is stored of a change is found in positions so much later, at most: it says when cached answers are too old."""
 
+MANIFESTS_REFRESH: Final = f"{MANIFESTS_REFRESH_S * 1_000:.0f}ms"
+"""The same, as an index is told."""
+
 GC_DELETES: Final = "1h"
 """How long OpenSearch remembers the version of a deleted id. Longer than any worker that lost its partition can go on
 writing; the default of 60 s is not. Past it, manifests still know (I2)."""
@@ -168,7 +171,7 @@ def manifests_index_body(*, replicas: int) -> dict[str, Any]:
             "index": {
                 "number_of_shards": 1,
                 "number_of_replicas": replicas,
-                "refresh_interval": f"{MANIFESTS_REFRESH_S * 1_000:.0f}ms",
+                "refresh_interval": MANIFESTS_REFRESH,
             },
         },
         "mappings": {

@@ -21,6 +21,7 @@ from infra.redis.answers import RedisAnswerCache
 from infra.redis.connect import connect_redis
 from infra.redis.event_states import RedisEventStates
 from infra.settings import Settings
+from infra.tasks import ended
 from infra.telemetry.logging import configure_logging
 from infra.telemetry.tracing import open_tracing
 from infra.web.server import until_told_to_stop
@@ -92,9 +93,7 @@ async def work(settings: Settings, steps: Sequence[StepName]) -> None:
             if watching.done():
                 watching.result()
         finally:
-            for task in (watching, told, measuring):
-                task.cancel()
-            await asyncio.gather(watching, told, measuring, return_exceptions=True)
+            await ended(watching, told, measuring)
         log.info("worker stopping")
 
 
@@ -105,8 +104,7 @@ async def _start(settings: Settings, step: StepName, runner: Runner, closing: As
 
     async def stop() -> None:
         # The runner first: what it has not finished is not committed, and is read again by whoever comes next.
-        running.cancel()
-        await asyncio.gather(running, return_exceptions=True)
+        await ended(running)
         await consumer.stop()
 
     closing.push_async_callback(stop)
@@ -153,12 +151,7 @@ async def _build_notify(settings: Settings, closing: AsyncExitStack, metrics: Wo
     store = OpenSearchWebhooks(client, settings.names)
     courier = Courier(store, sender, settings.webhooks, metrics.webhook_messages)
     redelivering = asyncio.create_task(Redelivery(courier, metrics.webhooks_waiting).run(), name="redelivery")
-
-    async def stop() -> None:
-        redelivering.cancel()
-        await asyncio.gather(redelivering, return_exceptions=True)
-
-    closing.push_async_callback(stop)
+    closing.push_async_callback(ended, redelivering)
     return Notify(courier)
 
 
@@ -171,8 +164,7 @@ async def _judges(settings: Settings, slices: RedisAnswerCache, closing: AsyncEx
     following = asyncio.create_task(judges.follow(), name="judges")
 
     async def stop() -> None:
-        following.cancel()
-        await asyncio.gather(following, return_exceptions=True)
+        await ended(following)
         await judges.close()
 
     closing.push_async_callback(stop)

@@ -31,6 +31,7 @@ from infra.redis.connect import connect_redis
 from infra.redis.entry import Entry, stored_response
 from infra.redis.port import Lookup
 from infra.settings import Settings
+from infra.tasks import ended
 from ingest.connectors.event_file import RecordedEvent
 from query.near import NearCache
 from schemas.cache_keys import AnswerKeys, slice_of
@@ -280,8 +281,7 @@ async def _listening(settings: Settings) -> AsyncIterator[_Listener]:
             await listener.heard_all(time.monotonic())
             yield listener
         finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+            await ended(task)
 
 
 async def _drops(

@@ -2,7 +2,7 @@
 
 import itertools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from functools import partial
 from os import cpu_count
 from pathlib import Path
@@ -64,16 +64,12 @@ async def bench_misses(
             ground.say("misses", f"{places} at a time")
             alone = Tally()
             ask_index = partial(users_ask, index, searches, alone.note_other, users=places, think_s=0)
-            began_s = _of_index(installation)
-            await ask_index(seconds=seconds / 2)
-            index_s = _of_index(installation) - began_s
+            index_s = await _spent_by_index(installation, ask_index(seconds=seconds / 2))
             await empty_cache(installation)
             used_s = installation.cpu_s()
             figures = await _drive(target, lambda: next(new), places, seconds)
             cpu_s = {name: now_s - used_s[name] for name, now_s in installation.cpu_s().items()}
-            began_s = _of_index(installation)
-            await ask_index(seconds=seconds / 2)
-            index_s += _of_index(installation) - began_s
+            index_s += await _spent_by_index(installation, ask_index(seconds=seconds / 2))
             alone_figures = alone.figures(seconds)
             index_ms = index_s * 1_000 / max(1, alone_figures["requests"])
             most_per_s = (cpu_count() or 1) * 1_000 / (index_ms + model_ms)
@@ -108,9 +104,15 @@ async def _model_ms(settings: Settings, questions: Sequence[str]) -> float:
         await embedder.close()
 
 
-def _of_index(installation: Installation) -> float:
-    """Processor time of all its nodes."""
-    return sum(used_s for name, used_s in installation.cpu_s().items() if name.startswith("opensearch"))
+async def _spent_by_index(installation: Installation, work: Awaitable[object]) -> float:
+    """Processor seconds of all its nodes meanwhile."""
+
+    def used_s() -> float:
+        return sum(used for name, used in installation.cpu_s().items() if name.startswith("opensearch"))
+
+    began_s = used_s()
+    await work
+    return used_s() - began_s
 
 
 async def _drive(target: Target, ask: Callable[[], bytes], places: int, seconds: float) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from opensearchpy import AsyncOpenSearch
 
-from infra.embedding.opening import open_embedder, open_tokenizer
+from infra.embedding.opening import open_embedder
 from infra.embedding.port import Embedder, Vector
 from infra.opensearch.client import connect
 from infra.settings import Settings
@@ -32,11 +32,9 @@ class Script:
 
     @classmethod
     @asynccontextmanager
-    async def opened(cls, settings: Settings) -> AsyncIterator["Script"]:
+    async def opened(cls, settings: Settings, splitter: Splitter) -> AsyncIterator["Script"]:
         """With an index in the namespace of the settings, which goes with it."""
         opensearch, index = settings.opensearch, f"{settings.namespace}-script"
-        tokenizer = open_tokenizer(settings.embedding)
-        splitter = Splitter(tokenizer, settings.split.chunk_tokens, settings.split.overlap_tokens)
         embedder, client = open_embedder(settings.embedding), connect(opensearch)
         body = chunks_index_body(
             shards=opensearch.shards,

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager
 
 from infra.credentials.issuer_keys import IssuerKeys
 from infra.credentials.key_table import KeyTable
@@ -10,6 +10,7 @@ from infra.credentials.tokens import TokenVerifier
 from infra.opensearch.client import connect
 from infra.opensearch.keys import OpenSearchKeys
 from infra.settings import Settings
+from infra.tasks import ended
 from infra.web.credentials import Credentials
 
 
@@ -30,7 +31,7 @@ async def opened_credentials(settings: Settings) -> AsyncIterator[Credentials]:
         keys = KeyTable(OpenSearchKeys(client, settings.names), refresh_s=told.refresh_s, stale_s=told.stale_s)
         await keys.refresh()
         reading = asyncio.create_task(keys.run(), name="api-keys")
-        ending.push_async_callback(_end, reading)
+        ending.push_async_callback(ended, reading)
         yield Credentials(settings, keys=keys, tokens=tokens)
 
 
@@ -41,9 +42,3 @@ def _token_verifier(settings: Settings) -> TokenVerifier | None:
     if not told.audience:
         raise ValueError("FRESHLINE_JWT__AUDIENCE is not set: without it tokens made for other services would do")
     return TokenVerifier(IssuerKeys(told.issuer, told.jwks_url), told)
-
-
-async def _end(task: asyncio.Task[None]) -> None:
-    task.cancel()
-    with suppress(asyncio.CancelledError):
-        await task

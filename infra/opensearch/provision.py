@@ -8,6 +8,7 @@ from opensearchpy.exceptions import RequestError
 from infra.opensearch.client import connect, unavailable_is_said
 from infra.settings import Settings
 from schemas.index import (
+    MANIFESTS_REFRESH,
     chunks_index_body,
     keys_index_body,
     manifests_index_body,
@@ -28,7 +29,7 @@ async def create_indices(settings: Settings) -> None:
         IndexMismatch: the chunk index holds vectors of another length.
     """
     names, opensearch = settings.names, settings.opensearch
-    chunks = names.chunks_index(settings.generation)
+    chunks, manifests = names.chunks_index(settings.generation), names.manifests_index(settings.generation)
     dimension = settings.embedding.dimension
     layout = chunks_index_body(
         shards=opensearch.shards, replicas=opensearch.replicas, dimension=dimension, engine=opensearch.engine
@@ -36,13 +37,9 @@ async def create_indices(settings: Settings) -> None:
     client = connect(opensearch)
     try:
         with unavailable_is_said():
-            manifests, of_manifests = (
-                names.manifests_index(settings.generation),
-                manifests_index_body(replicas=opensearch.replicas),
-            )
-            await _create(client, manifests, of_manifests)
-            refresh = {"refresh_interval": of_manifests["settings"]["index"]["refresh_interval"]}
-            await client.indices.put_settings(index=manifests, body={"index": refresh})  # of one that was there
+            await _create(client, manifests, manifests_index_body(replicas=opensearch.replicas))
+            # One that was there may be of a release that refreshed it less often.
+            await client.indices.put_settings(index=manifests, body={"index": {"refresh_interval": MANIFESTS_REFRESH}})
             await _create(client, names.vectors_index, vectors_index_body(replicas=opensearch.replicas))
             await _create(client, names.keys_index, keys_index_body(replicas=opensearch.replicas))
             await _create(client, names.webhooks_index, webhooks_index_body(replicas=opensearch.replicas))

@@ -12,8 +12,13 @@ from query.metrics import QueryMetrics
 from schemas.index import MANIFESTS_REFRESH_S
 
 STEP_S = 0.01
-_SHORT = st.floats(0, 0.2)
-_LONG = st.floats(0, 3)
+LOOKS_EVERY = st.floats(LOOK_S, 1.5 * LOOK_S)
+
+
+def worlds(times_s, most):
+    """Each change comes so long after the one before, and is applied so long after it has come."""
+    changes = st.lists(st.tuples(times_s, st.floats(0, MANIFESTS_REFRESH_S), times_s), min_size=1, max_size=most)
+    return changes.map(lambda told: World(*zip(*told, strict=True)))
 
 
 class World:
@@ -54,13 +59,8 @@ async def replay(world, look_every_s, told):
     return watch
 
 
-@given(
-    st.lists(st.tuples(_LONG, st.floats(0, MANIFESTS_REFRESH_S), _LONG), min_size=1, max_size=8),
-    st.floats(LOOK_S, 1.5 * LOOK_S),
-)
-async def test_no_cached_answer_is_served_that_lacks_a_change_for_longer_than_the_objective(changes, look_every_s):
-    world = World(*zip(*changes, strict=True))
-
+@given(worlds(st.floats(0, 3), 8), LOOKS_EVERY)
+async def test_no_cached_answer_is_served_that_lacks_a_change_for_longer_than_the_objective(world, look_every_s):
     def told(behind):
         assert behind or world.now_s - world.oldest_missing_s <= OBJECTIVE_S, world.now_s
 
@@ -68,13 +68,8 @@ async def test_no_cached_answer_is_served_that_lacks_a_change_for_longer_than_th
     assert not watch.behind("acme"), "all is applied"
 
 
-@given(
-    st.lists(st.tuples(_SHORT, st.floats(0, MANIFESTS_REFRESH_S), _SHORT), min_size=1, max_size=30),
-    st.floats(LOOK_S, 1.5 * LOOK_S),
-)
-async def test_answers_are_served_while_each_change_is_applied_in_good_time(changes, look_every_s):
-    world = World(*zip(*changes, strict=True))
-
+@given(worlds(st.floats(0, 0.2), 30), LOOKS_EVERY)
+async def test_answers_are_served_while_each_change_is_applied_in_good_time(world, look_every_s):
     def told(behind):
         assert not behind, world.now_s
 

@@ -20,6 +20,7 @@ from query.retrieval import Retrieval
 from query.standing import PositionNotReached, Standings
 from query.watch import AppliedWatch
 from schemas.index import StoredChunk
+from schemas.positions import AsOf
 from schemas.queries import QueryRequest, QueryResponse
 
 READER = Access("acme")
@@ -106,13 +107,13 @@ class Service:
 
 
 @asynccontextmanager
-async def running(*, wait_s=WAIT_S, watched=True):
+async def running(*, wait_s=WAIT_S, watched=True, **seen):
     registry = CollectorRegistry()
     metrics, index, cache, embedder = QueryMetrics(registry), Index(), MemoryAnswerCache(), CountingEmbedder()
     near = NearCache(slices=cache.count, max_bytes=1_000_000)
     watch = AppliedWatch(cache, near)
     answering = Answering(
-        standings=Standings(cache=cache, near=near, index=index, watch=watch, metrics=metrics, wait_s=wait_s),
+        standings=Standings(cache=cache, near=near, index=index, watch=watch, metrics=metrics, wait_s=wait_s, **seen),
         retrieval=Retrieval(index=index, embedder=embedder, metrics=metrics, window=10, kept=12, rrf_k=60),
         generator=ExtractiveGenerator(),
         cache=cache,
@@ -327,6 +328,25 @@ async def test_without_redis_answers_are_uncached_and_true_for_what_the_index_kn
     assert service.count("freshline_queries_total", served="uncached") == 2
     service.cache.available = True
     assert not (await service.ask()).cached
+
+
+async def test_an_answer_past_the_cache_carries_what_is_known_to_be_searchable_and_asks_the_index_for_nothing_more():
+    known = AsOf(positions={0: 3}, checked_ms=1_000.0)
+    async with running(behind=lambda _tenant: True, searchable=lambda _tenant: known) as service:
+        await service.change("a", 3)
+        service.index.positions = None
+        first, second = await service.ask(), await service.ask()
+    assert (first.as_of, second.as_of) == (known, known)
+    assert (first.cached, second.cached, ids(second)) == (False, False, ["a"])
+
+
+async def test_who_waits_for_a_position_past_the_cache_is_answered_by_what_the_index_says_now():
+    known = AsOf(positions={0: 3}, checked_ms=1_000.0)
+    async with running(behind=lambda _tenant: True, searchable=lambda _tenant: known, wait_s=0) as service:
+        await service.change("a", 4)
+        answer = await service.ask(min_position="documents.v1-0:4")
+    assert answer.as_of.positions == {0: 4}
+    assert not answer.cached
 
 
 async def test_the_cache_is_used_again_after_a_while(service, monkeypatch):

@@ -108,13 +108,13 @@ def compare_rows(
         row, top = rows[at], int(answered.top[rows[at]])
         sources = answered.sources[row]
         score_lexical(lexical, fusion, row, scratch)
-        found, same = _top(_windows(row, top, vector, lexical, fusion, scratch.scores), 0.0, top, scratch), True
-        for number in scratch.best[:found]:
-            same = same and place_of(sources, number) != NOBODY
+        found = _top(_windows(row, top, vector, lexical, fusion, scratch.scores), 0.0, top, scratch)
+        cited, held = 0, 0
         for source in sources:
-            found -= 0 if source == NOBODY else 1
-        same = same and found == 0
-        out[at] = KEEP if same else DROP
+            cited += source != NOBODY
+        for number in scratch.best[:found]:
+            held += place_of(sources, number) != NOBODY
+        out[at] = KEEP if cited == held == found else DROP
 
 
 @compiled
