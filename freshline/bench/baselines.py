@@ -1,9 +1,11 @@
-"""What the service's hits are compared with: an ASGI application that does nothing else, and the usual way to cache.
+"""What the service is compared with, each a server of its own.
 
-Both answer the questions of one file with the bytes that the service gave; run by ``freshline bench hits``.
+Hits with an ASGI application that does nothing else, and with the usual way to cache; both answer the questions of one
+file with the bytes that the service gave. Misses with the usual way to search by vectors. Started by ``beside``.
 """
 
 import sys
+import time
 from pathlib import Path
 from typing import Any, Final
 
@@ -11,9 +13,15 @@ import orjson
 import uvicorn
 import uvloop
 from fastapi import FastAPI
+from opensearchpy import AsyncOpenSearch
 from pydantic import BaseModel
 from redis.asyncio import BlockingConnectionPool, Redis
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from infra.embedding.opening import open_embedder
+from infra.embedding.port import Embedder
+from infra.opensearch.client import connect
+from infra.settings import Settings
 
 _TTL_S: Final = 3_600
 _CONNECTIONS: Final = 64
@@ -89,19 +97,61 @@ def usual(redis: Redis) -> FastAPI:
     return app
 
 
-async def _serve(kind: str, answers: dict[bytes, bytes], port: int, redis_url: str) -> None:
-    if kind == "bare":
-        app: Any = Bare(answers)
-    else:
-        # A pool that raises when all its connections are in use would fail most requests at thousands of connections.
-        pool = BlockingConnectionPool.from_url(redis_url, max_connections=_CONNECTIONS, timeout=30)
-        redis = Redis.from_pool(pool)
-        for body, answer in answers.items():
-            question = Question.model_validate_json(body)
-            await redis.set(f"usual:{question.query}:{question.top_k}", answer, ex=_TTL_S)
-        app = usual(redis)
+class Found(BaseModel):
+    """What a search by vectors found."""
+
+    results: list[Passage]
+    query_time_ms: float
+
+
+def by_vectors(client: AsyncOpenSearch, embedder: Embedder, index: str) -> FastAPI:
+    """FastAPI with models in and out, the question's vector, and one k-NN query.
+
+    Less than the service does: one leg of two, as wide as what is wanted of it, and nobody learns what the answer is
+    true for. Model, client and index are the service's.
+    """
+    app = FastAPI()
+
+    @app.post("/v1/query")
+    async def query(question: Question) -> Found:
+        began_s = time.perf_counter()
+        vector = (await embedder.embed_query(question.query)).tolist()
+        body = {
+            "size": question.top_k,
+            "query": {"knn": {"vector": {"vector": vector, "k": question.top_k}}},
+            "_source": {"excludes": ["vector", "lexical"]},
+        }
+        hits = (await client.search(index=index, body=body))["hits"]["hits"]
+        results = [
+            Passage(score=hit["_score"], span=(hit["_source"]["start"], hit["_source"]["end"]), **hit["_source"])
+            for hit in hits
+        ]
+        return Found(results=results, query_time_ms=(time.perf_counter() - began_s) * 1_000)
+
+    return app
+
+
+async def _app(kind: str, settings: Settings, answers: dict[bytes, bytes]) -> ASGIApp:
+    match kind:
+        case "bare":
+            return Bare(answers)
+        case "usual":
+            # A pool that raises when all its connections are in use would fail most requests at thousands of them.
+            pool = BlockingConnectionPool.from_url(settings.redis.url, max_connections=_CONNECTIONS, timeout=30)
+            redis = Redis.from_pool(pool)
+            for body, answer in answers.items():
+                question = Question.model_validate_json(body)
+                await redis.set(f"usual:{question.query}:{question.top_k}", answer, ex=_TTL_S)
+            return usual(redis)
+        case "vectors":
+            index = settings.names.chunks_alias
+            return by_vectors(connect(settings.opensearch), open_embedder(settings.embedding), index)
+    raise ValueError(f"no baseline {kind!r}")
+
+
+async def _serve(kind: str, port: int, answers: dict[bytes, bytes]) -> None:
     config = uvicorn.Config(
-        app,
+        await _app(kind, Settings(), answers),
         port=port,
         http="httptools",
         loop="none",
@@ -116,13 +166,14 @@ async def _serve(kind: str, answers: dict[bytes, bytes], port: int, redis_url: s
 
 
 def main() -> None:
-    """``python -m freshline.bench.baselines KIND FILE PORT REDIS_URL``; each line of the file: question, answer."""
-    kind, file, port, redis_url = sys.argv[1:]
+    """``python -m freshline.bench.baselines KIND PORT [FILE]``; each line of the file: question, answer."""
+    kind, port, *files = sys.argv[1:]
     answers = {}
-    for line in Path(file).read_bytes().splitlines():
-        question, answer = orjson.loads(line)
-        answers[question.encode()] = answer.encode()
-    uvloop.run(_serve(kind, answers, int(port), redis_url))
+    for file in files:
+        for line in Path(file).read_bytes().splitlines():
+            question, answer = orjson.loads(line)
+            answers[question.encode()] = answer.encode()
+    uvloop.run(_serve(kind, int(port), answers))
 
 
 if __name__ == "__main__":

@@ -73,7 +73,7 @@ def misses(  # noqa: PLR0917 - options of a command
     data: Data = None,
     as_json: Json = False,  # noqa: FBT002 - an option
 ) -> None:
-    """Ask what nobody has asked before, beside the index alone with the same searches in the same run.
+    """Ask what nobody has asked before, beside the index alone and a usual search service in the same run.
 
     Examples:
       freshline bench misses --events history.jsonl.gz --questions questions.jsonl.gz

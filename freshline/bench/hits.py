@@ -4,24 +4,22 @@ All three answer the same questions with the same bytes, one after the other in 
 """
 
 import asyncio
-import sys
-from collections.abc import AsyncIterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Mapping
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any, Final
 
 import httpx
 import orjson
 
-from freshline.bench.installation import BenchmarkFailed, Installation, cpu_s, free_port
+from freshline.bench.beside import beside
+from freshline.bench.installation import cpu_s
 from freshline.bench.loaded import Ground, loaded
 from freshline.load.lines import Target
 from freshline.load.questions import read_questions
 from freshline.load.wrk import wrk
 from freshline.services import query_target
 
-_START_S: Final = 30.0
-_POLL_S: Final = 0.05
 _WARM_UP_S: Final = 3.0
 
 
@@ -57,7 +55,7 @@ async def bench_hits(
         await asyncio.to_thread(file.write_bytes, b"\n".join(lines))
         targets = {"ours": (ours, installation.pids["serve query"])}
         for kind in ("bare", "usual"):
-            targets[kind] = await ending.enter_async_context(_baseline(kind, file, installation))
+            targets[kind] = await ending.enter_async_context(beside(kind, installation, file))
         found = {}
         for kind in ("bare", "usual", "ours"):
             ground.say("hits", kind)
@@ -94,39 +92,3 @@ async def _filled(target: Target, bodies: list[bytes]) -> dict[bytes, bytes]:
                 response.raise_for_status()
             answers[body] = response.content
     return answers
-
-
-@asynccontextmanager
-async def _baseline(kind: str, file: Path, installation: Installation) -> AsyncIterator[tuple[Target, int]]:
-    port = free_port()
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "freshline.bench.baselines",
-        kind,
-        str(file),
-        str(port),
-        installation.settings.redis.url,
-    )
-    try:
-        async with asyncio.timeout(_START_S):
-            while not await _listens(port):
-                if process.returncode is not None:
-                    raise BenchmarkFailed(f"the baseline {kind!r} ended with {process.returncode}")
-                await asyncio.sleep(_POLL_S)
-        yield Target(f"http://127.0.0.1:{port}/v1/query"), process.pid
-    except TimeoutError:
-        raise BenchmarkFailed(f"the baseline {kind!r} did not start") from None
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-
-
-async def _listens(port: int) -> bool:
-    try:
-        _, writer = await asyncio.open_connection("127.0.0.1", port)
-    except OSError:
-        return False
-    writer.close()
-    return True

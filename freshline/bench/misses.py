@@ -1,4 +1,4 @@
-"""Questions that nobody has asked before, beside the index alone with the same searches in the same run."""
+"""Questions that nobody has asked before, beside the index alone and beside the usual way to search."""
 
 import itertools
 import time
@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import orjson
 
+from freshline.bench.beside import beside
 from freshline.bench.installation import Installation
 from freshline.bench.loaded import Ground, empty_cache, loaded
 from freshline.bench.searches import searches_of
@@ -38,45 +39,54 @@ async def bench_misses(
     in_flight: Sequence[int],
     seconds: float,
 ) -> dict[str, Any]:
-    """For each number of questions at a time: the index alone, the service, and the index alone again.
+    """For each number of questions at a time, in turns: the index alone, a usual search service, and this one.
 
-    The most answers that there could be are those for which index and model alone fill all cores.
+    The service comes in the middle, the others before and after it. The most answers that there could be are those for
+    which index and model alone fill all cores.
 
     Args:
         ground: of whose history the last state is searched.
         questions: what is asked, each once, then with a number behind it.
         in_flight: questions at a time.
-        seconds: for the service, and for the index alone.
+        seconds: for each of the three.
 
     Raises:
-        BenchmarkFailed: the installation did not start.
+        BenchmarkFailed: the installation, or what it is compared with, did not start.
     """
     asked = read_questions(questions)
     found = []
-    async with loaded(ground, "last") as installation:
+    async with loaded(ground, "last") as installation, beside("vectors", installation) as (usual, _):
         target = query_target(installation.settings)
-        new = new_questions(target, asked)
+        new, usual_new = new_questions(target, asked), new_questions(usual, asked)
         index, searches = await _searches(installation, asked[:_BODIES])
         model_ms = await _model_ms(installation.settings, asked[:_BODIES])
         ground.say("warm-up", "servers that were just started compile themselves while they work")
-        await _drive(target, lambda: next(new), max(in_flight), _WARM_UP_S)
+        for warmed, questions_of in ((target, new), (usual, usual_new)):
+            noted, ask = Tally().note_other, partial(next, questions_of)
+            await users_ask(warmed, ask, noted, users=max(in_flight), think_s=0, seconds=_WARM_UP_S)
         for places in in_flight:
             ground.say("misses", f"{places} at a time")
-            alone = Tally()
+            alone, bare = Tally(), Tally()
+            ask_usual = partial(users_ask, usual, partial(next, usual_new), bare.note_other, users=places, think_s=0)
             ask_index = partial(users_ask, index, searches, alone.note_other, users=places, think_s=0)
             index_s = await _spent_by_index(installation, ask_index(seconds=seconds / 2))
+            await ask_usual(seconds=seconds / 2)
             await empty_cache(installation)
             used_s = installation.cpu_s()
-            figures = await _drive(target, lambda: next(new), places, seconds)
+            figures = await _drive(target, partial(next, new), places, seconds)
             cpu_s = {name: now_s - used_s[name] for name, now_s in installation.cpu_s().items()}
+            await ask_usual(seconds=seconds / 2)
             index_s += await _spent_by_index(installation, ask_index(seconds=seconds / 2))
-            alone_figures = alone.figures(seconds)
+            alone_figures, usual_figures = alone.figures(seconds), bare.figures(seconds)
             index_ms = index_s * 1_000 / max(1, alone_figures["requests"])
             most_per_s = (cpu_count() or 1) * 1_000 / (index_ms + model_ms)
             found.append(
                 {
                     "in_flight": places,
                     **figures,
+                    "usual_service": usual_figures,
+                    "ratio_to_usual": round(figures["answers_per_s"] / usual_figures["answers_per_s"], 3),
+                    "p50_to_usual": round(figures["p50_ms"] / usual_figures["p50_ms"], 3),
                     "index_alone": alone_figures,
                     "ratio_to_index": round(figures["answers_per_s"] / alone_figures["answers_per_s"], 3),
                     "index_alone_cpu_ms": round(index_ms, 2),
