@@ -12,9 +12,9 @@ from infra.embedding.port import Matrix, Vector
 _QUESTIONS: Final = 4
 """Questions under way for each thread that embeds passages.
 
-A question's run is short, and its thread waits for the interpreter before and after it. With several, another one computes
-meanwhile, and those that end together are searched for together: 263 new answers/s instead of 244, 64 at a time (medians of
-three runs each, in turns, on two cores).
+A question's run is short, and its thread waits for the interpreter before and after it. With several, another one
+computes meanwhile, and those that end together are searched for together: 263 new answers/s instead of 244, 64 at a
+time (medians of three runs each, in turns, on two cores).
 """
 
 
