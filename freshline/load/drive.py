@@ -70,6 +70,9 @@ async def users_ask(
         seconds: after which nobody asks any more; answers that are due are waited for.
         ramp_s: the users come one after the other, evenly over this time.
         seed: of the thinking.
+
+    Raises:
+        Exception: what ``note`` raised, of a response that it cannot read for example.
     """
     crowd = _Users(ask, note, think_s=think_s, asking=users, seed=seed)
     lines = [Line(target.address, crowd.ended) for _ in range(users)]
@@ -78,6 +81,8 @@ async def users_ask(
             await _open(lines)
         crowd.begin(lines, until_s=time.perf_counter() + seconds, ramp_s=ramp_s)
         await crowd.all_done.wait()
+    if crowd.failure is not None:
+        raise crowd.failure
 
 
 class _Users:
@@ -92,6 +97,7 @@ class _Users:
         self._chance = random.Random(seed)  # noqa: S311 - load, not secrets
         self._loop = asyncio.get_running_loop()
         self.all_done = asyncio.Event()
+        self.failure: Exception | None = None
 
     def begin(self, lines: list[Line], *, until_s: float, ramp_s: float) -> None:
         self._until_s = until_s
@@ -102,7 +108,12 @@ class _Users:
                 self._next_question(line)
 
     def ended(self, line: Line, exchange: Exchange) -> None:
-        self._note(exchange)
+        try:
+            self._note(exchange)
+        except Exception as error:  # noqa: BLE001 - raised to whoever waits for the users
+            self.failure = error
+            self.all_done.set()
+            return
         if exchange.status == TRANSPORT_FAILED and not self._think_s:
             self._loop.call_later(_LOOK_S, self._next_question, line)  # not a storm of connections to what is down
         else:

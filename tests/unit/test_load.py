@@ -133,6 +133,13 @@ async def test_users_think_between_an_answer_and_the_next_question():
     assert server.connections == 40
 
 
+async def test_a_response_that_cannot_be_counted_ends_the_run_and_says_why():
+    async with Server(body=b"no answer") as target:
+        crowd = Crowd(users=3, think_s=0.01, seconds=60.0)
+        with pytest.raises(json.JSONDecodeError):
+            await ask_as(crowd, target, Zipf([target.request(b"{}")], skew=1.0, seed=0), Tally())
+
+
 async def test_the_users_of_a_crowd_come_one_after_the_other():
     server, tally, began_s = Server(body=answer({})), Tally(), time.perf_counter()
     async with server as target:
