@@ -3,19 +3,10 @@
 import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Final
 
 import numpy as np
 
 from infra.embedding.port import Matrix, Vector
-
-_QUESTIONS: Final = 4
-"""Questions under way for each thread that embeds passages.
-
-A question's run is short, and its thread waits for the interpreter before and after it. With several, another one
-computes meanwhile, and those that end together are searched for together: 263 new answers/s instead of 244, 64 at a
-time (medians of three runs each, in turns, on two cores).
-"""
 
 
 class Lanes:
@@ -26,14 +17,14 @@ class Lanes:
     Args:
         embed: turns one text into one vector; called from many threads at a time.
         dimension: length of the vectors.
-        threads: calls at a time in the lane of passages; in that of questions there are more, see ``_QUESTIONS``.
+        threads: calls at a time in each lane.
     """
 
     def __init__(self, embed: Callable[[str], Vector], *, dimension: int, threads: int) -> None:
         self._embed = embed
         self._dimension = dimension
         self._passages = ThreadPoolExecutor(threads, thread_name_prefix="embed-passages")
-        self._queries = ThreadPoolExecutor(_QUESTIONS * threads, thread_name_prefix="embed-query")
+        self._queries = ThreadPoolExecutor(threads, thread_name_prefix="embed-query")
 
     async def passages(self, texts: Sequence[str]) -> Matrix:
         """Vectors in the order of ``texts``. After a failure, or when cancelled, what has not begun never begins."""

@@ -79,7 +79,7 @@ class OnnxEmbedder:
     Args:
         models_path: directory of the models.
         name: a key of ``RECIPES``.
-        threads: see ``Lanes``.
+        threads: runs at a time in each lane.
 
     Raises:
         ValueError: no such model.
