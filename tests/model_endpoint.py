@@ -64,9 +64,10 @@ class ModelHandler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def streamed(self, content_type: str, pieces: Iterator[bytes]) -> None:
-        self.close_connection = True
         self.send_response(200)
         self.send_header("content-type", content_type)
+        # Said, and not only done: a client that does not know of it may send its next request on what is being closed.
+        self.send_header("connection", "close")
         self.send_header("transfer-encoding", "chunked")
         self.end_headers()
         self.chunk(next(pieces))
