@@ -1,8 +1,7 @@
 """The benchmark of recall compares the vector leg with a search that misses nothing."""
 
-import json
-
 import pytest
+from rooms import write_questions, write_rooms
 
 from freshline.bench.loaded import Ground
 from freshline.bench.recall import bench_recall
@@ -13,16 +12,8 @@ ROOMS = 30
 
 
 async def test_a_walk_that_is_wider_than_the_index_misses_nothing(stack, tmp_path):
-    events, questions = tmp_path / "history.jsonl", tmp_path / "questions.txt"
-    rooms = [
-        (number, f"# Room {number}\n\nThe room {number} is booked by team {number * 7}.\n") for number in range(ROOMS)
-    ]
-    told = [
-        {"seq": number, "type": "created", "doc_id": f"{number}.md", "path": f"{number}.md", "content": content}
-        for number, content in rooms
-    ]
-    events.write_text("".join(json.dumps(one) + "\n" for one in told))
-    questions.write_text("".join(f"Which team booked room {number}?\n" for number in range(8)))
+    events = write_rooms(tmp_path / "history.jsonl", ROOMS)
+    questions = write_questions(tmp_path / "questions.txt", 8)
     narrow = {"FRESHLINE_QUERY__WINDOW": "5", "FRESHLINE_QUERY__WINDOW_KEPT": "5"}
     ground = Ground(stack, events, lambda _what, _state: None, narrow)
     found = await bench_recall(ground, questions, widths=(1, 800), sample=5)

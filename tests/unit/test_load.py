@@ -128,7 +128,7 @@ async def test_users_think_between_an_answer_and_the_next_question():
         body = target.request(b"{}")
         await users_ask(target, lambda: body, tally.append, users=40, think_s=0.2, seconds=2.0)
     # 40 users with a mean of 0.2 s ask about 200 times in a second; without thinking it would be thousands.
-    assert 100 < len(tally) < 700
+    assert 200 < len(tally) < 700
     assert {one.status for one in tally} == {200}
     assert server.connections == 40
 
@@ -159,7 +159,7 @@ async def test_arrivals_do_not_wait_for_answers_and_count_from_when_they_were_du
         await arrivals_ask(target, lambda: body, tally.append, rate_per_s=100, seconds=1.0, connections=10)
     statuses = Counter(one.status for one in tally)
     assert 60 < len(tally) < 150
-    assert statuses[200] >= 10
+    assert statuses[200] >= 20
     assert statuses[TRANSPORT_FAILED] > 20  # who finds no connection does not wait for one
     assert all(one.took_s >= 0.29 for one in tally if one.status == 200)
 
