@@ -174,7 +174,7 @@ class QuerySettings(HttpSettings):
         134_217_728, ge=0, description="Most memory for copies of cached answers in one process; 0 keeps none."
     )
     miss_target_ms: float = Field(
-        250.0,
+        125.0,
         gt=0,
         description="Time of one retrieval: while they are quicker, more are admitted at a time; slower, fewer.",
     )

@@ -13,10 +13,10 @@ from query.metrics import QueryMetrics
 
 RETRY_AFTER_S: Final = 1.0
 
-_LEAST: Final = 16
+_LEAST: Final = 8
 """A process that is slow for other reasons than the index gains nothing by asking it less."""
 
-_FIRST: Final = 32
+_FIRST: Final = 16
 
 _LATE: Final = 2
 """While changes reach cached answers late, questions leave room for what brings them. Else all that was cached is
@@ -53,8 +53,7 @@ class Admission:
     ) -> None:
         least = min(_LEAST, most)
         self._limit = AdaptiveLimit(target_ms=target_ms, least=least, most=most, first=max(least, min(_FIRST, most)))
-        self._queue_s = queue_ms / 1_000
-        self._rounds = queue_ms / target_ms
+        self._queue_ms = queue_ms
         self._metrics = metrics
         self._late = late
         self._monotonic_s = monotonic_s
@@ -72,7 +71,10 @@ class Admission:
         if self._under_way < self.limit and not self._waiting:
             return False
         waiting = self._waiting.waiting(tenant)
-        return waiting >= places_in_line(self.limit, self._waiting.tenants + (not waiting), rounds=self._rounds)
+        # Where fewer are admitted than just before, each takes less time, and as many are answered in a second.
+        at_a_time = max(self.limit, self._limit.at_a_time)
+        tenants = self._waiting.tenants + (not waiting)
+        return waiting >= places_in_line(at_a_time, tenants, wait_ms=self._queue_ms, mean_ms=self._limit.mean_ms)
 
     @property
     def has_room(self) -> bool:
@@ -111,7 +113,7 @@ class Admission:
         waiting.add(tenant, place)
         self._let_in()
         try:
-            async with asyncio.timeout(min(self._queue_s, max(0.0, left_s()))):
+            async with asyncio.timeout(min(self._queue_ms / 1_000, max(0.0, left_s()))):
                 await place
         except TimeoutError:
             if not self._took(place):

@@ -13,6 +13,9 @@ T = TypeVar("T")
 
 _LESS: Final = 0.9
 
+_SHORTEST_MS: Final = 1.0
+"""Nothing is retrieved in less."""
+
 
 class AdaptiveLimit:
     """Additive increase, multiplicative decrease.
@@ -22,12 +25,17 @@ class AdaptiveLimit:
         least: the limit never falls below this.
         most: the limit never rises above this.
         first: where it begins.
+
+    Attributes:
+        mean_ms: time of one retrieval in the last round; the target before there was one.
+        at_a_time: most that were under way in it.
     """
 
     def __init__(self, *, target_ms: float, least: int, most: int, first: int) -> None:
         if not 1 <= least <= first <= most:
             raise ValueError(f"1 <= {least} <= {first} <= {most} does not hold")
-        self._target_ms = target_ms
+        self.mean_ms = self._target_ms = target_ms
+        self.at_a_time = 0
         self._least = least
         self._most = most
         self._limit = float(first)
@@ -53,8 +61,8 @@ class AdaptiveLimit:
         self._busiest = max(self._busiest, at_a_time)
         if not failed and self._answers < self.now:
             return
-        mean_ms = self._sum_ms / self._answers
-        if failed or mean_ms > self._target_ms:
+        self.mean_ms, self.at_a_time = self._sum_ms / self._answers, self._busiest
+        if failed or self.mean_ms > self._target_ms:
             self._limit = max(float(self._least), self._limit * _LESS)
         elif self._busiest >= self.now:
             self._limit = min(float(self._most), self._limit + 1.0)
@@ -107,6 +115,13 @@ class FairQueue(Generic[T]):
             del self._lines[tenant]
 
 
-def places_in_line(limit: int, tenants: int, *, rounds: float) -> int:
-    """How many of one tenant may wait: as many as are answered in some rounds, shared by all tenants that wait."""
-    return max(1, math.ceil(limit * rounds / max(1, tenants)))
+def places_in_line(limit: int, tenants: int, *, wait_ms: float, mean_ms: float) -> int:
+    """How many of one tenant may wait: as many as are answered in some time, shared by all tenants that wait.
+
+    Args:
+        limit: how many are retrieved at a time.
+        tenants: how many wait, this one included.
+        wait_ms: longest wait.
+        mean_ms: time of one retrieval.
+    """
+    return max(1, math.ceil(limit * wait_ms / max(_SHORTEST_MS, mean_ms) / max(1, tenants)))

@@ -74,9 +74,14 @@ def test_turns_go_round_the_tenants_and_each_line_keeps_its_order(tenants):
             assert between >= {one for one, _ in taken[second + 1 :]} - {tenant}
 
 
-@given(st.integers(1, 64), st.integers(0, 10), st.floats(0.1, 4))
-def test_everybody_may_have_one_in_line(limit, tenants, rounds):
-    assert places_in_line(limit, tenants, rounds=rounds) >= 1
+@given(st.integers(1, 64), st.integers(0, 10), st.floats(0, 2_000), st.floats(0, 2_000))
+def test_everybody_may_have_one_in_line_and_all_as_many_as_are_answered_in_time(limit, tenants, wait_ms, mean_ms):
+    places = places_in_line(limit, tenants, wait_ms=wait_ms, mean_ms=mean_ms)
+    assert places >= 1
+    if tenants and mean_ms >= 1:
+        answered = limit * wait_ms / mean_ms
+        assert (places - 1) * tenants <= answered * (1 + 1e-9)
+        assert answered <= places * tenants * (1 + 1e-9)
 
 
 def admission(**options):
@@ -172,6 +177,34 @@ async def test_while_changes_come_late_few_are_admitted_at_a_time():
     await settled(7)
     release.set()
     await asyncio.gather(*calls, last)
+
+
+async def test_when_changes_come_late_those_that_wait_are_not_too_many_for_what_was_answered_until_then():
+    late, clock = False, [0.0]
+    gate = admission(most=8, target_ms=100.0, queue_ms=200.0, late=lambda: late, monotonic_s=lambda: clock[0])
+    release = asyncio.Event()
+
+    async def call():
+        async with gate.admitted("a"):
+            await release.wait()
+
+    for took_s in (0.1, 0.2):  # a round of eight, twice; of the second, one takes 0.2 s
+        release.clear()
+        calls = [asyncio.create_task(call()) for _ in range(8)]
+        await asyncio.sleep(0)
+        clock[0] += took_s
+        release.set()
+        await asyncio.gather(*calls)
+    late = True
+    release.clear()
+    calls = [asyncio.create_task(call()) for _ in range(40)]
+    await asyncio.sleep(0)
+    # Forty in a second until now: in the 0.2 s of the line they are eight, though only two are under way.
+    assert (gate.limit, gate._under_way, len(gate._waiting)) == (2, 2, 8)
+    assert gate.is_full("a")
+    for one in calls:
+        one.cancel()
+    await asyncio.gather(*calls, return_exceptions=True)
 
 
 async def test_who_waits_too_long_is_refused():
