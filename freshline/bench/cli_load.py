@@ -29,6 +29,9 @@ def users(  # noqa: PLR0917 - options of a command
     think_s: Annotated[float, typer.Option(min=0.1, help="Mean seconds between an answer and the next question.")] = 10,
     minutes: Annotated[float, typer.Option(min=0.05, help="Minutes for each number of users.")] = 10,
     ramp_s: Annotated[float, typer.Option(min=0, help="Seconds over which the users come, with an empty cache.")] = 60,
+    warm_s: Annotated[
+        float, typer.Option(min=0, help="Seconds of other questions before, for servers to warm up.")
+    ] = 60,
     skew: Annotated[float, typer.Option(min=0, help="Zipf's s over the questions; 0 makes all equally frequent.")] = 1,
     edits_per_s: Annotated[float, typer.Option(min=0, help="Edits of the history in a second.")] = 1,
     processes: Processes = 1,
@@ -54,6 +57,7 @@ def users(  # noqa: PLR0917 - options of a command
             think_s=think_s,
             minutes=minutes,
             ramp_s=ramp_s,
+            warm_s=warm_s,
             skew=skew,
             edits_per_s=edits_per_s,
         ),

@@ -8,6 +8,7 @@ from collections import Counter
 
 import pytest
 
+from freshline.bench.users import other_questions
 from freshline.load.drive import arrivals_ask, users_ask
 from freshline.load.edits import history_of, last_state_of, snapshot_of
 from freshline.load.lines import TRANSPORT_FAILED, Exchange, Target
@@ -227,3 +228,11 @@ def test_a_report_has_a_table_and_a_plot(tmp_path):
     assert b'href="http' not in plot([step])  # nothing is loaded from elsewhere
     written = write_report(tmp_path / "out", report, b"{}")
     assert [file.name for file in written] == ["loadtest.json", "loadtest.md", "loadtest.svg"]
+
+
+def test_servers_warm_up_with_questions_that_nobody_asks_afterwards():
+    asked = ["when did the war end", "who wrote the song", "days?"]
+    others = other_questions(asked, 200)
+    assert others
+    assert not set(others) & set(asked)
+    assert {word for one in others for word in one.split()} <= {word for one in asked for word in one.split()}
