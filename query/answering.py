@@ -3,14 +3,15 @@
 import asyncio
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from typing import Any, Final
+from dataclasses import dataclass
+from functools import partial
+from typing import Final
 
 import structlog
 
 from infra.embedding.port import EmbeddingError
 from infra.generation.port import GeneratedAnswer, GenerationError, GenerationThrottled, Generator, SourceText
-from infra.opensearch.port import Access, IndexUnavailable
+from infra.opensearch.port import Access, IndexUnavailable, Vector
 from infra.redis.entry import Entry
 from infra.redis.port import AnswerCache, CacheUnavailable
 from query.budget import GenerationBudget, OverBudget
@@ -20,7 +21,7 @@ from query.core.response import response_body, stamped
 from query.metrics import QueryMetrics
 from query.refill import Refilled
 from query.retrieval import Retrieval, Retrieved
-from query.standing import Standing, Standings
+from query.standing import SharedLook, Standing, Standings
 from schemas.positions import Position
 from schemas.queries import QueryRequest, Unanswered
 
@@ -38,9 +39,6 @@ _LEASE_MS: Final = 2_000
 _LEASE_LOOK_S: Final = 0.02
 _LEASE_LOOKS: Final = 12
 
-_LONG_S: Final = 0.1
-"""A fill that took longer is looked up again, so that its positions are not as old as it took."""
-
 _STORE_TRIES: Final = 3
 """How often an answer that changes overtake is tried to be kept, before it is served and forgotten."""
 
@@ -50,10 +48,12 @@ class _Flight:
     """A fill under way.
 
     Attributes:
+        look: of all who wait for it.
         body: the answer, as soon as it is made.
         kept: ends when it is stored, or is not to be.
     """
 
+    look: SharedLook
     body: asyncio.Future[bytes]
     kept: asyncio.Task[None]
 
@@ -62,8 +62,9 @@ class Answering:
     """Answers from the cache where it can, and fills it where it may.
 
     The order is what keeps answers true: look (epoch and positions), then retrieve, then store under that epoch. A
-    cached answer is true for the positions of the look that found it, as the epoch still stands with them. Nobody waits
-    for the store but who asks the same again before it is done.
+    cached answer is true for the positions of the look that found it, as the epoch still stands with them. Who had to
+    wait for a turn looks again before the search, or the answer would be as old as that took. Nobody waits for the
+    store but who asks the same again before it is done.
 
     Args:
         standings: looks before each answer.
@@ -102,7 +103,8 @@ class Answering:
         self._ttl_s = ttl_s
         self._budget = budget
         self._audit = audit
-        self._flights: dict[tuple[str, object], _Flight] = {}
+        self._flights: dict[str, _Flight] = {}
+        self._fills: set[asyncio.Task[None]] = set()
 
     async def answer(self, request: QueryRequest, access: Access) -> bytes:
         """A ``QueryResponse`` as JSON.
@@ -114,20 +116,18 @@ class Answering:
         """
         began_s = time.perf_counter()
         key, standing = await self.look(request, access)
-        earlier = self._flights.get((key, standing.since))
-        if standing.cached is None and earlier is not None and earlier.body.done():
+        earlier = self._flights.get(key)
+        if standing.cached is None and earlier is not None and earlier.body.done() and earlier.look.serves(standing):
             await asyncio.wait((earlier.kept,))
             standing = await self._stand(request, access, key)
-        body = cached = standing.cached
+        body = standing.cached
         if body is None:
             flight = self._fill_once(request, access, key, standing)
             body = await asyncio.shield(flight.body)
-            if time.perf_counter() - began_s > _LONG_S:
-                await asyncio.wait((flight.kept,))
-                standing = await self._looked_again(access.tenant, key, standing, body)
+            standing = flight.look.seen_by(standing)
         self.served(access.tenant, key, standing)
         query_time_ms = (time.perf_counter() - began_s) * 1_000
-        return stamped(body, query_time_ms=query_time_ms, cached=cached is not None, as_of=standing.as_of)
+        return stamped(body, query_time_ms=query_time_ms, cached=standing.cached is not None, as_of=standing.as_of)
 
     async def refill(self, request: QueryRequest, access: Access) -> Refilled:
         """Fill an answer that is not there, and copy it into this process.
@@ -145,19 +145,6 @@ class Answering:
             await asyncio.wait((flight.kept,))
             standing = await self._standings.look(access.tenant, key)
         return Refilled.UNKEPT if standing.cached is None else Refilled.FILLED
-
-    async def _looked_again(self, tenant: str, key: str, standing: Standing, body: bytes) -> Standing:
-        """Where the tenant stands with the answer just filled.
-
-        The answer that lies in the cache now is true for all that was applied while it was filled.
-        """
-        if standing.epoch is None:
-            return standing
-        try:
-            now = await self._standings.look(tenant, key)
-        except IndexUnavailable:
-            return standing
-        return replace(standing, as_of=now.as_of) if now.cached == body else standing
 
     async def look(self, request: QueryRequest, access: Access) -> tuple[str, Standing]:
         """Key of the answer, and where the tenant stands once ``min_position`` is reached; raises as ``answer``."""
@@ -179,10 +166,18 @@ class Answering:
         )
         self._metrics.served(served, max(0.0, time.time() * 1_000 - standing.as_of.checked_ms))
 
-    async def retrieve(self, request: QueryRequest, access: Access) -> Retrieved:
-        """The passages to answer from; raises as ``answer`` does."""
-        return await self._retrieval.retrieve(
-            normalised(request.query), access, top_k=request.top_k, filters=request.filters or {}
+    async def retrieve(self, request: QueryRequest, access: Access, key: str, look: SharedLook) -> Retrieved | bytes:
+        """The passages to answer from; raises as ``answer`` does.
+
+        Or the answer itself, where somebody else has filled it before its turn came: ``look`` has found it.
+        """
+        async with self._retrieval.turn(normalised(request.query), access.tenant) as vector:
+            await self._standings.look_again(access.tenant, key, look)
+            return look.standing.cached or await self._find(request, access, vector)
+
+    async def _find(self, request: QueryRequest, access: Access, vector: Vector) -> Retrieved:
+        return await self._retrieval.find(
+            normalised(request.query), vector, access, top_k=request.top_k, filters=request.filters or {}
         )
 
     def spend(self, tenant: str) -> None:
@@ -200,7 +195,7 @@ class Answering:
         """Store an answer that was retrieved after ``standing``.
 
         A change that came meanwhile mostly changes other answers: what a new retrieval finds tells, and costs no
-        generation.
+        generation. While there is much to do, it is worth that only for a text.
         """
         if standing.epoch is None:
             return
@@ -208,9 +203,12 @@ class Answering:
         try:
             for again in range(_STORE_TRIES):
                 if again:
-                    look = await self._cache.lookup(access.tenant, key)
-                    epoch, positions = look.epoch, dict(look.positions)
-                    found = await self.retrieve(request, access)
+                    if not (request.generate or self._retrieval.has_room):
+                        break
+                    async with self._retrieval.turn(normalised(request.query), access.tenant) as vector:
+                        look = await self._cache.lookup(access.tenant, key)
+                        epoch, positions = look.epoch, dict(look.positions)
+                        found = await self._find(request, access, vector)
                     if found.sources != retrieved.sources:
                         break
                     retrieved = found
@@ -223,78 +221,91 @@ class Answering:
 
     async def close(self) -> None:
         """End what is still under way for callers that are gone."""
-        fills = [flight.kept for flight in self._flights.values()]
-        for fill in fills:
+        for fill in self._fills:
             fill.cancel()
-        await asyncio.gather(*fills, return_exceptions=True)
+        await asyncio.gather(*self._fills, return_exceptions=True)
 
     def _fill_once(self, request: QueryRequest, access: Access, key: str, standing: Standing) -> _Flight:
         """Equal questions at a time share one retrieval, if it is as true for the later as for the first.
 
         A caller that goes away leaves it to the others, and to the cache.
         """
-        name = (key, standing.since)
-        flight = self._flights.get(name)
-        if flight is None:
+        flight = self._flights.get(key)
+        if flight is None or not flight.look.join(standing):
+            look = SharedLook(standing)
             body: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-            filling = self._fill(request, access, key, standing, body)
-            flight = _Flight(body, asyncio.create_task(filling, name=f"fill-{key}"))
-            self._flights[name] = flight
-
-            def land(kept: asyncio.Task[Any]) -> None:
-                del self._flights[name]
-                # Every caller may be gone, and asyncio complains of errors nobody looked at.
-                if not kept.cancelled():
-                    kept.exception()
-                if not body.cancel() and not body.cancelled():
-                    body.exception()
-
-            flight.kept.add_done_callback(land)
+            filling = self._fill(request, access, key, look, body, leased=standing.leased)
+            flight = _Flight(look, body, asyncio.create_task(filling, name=f"fill-{key}"))
+            self._flights[key] = flight
+            self._fills.add(flight.kept)
+            flight.kept.add_done_callback(partial(self._land, key, flight))
         return flight
 
+    def _land(self, key: str, flight: _Flight, kept: asyncio.Task[None]) -> None:
+        self._fills.discard(kept)
+        if self._flights.get(key) is flight:
+            del self._flights[key]
+        # Every caller may be gone, and asyncio complains of errors nobody looked at.
+        if not kept.cancelled():
+            kept.exception()
+        if not flight.body.cancel() and not flight.body.cancelled():
+            flight.body.exception()
+
     async def _fill(
-        self, request: QueryRequest, access: Access, key: str, standing: Standing, made: asyncio.Future[bytes]
+        self,
+        request: QueryRequest,
+        access: Access,
+        key: str,
+        look: SharedLook,
+        made: asyncio.Future[bytes],
+        *,
+        leased: bool,
     ) -> None:
         try:
-            body, retrieved = await self._make(request, access, key, standing)
+            if not leased:
+                await self._filled_elsewhere(access.tenant, key, look)
+            body, retrieved = look.standing.cached, None
+            if body is None:
+                body, retrieved = await self._make(request, access, key, look)
         except Exception as error:  # noqa: BLE001 - raised to those who wait for the answer
             made.set_exception(error)
             return
         made.set_result(body)
         if retrieved is not None:
-            await self.keep(request, access, key, standing, body=body, retrieved=retrieved)
+            await self.keep(request, access, key, look.standing, body=body, retrieved=retrieved)
 
     async def _make(
-        self, request: QueryRequest, access: Access, key: str, standing: Standing
+        self, request: QueryRequest, access: Access, key: str, look: SharedLook
     ) -> tuple[bytes, Retrieved | None]:
         """The answer, and what it was made from if it is to be kept."""
-        if not standing.leased and (filled := await self._filled_elsewhere(access.tenant, key)) is not None:
-            return filled, None
-        retrieved = await self.retrieve(request, access)
+        found = await self.retrieve(request, access, key, look)
+        if isinstance(found, bytes):
+            return found, None
         generated = unanswered = None
         if request.generate:
             try:
                 self.spend(access.tenant)
-                generated = await self._generate(request.query, retrieved)
+                generated = await self._generate(request.query, found)
             except GenerationError as error:
                 unanswered = why_unanswered(error)
                 self._metrics.generation_failures.labels(unanswered).inc()
                 _log.warning("not_generated", reason=str(error))
         body = response_body(
-            retrieved.passages, generated, include_metadata=request.include_metadata, unanswered=unanswered
+            found.passages, generated, include_metadata=request.include_metadata, unanswered=unanswered
         )
-        return body, retrieved if unanswered is None else None
+        return body, found if unanswered is None else None
 
-    async def _filled_elsewhere(self, tenant: str, key: str) -> bytes | None:
-        """What another process fills just now, if it comes soon."""
+    async def _filled_elsewhere(self, tenant: str, key: str, look: SharedLook) -> None:
+        """Wait for what another process fills just now, if it comes soon."""
         for _ in range(_LEASE_LOOKS):
             await asyncio.sleep(_LEASE_LOOK_S)
             standing = await self._standings.look(tenant, key, lease_ms=_LEASE_MS)
             if standing.cached is not None:
-                return standing.cached
+                look.found(standing)
+                return
+            look.join(standing)
             if standing.leased:
-                return None
-        return None
+                return
 
     async def _generate(self, question: str, retrieved: Retrieved) -> GeneratedAnswer:
         with self._metrics.stage("generate"):

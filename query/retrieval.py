@@ -1,8 +1,8 @@
 """From a question to passages: embed, search both legs, fuse, fetch, and see that no two versions are mixed."""
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Final
 
@@ -107,19 +107,31 @@ class Retrieval:
             EmbeddingError: the question has no vector.
             IndexUnavailable: the index cannot answer now; or ``Overloaded``.
         """
-        async with self._admission.admitted(access.tenant) if self._admission else nullcontext():
-            return await self._retrieve(question, access, top_k, filters, exact=exact)
+        async with self.turn(question, access.tenant) as vector:
+            return await self.find(question, vector, access, top_k=top_k, filters=filters, exact=exact)
 
-    async def _retrieve(
+    @asynccontextmanager
+    async def turn(self, question: str, tenant: str) -> AsyncIterator[Vector]:
+        """Wait until the question may be retrieved: all of what ``retrieve`` does before it searches; ``find`` in it.
+
+        Raises:
+            EmbeddingError: the question has no vector.
+            Overloaded: there is no place, and will be none soon.
+        """
+        async with self._admission.admitted(tenant) if self._admission else nullcontext():
+            yield await self._vector(question)
+
+    async def find(
         self,
         question: str,
+        vector: Vector,
         access: Access,
+        *,
         top_k: int,
         filters: Mapping[str, MetadataValue | tuple[MetadataValue, ...]],
-        *,
-        exact: bool,
+        exact: bool = False,
     ) -> Retrieved:
-        vector = await self._vector(question)
+        """As ``retrieve``, of a question whose turn it is."""
         fused = max(self._window, top_k)
         search = HybridSearch(question, vector, access, max(self._kept, fused), filters, exact)
         written: dict[DocumentKey, frozenset[str]] = {}

@@ -3,12 +3,12 @@
 import asyncio
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import structlog
 
-from infra.opensearch.port import SearchIndex
+from infra.opensearch.port import IndexUnavailable, SearchIndex
 from infra.redis.entry import UnreadableEntry, stored_response
 from infra.redis.port import AnswerCache, CacheUnavailable
 from query.metrics import QueryMetrics
@@ -21,6 +21,10 @@ BYPASS_S: Final = 1.0
 
 POLL_S: Final = 0.05
 """How often a waiting request looks by itself, for announcements that were lost."""
+
+LOOK_STANDS_MS: Final = 100.0
+"""How old a look may be when the search begins. An older one is taken again, or the answer would be as old as its
+question waited, and changes would overtake it."""
 
 _log = structlog.get_logger(__name__)
 
@@ -57,6 +61,63 @@ class Standing:
     def since(self) -> object:
         """Retrievals that began from equal values of this are equally true for both looks."""
         return self.epoch if self.epoch is not None else tuple(sorted(self.as_of.positions.items()))
+
+    def joined(self, other: "Standing") -> "Standing":
+        """The later of both looks, with all that is true for a retrieval that begins after both."""
+        later, earlier = (other, self) if other.as_of.checked_ms >= self.as_of.checked_ms else (self, other)
+        return later.knowing(earlier.as_of.positions)
+
+    def knowing(self, positions: Mapping[int, int]) -> "Standing":
+        """The same look, of an answer that reflects these positions too."""
+        known = self.as_of.positions
+        more = {partition: max(offset, known.get(partition, -1)) for partition, offset in positions.items()}
+        return replace(self, as_of=AsOf(positions={**known, **more}, checked_ms=self.as_of.checked_ms))
+
+
+class SharedLook:
+    """The latest look of all who share a retrieval.
+
+    Until it begins whoever comes may share it, and it will be as true for each of them as their own; later, those may
+    who see what it began with.
+
+    Args:
+        first: look of the first of them.
+
+    Attributes:
+        standing: what the answer is true for at least; with the answer, if it is found in the cache.
+    """
+
+    def __init__(self, first: Standing) -> None:
+        self.standing = first
+        self._has_begun = False
+
+    def serves(self, standing: Standing) -> bool:
+        """Whether the answer will be as true as the one of a retrieval that begins now."""
+        return not self._has_begun or self.standing.since == standing.since
+
+    def join(self, standing: Standing) -> bool:
+        """Share the answer, if it serves."""
+        if not self._has_begun:
+            self.standing = self.standing.joined(standing)
+        return self.serves(standing)
+
+    def begin(self, *, searchable: Mapping[int, int]) -> None:
+        """The search begins now, and finds at least what is known to be searchable."""
+        self.standing = self.standing.knowing(searchable)
+        self._has_begun = True
+
+    def found(self, standing: Standing) -> bool:
+        """Take what a later look has found; False where that lacks what others who share it were promised."""
+        positions = standing.as_of.positions
+        promised = self.standing.as_of.positions
+        if any(positions.get(partition, -1) < offset for partition, offset in promised.items()):
+            return False
+        self.standing, self._has_begun = standing, True
+        return True
+
+    def seen_by(self, standing: Standing) -> Standing:
+        """What the answer is true for, to one who shares it."""
+        return replace(standing.joined(self.standing), cached=self.standing.cached)
 
 
 class Standings:
@@ -159,6 +220,24 @@ class Standings:
     async def _look_at_index(self, tenant: str) -> Standing:
         looked_ms = _now_ms()
         return Standing(None, _as_of(await self._index.positions(tenant), looked_ms), None)
+
+    async def look_again(self, tenant: str, key: str, look: SharedLook) -> None:
+        """A search begins: look again if the last look is old. The answer may be cached by now, and is ``found`` then.
+
+        Where nobody can tell, the look before stands.
+        """
+        if _now_ms() - look.standing.as_of.checked_ms > LOOK_STANDS_MS:
+            try:
+                again = await self.look(tenant, key)
+            except IndexUnavailable:
+                pass
+            else:
+                if again.cached is None:
+                    look.join(again)
+                elif look.found(again):
+                    return
+        known = self._searchable(tenant)
+        look.begin(searchable=known.positions if known else {})
 
     async def look_from(self, tenant: str, key: str, position: Position) -> Standing:
         """Where the tenant stands once ``position`` is reached; waits for that.

@@ -1,7 +1,7 @@
 """Answers as they are written: sources first, then text and citations, then what it cost and what it is true for."""
 
 import time
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, Final
@@ -15,7 +15,7 @@ from query.answering import Answering, sources_of, why_unanswered
 from query.broadcast import Broadcast
 from query.core.response import response_body, results
 from query.metrics import QueryMetrics
-from query.standing import Standing
+from query.standing import SharedLook, Standing
 from schemas.queries import Citation, QueryRequest, Unanswered
 
 IDLE_S: Final = 10.0
@@ -40,6 +40,14 @@ class _Sources:
 _Made = _Sources | AnswerPart | Written | Unanswered
 
 
+@dataclass(frozen=True, slots=True)
+class _Flight:
+    """An answer that is being written, and the look of all who read it."""
+
+    look: SharedLook
+    written: Broadcast[_Made]
+
+
 class StreamedAnswers:
     """Answers as events. A finished one is cached as ``Answering`` caches it, and one that is cached is told at once.
 
@@ -59,7 +67,7 @@ class StreamedAnswers:
         self._generator = generator
         self._metrics = metrics
         self._idle_s = idle_s
-        self._flights: dict[tuple[str, object], Broadcast[_Made]] = {}
+        self._flights: dict[str, _Flight] = {}
 
     async def begin(self, request: QueryRequest, access: Access) -> AsyncGenerator[StreamEvent | None, None]:
         """The events of an answer; None where a sign of life is due. Closing them ends work that nobody else wants.
@@ -75,38 +83,49 @@ class StreamedAnswers:
         began_s = time.perf_counter()
         request = request.model_copy(update={"generate": True})
         key, standing = await self._answering.look(request, access)
-        cached = standing.cached
-        if cached is not None:
-            made = _replayed(cached)
+        if standing.cached is not None:
+            look, made = SharedLook(standing), _replayed(standing.cached)
         else:
-            made = self._flight(request, access, key, standing).read(idle_s=self._idle_s)
+            flight = self._flight(request, access, key, standing)
+            look, made = flight.look, flight.written.read(idle_s=self._idle_s)
         first = await anext(made)  # what fails before it is not a stream but a problem
-        self._answering.served(access.tenant, key, standing)
-        return _events(first, made, standing, began_s=began_s, cached=cached is not None)
+
+        def served() -> Standing:
+            seen = look.seen_by(standing)
+            self._answering.served(access.tenant, key, seen)
+            return seen
+
+        return _events(first, made, served, began_s=began_s)
 
     async def close(self) -> None:
         """End what is still being written."""
         for flight in tuple(self._flights.values()):
-            await flight.close()
+            await flight.written.close()
 
-    def _flight(self, request: QueryRequest, access: Access, key: str, standing: Standing) -> Broadcast[_Made]:
-        name = (key, standing.since)
-        flight = self._flights.get(name)
-        if flight is None:
-            flight = self._flights[name] = Broadcast(
-                self._write(request, access, key, standing),
-                forget=lambda: self._forget(name),
+    def _flight(self, request: QueryRequest, access: Access, key: str, standing: Standing) -> _Flight:
+        flight = self._flights.get(key)
+        if flight is None or not flight.look.join(standing):
+            look = SharedLook(standing)
+            written = Broadcast(
+                self._write(request, access, key, look),
+                forget=lambda: self._forget(key, look),
                 abandoned=self._metrics.abandoned.inc,
             )
+            flight = self._flights[key] = _Flight(look, written)
         return flight
 
-    def _forget(self, name: tuple[str, object]) -> None:
-        self._flights.pop(name, None)
+    def _forget(self, key: str, look: SharedLook) -> None:
+        if key in self._flights and self._flights[key].look is look:
+            del self._flights[key]
 
     async def _write(
-        self, request: QueryRequest, access: Access, key: str, standing: Standing
+        self, request: QueryRequest, access: Access, key: str, look: SharedLook
     ) -> AsyncGenerator[_Made, None]:
-        retrieved = await self._answering.retrieve(request, access)
+        retrieved = await self._answering.retrieve(request, access, key, look)
+        if isinstance(retrieved, bytes):
+            for part in _parts(retrieved):
+                yield part
+            return
         yield _Sources(results(retrieved.passages, include_metadata=request.include_metadata))
         try:
             self._answering.spend(access.tenant)
@@ -118,7 +137,9 @@ class StreamedAnswers:
                             self._metrics.generated(input_tokens=part.input_tokens, output_tokens=part.output_tokens)
                             include = request.include_metadata
                             body = response_body(retrieved.passages, part.answer, include_metadata=include)
-                            await self._answering.keep(request, access, key, standing, body=body, retrieved=retrieved)
+                            await self._answering.keep(
+                                request, access, key, look.standing, body=body, retrieved=retrieved
+                            )
                         yield part
         except GenerationError as error:
             reason = why_unanswered(error)
@@ -128,6 +149,11 @@ class StreamedAnswers:
 
 
 async def _replayed(body: bytes) -> AsyncGenerator[_Made | None, None]:
+    for part in _parts(body):
+        yield part
+
+
+def _parts(body: bytes) -> Iterator[_Made]:
     """A cached answer: all of its text at once, and no tokens spent on it."""
     cached = orjson.loads(body)
     yield _Sources(cached["results"])
@@ -137,17 +163,19 @@ async def _replayed(body: bytes) -> AsyncGenerator[_Made | None, None]:
 
 
 async def _events(
-    first: _Made | None, rest: AsyncGenerator[_Made | None, None], standing: Standing, *, began_s: float, cached: bool
+    first: _Made | None, rest: AsyncGenerator[_Made | None, None], served: Callable[[], Standing], *, began_s: float
 ) -> AsyncGenerator[StreamEvent | None, None]:
+    """``served`` tells at the end what the answer is true for: the first sign of life may come before its search."""
     async with aclosing(rest):
         for event in _told(first):
             yield event
         async for made in rest:
             for event in _told(made):
                 yield event
+    standing = served()
     yield _event("as_of", standing.as_of.model_dump(mode="json"))
     query_time_ms = round((time.perf_counter() - began_s) * 1_000, 3)
-    yield _event("done", {"cached": cached, "query_time_ms": query_time_ms})
+    yield _event("done", {"cached": standing.cached is not None, "query_time_ms": query_time_ms})
 
 
 def _told(made: _Made | None) -> Iterator[StreamEvent | None]:

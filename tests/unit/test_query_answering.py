@@ -75,10 +75,15 @@ class Index:
 
 
 class CountingEmbedder(HashingEmbedder):
+    """``embedding`` holds a question back until it is set, as one waits for its turn."""
+
     questions = 0
+    embedding = None
 
     async def embed_query(self, text):
         self.questions += 1
+        if self.embedding is not None:
+            await self.embedding.wait()
         return await super().embed_query(text)
 
 
@@ -107,9 +112,10 @@ class Service:
 
 
 @asynccontextmanager
-async def running(*, wait_s=WAIT_S, watched=True, **seen):
+async def running(*, wait_s=WAIT_S, watched=True, cache=None, **seen):
     registry = CollectorRegistry()
-    metrics, index, cache, embedder = QueryMetrics(registry), Index(), MemoryAnswerCache(), CountingEmbedder()
+    metrics, index, embedder = QueryMetrics(registry), Index(), CountingEmbedder()
+    cache = cache or MemoryAnswerCache()
     near = NearCache(slices=cache.count, max_bytes=1_000_000)
     watch = AppliedWatch(cache, near)
     answering = Answering(
@@ -212,6 +218,109 @@ async def test_an_answer_overtaken_by_a_change_is_served_but_not_stored(service)
     assert service.count("freshline_fills_overtaken_total") == 1
     after = await service.ask()
     assert (after.cached, ids(after)) == (False, ["a", "b"])
+
+
+@pytest.fixture
+async def waiting(service, monkeypatch):
+    """A question that waits for its turn, and what lets it go on. Looks are as old at once as one that has waited."""
+    monkeypatch.setattr("query.standing.LOOK_STANDS_MS", -1.0)
+    service.embedder.embedding = turn = asyncio.Event()
+    asking = asyncio.create_task(service.ask())
+    await until(lambda: service.embedder.questions)
+    yield asking, turn
+    turn.set()
+    await asking
+
+
+async def test_an_answer_is_true_for_the_moment_in_which_its_search_begins_and_is_kept_as_such(service, waiting):
+    asking, turn = waiting
+    await service.change("b", 2)
+    turn.set()
+    answer = await asking
+    assert (answer.cached, ids(answer), answer.as_of.positions) == (False, ["a", "b"], {0: 2})
+    again = await service.ask()
+    assert (again.cached, again.as_of.positions, service.index.searches) == (True, {0: 2}, 1)
+
+
+async def test_a_look_that_is_young_when_the_search_begins_is_not_taken_again(service, monkeypatch):
+    looks, lookup = [], service.cache.lookup
+
+    async def noted(*arguments, **named):
+        looks.append(arguments)
+        return await lookup(*arguments, **named)
+
+    monkeypatch.setattr(service.cache, "lookup", noted)
+    await service.ask()
+    for offset, stands_ms, expected in ((2, 60_000.0, 1), (3, -1.0, 2)):
+        monkeypatch.setattr("query.standing.LOOK_STANDS_MS", stands_ms)
+        await service.change("b", offset)
+        looks.clear()
+        assert not (await service.ask()).cached
+        assert len(looks) == expected
+
+
+async def test_who_looks_later_shares_a_retrieval_that_has_not_begun(service, waiting):
+    asking, turn = waiting
+    await service.change("b", 2)
+    newer = asyncio.create_task(service.ask(min_position="documents.v1-0:2"))
+    [flight] = service.answering._flights.values()
+    await until(lambda: flight.look.standing.as_of.positions == {0: 2})
+    turn.set()
+    assert [ids(answer) for answer in await asyncio.gather(asking, newer)] == [["a", "b"], ["a", "b"]]
+    assert (await newer).as_of.positions == {0: 2}
+    assert service.index.searches == 1
+
+
+async def test_an_answer_that_is_cached_by_the_time_of_its_turn_is_not_retrieved(service, waiting, monkeypatch):
+    monkeypatch.setattr("query.answering._LEASE_LOOKS", 0)
+    asking, turn = waiting
+    async with running(cache=service.cache) as other:
+        other.index.chunks = service.index.chunks
+        await other.ask()
+    turn.set()
+    answer = await asking
+    assert (answer.cached, ids(answer), service.index.searches) == (True, ["a"], 0)
+    assert service.count("freshline_queries_total", served="hit") == 1
+
+
+async def test_without_a_second_look_the_first_one_stands(service, waiting):
+    asking, turn = waiting
+    service.cache.available = False
+    service.index.positions = None
+
+    async def unknown(_tenant):
+        raise IndexUnavailable("down")
+
+    service.index.positions = unknown
+    turn.set()
+    assert (await asking).as_of.positions == {0: 1}
+
+
+async def test_an_answer_is_true_for_what_is_known_to_be_searchable_when_its_search_begins():
+    known = AsOf(positions={0: 3, 4: 1}, checked_ms=1_000.0)
+    async with running(searchable=lambda _tenant: known) as service:
+        await service.change("a", 1)
+        first, second = await service.ask(), await service.ask()
+    assert (first.cached, first.as_of.positions) == (False, {0: 3, 4: 1})
+    assert (second.cached, second.as_of.positions) == (True, {0: 1}), "a cached one is true for what is applied to it"
+
+
+async def test_an_overtaken_answer_is_retrieved_again_for_the_cache_only_while_there_is_room(service, monkeypatch):
+    async def overtaken(question, offset):
+        service.index.searching, service.index.search_began = asyncio.Event(), asyncio.Event()
+        asking = asyncio.create_task(service.ask(question))
+        await service.index.search_began.wait()
+        await service.cache.apply("acme", {0: offset}, drop=True)
+        service.index.searching.set()
+        await asking
+        service.index.searching = None
+        return (await service.ask(question)).cached
+
+    assert await overtaken("days?", 2)
+    monkeypatch.setattr(Retrieval, "has_room", False)
+    assert not await overtaken("nights?", 3)
+    assert service.count("freshline_fills_overtaken_total") == 1
+    assert service.index.searches == 4
 
 
 async def test_a_refill_tells_what_became_of_it(service):

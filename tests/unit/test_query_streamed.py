@@ -89,11 +89,11 @@ class Writer:
 
 
 class Service:
-    def __init__(self, tokens_per_minute=0):
+    def __init__(self, tokens_per_minute=0, cache=None):
         self.registry = CollectorRegistry()
         metrics, self.cache, self.index, self.writer = (
             QueryMetrics(self.registry),
-            MemoryAnswerCache(),
+            cache or MemoryAnswerCache(),
             Index(),
             Writer(),
         )
@@ -225,6 +225,52 @@ async def test_equal_questions_at_a_time_are_written_once_and_all_get_everything
         await named(early, "done")
     assert [data["text"] for name, data in told if name == "token"] == ["Thirty", " days [1]."]
     assert service.writer.begun == 1
+
+
+@pytest.fixture
+async def waiting(service, monkeypatch):
+    """A stream whose question waits for its turn, and what lets it go on."""
+    monkeypatch.setattr("query.standing.LOOK_STANDS_MS", -1.0)
+    retrieval = service.answering._retrieval
+    turn, waits, vector = asyncio.Event(), asyncio.Event(), retrieval._vector
+
+    async def held(question):
+        waits.set()
+        await turn.wait()
+        return await vector(question)
+
+    monkeypatch.setattr(retrieval, "_vector", held)
+    service.writer.may_end.set()
+    telling = asyncio.create_task(service.told())
+    await waits.wait()
+    yield telling, turn
+    turn.set()
+    await telling
+
+
+async def test_a_stream_is_true_for_the_moment_in_which_its_search_begins_and_others_share_it_until_then(
+    service, waiting
+):
+    telling, turn = waiting
+    await service.cache.apply("acme", {0: 2}, drop=True)
+    later = asyncio.create_task(service.told())
+    await asyncio.sleep(0)
+    turn.set()
+    for told in (await telling, await later):
+        assert dict(told)["as_of"]["positions"] == {"0": 2}
+        assert dict(told)["done"]["cached"] is False
+    assert service.writer.begun == 1
+    assert dict(await service.told())["done"]["cached"] is True
+
+
+async def test_a_stream_whose_answer_is_cached_by_its_turn_is_not_written(service, waiting):
+    telling, turn = waiting
+    other = Service(cache=service.cache)
+    await other.ask()
+    turn.set()
+    told = dict(await telling)
+    assert (told["done"]["cached"], told["usage"]["output_tokens"], service.writer.begun) == (True, 0, 0)
+    await other.answering.close()
 
 
 async def test_the_work_ends_with_its_last_reader_and_nothing_is_kept(service):
