@@ -13,6 +13,7 @@ from freshline.bench.recall import WIDTHS, bench_recall
 from freshline.bench.users import bench_users
 
 Processes = Annotated[int, typer.Option(min=1, help="Query processes behind one address.")]
+Warm = Annotated[float, typer.Option(min=0, help="Seconds of other questions before, for servers to warm up.")]
 Keep = Annotated[
     str | None,
     typer.Option(
@@ -29,9 +30,7 @@ def users(  # noqa: PLR0917 - options of a command
     think_s: Annotated[float, typer.Option(min=0.1, help="Mean seconds between an answer and the next question.")] = 10,
     minutes: Annotated[float, typer.Option(min=0.05, help="Minutes for each number of users.")] = 10,
     ramp_s: Annotated[float, typer.Option(min=0, help="Seconds over which the users come, with an empty cache.")] = 60,
-    warm_s: Annotated[
-        float, typer.Option(min=0, help="Seconds of other questions before, for servers to warm up.")
-    ] = 60,
+    warm_s: Warm = 60,
     skew: Annotated[float, typer.Option(min=0, help="Zipf's s over the questions; 0 makes all equally frequent.")] = 1,
     edits_per_s: Annotated[float, typer.Option(min=0, help="Edits of the history in a second.")] = 1,
     processes: Processes = 1,
@@ -71,6 +70,7 @@ def misses(  # noqa: PLR0917 - options of a command
     questions: Questions,
     in_flight: Annotated[list[int] | None, typer.Option(min=1, help="Questions at a time; repeat for several.")] = None,
     seconds: Annotated[float, typer.Option(min=1, help="Seconds for each number of questions.")] = 20,
+    warm_s: Warm = 30,
     processes: Processes = 1,
     keep: Keep = None,
     model: Model = None,
@@ -89,6 +89,7 @@ def misses(  # noqa: PLR0917 - options of a command
             questions,
             in_flight=in_flight or IN_FLIGHT,
             seconds=seconds,
+            warm_s=warm_s,
         ),
         data,
         as_json=as_json,
@@ -133,6 +134,7 @@ def overload(  # noqa: PLR0917 - options of a command
     questions: Questions,
     times: Annotated[float, typer.Option(min=1, help="How many times its capacity the service is asked.")] = 3,
     seconds: Annotated[float, typer.Option(min=4, help="Seconds of overload.")] = 60,
+    warm_s: Warm = 30,
     processes: Processes = 1,
     keep: Keep = None,
     model: Model = None,
@@ -151,6 +153,7 @@ def overload(  # noqa: PLR0917 - options of a command
             questions,
             times=times,
             seconds=seconds,
+            warm_s=warm_s,
         ),
         data,
         as_json=as_json,

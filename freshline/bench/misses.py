@@ -25,7 +25,6 @@ from infra.settings import Settings
 from query.core.cache_key import normalised
 
 IN_FLIGHT: Final = (1, 16, 64)
-_WARM_UP_S: Final = 3.0
 _BODIES: Final = 1_500
 """Searches of the index alone, sent again and again: it keeps no results of searches that have hits."""
 
@@ -38,6 +37,7 @@ async def bench_misses(
     *,
     in_flight: Sequence[int],
     seconds: float,
+    warm_s: float,
 ) -> dict[str, Any]:
     """For each number of questions at a time, in turns: the index alone, a usual search service, and this one.
 
@@ -49,6 +49,7 @@ async def bench_misses(
         questions: what is asked, each once, then with a number behind it.
         in_flight: questions at a time.
         seconds: for each of the three.
+        warm_s: for so long each of the services is asked before anything is measured.
 
     Raises:
         BenchmarkFailed: the installation, or what it is compared with, did not start.
@@ -63,7 +64,7 @@ async def bench_misses(
         ground.say("warm-up", "servers that were just started compile themselves while they work")
         for warmed, questions_of in ((target, new), (usual, usual_new)):
             noted, ask = Tally().note_other, partial(next, questions_of)
-            await users_ask(warmed, ask, noted, users=max(in_flight), think_s=0, seconds=_WARM_UP_S)
+            await users_ask(warmed, ask, noted, users=max(in_flight), think_s=0, seconds=warm_s)
         for places in in_flight:
             ground.say("misses", f"{places} at a time")
             alone, bare = Tally(), Tally()

@@ -1,6 +1,7 @@
 """More questions than can be answered: what is still answered, how quickly, and how soon all is well again."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,6 +28,7 @@ async def bench_overload(
     *,
     times: float,
     seconds: float,
+    warm_s: float,
 ) -> dict[str, Any]:
     """Find what the service answers at most of what nobody has asked before; then ask several times as much.
 
@@ -35,6 +37,8 @@ async def bench_overload(
         questions: what is asked.
         times: how many times its capacity is asked.
         seconds: for how long; the capacity is measured for a quarter of that.
+        warm_s: for so long it is asked before: servers that were just started compile themselves while they work, and a
+            capacity of before that would be small.
 
     Raises:
         BenchmarkFailed: the installation did not start.
@@ -44,9 +48,11 @@ async def bench_overload(
         process = psutil.Process(installation.pids["serve query"])
         target = query_target(installation.settings)
         new = new_questions(target, asked)
+        ground.say("warm-up", f"for {warm_s:g} s")
+        await users_ask(target, partial(next, new), Tally().note, users=_IN_FLIGHT, think_s=0, seconds=warm_s)
         return await overload(
             target,
-            lambda: next(new),
+            partial(next, new),
             times=times,
             seconds=seconds,
             rss_bytes=lambda: sum(one.memory_info().rss for one in (process, *process.children(recursive=True))),
