@@ -48,13 +48,12 @@ async def bench_overload(
         process = psutil.Process(installation.pids["serve query"])
         target = query_target(installation.settings)
         new = new_questions(target, asked)
-        ground.say("warm-up", f"for {warm_s:g} s")
-        await users_ask(target, partial(next, new), Tally().note, users=_IN_FLIGHT, think_s=0, seconds=warm_s)
         return await overload(
             target,
             partial(next, new),
             times=times,
             seconds=seconds,
+            warm_s=warm_s,
             rss_bytes=lambda: sum(one.memory_info().rss for one in (process, *process.children(recursive=True))),
             say=ground.say,
         )
@@ -66,6 +65,7 @@ async def overload(
     *,
     times: float,
     seconds: float,
+    warm_s: float,
     rss_bytes: Callable[[], int],
     say: Callable[[str, str], None],
 ) -> dict[str, Any]:
@@ -76,11 +76,13 @@ async def overload(
         ask: makes requests for what is not cached.
         times: how many times its capacity is asked.
         seconds: see ``bench_overload``.
+        warm_s: see there.
         rss_bytes: memory of the service's process.
         say: told of progress.
     """
+    say("warm-up", f"for {warm_s:g} s")
+    await users_ask(target, ask, Tally().note_other, users=_IN_FLIGHT, think_s=0, seconds=warm_s)
     say("capacity", f"{_IN_FLIGHT} at a time")
-    await users_ask(target, ask, Tally().note, users=_IN_FLIGHT, think_s=0, seconds=seconds / 8)
     peak = Tally()
     await users_ask(target, ask, peak.note, users=_IN_FLIGHT, think_s=0, seconds=seconds / 4)
     capacity_per_s = peak.figures(seconds / 4)["answers_per_s"]

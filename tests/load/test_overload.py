@@ -36,6 +36,7 @@ async def test_three_times_its_capacity_does_not_bring_it_down(stack):
             lambda: target.request(orjson.dumps({"query": f"who booked room {next(numbers)}?"})),
             times=3,
             seconds=SECONDS,
+            warm_s=SECONDS / 8,
             rss_bytes=lambda: process.memory_info().rss,
             say=lambda _what, _state: None,
         )
