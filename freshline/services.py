@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from freshline.load.lines import Target
 from infra.settings import HttpSettings, Settings
 from ingest.connectors.client import IngestClient, connect_ingest
-from ingest.connectors.encoding import upload_headers
+from ingest.connectors.encoding import upload_headers, upload_path
 from ingest.core.changes import Upload
 from schemas.documents import DocumentAttributes
 from schemas.problems import Problem
@@ -50,7 +50,8 @@ class Services:
     async def put(self, document_id: str, content: bytes, content_type: str) -> dict[str, Any]:
         """Upload a document whose id says where it is from; what the service promises of it."""
         upload = Upload(document_id, content, content_type, DocumentAttributes(source=document_id))
-        return await self._call("PUT", self._document(document_id), content=content, headers=upload_headers(upload))
+        url = f"{self.ingest_url}{upload_path(upload)}"
+        return await self._call("PUT", url, content=content, headers=upload_headers(upload))
 
     async def delete(self, document_id: str) -> dict[str, Any]:
         """Delete a document; what the service promises of it."""

@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Annotated, Any, Final
 
 import structlog
-from fastapi import Depends, FastAPI, Header, Request, Response
+from fastapi import Depends, FastAPI, Header, Query, Request, Response
 from prometheus_client import CollectorRegistry
 
 from infra.opensearch.port import Access
@@ -24,7 +24,7 @@ from ingest.dead_letters_api import dead_letter_routes
 from ingest.event_status import EventStatuses
 from ingest.events_api import event_routes
 from ingest.metrics import IngestMetrics
-from ingest.uploads import read_upload
+from ingest.uploads import checked_content, read_upload
 from ingest.webhooks_api import TenantWebhooks, webhook_messages, webhook_routes
 from schemas.batches import BatchResponse
 from schemas.content_types import SUPPORTED_TYPES
@@ -44,6 +44,9 @@ Check = Callable[[], Awaitable[None]]
 """Raises where a store cannot be used now."""
 
 _JSON: Final = "application/json"
+_EMPTY: Final = (
+    "The document is empty on purpose. Without it an upload without content is refused, and with content it is too."
+)
 _TRACEPARENT: Final = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
 _log = structlog.get_logger(__name__)
@@ -96,14 +99,18 @@ def _add_documents(app: FastAPI, settings: Settings, stores: Stores, acceptance:
         "/v1/documents/{document_id:path}",
         status_code=202,
         response_model=Accepted,
-        responses=problems_told(401, 403, 404, 413, 415, 422, 503),
+        responses=problems_told(400, 401, 403, 404, 413, 415, 422, 503),
         openapi_extra=_upload_openapi(),
     )
     async def put_document(
-        document_id: DocumentId, request: Request, access: Annotated[Access, Depends(writer)]
+        document_id: DocumentId,
+        request: Request,
+        access: Annotated[Access, Depends(writer)],
+        empty: Annotated[bool, Query(description=_EMPTY)] = False,  # noqa: FBT002 - a parameter of the URL
     ) -> Response:
         """Upload a document, or replace it. 202 means that the event is durable in the stream."""
-        upload = await read_upload(request, document_id, max_bytes=max_bytes)
+        read = await read_upload(request, document_id, max_bytes=max_bytes)
+        upload = checked_content(read, empty=empty, how="`?empty=true`")
         return _accepted(await acceptance.accept(access.tenant, upload, traceparent(request)))
 
     @app.delete(
@@ -134,7 +141,7 @@ def _add_documents(app: FastAPI, settings: Settings, stores: Stores, acceptance:
     @app.post(
         "/v1/documents:batch",
         response_model=BatchResponse,
-        responses=problems_told(401, 403, 413, 415, 422),
+        responses=problems_told(400, 401, 403, 413, 415, 422),
         openapi_extra={"requestBody": {"required": True, "content": {NDJSON: {"schema": {"type": "string"}}}}},
     )
     async def post_batch(request: Request, access: Annotated[Access, Depends(writer)]) -> Response:

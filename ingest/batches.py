@@ -13,7 +13,7 @@ from infra.web.bodies import limited_chunks, too_large
 from infra.web.problems import ProblemRaised, as_problem, invalid, invalid_fields
 from ingest.accept import Acceptance
 from ingest.core.changes import DocumentRequest, Removal, Upload
-from ingest.uploads import content_type_or_problem
+from ingest.uploads import checked_content, content_type_or_problem
 from schemas.batches import LineOutcome
 from schemas.documents import Accepted, BatchItem, DocumentAttributes
 from schemas.problems import InvalidField, ProblemType
@@ -110,6 +110,9 @@ def _request(item: BatchItem, max_content_bytes: int) -> DocumentRequest:
         message = f"give exactly one of {', '.join(_CONTENT_FIELDS)}"
         fields = [InvalidField(field=name, message=message) for name in given or _CONTENT_FIELDS]
         raise invalid("the line has wrong fields", fields)
+    if item.deleted and item.empty:
+        fields = [InvalidField(field="empty", message="says of an upload that it has no content; a delete is none")]
+        raise invalid("the line has wrong fields", fields)
     if item.deleted:
         return Removal(item.document_id, item.revision)
     content = item.text.encode() if item.text is not None else _decoded(item.content_b64 or "")
@@ -120,7 +123,8 @@ def _request(item: BatchItem, max_content_bytes: int) -> DocumentRequest:
     attributes = DocumentAttributes.model_construct(
         title=item.title, source=item.source, groups=item.groups, metadata=item.metadata, revision=item.revision
     )
-    return Upload(item.document_id, content, content_type, attributes, item.file_name)
+    upload = Upload(item.document_id, content, content_type, attributes, item.file_name)
+    return checked_content(upload, empty=item.empty, how='`"empty": true`')
 
 
 def _decoded(text: str) -> bytes:

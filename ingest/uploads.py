@@ -45,6 +45,29 @@ async def read_upload(request: Request, document_id: str, *, max_bytes: int) -> 
     return Upload(document_id, content, content_type, attributes, texts.get("file_name"))
 
 
+def checked_content(upload: Upload, *, empty: bool, how: str) -> Upload:
+    """``upload``, if it is empty exactly where its sender says so.
+
+    A body that was lost on its way looks like an empty one, and would take all passages of the document away.
+
+    Args:
+        upload: as read.
+        empty: the sender says that the document is empty.
+        how: it is said; for the message.
+
+    Raises:
+        ProblemRaised: the content is empty and that was not said, or the other way round.
+    """
+    if bool(upload.content) is not empty:
+        return upload
+    message = (
+        f"{how} says that the document is empty, and content came: leave it out"
+        if empty
+        else f"no content came; if the document is meant to be empty, say so by {how}; to take it away, delete it"
+    )
+    raise invalid("the document is not as it says", [InvalidField(field="body", message=message)])
+
+
 def content_type_or_problem(declared: str | None, file_name: str | None) -> str:
     """The supported type of content declared as ``declared`` and named ``file_name``.
 

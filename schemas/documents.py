@@ -79,6 +79,9 @@ class BatchItem(DocumentAttributes):
     content_type: str | None = None
     file_name: Annotated[str, StringConstraints(max_length=1_000)] | None = None
     deleted: bool = False
+    empty: bool = Field(
+        default=False, description="The document is empty on purpose; without it a line without content is refused."
+    )
 
 
 class Accepted(Message):

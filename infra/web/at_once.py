@@ -10,7 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple, cast
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+import httptools
+
+from infra.web.http_protocol import HttpProtocol
 
 _LONGEST_BYTES: Final = 16_384
 
@@ -78,8 +80,8 @@ class _Parsed:
 _PARSED: Final = cast("Any", _Parsed())
 
 
-class AtOnceProtocol(HttpToolsProtocol):
-    """uvicorn's protocol, with a look at each request before its task is begun.
+class AtOnceProtocol(HttpProtocol):
+    """The protocol of all services, with a look at each request before its task is begun.
 
     The head of a request that may be answered at once is held back until its body is there. It is not held back while
     an earlier request of the connection is under way, nor while its client does not read.
@@ -97,13 +99,13 @@ class AtOnceProtocol(HttpToolsProtocol):
         self._request: _Request | None = None
 
     def on_message_begin(self) -> None:
-        """See ``HttpToolsProtocol``."""
+        """See ``HttpProtocol``."""
         if self._request is not None:  # the next request has come in the same piece
             self.decide()
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
-        """See ``HttpToolsProtocol``."""
+        """See ``HttpProtocol``."""
         if (
             self.url in self._at_once.urls
             and (self.cycle is None or self.cycle.response_complete)
@@ -120,7 +122,7 @@ class AtOnceProtocol(HttpToolsProtocol):
             super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
-        """See ``HttpToolsProtocol``."""
+        """See ``HttpProtocol``."""
         if self._held is None:
             super().on_body(body)
             return
@@ -132,12 +134,13 @@ class AtOnceProtocol(HttpToolsProtocol):
             super().on_body(b"".join(held))
 
     def on_message_complete(self) -> None:
-        """See ``HttpToolsProtocol``."""
+        """See ``HttpProtocol``."""
         if self._held is None:
             super().on_message_complete()
             return
         held, self._held = self._held, None
-        self._request = _Request(self.url, self.headers, held[0] if len(held) == 1 else b"".join(held))
+        headers = cast("Headers", self.scope["headers"])  # without trailers
+        self._request = _Request(self.url, headers, held[0] if len(held) == 1 else b"".join(held))
         self._at_once.add(self)
 
     def decide(self) -> None:
@@ -156,8 +159,14 @@ class AtOnceProtocol(HttpToolsProtocol):
         self.transport.write(b"".join(head))
         self.on_response_complete()
 
+    def refuse(self, error: httptools.HttpParserError) -> None:
+        """See ``HttpProtocol``. The request before comes first."""
+        self._held = None
+        self.decide()
+        super().refuse(error)
+
     def shutdown(self) -> None:
-        """See ``HttpToolsProtocol``. A request that waits is not dropped."""
+        """See ``HttpProtocol``. A request that waits is not dropped."""
         self.decide()
         super().shutdown()
 

@@ -1,6 +1,7 @@
 """Reading request bodies that may be larger than anybody wants."""
 
 from collections.abc import AsyncGenerator
+from http import HTTPStatus
 
 from fastapi import Request
 
@@ -12,10 +13,11 @@ async def limited_chunks(request: Request, limit_bytes: int) -> AsyncGenerator[b
     """The body as it arrives. Never yields more than ``limit_bytes``, and reads nothing where more is declared.
 
     Raises:
-        ProblemRaised: the body is larger, by its own word or by what came.
+        ProblemRaised: the body is larger, by its own word or by what came; or it has not as many bytes as it declared.
     """
-    declared = request.headers.get("content-length", "")
-    if declared.isdecimal() and int(declared) > limit_bytes:
+    content_length = request.headers.get("content-length", "")
+    declared_bytes = int(content_length) if content_length.isdecimal() else None
+    if declared_bytes is not None and declared_bytes > limit_bytes:
         raise too_large(limit_bytes)
     taken_bytes = 0
     async for chunk in request.stream():
@@ -23,13 +25,16 @@ async def limited_chunks(request: Request, limit_bytes: int) -> AsyncGenerator[b
         if taken_bytes > limit_bytes:
             raise too_large(limit_bytes)
         yield chunk
+    if declared_bytes is not None and taken_bytes != declared_bytes:
+        detail = f"{taken_bytes:,} bytes of the body came and Content-Length says {declared_bytes:,}; send it again"
+        raise ProblemRaised(ProblemType.INVALID_REQUEST, detail, status=HTTPStatus.BAD_REQUEST)
 
 
 async def read_body(request: Request, limit_bytes: int) -> bytes:
     """The whole body.
 
     Raises:
-        ProblemRaised: it is larger than ``limit_bytes``.
+        ProblemRaised: see ``limited_chunks``.
     """
     return b"".join([chunk async for chunk in limited_chunks(request, limit_bytes)])
 

@@ -12,11 +12,11 @@ from typing import Any, Final, cast
 import structlog
 import uvicorn
 from starlette.types import ASGIApp
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from infra.settings import HttpSettings, Settings
 from infra.web.at_once import AtOnce, AtOnceProtocol
 from infra.web.credentials import require_safe_bind
+from infra.web.http_protocol import HttpProtocol
 
 GRACE_S: Final = 10
 """Time that requests under way have to finish after the process was told to stop."""
@@ -145,7 +145,7 @@ async def listening(
     config = uvicorn.Config(
         app,
         loop="none",
-        http=HttpToolsProtocol if at_once is None else cast("Any", partial(AtOnceProtocol, at_once=at_once)),
+        http=HttpProtocol if at_once is None else cast("Any", partial(AtOnceProtocol, at_once=at_once)),
         ws="none",
         lifespan="off",
         access_log=False,

@@ -11,7 +11,7 @@ import httpx
 import stamina
 from pydantic import ValidationError
 
-from ingest.connectors.encoding import batch_line, document_path, revision_header, upload_headers
+from ingest.connectors.encoding import batch_line, document_path, revision_header, upload_headers, upload_path
 from ingest.connectors.rounds import Outgoing, rounds
 from ingest.connectors.sent_log import SentLog
 from ingest.core.changes import DocumentRequest, Removal
@@ -114,10 +114,11 @@ class IngestClient:
             Refused: the service says that it is wrong.
             ServiceUnavailable: it did not take it in time.
         """
-        path = document_path(request.document_id)
         if isinstance(request, Removal):
+            path = document_path(request.document_id)
             response = await self._call("DELETE", path, headers=revision_header(request.revision))
         else:
+            path = upload_path(request)
             response = await self._call("PUT", path, headers=upload_headers(request), content=request.content)
         return Accepted.model_validate_json(response.content)
 

@@ -38,6 +38,8 @@ def batch_line(request: DocumentRequest) -> bytes:
             fields["text"] = request.content.decode()
         except UnicodeDecodeError:
             fields["content_b64"] = base64.b64encode(request.content).decode()
+        if not request.content:
+            fields["empty"] = True
     return orjson.dumps(fields, option=orjson.OPT_APPEND_NEWLINE)
 
 
@@ -50,6 +52,11 @@ def header_value(text: str) -> str:
 def document_path(document_id: str) -> str:
     """Path of a document below the service's address."""
     return f"/v1/documents/{quote(document_id, safe='')}"
+
+
+def upload_path(upload: Upload) -> str:
+    """Where an upload is put. What a source has without content is empty on purpose, and the path says so."""
+    return document_path(upload.document_id) + ("" if upload.content else "?empty=true")
 
 
 def revision_header(revision: int | None) -> dict[str, str]:
