@@ -191,9 +191,81 @@ async def test_type_is_as_declared_else_by_name(world, client, path, headers, ex
     assert world.event.content_type == expected
 
 
-async def test_empty_document_is_a_document(world, client):
-    assert (await client.put("/v1/documents/a.md", content=b"")).status_code == 202
+EMPTY = {
+    "raw": {"content": b""},
+    "no body at all": {},
+    "json": {"json": {"text": ""}},
+    "form": {"files": {"file": ("a.md", b"")}},
+}
+
+
+@pytest.mark.parametrize("kind", EMPTY)
+async def test_empty_document_is_a_document_where_that_is_said(world, client, kind):
+    response = await client.put("/v1/documents/a.md", **EMPTY[kind], params={"empty": "true"})
+    assert response.status_code == 202, response.text
     assert await world.content() == b""
+
+
+@pytest.mark.parametrize("kind", EMPTY)
+async def test_empty_upload_is_refused_where_nobody_says_that_it_is_meant(world, client, kind):
+    for params in ({}, {"empty": "false"}):
+        problem = problem_of(await client.put("/v1/documents/a.md", **EMPTY[kind], params=params), 422)
+        assert [error.field for error in problem.errors] == ["body"]
+        assert "?empty=true" in problem.detail
+    assert world.records == []
+
+
+@pytest.mark.parametrize(
+    "request_of", [{"content": b"x"}, {"json": {"text": "x"}}, {"files": {"file": ("a.md", b"x")}}]
+)
+async def test_content_of_a_document_that_is_said_to_be_empty_is_refused(world, client, request_of):
+    problem_of(await client.put("/v1/documents/a.md", **request_of, params={"empty": "true"}), 422)
+    assert world.records == []
+
+
+async def test_empty_line_of_a_batch_says_that_it_is_meant(world, client):
+    lines = [
+        {"document_id": "a.md", "text": ""},
+        {"document_id": "b.md", "content_b64": ""},
+        {"document_id": "c.md", "text": "", "empty": True},
+        {"document_id": "d.md", "content_b64": "", "empty": True},
+        {"document_id": "e.md", "text": "x", "empty": True},
+        {"document_id": "f.md", "deleted": True, "empty": True},
+        {"document_id": "g.md", "empty": True},
+    ]
+    for line in lines:  # more than one batch may have
+        [outcome] = (await post_batch(client, ndjson(line))).json()["outcomes"]
+        accepted = line["document_id"] in {"c.md", "d.md"}
+        assert ("accepted" in outcome, "problem" in outcome) == (accepted, not accepted), outcome
+    assert len(world.records) == 2
+
+
+@pytest.mark.parametrize("kind", ["raw", "json", "form", "batch"])
+async def test_body_of_another_length_than_declared_is_400(world, client, kind):
+    """Whatever is before the application: it may not take a part of a body for the whole."""
+    path = "/v1/documents:batch" if kind == "batch" else "/v1/documents/a.md"
+    types = {
+        "raw": "text/markdown",
+        "json": "application/json",
+        "form": "multipart/form-data; boundary=b",
+        "batch": NDJSON,
+    }
+    bodies = {
+        "raw": b"# Cut",
+        "json": b'{"text": "x"}',
+        "form": b'--b\r\nContent-Disposition: form-data; name="file"; filename="a.md"\r\n\r\nx\r\n--b--\r\n',
+        "batch": b'{"document_id": "a.md", "text": "x"}',
+    }
+    for body in (bodies[kind], b""):
+        for length in (len(bodies[kind]) + 1, len(bodies[kind]) - 1):
+            response = await client.request(
+                "POST" if kind == "batch" else "PUT",
+                path,
+                content=body,
+                headers={"Content-Type": types[kind], "Content-Length": str(length)},
+            )
+            assert "Content-Length" in problem_of(response, 400).detail
+    assert world.records == []
 
 
 @pytest.mark.parametrize("kind", ["declared", "streamed", "json", "form"])

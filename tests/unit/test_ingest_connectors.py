@@ -69,11 +69,13 @@ class Service:
             return self._status(path.removeprefix("/v1/events/"))
         if path == "/v1/documents:batch":
             return await self._batch([orjson.loads(line) for line in request.content.splitlines()])
+        path, _, parameters = path.partition("?")
         document_id = unquote(path.removeprefix("/v1/documents/"))
         if request.method == "GET":
             return httpx.Response(200 if document_id in self.indexed else 404, json={})
-        if document_id in self.refuse:
-            return problem(413, "less")
+        mistaken = request.method == "PUT" and (parameters == "empty=true") is bool(request.content)
+        if document_id in self.refuse or mistaken:
+            return problem(422, "empty") if mistaken else problem(413, "less")
         async with self.changed:
             accepted = self._take(request.method, document_id, request.content, as_given(request.headers))
             self.changed.notify_all()
@@ -98,6 +100,8 @@ class Service:
         method = "DELETE" if line.pop("deleted", False) else "PUT"
         text, coded = line.pop("text", None), line.pop("content_b64", "")
         content = b64decode(coded) if text is None else text.encode()
+        if method == "PUT" and line.pop("empty", False) is bool(content):
+            return outcome | {"problem": problem(422, "empty").json()}
         given = {name: value for name, value in line.items() if value is not None}
         return outcome | {"accepted": self._take(method, document_id, content, given)}
 
@@ -210,6 +214,18 @@ GIVEN = {
 def upload_with_everything():
     attributes = DocumentAttributes(title="Größe", source="x y", groups=("g", "h"), metadata={"k": "ü"}, revision=4)
     return Upload("a/b c?#%.md", b"text", "text/markdown", attributes, "b.md")
+
+
+async def test_what_a_source_has_without_content_is_sent_as_empty_on_purpose(service, client, folder, log_path):
+    (folder / "was.md").write_text("text", encoding="utf-8")
+    await ingest_folder(client, folder, log_path=log_path)
+    (folder / "was.md").write_bytes(b"")
+    (folder / "new.pdf").write_bytes(b"")
+    summary = await ingest_folder(client, folder, log_path=log_path)
+    assert (summary.sent, summary.failed) == (2, [])
+    assert (service.contents["was.md"], service.contents["new.pdf"]) == (b"", b"")
+    await client.send(Upload("alone.md", b"", "text/markdown", DocumentAttributes()))
+    assert service.contents["alone.md"] == b""
 
 
 async def test_upload_carries_attributes(service, client):

@@ -1,0 +1,35 @@
+"""What our HTTP protocol overrides in uvicorn is what it was when that was written."""
+
+import hashlib
+import inspect
+import tomllib
+from pathlib import Path
+
+import pytest
+import uvicorn
+from packaging.requirements import Requirement
+from uvicorn.protocols.http import httptools_impl
+from uvicorn.protocols.http.flow_control import FlowControl
+
+ROOT = Path(__file__).parents[2]
+OVERRIDDEN = {
+    httptools_impl: "1d4e1c579df41684",
+    FlowControl: "126debcdaa894c83",
+    uvicorn.Server: "06e799f7c58f8be6",
+}
+
+
+@pytest.mark.parametrize("part", OVERRIDDEN, ids=lambda part: part.__name__)
+def test_uvicorn_is_the_one_that_was_read(part):
+    seen = hashlib.sha256(inspect.getsource(part).encode()).hexdigest()[:16]
+    assert seen == OVERRIDDEN[part], (
+        f"{part.__name__} of uvicorn {uvicorn.__version__} is not the one that infra/web/http_protocol.py, at_once.py "
+        f"and server.py override: compare them, see tests/property/test_http_protocol.py pass, then put {seen} here"
+    )
+
+
+@pytest.mark.parametrize("name", ["uvicorn", "httptools"])
+def test_what_is_overridden_is_pinned(name):
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"]
+    [wanted] = [one for one in map(Requirement, listed) if one.name == name]
+    assert [one.operator for one in wanted.specifier] == ["=="], f"pin {name}: infra/web overrides its internals"
