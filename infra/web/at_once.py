@@ -139,7 +139,7 @@ class AtOnceProtocol(HttpProtocol):
             super().on_message_complete()
             return
         held, self._held = self._held, None
-        headers = cast("Headers", self.scope["headers"])  # without trailers
+        headers: Headers = self.scope["headers"]  # type: ignore[assignment]  # without trailers
         self._request = _Request(self.url, headers, held[0] if len(held) == 1 else b"".join(held))
         self._at_once.add(self)
 
