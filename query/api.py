@@ -77,6 +77,7 @@ _STREAM: Final[dict[str, Any]] = {
 _PROBLEMS: Final[dict[int | str, dict[str, Any]]] = {
     status: {"model": Problem, "description": description}
     for status, description in {
+        400: "The body did not come as long as it was declared.",
         401: "A valid credential is needed.",
         403: "The credential lacks the scope `query`; or none is set up, and only this machine is served.",
         413: "The body is too large.",
