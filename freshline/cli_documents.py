@@ -3,21 +3,35 @@
 import asyncio
 import gzip
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from freshline.terminal import FAILED, MISUSED, Data, Json, add_command, err, fail, out, print_json, stopped_like_ctrl_c
+from freshline.terminal import (
+    MISUSED,
+    UNFINISHED,
+    Data,
+    Json,
+    add_command,
+    err,
+    fail,
+    out,
+    print_json,
+    stopped_like_ctrl_c,
+)
 
 if TYPE_CHECKING:  # the connectors are heavy, and only run when a command does
+    from freshline.ingest_report import Report
     from infra.settings import Settings
-    from ingest.connectors.client import Failure, IngestClient, Progress, Summary
+    from ingest.connectors.client import IngestClient, Progress, Summary
+    from ingest.connectors.outcomes import EventOutcomes
 
-_SHOWN_FAILURES: Final = 20
+_FOLLOW_S: Final = 0.5
+"""Pause between two questions for the outcomes of what a source without an end has sent."""
 
 
 def register(app: typer.Typer) -> None:
@@ -42,15 +56,28 @@ def ingest(
         bool, typer.Option("--yes", help="Delete even where a listing lacks much of what was there.")
     ] = False,
     wait: Annotated[
-        bool | None, typer.Option(help="Wait until everything is searchable; by default on a terminal.")
+        bool | None,
+        typer.Option(
+            help="Wait for the end of every event; by default on a terminal, and with --watch and --follow, where it "
+            "names what does not become searchable."
+        ),
     ] = None,
+    allow_partial: Annotated[
+        bool, typer.Option("--allow-partial", help="Exit with 0 where nothing failed but something was left out.")
+    ] = False,
     timeout_s: Annotated[float, typer.Option("--timeout", min=0, help="Longest such wait, in seconds.")] = 3600,
     data: Data = None,
     as_json: Json = False,
 ) -> None:
     """Send documents, their updates and their deletes. Running it again sends only what has changed.
 
-    Exits with 1 if a document was refused, or one of the last ones could not be processed; the others are sent.
+    What is not searchable in the end is named, with the reason: on a terminal the first 20 of each kind, with --json
+    all. `searchable` in the JSON is true where everything that this run had to send is searchable.
+
+    Exit codes, the first that is true: 1, a document was refused or could not be processed; the others are sent. 3, an
+    event had not ended when --timeout was over; it goes on. 4, nothing failed, but something was left out: files
+    without text, files of other types, documents of which the service has a newer version. 0, everything is sent, and
+    searchable if it was waited for. Without waiting only refusals and files of other types are known.
 
     Examples:
       freshline ingest ./handbook
@@ -66,17 +93,26 @@ def ingest(
     from ingest.connectors.guard import TooManyDeletions  # noqa: PLC0415 - as above
 
     source = Source(directory, git, events, start=start, endless=watch or follow, yes=yes)
-    wait_s = timeout_s if (sys.stderr.isatty() if wait is None else wait) else None
+    waits = (source.endless or sys.stderr.isatty()) if wait is None else wait
+    wait_s = timeout_s if waits else None
     try:
         with stopped_like_ctrl_c():
-            summary, outcomes = asyncio.run(send_and_wait(find(data), source, wait_s))
+            report = asyncio.run(send_and_wait(find(data), source, wait_s))
     except TooManyDeletions as error:
         raise fail(f"{error}: --yes") from None
     except KeyboardInterrupt:
         if source.endless:  # that is how watching ends
             return
         raise
-    _report(summary, outcomes, waited=wait_s is not None, as_json=as_json)
+    report.show_findings()
+    if as_json:
+        print_json(report.as_json())
+    else:
+        report.show_counts()
+    if report.error is not None:
+        raise report.error
+    if code := report.exit_code(allow_partial=allow_partial):
+        raise typer.Exit(code)
 
 
 def delete(
@@ -86,7 +122,10 @@ def delete(
     data: Data = None,
     as_json: Json = False,
 ) -> None:
-    """Delete a document; it is gone from all answers when this returns.
+    """Delete a document; it is gone from all answers when this returns with exit code 0.
+
+    Exit codes: 1, it is not deleted, since a newer version stands or the deletion could not be processed. 3, the
+    deletion is accepted, but had not ended after a minute.
 
     Examples:
       freshline delete guides/travel.md
@@ -94,12 +133,22 @@ def delete(
     """
     from freshline.installation import find  # noqa: PLC0415 - heavy
 
-    accepted = asyncio.run(_delete(find(data), document_id, wait=wait))
+    deletion = asyncio.run(_delete(find(data), document_id, wait=wait))
     if as_json:
-        print_json(accepted)
-    else:
-        done = "is deleted" if wait else "will be deleted"
-        out.print(f"{document_id} {done}, version {accepted['version']}, position {accepted['position']}")
+        print_json(deletion)
+    outcome = deletion.get("outcome")
+    if not wait or outcome == "done":
+        if not as_json:
+            done = "is deleted" if wait else "will be deleted"
+            out.print(f"{document_id} {done}, version {deletion['version']}, position {deletion['position']}")
+        return
+    if outcome is None:
+        raise fail(
+            f"the deletion of {document_id} is accepted but has not ended yet: `freshline lag` shows whether workers "
+            f"are there; GET /v1/events/{deletion['event_id']} tells how it ends",
+            UNFINISHED,
+        )
+    raise fail(f"{document_id} is not deleted: {outcome}: {deletion['reason']}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,61 +201,89 @@ class Source:
         return None
 
 
-def _report(summary: "Summary", outcomes: dict[str, int], *, waited: bool, as_json: bool) -> None:
-    for failure in summary.failed[:_SHOWN_FAILURES]:
-        err.print(_failed(failure), style="red")
-    if len(summary.failed) > _SHOWN_FAILURES:
-        err.print(f"… and {len(summary.failed) - _SHOWN_FAILURES} more", style="red")
-    dead = outcomes.get("dead_letter", 0)
-    if dead:
-        err.print(f"{dead} of the last events could not be processed: see `freshline verify`", style="red")
-    searchable = waited and not dead
-    if as_json:
-        print_json(
-            {
-                "sent": summary.sent,
-                "unchanged": summary.skipped,
-                "deleted": summary.deleted,
-                "failed": len(summary.failed),
-                "searchable": searchable,
-                "positions": summary.positions,
-                "outcomes": outcomes,
-            }
-        )
-    else:
-        tail = "; all that was sent is searchable" if searchable else ""
-        out.print(f"{_counts(summary)}{tail}")
-    if summary.failed or dead:
-        raise typer.Exit(FAILED)
+async def send_and_wait(settings: "Settings", source: Source, wait_s: float | None) -> "Report":
+    """Send everything, showing progress; then ask how each event ended, unless ``wait_s`` is None.
 
-
-async def send_and_wait(settings: "Settings", source: Source, wait_s: float | None) -> "tuple[Summary, dict[str, int]]":
-    """Send everything, showing progress; then wait until it is searchable, unless ``wait_s`` is None.
-
-    Returns:
-        What was sent; and how the last event of each partition ended, outcome → partitions.
+    A source without an end is followed, and what does not become searchable is told, until it is cancelled.
 
     Raises:
-        TimeoutError: it is not searchable after ``wait_s``.
+        Exception: nothing was sent. What ended a run that had sent something is in the report.
     """
-    from freshline.services import ingest_client  # noqa: PLC0415 - heavy
-    from ingest.connectors.client import wait_until_applied  # noqa: PLC0415 - as above
+    from freshline.ingest_report import Report  # noqa: PLC0415 - heavy
+    from freshline.services import ingest_client  # noqa: PLC0415 - as above
+    from ingest.connectors.client import ServiceUnavailable  # noqa: PLC0415 - as above
+    from ingest.connectors.outcomes import EventOutcomes, wait_for_outcomes  # noqa: PLC0415 - as above
 
     total = await asyncio.to_thread(source.count)
     async with ingest_client(settings) as client:
-        with _progress_shown(total, endless=source.endless) as told:
-            summary = await source.send(client, told)
-        if wait_s is None or not summary.last_events:
-            return summary, {}
-        with err.status("waiting until everything is searchable …"):
-            ended = await wait_until_applied(client, summary, timeout_s=wait_s)
-        return summary, {str(outcome): count for outcome, count in ended.items()}
+        outcomes = EventOutcomes()
+        if source.endless:
+            async with _followed(client, outcomes, wanted=wait_s is not None):
+                with _progress_shown(total, outcomes) as told:
+                    return Report(await source.send(client, told), outcomes, wait_s)
+        summary, error = await _sent(client, source, total)
+        if wait_s is not None and summary.events and not isinstance(error, ServiceUnavailable):
+            outcomes.expect(summary.events)
+            with _outcomes_shown(len(summary.events)) as known:
+                await wait_for_outcomes(client, outcomes, timeout_s=wait_s, told=known)
+        return Report(summary, outcomes, wait_s, error)
+
+
+async def _sent(client: "IngestClient", source: Source, total: int | None) -> "tuple[Summary, Exception | None]":
+    """What was sent, and the error that kept the rest from it."""
+    latest: list[Summary] = []
+    with _progress_shown(total) as told:
+
+        def note(summary: "Summary") -> None:
+            latest[:] = [summary]
+            told(summary)
+
+        try:
+            return await source.send(client, note), None
+        except Exception as error:
+            if not latest:
+                raise
+            return latest[0], error
+
+
+@asynccontextmanager
+async def _followed(client: "IngestClient", outcomes: "EventOutcomes", *, wanted: bool) -> "AsyncIterator[None]":
+    """While the context lasts, name each expected event that ends without becoming searchable; or just forget them."""
+    from freshline.ingest_report import show_ended  # noqa: PLC0415 - heavy
+    from ingest.connectors.client import Refused, ServiceUnavailable  # noqa: PLC0415 - as above
+
+    async def follow() -> None:
+        while True:
+            try:
+                await outcomes.read(client)
+            except (Refused, ServiceUnavailable) as error:
+                err.print(f"how events end is not known for now: {error}", style="red")
+            show_ended(outcomes.ended)
+            outcomes.ended.clear()
+            await asyncio.sleep(_FOLLOW_S)
+
+    async def forget() -> None:
+        while True:
+            outcomes.forget()
+            await asyncio.sleep(_FOLLOW_S)
+
+    following = asyncio.create_task(follow() if wanted else forget())
+    try:
+        yield
+    finally:
+        following.cancel()
+        await asyncio.gather(following, return_exceptions=True)
 
 
 @contextmanager
-def _progress_shown(total: int | None, *, endless: bool) -> "Iterator[Progress]":
-    """A bar with the rate, while the context lasts. What has no end tells of failures at once, and keeps a log."""
+def _progress_shown(total: int | None, endless: "EventOutcomes | None" = None) -> "Iterator[Progress]":
+    """A bar with the rate, while the context lasts.
+
+    A source without an end gives its events to ``endless``, names at once what it does not send, and keeps a log.
+    """
     from rich import progress  # noqa: PLC0415 - heavy
+
+    from freshline.ingest_report import counts, passed_over, refused, show_lines  # noqa: PLC0415 - as above
 
     columns = (
         progress.TextColumn("{task.description}"),
@@ -216,6 +293,7 @@ def _progress_shown(total: int | None, *, endless: bool) -> "Iterator[Progress]"
         progress.TimeElapsedColumn(),
     )
     failures, last = 0, ""
+    named: set[str] = set()
     with progress.Progress(*columns, console=err) as bar:
         task = bar.add_task("documents sent", total=total, rate="")
 
@@ -223,34 +301,49 @@ def _progress_shown(total: int | None, *, endless: bool) -> "Iterator[Progress]"
             nonlocal failures, last
             done = summary.sent + summary.skipped + summary.deleted + len(summary.failed)
             elapsed_s = bar.tasks[task].elapsed
-            rate = f"{(summary.sent + summary.deleted) / elapsed_s:.0f}/s" if elapsed_s and not endless else ""
+            rate = f"{(summary.sent + summary.deleted) / elapsed_s:.0f}/s" if elapsed_s and endless is None else ""
             bar.update(task, completed=done, rate=rate)
-            if endless:
-                for failure in summary.failed[failures:]:
-                    err.print(_failed(failure), style="red")
+            if endless is not None:
+                endless.expect(summary.events)
+                summary.events.clear()
+                show_lines([refused(one.document_id, one.reason) for one in summary.failed[failures:]], style="red")
                 failures = len(summary.failed)
-                if not err.is_terminal and (counts := _counts(summary)) != last:
-                    err.print(counts)
-                    last = counts
+                show_lines([passed_over(*one) for one in summary.passed_over.items() if one[0] not in named])
+                named.update(summary.passed_over)
+                if not err.is_terminal and (now := counts(summary)) != last:
+                    err.print(now)
+                    last = now
 
         yield told
         bar.update(task, total=bar.tasks[task].completed)
 
 
-def _failed(failure: "Failure") -> str:
-    return f"not sent: {failure.document_id}: {failure.reason}"
+@contextmanager
+def _outcomes_shown(total: int) -> "Iterator[Callable[[EventOutcomes], None]]":
+    """A bar of the events that have ended, while the context lasts."""
+    from rich import progress  # noqa: PLC0415 - heavy
+
+    columns = (
+        progress.TextColumn("{task.description}"),
+        progress.BarColumn(),
+        progress.MofNCompleteColumn(),
+        progress.TimeElapsedColumn(),
+    )
+    with progress.Progress(*columns, console=err) as bar:
+        task = bar.add_task("events ended", total=total)
+        yield lambda outcomes: bar.update(task, completed=len(outcomes.ended))
 
 
-def _counts(summary: "Summary") -> str:
-    changed = f"{summary.sent} sent, {summary.skipped} unchanged, {summary.deleted} deleted"
-    return f"{changed}, {len(summary.failed)} failed"
-
-
-async def _delete(settings: "Settings", document_id: str, *, wait: bool) -> dict[str, object]:
-    from freshline.services import connect_services  # noqa: PLC0415 - heavy
+async def _delete(settings: "Settings", document_id: str, *, wait: bool) -> dict[str, Any]:
+    """The accepted deletion; where it was waited for, with its outcome, which is None if it has not ended."""
+    from freshline.services import NotEnded, connect_services  # noqa: PLC0415 - heavy
 
     async with connect_services(settings) as services:
         accepted = await services.delete(document_id)
-        if wait:
-            await services.ended(accepted["event_id"])
-        return accepted
+        if not wait:
+            return accepted
+        try:
+            status = await services.ended(accepted["event_id"], accepted["position"])
+        except NotEnded:
+            return {**accepted, "outcome": None, "reason": None}
+        return {**accepted, "outcome": status["outcome"], "reason": status["reason"]}

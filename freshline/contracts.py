@@ -40,7 +40,16 @@ from schemas.dead_letters import (
     LetterResolved,
     Replayed,
 )
-from schemas.documents import Accepted, BatchItem, DeletionReceipt, DocumentState, DocumentText, EventStatus
+from schemas.documents import (
+    Accepted,
+    BatchItem,
+    DeletionReceipt,
+    DocumentState,
+    DocumentText,
+    EventsRequest,
+    EventsResponse,
+    EventStatus,
+)
 from schemas.events import EVENT_TYPES, ChunkPlan, DocumentEvent, EventEnded, IndexChange, StreamMessage
 from schemas.index import Manifest, StoredChunk
 from schemas.problems import Problem
@@ -62,6 +71,8 @@ MODELS: Final[tuple[type[BaseModel], ...]] = (
     Accepted,
     DocumentState,
     EventStatus,
+    EventsRequest,
+    EventsResponse,
     DeletionReceipt,
     DeadLetter,
     DeadLetterContent,

@@ -174,11 +174,12 @@ class _Tour:
         log_path.unlink(missing_ok=True)
         own = self._sources
         source = Source(own.docs or self._pages, own.git, own.events, log_path=log_path)
-        summary, outcomes = await send_and_wait(self._settings, source, _INGEST_TIMEOUT_S)
-        for failure in summary.failed:
-            err.print(f"not sent: {failure.document_id}: {failure.reason}", style="yellow")
-        if dead := outcomes.get("dead_letter"):
-            err.print(f"{dead} of the last events could not be processed", style="yellow")
+        report = await send_and_wait(self._settings, source, _INGEST_TIMEOUT_S)
+        report.show_findings()
+        if report.error is not None:
+            raise report.error
+        if report.under_way:
+            raise ServiceFailed(f"{len(report.under_way)} events have not ended within {_INGEST_TIMEOUT_S:g} s")
         return await self._documents()
 
     async def _questions(self, services: Services) -> Sequence[str]:

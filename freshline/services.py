@@ -27,6 +27,10 @@ class ServiceFailed(Exception):
     """A service refused a request or did not answer; the message says what it said."""
 
 
+class NotEnded(ServiceFailed):
+    """An event is still under way."""
+
+
 class ServiceBusy(ServiceFailed):
     """A service refused a request for now.
 
@@ -73,19 +77,24 @@ class Services:
         """Where an event is."""
         return await self._call("GET", f"{self.ingest_url}/v1/events/{event_id}")
 
-    async def ended(self, event_id: str) -> dict[str, Any]:
-        """The state of an event once it has ended.
+    async def ended(self, event_id: str, position: str | None = None) -> dict[str, Any]:
+        """The state of an event once it has ended; with its position it is found where Redis has lost its state, too.
 
         Raises:
-            ServiceFailed: it has not within a minute.
+            NotEnded: it has not within a minute.
         """
         until_s = time.monotonic() + _END_TIMEOUT_S
         while time.monotonic() < until_s:
-            status = await self.event(event_id)
+            status = await (self.event(event_id) if position is None else self._found(event_id, position))
             if status["outcome"] is not None:
                 return status
             await asyncio.sleep(_POLL_S)
-        raise ServiceFailed(f"event {event_id} has not ended after {_END_TIMEOUT_S:.0f} s: look at `freshline lag`")
+        raise NotEnded(f"event {event_id} has not ended after {_END_TIMEOUT_S:.0f} s: look at `freshline lag`")
+
+    async def _found(self, event_id: str, position: str) -> dict[str, Any]:
+        asked = {"events": [{"event_id": event_id, "position": position}]}
+        found = await self._call("POST", f"{self.ingest_url}/v1/events:batch-get", json=asked)
+        return dict(found["events"][0]) if found["events"] else {"outcome": None}
 
     def _document(self, document_id: str) -> str:
         return f"{self.ingest_url}/v1/documents/{quote(document_id, safe='')}"

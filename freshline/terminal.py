@@ -15,8 +15,10 @@ from rich.console import Console
 
 FAILED: Final = 1
 MISUSED: Final = 2
+UNFINISHED: Final = 3
+INCOMPLETE: Final = 4
 INTERRUPTED: Final = 130
-"""Exit codes, the usual ones."""
+"""Exit codes: the usual ones, and two for work that did not fail: it had not ended in time, or left something out."""
 
 _OURS: Final = frozenset({"freshline", "ingest", "query", "streams", "infra", "schemas"})
 

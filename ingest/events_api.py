@@ -7,14 +7,27 @@ from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.sse import EventSourceResponse, format_sse_event
+from pydantic import ValidationError
 
 from infra.opensearch.port import Access
 from infra.redis.port import CacheUnavailable
+from infra.web.bodies import read_body
 from infra.web.credentials import AccessOf
-from infra.web.problems import ProblemRaised, problems_told
+from infra.web.problems import ProblemRaised, invalid, invalid_fields, problems_told
 from ingest.accept import Documents
 from ingest.event_status import EventStatuses
-from schemas.documents import DeletionReceipt, DocumentKey, EventStatus, LifeState, Outcome, Stage
+from schemas.documents import (
+    MAX_EVENTS_PER_REQUEST,
+    DeletionReceipt,
+    DocumentKey,
+    EventReference,
+    EventsRequest,
+    EventsResponse,
+    EventStatus,
+    LifeState,
+    Outcome,
+    Stage,
+)
 from schemas.problems import ProblemType
 
 LOOK_S: Final = 0.1
@@ -24,15 +37,18 @@ FOLLOWED_S: Final = 60.0
 """A stream that lasts longer ends, and its reader connects again, as readers of event streams do by themselves."""
 
 _EVENT_STREAM: Final = "text/event-stream"
+_JSON: Final = "application/json"
 _UNKNOWN_EVENT: Final = (
     "nothing is recorded of such an event. States are kept in Redis, for a week: an older event, or one whose state "
-    "Redis has lost, is in the stream alone; GET /v1/documents/{document_id} tells what became of its document"
+    "Redis has lost, is in the stream alone. POST /v1/events:batch-get reads it there, given the position of the 202; "
+    "GET /v1/documents/{document_id} tells what became of its document"
 )
+_MAX_BODY_BYTES: Final = 256 * MAX_EVENTS_PER_REQUEST
 
 
 def event_routes(statuses: EventStatuses, index: Documents, writer: AccessOf) -> APIRouter:
     """The routes."""
-    router = APIRouter(prefix="/v1/events")
+    router = APIRouter()
     reader = Depends(writer)
 
     async def known(access: Access, event_id: str) -> EventStatus:
@@ -43,7 +59,9 @@ def event_routes(statuses: EventStatuses, index: Documents, writer: AccessOf) ->
 
     stream: dict[int | str, dict[str, Any]] = {200: {"content": {_EVENT_STREAM: {}}}}
 
-    @router.get("/{event_id}", response_model=EventStatus, responses=stream | problems_told(401, 403, 404, 503))
+    @router.get(
+        "/v1/events/{event_id}", response_model=EventStatus, responses=stream | problems_told(401, 403, 404, 503)
+    )
     async def get_event(event_id: str, request: Request, access: Annotated[Access, reader]) -> EventStatus | Response:
         """Where an accepted event is. Known for a week.
 
@@ -55,7 +73,7 @@ def event_routes(statuses: EventStatuses, index: Documents, writer: AccessOf) ->
             return status
         return EventSourceResponse(_stream(statuses, access.tenant, status), headers={"Cache-Control": "no-store"})
 
-    @router.get("/{event_id}/receipt", responses=problems_told(401, 403, 404, 503))
+    @router.get("/v1/events/{event_id}/receipt", responses=problems_told(401, 403, 404, 503))
     async def get_receipt(event_id: str, access: Annotated[Access, reader]) -> DeletionReceipt:
         """That the document which this event deleted is gone: no passage of it is found, no cached answer has it."""
         status = await known(access, event_id)
@@ -84,7 +102,47 @@ def event_routes(statuses: EventStatuses, index: Documents, writer: AccessOf) ->
             checked_ms=checked_ms,
         )
 
+    @router.post(
+        "/v1/events:batch-get",
+        responses=problems_told(401, 403, 413, 415, 422, 503),
+        openapi_extra={"requestBody": {"required": True, "content": {_JSON: {"schema": _events_schema()}}}},
+    )
+    async def get_events(request: Request, access: Annotated[Access, reader]) -> EventsResponse:
+        """Where many accepted events are, in one request.
+
+        With the position of its 202, an event that has ended is found even where Redis has lost its state.
+        """
+        asked = await _read_events(request)
+        found = await statuses.get_many(access.tenant, asked.events)
+        names = dict.fromkeys(one.event_id for one in asked.events)
+        return EventsResponse(
+            events=tuple(found[name] for name in names if name in found),
+            unknown=tuple(name for name in names if name not in found),
+        )
+
     return router
+
+
+async def _read_events(request: Request) -> EventsRequest:
+    """The events that a request asks for.
+
+    Raises:
+        ProblemRaised: it is no JSON, too large, or has wrong fields.
+    """
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != _JSON:
+        raise ProblemRaised(ProblemType.UNSUPPORTED_TYPE, f"send the events as Content-Type: {_JSON}")
+    try:
+        return EventsRequest.model_validate_json(await read_body(request, _MAX_BODY_BYTES))
+    except ValidationError as error:
+        raise invalid("the request has wrong fields", invalid_fields(error.errors(include_url=False))) from None
+
+
+def _events_schema() -> dict[str, Any]:
+    """The schema of ``EventsRequest``, without references, which would lead nowhere from inside a description."""
+    schema = EventsRequest.model_json_schema()
+    del schema["$defs"]
+    schema["properties"]["events"]["items"] = EventReference.model_json_schema()
+    return schema
 
 
 async def _stream(statuses: EventStatuses, tenant: str, status: EventStatus) -> AsyncIterator[bytes]:

@@ -12,6 +12,8 @@ MAX_TITLE_CHARS: Final = 500
 MAX_GROUPS: Final = 64
 MAX_METADATA_ENTRIES: Final = 64
 MAX_METADATA_VALUE_CHARS: Final = 1_000
+MAX_EVENTS_PER_REQUEST: Final = 1_000
+"""Most events whose status one request returns."""
 MAX_VERSION: Final = 2**53 - 1
 """Versions pass through JSON numbers, so they stay exact in every client."""
 
@@ -146,9 +148,40 @@ class EventStatus(Message):
     )
     stage: Stage = Field(description="The last stage reached; `purged` means cached answers are dropped too.")
     outcome: Outcome | None = Field(description="Absent while the event is under way.")
-    reason: str | None = None
+    reason: str | None = Field(
+        default=None, description="Why the event was superseded or failed, or why its version has no passages."
+    )
+    passages: int | None = Field(
+        default=None,
+        ge=0,
+        description="Searchable passages of this version; 0 for a delete, and for a document without text. Absent "
+        "unless the outcome is `done`.",
+    )
     accepted_ms: float = Field(description="Epoch milliseconds of acceptance.")
     stages_ms: dict[Stage, float] = Field(description="Milliseconds from acceptance to each stage reached.")
+
+
+class EventReference(Request):
+    """An event to look up."""
+
+    event_id: Annotated[str, StringConstraints(min_length=1, max_length=64)]
+    position: PositionText | None = Field(
+        default=None,
+        description="As the 202 gave it. With it an event that has ended is found even where Redis has lost its state.",
+    )
+
+
+class EventsRequest(Request):
+    """Events to look up, all of one tenant."""
+
+    events: Annotated[tuple[EventReference, ...], Field(min_length=1, max_length=MAX_EVENTS_PER_REQUEST)]
+
+
+class EventsResponse(Message):
+    """The statuses of the events that were asked for, in the order of the request."""
+
+    events: tuple[EventStatus, ...]
+    unknown: tuple[str, ...] = Field(description="Ids of events without a recorded state.")
 
 
 class DeletionReceipt(Message):

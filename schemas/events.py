@@ -102,7 +102,9 @@ class ChunkPlan(Message):
     chunks: tuple[PlannedChunk, ...] = ()
     chunks_blob: BlobRef | None = Field(default=None, description="The chunks, where they are too large for a record.")
     outcome: Outcome | None = None
-    reason: str | None = None
+    reason: str | None = Field(
+        default=None, description="Why the event ended in this step; without an outcome, why there are no chunks."
+    )
 
 
 class IndexChange(Message):
@@ -116,6 +118,9 @@ class IndexChange(Message):
     generation: str
     outcome: Outcome
     reason: str | None = None
+    passages: int | None = Field(
+        default=None, ge=0, description="Searchable passages of this version. Absent unless the outcome is `done`."
+    )
     added: tuple[str, ...] = Field(default=(), description="Ids of chunks that became searchable.")
     removed: tuple[str, ...] = Field(default=(), description="Ids of chunks that no longer are.")
     deleted: bool = Field(default=False, description="The document is gone, whatever chunks are known of it.")

@@ -36,7 +36,19 @@ class RedisEventStates:
         """The status, once acceptance is recorded."""
         with redis_errors():
             raw = await self._client.hgetall(self._key(tenant, event_id))
-        return read_status(event_id, {_text(name): _text(value) for name, value in raw.items()})
+        return _status(event_id, raw)
+
+    async def get_many(self, tenant: str, event_ids: Sequence[str]) -> dict[str, EventStatus]:
+        """The statuses of those whose acceptance is recorded."""
+        if not event_ids:
+            return {}
+        with redis_errors():
+            async with self._client.pipeline(transaction=False) as pipe:
+                for event_id in event_ids:
+                    pipe.hgetall(self._key(tenant, event_id))
+                found = await pipe.execute()
+        statuses = (_status(event_id, raw) for event_id, raw in zip(event_ids, found, strict=True))
+        return {status.event_id: status for status in statuses if status is not None}
 
     def _key(self, tenant: str, event_id: str) -> str:
         return f"{self._names.tenant_slice(tenant)}:event:{event_id}"
@@ -72,7 +84,7 @@ def progress_fields(progress: Progress) -> dict[str, str]:
     fields = {f"{_STAGE}{progress.stage}": repr(progress.at_ms)}
     if progress.outcome is not None:
         # One field, so that an outcome never meets the reason of another.
-        fields[_END] = orjson.dumps([progress.outcome, progress.reason]).decode()
+        fields[_END] = orjson.dumps([progress.outcome, progress.reason, progress.passages]).decode()
     return fields
 
 
@@ -87,7 +99,8 @@ def read_status(event_id: str, fields: Mapping[str, str]) -> EventStatus | None:
         for stage in Stage
         if f"{_STAGE}{stage}" in fields
     }
-    outcome, reason = orjson.loads(fields[_END]) if _END in fields else (None, None)
+    # Records written before passages were counted have two parts.
+    outcome, reason, passages = (*(orjson.loads(fields[_END]) if _END in fields else ()), None, None, None)[:3]
     return EventStatus(
         event_id=event_id,
         document_id=fields["document_id"],
@@ -96,9 +109,14 @@ def read_status(event_id: str, fields: Mapping[str, str]) -> EventStatus | None:
         stage=max(stages_ms, key=list(Stage).index, default=Stage.ACCEPTED),
         outcome=None if outcome is None else Outcome(outcome),
         reason=reason,
+        passages=passages,
         accepted_ms=accepted_ms,
         stages_ms=stages_ms,
     )
+
+
+def _status(event_id: str, raw: Mapping[bytes | str, bytes | str]) -> EventStatus | None:
+    return read_status(event_id, {_text(name): _text(value) for name, value in raw.items()})
 
 
 def _text(raw: bytes | str) -> str:

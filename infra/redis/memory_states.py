@@ -62,6 +62,11 @@ class MemoryEventStates(_MayFail):
         self._answer()
         return read_status(event_id, self._fields.get((tenant, event_id), {}))
 
+    async def get_many(self, tenant: str, event_ids: Sequence[str]) -> dict[str, EventStatus]:
+        """The statuses of those whose acceptance is recorded."""
+        statuses = [await self.get(tenant, event_id) for event_id in event_ids]
+        return {status.event_id: status for status in statuses if status is not None}
+
     def _add(self, tenant: str, event_id: str, fields: Mapping[str, str]) -> None:
         self._answer()
         known = self._fields[tenant, event_id]

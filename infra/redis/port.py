@@ -65,6 +65,7 @@ class Progress:
     Attributes:
         at_ms: epoch milliseconds.
         outcome: set with the last stage.
+        passages: searchable passages of the version, where the outcome is ``done``.
     """
 
     tenant: str
@@ -73,6 +74,7 @@ class Progress:
     at_ms: float
     outcome: Outcome | None = None
     reason: str | None = None
+    passages: int | None = None
 
 
 class AnswerCache(Protocol):
@@ -275,6 +277,10 @@ class EventStates(Protocol):
 
     async def get(self, tenant: str, event_id: str) -> EventStatus | None:
         """The status, or None where the event is unknown or too long ago."""
+        ...
+
+    async def get_many(self, tenant: str, event_ids: Sequence[str]) -> Mapping[str, EventStatus]:
+        """Event id → status, in one round trip; without the events for which ``get`` returns None."""
         ...
 
 

@@ -1,11 +1,10 @@
 """Sending documents to the ingest API: many at once, each document's events in order, patient with a busy service."""
 
 import asyncio
-from collections import Counter
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Final, cast
+from typing import Final, NamedTuple, cast
 
 import httpx
 import stamina
@@ -16,17 +15,16 @@ from ingest.connectors.rounds import Outgoing, rounds
 from ingest.connectors.sent_log import SentLog
 from ingest.core.changes import DocumentRequest, Removal
 from schemas.batches import BatchResponse
-from schemas.documents import Accepted, EventStatus
+from schemas.documents import Accepted, EventReference, EventsRequest, EventsResponse, EventStatus
 from schemas.positions import Position
 from schemas.problems import Problem
 
 RETRY_STATUSES: Final = frozenset({429, 502, 503, 504})
 RETRY_TIMEOUT_S: Final = 120.0
 _CONNECTIONS: Final = 16
-_POLL_FIRST_S: Final = 0.05
-_POLL_MAX_S: Final = 1.0
 _WAIT_MAX_S: Final = 10.0
 _NDJSON: Final = "application/x-ndjson"
+_JSON: Final = "application/json"
 
 
 class ServiceUnavailable(Exception):
@@ -53,6 +51,16 @@ class Failure:
     reason: str
 
 
+class SentEvent(NamedTuple):
+    """An event that the service accepted."""
+
+    event_id: str
+    document_id: str
+    version: int
+    position: Position
+    deleted: bool
+
+
 @dataclass(slots=True)
 class Summary:
     """What a connector has done so far.
@@ -62,25 +70,27 @@ class Summary:
         skipped: documents that had not changed.
         deleted: deletions accepted.
         failed: documents that were refused; the others do not wait for them.
+        passed_over: what the source has beside its documents, and why it is not sent: id or path → reason.
         positions: partition → last offset accepted.
-        last_events: partition → id of the event at that offset.
+        events: accepted events, in the order of their acceptance.
     """
 
     sent: int = 0
     skipped: int = 0
     deleted: int = 0
     failed: list[Failure] = field(default_factory=list)
+    passed_over: dict[str, str] = field(default_factory=dict)
     positions: dict[int, int] = field(default_factory=dict)
-    last_events: dict[int, str] = field(default_factory=dict)
+    events: list[SentEvent] = field(default_factory=list)
 
     def note_accepted(self, accepted: Accepted, *, deleted: bool) -> None:
-        """Count an acceptance."""
+        """Count an acceptance, and keep the event."""
         self.deleted += deleted
         self.sent += not deleted
         position = Position.parse(accepted.position)
         if position.offset > self.positions.get(position.partition, -1):
             self.positions[position.partition] = position.offset
-            self.last_events[position.partition] = accepted.event_id
+        self.events.append(SentEvent(accepted.event_id, accepted.document_id, accepted.version, position, deleted))
 
 
 Progress = Callable[[Summary], None]
@@ -203,6 +213,17 @@ class IngestClient:
         response = await self._call("GET", f"/v1/events/{event_id}", missing_ok=True)
         return EventStatus.model_validate_json(response.content) if response.is_success else None
 
+    async def statuses(self, events: Sequence[SentEvent]) -> dict[str, EventStatus]:
+        """Event id → where the event is, without those that the service does not know (any more).
+
+        Args:
+            events: at most ``MAX_EVENTS_PER_REQUEST``.
+        """
+        references = [EventReference(event_id=one.event_id, position=str(one.position)) for one in events]
+        content = EventsRequest(events=tuple(references)).model_dump_json().encode()
+        response = await self._call("POST", "/v1/events:batch-get", headers={"Content-Type": _JSON}, content=content)
+        return {one.event_id: one for one in EventsResponse.model_validate_json(response.content).events}
+
     async def knows(self, document_id: str) -> bool:
         """False if the service has never indexed the document."""
         response = await self._call("GET", document_path(document_id), missing_ok=True)
@@ -243,37 +264,6 @@ async def connect_ingest(url: str, api_key: str | None = None) -> AsyncIterator[
     limits = httpx.Limits(max_connections=_CONNECTIONS, max_keepalive_connections=_CONNECTIONS)
     async with httpx.AsyncClient(base_url=url, headers=headers, limits=limits, timeout=30.0) as http:
         yield IngestClient(http)
-
-
-async def wait_until_applied(client: IngestClient, summary: Summary, *, timeout_s: float) -> Counter[str]:
-    """Wait until the last event sent on each partition has ended; then so have those before it.
-
-    Returns:
-        How these last events ended: outcome → number of partitions.
-
-    Raises:
-        TimeoutError: some had not ended by then; the message names the partitions.
-    """
-    waiting = dict(summary.last_events)
-    outcomes: Counter[str] = Counter()
-    pause_s = _POLL_FIRST_S
-    try:
-        async with asyncio.timeout(timeout_s):
-            while waiting:
-                for partition, event_id in list(waiting.items()):
-                    status = await client.status(event_id)
-                    if status is not None and status.outcome is not None:
-                        outcomes[status.outcome] += 1
-                        del waiting[partition]
-                if waiting:
-                    await asyncio.sleep(pause_s)
-                    pause_s = min(2 * pause_s, _POLL_MAX_S)
-    except TimeoutError:
-        partitions = ", ".join(str(partition) for partition in sorted(waiting))
-        raise TimeoutError(
-            f"events on partitions {partitions} have not ended within {timeout_s:g} s: are the workers running?"
-        ) from None
-    return outcomes
 
 
 async def begin_with(client: IngestClient, log: SentLog) -> None:

@@ -15,7 +15,7 @@ from ingest.connectors.guard import check_deletions
 from ingest.connectors.rounds import Outgoing
 from ingest.connectors.sent_log import SentLog, default_log_path
 from ingest.core.changes import Removal, Upload
-from ingest.core.content import TYPE_OF_SUFFIX
+from ingest.core.content import TYPE_OF_SUFFIX, why_unsupported
 from schemas.documents import DocumentAttributes
 
 LARGEST_BYTES: Final = 100_000_000
@@ -36,8 +36,8 @@ async def ingest_folder(
     """Send what changed in the folder since the last run; with ``watch``, go on until cancelled.
 
     A file that is gone is a deletion, and a renamed one an upload and a deletion. Deletions are sent when all uploads
-    are accepted, so that what moved is not missed for longer than it must be. Hidden files, unsupported types and links
-    that lead out are passed over.
+    are accepted, so that what moved is not missed for longer than it must be. Unsupported types and links that lead out
+    are passed over, and named in the summary; hidden files are passed over.
 
     Args:
         client: the service.
@@ -80,11 +80,23 @@ async def ingest_folder(
     return summary
 
 
-def list_folder(root: Path, place: Path) -> dict[str, Path]:
-    """Document id → file of every document at or below ``place``, which lies in ``root``."""
+def list_folder(root: Path, place: Path, passed_over: dict[str, str] | None = None) -> dict[str, Path]:
+    """Document id → file of every document at or below ``place``, which lies in ``root``.
+
+    What is neither a document nor hidden is put into ``passed_over``: its path below ``root`` → the reason.
+    """
     files = [place] if place.is_file() else _files_below(place)
-    named = ((file.relative_to(root).as_posix(), file) for file in files)
-    return {name: file for name, file in sorted(named) if _is_document(name) and file.resolve().is_relative_to(root)}
+    named = sorted((file.relative_to(root).as_posix(), file) for file in files)
+    documents: dict[str, Path] = {}
+    for name, file in named:
+        if any(part.startswith(".") for part in PurePosixPath(name).parts):
+            continue
+        reason = _why_passed_over(root, name, file)
+        if reason is None:
+            documents[name] = file
+        elif passed_over is not None:
+            passed_over[name.encode(errors="surrogateescape").decode(errors="backslashreplace")] = reason
+    return documents
 
 
 class _Look(NamedTuple):
@@ -141,7 +153,8 @@ class _Folder:
 
     def _list(self, places: set[Path]) -> dict[str, Path]:
         outermost = sorted(place for place in places if not _is_within(place.parent, places))
-        return {name: file for place in outermost for name, file in list_folder(self._root, place).items()}
+        over = self._summary.passed_over
+        return {name: file for place in outermost for name, file in list_folder(self._root, place, over).items()}
 
     def _hashes(self, listing: Mapping[str, Path]) -> dict[str, str]:
         hashes: dict[str, str] = {}
@@ -177,11 +190,14 @@ def _files_below(place: Path) -> Iterator[Path]:
         yield from (Path(parent, file) for file in files)
 
 
-def _is_document(name: str) -> bool:
-    path = PurePosixPath(name)
+def _why_passed_over(root: Path, name: str, file: Path) -> str | None:
+    """Why the file is no document; None where it is one."""
     # Names that are not UTF-8 come as lone surrogates, which no document id can hold.
-    readable = not any("\ud800" <= char <= "\udfff" for char in name)
-    return readable and path.suffix.lower() in TYPE_OF_SUFFIX and not any(part.startswith(".") for part in path.parts)
+    if any("\ud800" <= char <= "\udfff" for char in name):
+        return "its name is not UTF-8: rename it"
+    if (reason := why_unsupported(name)) is not None:
+        return reason
+    return None if file.resolve().is_relative_to(root) else "it is a link that leads out of the folder"
 
 
 def _is_within(path: Path, places: set[Path]) -> bool:

@@ -15,7 +15,7 @@ from ingest.connectors.guard import check_deletions
 from ingest.connectors.rounds import Outgoing
 from ingest.connectors.sent_log import SentLog, default_log_path
 from ingest.core.changes import Removal, Upload
-from ingest.core.content import TYPE_OF_SUFFIX
+from ingest.core.content import TYPE_OF_SUFFIX, why_unsupported
 from schemas.documents import DocumentAttributes
 
 POLL_S: Final = 2.0
@@ -64,7 +64,7 @@ async def ingest_git(
             seen = await _commit(repository, start or "HEAD")
             commits = [seen, *await _commits_after(repository, seen)]
             while True:
-                await client.send_all(_outgoing(repository, tree, commits), log, summary, progress)
+                await client.send_all(_outgoing(repository, tree, commits, summary), log, summary, progress)
                 if not follow:
                     return summary
                 seen = commits[-1] if commits else seen
@@ -139,12 +139,12 @@ class _SentTree:
             yield Outgoing(Removal(path, self._revision), None)
 
 
-async def _outgoing(repository: Path, sent: _SentTree, commits: list[str]) -> AsyncIterator[Outgoing]:
+async def _outgoing(repository: Path, sent: _SentTree, commits: list[str], summary: Summary) -> AsyncIterator[Outgoing]:
     if not commits:
         return
     ordinal = int(await _git(repository, "rev-list", "--count", "--first-parent", commits[0]))
     for place, commit in enumerate(commits):
-        tree = await _tree(repository, commit)
+        tree = await _tree(repository, commit, summary.passed_over)
         async for item in sent.changes_to(tree, ordinal + place):
             yield item
 
@@ -166,8 +166,12 @@ async def _commits_after(repository: Path, commit: str) -> list[str]:
     return listed.split()
 
 
-async def _tree(repository: Path, commit: str) -> dict[str, str]:
-    """Path → blob of every document of a commit, sorted by path."""
+async def _tree(repository: Path, commit: str, passed_over: dict[str, str]) -> dict[str, str]:
+    """Path → blob of every document of a commit, sorted by path.
+
+    What the commit has beside them, and is not hidden, replaces what is in ``passed_over``: path → reason.
+    """
+    passed_over.clear()
     listed = await _git_bytes(repository, "ls-tree", "-r", "-z", "--full-tree", commit)
     tree: dict[str, str] = {}
     for entry in listed.split(b"\0"):
@@ -176,9 +180,14 @@ async def _tree(repository: Path, commit: str) -> dict[str, str]:
         try:
             path = raw_path.decode()
         except UnicodeDecodeError:  # a document id is text
+            passed_over[raw_path.decode(errors="backslashreplace")] = "its name is not UTF-8: rename it"
             continue
-        if mode in _FILE_MODES and PurePosixPath(path).suffix.lower() in TYPE_OF_SUFFIX:
+        if mode not in _FILE_MODES:
+            continue
+        if (reason := why_unsupported(path)) is None:
             tree[path] = blob.decode()
+        elif not any(part.startswith(".") for part in PurePosixPath(path).parts):
+            passed_over[path] = reason
     return tree
 
 

@@ -30,3 +30,11 @@ def choose_content_type(declared: str | None, name: str | None) -> str:
         return TYPE_OF_SUFFIX[suffix]
     what = media_type if media_type not in _SAYS_NOTHING else f"content without a type, named {(name or '')[-60:]!r},"
     raise UnsupportedType(f"{what} is not supported; send one of {', '.join(sorted(SUPPORTED_TYPES))}")
+
+
+def why_unsupported(path: str) -> str | None:
+    """Why a file of this path cannot be a document by its name; None where it can."""
+    suffix = PurePosixPath(path).suffix
+    if suffix.lower() in TYPE_OF_SUFFIX:
+        return None
+    return f"files {f'named {suffix}' if suffix else 'without a suffix'} are not supported"

@@ -13,3 +13,11 @@ RANDOM_BITS: Final = 80
 def event_id(now_ms: int, random: int) -> str:
     """An id for an event accepted at ``now_ms`` (epoch milliseconds); ``random`` has ``RANDOM_BITS`` bits."""
     return str(UUID(int=(now_ms << RANDOM_BITS | random) & _RANDOM_MASK | _VERSION_AND_VARIANT))
+
+
+def made_ms(event: str) -> float:
+    """When an event of this id was accepted, in epoch milliseconds; 0 where the id is not one of ``event_id``."""
+    try:
+        return float(UUID(event).int >> RANDOM_BITS)
+    except ValueError:
+        return 0.0

@@ -261,13 +261,18 @@ class Index:
             embedded_ms=change.embedded_ms,
             searchable_ms=change.searchable_ms,
         )
-        return self._news(change.task, EventOutcome.DONE, added=claim.added, removed=claim.removed, times=times)
+        return self._done(change.task, claim, times)
 
     def _repeated(self, task: Task, manifest: Manifest) -> Outcome:
         """The news of a change that is complete already; what it changed is in the manifest."""
         if manifest.failure is not None:
             return DeadLetter("refused", manifest.failure, self.give_up(task, manifest.failure))
-        return self._news(task, EventOutcome.DONE, added=manifest.added, removed=manifest.removed)
+        return self._done(task, manifest)
+
+    def _done(self, task: Task, manifest: Manifest, times: StageTimes | None = None) -> Finished:
+        # Only a plan without chunks has a reason here: why the version has no passages.
+        reason = cast("ChunkPlan", task.message).reason
+        return self._news(task, EventOutcome.DONE, reason, manifest=manifest, times=times)
 
     def _superseded(self, task: Task, superseded: Superseded) -> Finished:
         version = cast("ChunkPlan", task.message).event.version
@@ -280,8 +285,7 @@ class Index:
         outcome: EventOutcome,
         reason: str | None = None,
         *,
-        added: tuple[str, ...] = (),
-        removed: tuple[str, ...] = (),
+        manifest: Manifest | None = None,
         times: StageTimes | None = None,
     ) -> Finished:
         plan = cast("ChunkPlan", task.message)
@@ -295,8 +299,9 @@ class Index:
             generation=self.generation,
             outcome=outcome,
             reason=reason,
-            added=added,
-            removed=removed,
+            passages=len(manifest.chunks) if manifest else None,
+            added=manifest.added if manifest else (),
+            removed=manifest.removed if manifest else (),
             deleted=outcome is EventOutcome.DONE and event.change is Change.DELETED,
             times=times or StageTimes(accepted_ms=event.accepted_ms, chunked_ms=plan.chunked_ms),
         )

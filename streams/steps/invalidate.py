@@ -123,6 +123,7 @@ def ended(change: IndexChange, now_ms: float) -> EventEnded:
             stage=max(stages_ms, key=list(Stage).index),
             outcome=change.outcome,
             reason=change.reason,
+            passages=change.passages,
             accepted_ms=accepted_ms,
             stages_ms=stages_ms,
         ),
@@ -142,5 +143,8 @@ def _progress(change: IndexChange, now_ms: float) -> list[Progress]:
     ]
     last = Stage.PURGED if change.outcome is EventOutcome.DONE else Stage.CHUNKED
     if last is Stage.CHUNKED:
-        return [Progress(change.tenant, change.event_id, last, now_ms, change.outcome, change.reason)]
-    return [*steps, Progress(change.tenant, change.event_id, last, now_ms, change.outcome, change.reason)]
+        steps = []
+    return [
+        *steps,
+        Progress(change.tenant, change.event_id, last, now_ms, change.outcome, change.reason, change.passages),
+    ]

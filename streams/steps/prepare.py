@@ -25,6 +25,7 @@ from streams.core.in_order import InOrder
 from streams.core.outcomes import DeadLetter, Finished, Outcome
 from streams.core.planned_chunks import dump_chunks
 from streams.core.splitting import Splitter
+from streams.parsing.emptiness import why_empty
 from streams.parsing.sandbox import ParseFailed, ParserPool
 from streams.progress import ProgressLog
 from streams.runner import Task
@@ -113,12 +114,12 @@ class Prepare:
         event = cast("DocumentEvent", task.message)
         try:
             async with free:
-                title, chunks = await self._chunks(event)
+                title, chunks, reason = await self._chunks(event)
         except ParseFailed as failure:
             return self._dead(task, failure.kind, str(failure))
         except (BlobMissing, BlobCorrupt) as failure:
             return self._dead(task, "content-lost", str(failure))
-        plan = self._plan(task, title=title)
+        plan = self._plan(task, title=title).model_copy(update={"reason": reason})
         dumped = dump_chunks(chunks)
         if len(dumped) <= _INLINE_BYTES:
             plan = plan.model_copy(update={"chunks": tuple(chunks)})
@@ -127,18 +128,20 @@ class Prepare:
         self.report.reached(event, Stage.CHUNKED, plan.chunked_ms)
         return Finished((encode_plan(plan, task.partition, task.traceparent),))
 
-    async def _chunks(self, event: DocumentEvent) -> tuple[str | None, list[PlannedChunk]]:
+    async def _chunks(self, event: DocumentEvent) -> tuple[str | None, list[PlannedChunk], str | None]:
+        """Title and chunks of the event's content; without chunks, why there are none."""
         if event.change is Change.DELETED:
-            return None, []
+            return None, [], None
         content = await self.blobs.get(cast("BlobRef", event.content))
         parsed = await self.parsers.parse(content, event.content_type, event.file_name)
         title = event.title or parsed.title
         if len(parsed.text) <= _QUICK_CHARS:
-            return title, self.splitter.split(parsed.text, title)
+            chunks = self.splitter.split(parsed.text, title)
+            return title, chunks, None if chunks else why_empty(content, parsed.media_type)
         chunks = await asyncio.to_thread(self.splitter.split, parsed.text, title)
         if len(chunks) > _MAX_PASSAGES:
             raise ParseFailed("too-large", f"it has {len(chunks)} passages, the limit is {_MAX_PASSAGES}: divide it")
-        return title, chunks
+        return title, chunks, None if chunks else why_empty(content, parsed.media_type)
 
     def _superseded(self, task: Task, newer: int) -> Record:
         version = cast("DocumentEvent", task.message).version
