@@ -1,6 +1,8 @@
 """``dead-letters``: what could not be processed, and what is done about it."""
 
 import asyncio
+import sys
+from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -9,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from freshline.terminal import MISUSED, Data, Json, add_command, fail, out, print_json
+from freshline.terminal import MISUSED, UNFINISHED, Data, Json, add_command, fail, out, print_json
 
 if TYPE_CHECKING:  # heavy, and only there when a command has run
     from infra.kafka.letters import Letter
@@ -94,27 +96,53 @@ def show(
     out.print(content.value + (" …" if content.cut else ""))
 
 
-def replay(*, ids: Ids = None, every: All = False, kind: Kind = None, data: Data = None, as_json: Json = False) -> None:
+def replay(
+    *,
+    ids: Ids = None,
+    every: All = False,
+    kind: Kind = None,
+    wait: Annotated[
+        bool | None, typer.Option(help="Wait for the end of every new event; by default on a terminal.")
+    ] = None,
+    timeout_s: Annotated[float, typer.Option("--timeout", min=0, help="Longest such wait, in seconds.")] = 600,
+    data: Data = None,
+    as_json: Json = False,
+) -> None:
     """Send dead letters once more, after their cause is mended, and close them.
 
     Each becomes a new event of the same version: a document that has a newer version by now stays as it is. Running it
-    again, or being interrupted, is harmless.
+    again, or being interrupted, is harmless. A record that is no document event goes as it was, and has no outcome of
+    its own.
+
+    Exit codes, where it waits: 1, an event could not be processed, and is a dead letter again. 3, an event had not
+    ended when --timeout was over; it goes on.
 
     Examples:
       freshline dead-letters replay documents.v1-3:42
-      freshline dead-letters replay --all --kind failed
+      freshline dead-letters replay --all --kind failed --wait
     """
     from freshline.installation import find  # noqa: PLC0415 - heavy
 
     _check_choice(ids, every=every, kind=kind)
-    sent = asyncio.run(_replay(find(data), ids, kind))
+    wait_s = timeout_s if (sys.stderr.isatty() if wait is None else wait) else None
+    sent = asyncio.run(_replay(find(data), ids, kind, wait_s))
+    outcomes = Counter(one["outcome"] for one in sent if one["event_id"]) if wait_s is not None else Counter()
     if as_json:
         print_json({"replayed": sent})
-        return
-    for one in sent:
-        where = f"event {one['event_id']} at {one['position']}" if one["event_id"] else "sent as it was"
-        out.print(f"{one['letter_id']}: {where}")
-    out.print(f"{len(sent)} sent again: `freshline lag` shows when they are through")
+    else:
+        for one in sent:
+            out.print(f"{one['letter_id']}: {_replayed(one)}")
+        how = ", ".join(f"{count} {outcome or 'under way'}" for outcome, count in outcomes.items())
+        out.print(
+            f"{len(sent)} sent again" + (f": {how}" if how else ": `freshline dead-letters list` shows if any fail")
+        )
+    if outcomes["dead_letter"]:
+        raise fail(f"{outcomes['dead_letter']} could not be processed again: see `freshline dead-letters list`")
+    if outcomes[None]:
+        raise fail(
+            f"{outcomes[None]} have not ended within {timeout_s:g} s: `freshline lag` shows whether workers are there",
+            UNFINISHED,
+        )
 
 
 def drop(*, ids: Ids = None, every: All = False, kind: Kind = None, data: Data = None, as_json: Json = False) -> None:
@@ -149,11 +177,29 @@ async def _chosen_letters(settings: "Settings", ids: Sequence[str]) -> "list[Let
         return await _chosen(letters, ids, None)
 
 
-async def _replay(settings: "Settings", ids: Sequence[str] | None, kind: str | None) -> list[dict[str, Any]]:
+def _replayed(one: dict[str, Any]) -> str:
+    where = f"event {one['event_id']} at {one['position']}" if one["event_id"] else "sent as it was"
+    reason = f": {one['reason']}" if one.get("reason") else ""
+    return where + (f", {one['outcome']}{reason}" if one.get("outcome") else "")
+
+
+async def _replay(
+    settings: "Settings", ids: Sequence[str] | None, kind: str | None, wait_s: float | None
+) -> list[dict[str, Any]]:
     async with _parked(settings) as letters:
         chosen = await _chosen(letters, ids, kind)
         # One after the other: those of one document keep their order.
-        return [(await letters.replay(letter)).model_dump(mode="json") for letter in chosen]
+        sent = [(letter, await letters.replay(letter)) for letter in chosen]
+    told = [done.model_dump(mode="json") for _, done in sent]
+    if wait_s is None:
+        return told
+    from freshline.replayed import outcomes_of  # noqa: PLC0415 - heavy
+
+    ended = await outcomes_of(settings, sent, timeout_s=wait_s)
+    for one in told:
+        found = ended.get(one["event_id"])
+        one["outcome"], one["reason"] = (str(found.outcome), found.reason) if found else (None, None)
+    return told
 
 
 async def _drop(settings: "Settings", ids: Sequence[str] | None, kind: str | None) -> list[str]:

@@ -90,23 +90,21 @@ class Report:
         show_ended(self.outcomes.ended)
         show_lines([passed_over(path, reason) for path, reason in summary.passed_over.items()])
         show_lines([f"under way: {one.document_id}: event {one.event_id} at {one.position}" for one in self.under_way])
-        for count, what in (
-            (len(self.findings.failed), "could not be processed: see `freshline dead-letters list`"),
-            (len(self.under_way), self._next_step()),
-        ):
-            if count:
-                err.print(f"{count} {what}", style="red")
+        if self.findings.failed:
+            told = "could not be processed: see `freshline dead-letters list`"
+            err.print(f"{len(self.findings.failed)} {told}", style="red")
+        if self.under_way:
+            why = self.outcomes.problem or f"within {self.wait_s or 0:g} s"
+            err.print(
+                f"{len(self.under_way)} events are not known to have ended ({why}). They lose nothing by waiting: "
+                "`freshline lag` shows whether workers are there, and `freshline dead-letters list` afterwards what "
+                "could not be processed",
+                style="red",
+            )
 
     def show_counts(self) -> None:
         """The result, in a line."""
         out.print(f"{counts(self.summary, self.findings)}{self._conclusion()}")
-
-    def _next_step(self) -> str:
-        why = self.outcomes.problem or f"within {self.wait_s:g} s"
-        return (
-            f"events are not known to have ended ({why}). They lose nothing by waiting: `freshline lag` shows whether "
-            "workers are there, and `freshline dead-letters list` afterwards what could not be processed"
-        )
 
     def _conclusion(self) -> str:
         if not self.summary.sent and not self.summary.deleted:

@@ -3,7 +3,7 @@
 import pytest
 
 from infra.redis.connect import connect_redis
-from infra.redis.event_states import EVENT_TTL_S, RedisEventStates
+from infra.redis.event_states import EVENT_TTL_S, RedisEventStates, acceptance_fields, read_status
 from infra.redis.memory_states import MemoryEventStates
 from infra.redis.port import CacheUnavailable, EventStates, Progress
 from infra.settings import RedisSettings
@@ -128,6 +128,32 @@ async def test_many_events_in_one_call(states):
     assert {(await states.get("t1", event)).outcome for event in events} == {Outcome.DONE}
 
 
+async def test_many_statuses_in_one_call(states):
+    for event in ("a", "b"):
+        await states.begin("t1", BEGUN.model_copy(update={"event_id": event}))
+    await states.advance(
+        [Progress("t1", "c", Stage.CHUNKED, 1.0), Progress("t1", "b", Stage.PURGED, 2.0, Outcome.DONE)]
+    )
+    found = await states.get_many("t1", ["b", "other", "c", "a"])
+    assert found == {event: await states.get("t1", event) for event in ("b", "a")}
+    assert (found["b"].outcome, found["a"].outcome) == (Outcome.DONE, None)
+    assert await states.get_many("t2", ["a"]) == await states.get_many("t1", []) == {}
+
+
+async def test_passages_are_those_of_the_outcome(states):
+    await states.begin("t1", BEGUN)
+    assert (await states.get("t1", EVENT)).passages is None
+    await states.advance([Progress("t1", EVENT, Stage.PURGED, 9.0, Outcome.DONE, "no text", 0)])
+    await states.advance([Progress("t1", EVENT, Stage.PURGED, 9.0, Outcome.DONE, None, 7)])
+    status = await states.get("t1", EVENT)
+    assert (status.reason, status.passages) == ("no text", 0)
+
+
+def test_a_record_of_an_earlier_release_has_no_passages():
+    status = read_status(EVENT, acceptance_fields(BEGUN) | {"end": '["done",null]'})
+    assert (status.outcome, status.reason, status.passages) == (Outcome.DONE, None, None)
+
+
 async def test_no_progress_is_nothing(states):
     await states.advance([])
     assert await states.get("t1", EVENT) is None
@@ -150,7 +176,12 @@ async def test_unavailable_is_said():
     nobody = connect_redis(RedisSettings(url="redis://127.0.0.1:1/0", timeout_s=0.2))
     try:
         for states in (twin, RedisEventStates(nobody, Names("t"))):
-            for call in (states.begin("t1", BEGUN), states.advance(STEPS), states.get("t1", EVENT)):
+            for call in (
+                states.begin("t1", BEGUN),
+                states.advance(STEPS),
+                states.get("t1", EVENT),
+                states.get_many("t1", [EVENT]),
+            ):
                 with pytest.raises(CacheUnavailable):
                     await call
     finally:

@@ -25,7 +25,7 @@ from ingest.batches import NDJSON
 from ingest.dead_letters import ParkedLetters
 from ingest.events_api import LOOK_S, follow
 from ingest.placing import Placing
-from schemas.documents import DocumentKey, EventStatus, LifeState, Outcome, Stage
+from schemas.documents import MAX_EVENTS_PER_REQUEST, DocumentKey, EventStatus, LifeState, Outcome, Stage
 from schemas.events import Change, DocumentEvent, EventEnded
 from schemas.index import Manifest
 from schemas.positions import Position
@@ -60,6 +60,8 @@ class World:
         self.answers = MemoryAnswerCache()
         self.failing: set[str] = set()
         self.read_fails = False
+        self.reading, self.may_read = asyncio.Event(), asyncio.Event()
+        self.may_read.set()
         stores = Stores(
             self.blobs, self.streams, MemoryVersions(), self.states, self.index, self.answers, self.read_lane
         )
@@ -85,6 +87,8 @@ class World:
     async def read_lane(self, *where, **since):
         if self.read_fails:
             raise StreamUnavailable("down")
+        self.reading.set()
+        await self.may_read.wait()
         async for record in self.streams.read_lane(*where, **since):
             yield record
 
@@ -529,7 +533,7 @@ async def accepted_unrecorded(world, client):
     return accepted
 
 
-async def tell_end(world, accepted, outcome, reason=None, *, event_id=None, tenant="local"):
+async def tell_end(world, accepted, outcome, reason=None, *, event_id=None, tenant="local", passages=None):
     status = EventStatus(
         event_id=event_id or accepted["event_id"],
         document_id="a.md",
@@ -538,6 +542,7 @@ async def tell_end(world, accepted, outcome, reason=None, *, event_id=None, tena
         stage=Stage.PURGED,
         outcome=outcome,
         reason=reason,
+        passages=passages,
         accepted_ms=1_000.0,
         stages_ms={Stage.ACCEPTED: 0.0, Stage.SEARCHABLE: 40.0, Stage.PURGED: 50.0},
     )
@@ -580,6 +585,77 @@ async def test_an_end_that_nothing_tells_stays_open(world, client):
 
 async def test_an_event_that_redis_has_lost_is_said_to_be_in_the_stream_alone(client):
     assert "in the stream alone" in problem_of(await client.get("/v1/events/lost"), 404).detail
+
+
+async def read_many(client, *events):
+    asked = [{"event_id": one["event_id"], "position": one["position"]} for one in events]
+    response = await client.post("/v1/events:batch-get", json={"events": asked})
+    assert response.status_code == 200, response.text
+    return response.json()
+
+
+async def test_many_events_are_told_in_the_order_in_which_they_are_asked_for(world, client):
+    accepted = [(await client.put(f"/v1/documents/{n}.md", content=b"x")).json() for n in range(3)]
+    other = accepted[0] | {"event_id": "other"}
+    told = await read_many(client, accepted[2], other, accepted[0], accepted[2])
+    assert [one["document_id"] for one in told["events"]] == ["2.md", "0.md"]
+    assert [one["outcome"] for one in told["events"]] == [None, None]
+    assert told["unknown"] == ["other"]
+    world.states.available = False
+    failing = await client.post("/v1/events:batch-get", json={"events": [{"event_id": "a"}]})
+    assert problem_of(failing, 503)
+    assert failing.headers["retry-after"] == "1"
+
+
+async def test_the_end_of_an_event_of_which_redis_has_lost_everything_is_found_by_its_position(world, client):
+    accepted = [(await client.put("/v1/documents/a.md", content=b"x")).json() for _ in range(3)]
+    world.states._fields.clear()
+    assert (await read_many(client, *accepted))["unknown"] == [one["event_id"] for one in accepted]
+    await tell_end(world, accepted[0], Outcome.DONE, passages=4)
+    await tell_end(world, accepted[1], Outcome.DEAD_LETTER, "another tenant's", tenant="umbrella")
+    await tell_end(world, accepted[2], Outcome.DEAD_LETTER, "torn")
+    told = await read_many(client, *accepted)
+    assert [(one["outcome"], one["reason"], one["passages"]) for one in told["events"]] == [
+        ("done", None, 4),
+        ("dead_letter", "torn", None),
+    ]
+    assert told["unknown"] == [accepted[1]["event_id"]]
+    world.streams.log.clear()
+    assert (await read_many(client, *accepted)) == told, "it is recorded again"
+    assert (await client.get(f"/v1/events/{accepted[0]['event_id']}")).json() == told["events"][0]
+
+
+async def test_a_tenant_reads_the_stream_of_ends_once_at_a_time(world, client):
+    accepted = (await client.put("/v1/documents/a.md", content=b"x")).json()
+    world.states._fields.clear()
+    await tell_end(world, accepted, Outcome.DONE)
+    world.reading, world.may_read = asyncio.Event(), asyncio.Event()
+    first = asyncio.create_task(read_many(client, accepted))
+    await world.reading.wait()
+    assert (await read_many(client, accepted))["unknown"] == [accepted["event_id"]]
+    world.may_read.set()
+    assert [one["outcome"] for one in (await first)["events"]] == ["done"]
+
+
+@pytest.mark.parametrize(
+    ("events", "field"),
+    [
+        ([], "events"),
+        ([{"event_id": str(n)} for n in range(MAX_EVENTS_PER_REQUEST + 1)], "events"),
+        ([{"event_id": ""}], "events.0.event_id"),
+        ([{"event_id": "x" * 65}], "events.0.event_id"),
+        ([{"event_id": "a", "position": "documents.v1-x"}], "events.0.position"),
+        ([{"event_id": "a", "tenant": "umbrella"}], "events.0.tenant"),
+    ],
+)
+async def test_events_asked_for_in_a_wrong_way(client, events, field):
+    assert fields_of(await client.post("/v1/events:batch-get", json={"events": events}))[0] == field
+
+
+async def test_events_are_asked_for_as_json_of_bounded_size(client):
+    problem_of(await client.post("/v1/events:batch-get", content=b'{"events": []}'), 415)
+    large = {"events": [{"event_id": "a" * 300_000}]}
+    problem_of(await client.post("/v1/events:batch-get", json=large), 413)
 
 
 def events_of(text: str) -> list[tuple[str, dict]]:

@@ -21,13 +21,13 @@ from ingest.connectors.client import (
     ServiceUnavailable,
     Summary,
     no_progress,
-    wait_until_applied,
 )
 from ingest.connectors.encoding import header_value, upload_headers
 from ingest.connectors.event_file import BadEventFile, ingest_event_file
 from ingest.connectors.folder import ingest_folder
 from ingest.connectors.git import GitFailed, ingest_git
 from ingest.connectors.guard import TooManyDeletions, check_deletions
+from ingest.connectors.outcomes import EventOutcomes, wait_for_outcomes
 from ingest.connectors.rounds import ALONE_BYTES, ROUND_BYTES, ROUND_EVENTS, Outgoing
 from ingest.connectors.sent_log import SentLog, default_log_path
 from ingest.core.attributes import as_attributes, from_headers, header_text
@@ -47,6 +47,7 @@ class Service:
         self.offsets: defaultdict[int, int] = defaultdict(int)
         self.indexed: set[str] = set()
         self.outcomes: dict[str, str] = {}
+        self.asked: list[list[dict[str, str]]] = []
         self.answers: list[httpx.Response | Exception] = []
         self.refuse: set[str] = set()
         self.busy: dict[str, int] = {}
@@ -65,8 +66,9 @@ class Service:
                 raise answer
             return answer
         path = request.url.raw_path.decode()
-        if path.startswith("/v1/events/"):
-            return self._status(path.removeprefix("/v1/events/"))
+        if path == "/v1/events:batch-get":
+            self.asked.append(orjson.loads(request.content)["events"])
+            return self._statuses([one["event_id"] for one in self.asked[-1]])
         if path == "/v1/documents:batch":
             return await self._batch([orjson.loads(line) for line in request.content.splitlines()])
         path, _, parameters = path.partition("?")
@@ -123,20 +125,11 @@ class Service:
             "position": f"documents.v1-{partition}:{offset}",
         }
 
-    def _status(self, event_id):
-        if event_id not in self.outcomes:
-            return httpx.Response(404, json={})
-        status = {
-            "event_id": event_id,
-            "document_id": "d",
-            "version": 1,
-            "position": None,
-            "stage": "purged",
-            "outcome": self.outcomes[event_id],
-            "accepted_ms": 0,
-            "stages_ms": {},
-        }
-        return httpx.Response(200, json=status)
+    def _statuses(self, event_ids):
+        status = {"document_id": "d", "version": 1, "position": None, "stage": "purged", "accepted_ms": 0}
+        known = [name for name in event_ids if name in self.outcomes]
+        events = [status | {"event_id": name, "outcome": self.outcomes[name], "stages_ms": {}} for name in known]
+        return httpx.Response(200, json={"events": events, "unknown": [n for n in event_ids if n not in known]})
 
     async def until(self, condition):
         async with asyncio.timeout(WAIT_S), self.changed:
@@ -316,7 +309,11 @@ async def test_events_share_requests_and_keep_their_order(service, client, log_p
     assert (summary.sent, summary.deleted, summary.failed) == (588, 12, [])
     assert told == [ROUND_EVENTS, 2 * ROUND_EVENTS, 3 * ROUND_EVENTS]
     assert summary.positions == {partition: offset - 1 for partition, offset in service.offsets.items()}
-    assert summary.last_events == {p: f"event-{p}-{offset}" for p, offset in summary.positions.items()}
+    assert [event.document_id for event in summary.events] == [request.document_id for request in events]
+    assert [event.event_id for event in summary.events] == [
+        f"event-{event.position.partition}-{event.position.offset}" for event in summary.events
+    ]
+    assert [event.deleted for event in summary.events] == [isinstance(request, Removal) for request in events]
 
 
 async def test_without_revisions_a_document_has_one_event_in_a_round(service, client, log_path):
@@ -372,19 +369,46 @@ async def test_large_contents_travel_alone_and_side_by_side(service, client, log
     assert told == [3, 4]
 
 
-async def test_wait_ends_with_the_last_event_of_each_partition(service, client):
-    summary = Summary(last_events={0: "event-0-7", 1: "event-1-3"})
-    service.outcomes = {"event-0-7": "done"}
-    waiting = asyncio.create_task(wait_until_applied(client, summary, timeout_s=WAIT_S))
+async def test_outcomes_are_asked_of_the_service_by_id_and_position(service, client, log_path):
+    summary, _ = await send_all(client, log_path, upload("a"), Removal("b"))
+    outcomes = EventOutcomes()
+    outcomes.expect(summary.events)
+    first, second = (event.event_id for event in summary.events)
+    service.outcomes = {first: "done"}
+    waiting = asyncio.create_task(wait_for_outcomes(client, outcomes, timeout_s=WAIT_S))
     done, _ = await asyncio.wait({waiting}, timeout=0.3)
     assert not done
-    service.outcomes["event-1-3"] = "superseded"
-    assert await waiting == {"done": 1, "superseded": 1}
+    service.outcomes[second] = "superseded"
+    await waiting
+    assert [(one.event.document_id, one.outcome) for one in outcomes.ended] == [("a", "done"), ("b", "superseded")]
+    assert service.asked[0] == [
+        {"event_id": event.event_id, "position": str(event.position)} for event in summary.events
+    ]
 
 
-async def test_wait_in_vain_names_the_partitions(client):
-    with pytest.raises(TimeoutError, match="partitions 2, 5 "):
-        await wait_until_applied(client, Summary(last_events={5: "x", 2: "y"}), timeout_s=0.2)
+async def test_a_service_that_does_not_know_the_request_ends_the_wait(service, client, log_path):
+    summary, _ = await send_all(client, log_path, upload("a"))
+    outcomes = EventOutcomes()
+    outcomes.expect(summary.events)
+    service.answers = [httpx.Response(404, json={})]
+    await wait_for_outcomes(client, outcomes, timeout_s=WAIT_S)
+    assert (outcomes.ended, outcomes.under_way, outcomes.problem) == ([], summary.events, "HTTP 404")
+
+
+async def test_what_is_passed_over_is_named_with_the_reason(client, folder, log_path):
+    (folder / "photo.PNG").write_bytes(b"x")
+    (folder / "LICENSE").write_bytes(b"x")
+    (folder / ".hidden.png").write_bytes(b"x")
+    (folder / os.fsdecode(b"caf\xe9.md")).write_bytes(b"x")
+    (folder / "out.md").symlink_to(log_path)
+    log_path.parent.mkdir()
+    summary = await ingest_folder(client, folder, log_path=log_path)
+    assert {name: reason for name, reason in summary.passed_over.items() if name != "c.exe"} == {
+        "photo.PNG": "files named .PNG are not supported",
+        "LICENSE": "files without a suffix are not supported",
+        "caf\\xe9.md": "its name is not UTF-8: rename it",
+        "out.md": "it is a link that leads out of the folder",
+    }
 
 
 # Guard and log

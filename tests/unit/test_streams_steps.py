@@ -25,6 +25,7 @@ from streams.core.outcomes import DeadLetter, Finished
 from streams.core.planned_chunks import load_chunks
 from streams.core.splitting import embedding_text
 from streams.judging import Fusion, Judges, SliceJudge
+from streams.parsing.emptiness import why_empty
 from streams.parsing.parse import ParsedDocument
 from streams.parsing.sandbox import ParseFailed
 from streams.runner import Task
@@ -184,6 +185,27 @@ async def test_a_version_that_cannot_be_read_does_not_supersede_the_one_before_i
     assert [type(outcome) for outcome, _ in told] == [Finished, Finished, DeadLetter, DeadLetter]
     assert [plan.outcome for _, plan in told] == [Outcome.SUPERSEDED, None, Outcome.DEAD_LETTER, Outcome.DEAD_LETTER]
     assert (told[2][0].kind, told[2][1].reason) == ("broken", "it has no end")
+
+
+async def test_a_plan_without_passages_says_why(prepare, blobs):
+    for content in (b"", b"text"):
+        await blobs.put(content)
+    told = await prepared(prepare, event(1, b""), event(2, b"text", "b.md"), event(3, None, "c.md"))
+    assert [plan.outcome for _, plan in told] == [None] * 3
+    assert [plan.reason for _, plan in told] == ["the document is empty", None, None]
+
+
+@pytest.mark.parametrize(
+    ("content", "media_type", "said"),
+    [
+        (b"%PDF-", "application/pdf", "no text layer"),
+        (b"PK", "application/vnd.openxmlformats-officedocument.presentationml.presentation", "pictures are not read"),
+        (b" ", "text/html", "no text"),
+        (b"", "application/pdf", "is empty"),
+    ],
+)
+def test_why_a_document_has_no_passages_depends_on_its_kind(content, media_type, said):
+    assert said in why_empty(content, media_type)
 
 
 async def test_content_that_is_lost_is_a_dead_letter_with_advice(prepare):
@@ -503,6 +525,21 @@ async def test_a_delete_counts_as_a_change_though_nothing_is_known_of_the_docume
     assert (change.outcome, change.changes_answers) == (Outcome.SUPERSEDED, False)
 
 
+async def test_an_end_has_the_passages_of_the_version_and_why_there_are_none(bench):
+    first, second = plan(1, "a", "b", "c"), plan(2, "a", "b", "d")
+    empty = plan(3).model_copy(update={"reason": "no text"})
+    told = [(await bench.run(one))[0][1] for one in (first, second, second, empty, empty, first, plan(4, deleted=True))]
+    assert [(change.outcome, change.passages, change.reason) for change in told] == [
+        (Outcome.DONE, 3, None),
+        (Outcome.DONE, 3, None),  # all that can be found, not what was added
+        (Outcome.DONE, 3, None),
+        (Outcome.DONE, 0, "no text"),
+        (Outcome.DONE, 0, "no text"),
+        (Outcome.SUPERSEDED, None, "version 1 is not newer than version 3"),
+        (Outcome.DONE, 0, None),
+    ]
+
+
 # invalidate
 
 
@@ -562,6 +599,18 @@ async def test_an_event_that_did_not_become_searchable_is_not_told_as_purged():
     recorded = [states._fields["acme", f"acme-{offset}"] for offset in (1, 2)]
     assert Stage.PURGED not in str(recorded[0])
     assert Stage.PURGED in str(recorded[1])
+
+
+async def test_the_passages_of_a_version_are_told_to_those_who_ask_and_to_the_stream():
+    states = MemoryEventStates()
+    done = changed(1).model_copy(update={"passages": 0, "reason": "no text"})
+    status = ended(done, 9.0).status
+    await states.begin("acme", status.model_copy(update={"outcome": None, "stage": Stage.ACCEPTED, "stages_ms": {}}))
+    [outcome] = await outcomes_of(invalidating(MemoryAnswerCache(), states), done)
+    end = decode(EventEnded, outcome.emit[0].value, outcome.emit[0].headers).status
+    assert (end.passages, end.reason) == (0, "no text")
+    recorded = await states.get("acme", done.event_id)
+    assert (recorded.passages, recorded.reason) == (0, "no text")
 
 
 async def test_an_event_that_is_told_twice_ended_as_it_was_told_first():
