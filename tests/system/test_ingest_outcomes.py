@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -289,6 +290,8 @@ def test_a_replayed_dead_letter_that_fails_again_is_told(freshline, folder):
 def test_a_watched_folder_tells_how_each_event_ended(start, folder):
     (folder / "torn-1.pdf").write_bytes(b"no PDF")
     process = start("ingest", folder, "--watch")
+    too_late = threading.Timer(90, process.kill)
+    too_late.start()
     said = ""
     wanted = {"torn-1.pdf": "not processed: torn-1.pdf: ", "void.md": "void.md: 0 passages: no text"}
     for name, line in wanted.items():
@@ -298,5 +301,6 @@ def test_a_watched_folder_tells_how_each_event_ended(start, folder):
             said += read
         if name == "torn-1.pdf":
             (folder / "void.md").write_text("\n")
+    too_late.cancel()
     process.send_signal(signal.SIGINT)
     assert process.wait(30) == 0
