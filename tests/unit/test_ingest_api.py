@@ -631,7 +631,7 @@ async def test_a_tenant_reads_the_stream_of_ends_once_at_a_time(world, client):
     await tell_end(world, accepted, Outcome.DONE)
     world.reading, world.may_read = asyncio.Event(), asyncio.Event()
     first = asyncio.create_task(read_many(client, accepted))
-    await world.reading.wait()
+    await asyncio.wait_for(world.reading.wait(), 5)
     assert (await read_many(client, accepted))["unknown"] == [accepted["event_id"]]
     world.may_read.set()
     assert [one["outcome"] for one in (await first)["events"]] == ["done"]
