@@ -104,7 +104,7 @@ def event_routes(statuses: EventStatuses, index: Documents, writer: AccessOf) ->
 
     @router.post(
         "/v1/events:batch-get",
-        responses=problems_told(401, 403, 413, 415, 422, 503),
+        responses=problems_told(400, 401, 403, 413, 415, 422, 503),
         openapi_extra={"requestBody": {"required": True, "content": {_JSON: {"schema": _events_schema()}}}},
     )
     async def get_events(request: Request, access: Annotated[Access, reader]) -> EventsResponse:
