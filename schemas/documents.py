@@ -11,6 +11,7 @@ from schemas.positions import PositionText
 MAX_TITLE_CHARS: Final = 500
 MAX_GROUPS: Final = 64
 MAX_METADATA_ENTRIES: Final = 64
+MAX_METADATA_NAME_CHARS: Final = 128
 MAX_METADATA_VALUE_CHARS: Final = 1_000
 MAX_EVENTS_PER_REQUEST: Final = 1_000
 """Most events whose status one request returns."""
@@ -26,10 +27,11 @@ TenantId = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$
 GroupName = Annotated[str, StringConstraints(min_length=1, max_length=128, pattern=r"^[^\x00-\x1f\x7f,]+$")]
 Version = Annotated[int, Field(ge=0, le=MAX_VERSION)]
 MetadataValue = Annotated[str, StringConstraints(max_length=MAX_METADATA_VALUE_CHARS)] | bool | int | FiniteFloat
-Metadata = Annotated[
-    dict[Annotated[str, StringConstraints(min_length=1, max_length=128)], MetadataValue],
-    Field(max_length=MAX_METADATA_ENTRIES),
-]
+MetadataName = Annotated[str, StringConstraints(min_length=1, max_length=MAX_METADATA_NAME_CHARS)]
+Metadata = Annotated[dict[MetadataName, MetadataValue], Field(max_length=MAX_METADATA_ENTRIES)]
+IndexedMetadataValue = MetadataValue | tuple[str, ...]
+IndexedMetadata = Annotated[dict[MetadataName, IndexedMetadataValue], Field(max_length=MAX_METADATA_ENTRIES)]
+"""Metadata of a passage: the sender's, and what the content says of itself, where a name may have several values."""
 Groups = Annotated[tuple[GroupName, ...], Field(max_length=MAX_GROUPS)]
 """Who may see a document: empty means every reader of its tenant."""
 

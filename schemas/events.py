@@ -6,7 +6,17 @@ from typing import Final, Self
 
 from pydantic import Field, model_validator
 
-from schemas.documents import DocumentId, DocumentKey, EventStatus, Groups, Metadata, Outcome, TenantId, Version
+from schemas.documents import (
+    DocumentId,
+    DocumentKey,
+    EventStatus,
+    Groups,
+    IndexedMetadata,
+    Metadata,
+    Outcome,
+    TenantId,
+    Version,
+)
 from schemas.models import Message
 from schemas.positions import PositionText
 
@@ -45,7 +55,9 @@ class DocumentEvent(Message):
     change: Change
     accepted_ms: float
     content: BlobRef | None = None
-    content_type: str | None = None
+    content_type: str | None = Field(
+        default=None, description="Media type; with the `charset` parameter where the sender declares one for text."
+    )
     file_name: str | None = None
     title: str | None = None
     source: str | None = None
@@ -99,6 +111,11 @@ class ChunkPlan(Message):
     profile: str = Field(description="Parser, splitter and model: chunks of different profiles never mix.")
     chunked_ms: float
     title: str | None = None
+    content_metadata: IndexedMetadata = Field(
+        default_factory=dict,
+        description="What the content says of itself, such as tags in its front matter; names that the sender gives "
+        "are left out.",
+    )
     chunks: tuple[PlannedChunk, ...] = ()
     chunks_blob: BlobRef | None = Field(default=None, description="The chunks, where they are too large for a record.")
     outcome: Outcome | None = None

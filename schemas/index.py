@@ -5,7 +5,7 @@ from typing import Any, Final
 
 from pydantic import Field
 
-from schemas.documents import DocumentKey, Groups, LifeState, Metadata
+from schemas.documents import DocumentKey, Groups, IndexedMetadata, LifeState, Metadata
 from schemas.events import BlobRef
 from schemas.models import Message
 from schemas.positions import PositionText
@@ -47,7 +47,7 @@ class StoredChunk(Message):
     start: int
     end: int
     groups: Groups = ()
-    metadata: Metadata = Field(default_factory=dict)
+    metadata: IndexedMetadata = Field(default_factory=dict)
 
     @property
     def key(self) -> DocumentKey:
@@ -76,7 +76,10 @@ class Manifest(Message):
     title: str | None = None
     source: str | None = None
     groups: Groups = ()
-    metadata: Metadata = Field(default_factory=dict)
+    metadata: Metadata = Field(default_factory=dict, description="The sender's.")
+    content_metadata: IndexedMetadata = Field(
+        default_factory=dict, description="What the content says of itself, under other names than the sender's."
+    )
     content: BlobRef | None = None
     content_type: str | None = None
     chunks: tuple[str, ...] = Field(default=(), description="Ids of all passages of this version, in order.")
@@ -103,8 +106,12 @@ class Manifest(Message):
 
 
 def metadata_terms(metadata: Mapping[str, object]) -> list[str]:
-    """Metadata as exact-match terms ``name=value``: one keyword field, however many names, so mappings never grow."""
-    return [f"{name}={metadata_text(value)}" for name, value in metadata.items()]
+    """Metadata as exact-match terms ``name=value``, one for each value: one keyword field, however many names, so mappings never grow."""
+    return [
+        f"{name}={metadata_text(one)}"
+        for name, value in metadata.items()
+        for one in (value if isinstance(value, tuple) else (value,))
+    ]
 
 
 def metadata_text(value: object) -> str:

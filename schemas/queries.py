@@ -5,7 +5,7 @@ from typing import Annotated, Final
 
 from pydantic import Field, StringConstraints, field_validator
 
-from schemas.documents import Metadata, MetadataValue
+from schemas.documents import IndexedMetadata, MetadataValue
 from schemas.models import Message, Request
 from schemas.positions import AsOf, PositionText
 
@@ -58,7 +58,7 @@ class Result(Message):
     source: str | None
     heading_path: tuple[str, ...]
     span: tuple[int, int]
-    metadata: Metadata | None = None
+    metadata: IndexedMetadata | None = None
 
 
 class Citation(Message):

@@ -173,6 +173,7 @@ def _claim(plan: ChunkPlan, chunk_ids: Sequence[str], standing: Manifest | None,
         source=event.source,
         groups=event.groups,
         metadata=event.metadata,
+        content_metadata=plan.content_metadata,
         content=event.content,
         content_type=event.content_type,
         chunks=tuple(chunk_ids),
@@ -183,5 +184,5 @@ def _claim(plan: ChunkPlan, chunk_ids: Sequence[str], standing: Manifest | None,
 
 def _attributes(manifest: Manifest) -> tuple[object, ...]:
     """What is stored with every passage: if one of these changes, all passages are written again."""
-    metadata = tuple(sorted(manifest.metadata.items()))
+    metadata = tuple(sorted((manifest.content_metadata | manifest.metadata).items()))
     return (manifest.profile, manifest.title, manifest.source, frozenset(manifest.groups), metadata)

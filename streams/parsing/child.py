@@ -8,7 +8,7 @@ import os
 import resource
 import signal
 import sys
-from typing import BinaryIO, Final
+from typing import Any, BinaryIO, Final
 
 import orjson
 
@@ -49,7 +49,7 @@ def _answer(answers: BinaryIO, head: bytes, content: bytes, max_text_chars: int)
     asked = orjson.loads(head)
     try:
         parsed = parse(content, asked["media_type"], asked["charset"])
-        answer: dict[str, str | None] = {"text": parsed.text, "title": parsed.title}
+        answer: dict[str, Any] = {"text": parsed.text, "title": parsed.title, "metadata": parsed.metadata}
         if len(parsed.text) > max_text_chars:
             told = f"its text has {len(parsed.text)} characters, the limit is {max_text_chars}"
             answer = {"kind": "too-large", "message": told}

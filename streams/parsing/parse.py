@@ -1,9 +1,9 @@
 """Parsing, by type. Runs in a limited process, see ``sandbox``; only Markdown and plain text may be read outside it."""
 
 import json
-import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
 from email import message_from_bytes, policy
 from email.message import EmailMessage
 from functools import partial
@@ -12,6 +12,7 @@ from pathlib import PurePosixPath
 from typing import Final, TypeVar
 from zipfile import BadZipFile, ZipFile
 
+from schemas.charsets import declared_charset
 from schemas.content_types import (
     ATOM,
     CSV,
@@ -32,12 +33,15 @@ from schemas.content_types import (
     XLSX,
     XML,
 )
-from schemas.documents import MAX_TITLE_CHARS
-from streams.parsing.charsets import decode, unicode_text
+from schemas.documents import MAX_TITLE_CHARS, IndexedMetadata
+from streams.parsing.charsets import CharsetMismatch, decode, unicode_text, with_line_feeds
+from streams.parsing.front_matter import read_front_matter
+from streams.parsing.markup import html_text, xml_text
+from streams.parsing.titles import first_heading
 
 T = TypeVar("T")
 
-PARSER_VERSION: Final = "parse-1"
+PARSER_VERSION: Final = "parse-2"
 """Part of the profile: changes whenever the same content would yield another text."""
 
 _CONVERTERS: Final = {
@@ -58,14 +62,19 @@ _CONVERTERS: Final = {
 """Media type → MarkItDown's converter for it. MarkItDown itself is not asked: it would load a model to guess the type
 of every document, open an HTTP session, and try one converter after the other until something comes out."""
 
-_AS_TEXT: Final = frozenset({HTML, XHTML, CSV, NOTEBOOK})
-"""Types whose converters read text; the others know better than us how their bytes are written."""
+_READ_AS_TEXT: Final[Mapping[str, Callable[[bytes, str | None], str | None]]] = {
+    HTML: html_text,
+    XHTML: html_text,
+    CSV: decode,
+    NOTEBOOK: decode,
+    XML: xml_text,
+    TEXT_XML: xml_text,
+    RSS: xml_text,
+    ATOM: xml_text,
+}
+"""Media type → how its text is decoded, before its converter gets it as UTF-8; the others are no text."""
 _SAYS_NOTHING: Final = frozenset({"", "application/octet-stream", "binary/octet-stream"})
 
-# Each of these reads a character once: none has two parts that could share the same run of spaces.
-_FRONT_MATTER: Final = re.compile(r"\A---[ \t]*\n(.*?\n)---[ \t]*(?:\n|\Z)", re.DOTALL)
-_TITLE_FIELD: Final = re.compile(r"^title:(.*)$", re.MULTILINE)
-_HEADING_OR_FENCE: Final = re.compile(r"^ {0,3}(#{1,6}(?=[ \t])|`{3,}|~{3,})(.*)$", re.MULTILINE)
 _OLE_MAGIC: Final = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
 
 
@@ -89,11 +98,13 @@ class ParsedDocument:
         text: Markdown or plain text, without lone surrogates or NUL; empty where the document holds none.
         title: what the document calls itself, or None.
         media_type: as what it was read.
+        metadata: what else it says of itself, within the bounds of metadata.
     """
 
     text: str
     title: str | None
     media_type: str
+    metadata: IndexedMetadata = field(default_factory=dict)
 
 
 def media_type_of(content: bytes, content_type: str | None, file_name: str | None) -> str:
@@ -135,60 +146,56 @@ def parse(content: bytes, media_type: str, charset: str | None = None) -> Parsed
         ParseFailed: see there.
     """
     title: str | None = None
+    metadata: IndexedMetadata = {}
     if media_type == MARKDOWN:
-        text, title = _markdown(_text(content, charset))
+        text, title, metadata = _markdown(_clean(_text(content, charset)))
     elif media_type == PLAIN:
         text = _text(content, charset)
     elif media_type == JSON:
         text = _json(_text(content, charset))
     elif media_type == EMAIL:
-        text, title = _mail(content)
+        text, title = _mail(content, charset)
     else:
         text, title = _converted(content, media_type, charset)
     text = _clean(text)
     if not title and media_type != PLAIN:
-        title = _first_heading(text)
-    return ParsedDocument(text, " ".join(_clean(title or "").split())[:MAX_TITLE_CHARS] or None, media_type)
+        title = first_heading(text)
+    title = " ".join(_clean(title or "").split())[:MAX_TITLE_CHARS] or None
+    return ParsedDocument(text, title, media_type, metadata)
 
 
 def _text(content: bytes, charset: str | None) -> str:
-    text = decode(content, charset)
+    return _decoded(decode, content, charset)
+
+
+def _decoded(read: Callable[[bytes, str | None], str | None], content: bytes, charset: str | None) -> str:
+    try:
+        text = read(content, charset)
+    except CharsetMismatch as error:
+        raise ParseFailed("broken", str(error)) from None
     if text is None:
-        raise ParseFailed("broken", "it is no text in any known encoding: send it as UTF-8, or with its charset")
+        raise ParseFailed(
+            "broken",
+            "it is no text in any known encoding: send it as UTF-8, or with its charset, such as"
+            " `Content-Type: text/plain; charset=windows-1252`",
+        )
     return text
 
 
 def _clean(text: str) -> str:
-    """Without NUL and lone surrogates: they have no place in text and break stores behind us."""
-    return text.replace("\r\n", "\n").replace("\0", "").encode("utf-8", "replace").decode("utf-8")
+    """With LF as line ends, and without NUL and lone surrogates: those have no place in text and break stores."""
+    return with_line_feeds(text).replace("\0", "").encode("utf-8", "replace").decode("utf-8")
 
 
-def _markdown(text: str) -> tuple[str, str | None]:
-    """Text without its front matter, and the title that it gives."""
-    front = _FRONT_MATTER.match(text)
+def _markdown(text: str) -> tuple[str, str | None, IndexedMetadata]:
+    """Text, title and metadata. The description in front matter is text that people read, so it comes first."""
+    front = read_front_matter(text)
     if front is None:
-        return text, None
-    field = _TITLE_FIELD.search(front[1])
-    title = field[1].strip() if field else ""
-    if len(title) > 1 and title[0] == title[-1] and title[0] in "\"'":
-        title = title[1:-1]
-    return text[front.end() :], title or None
-
-
-def _first_heading(text: str) -> str | None:
-    """The first Markdown heading that is not part of code."""
-    fence = ""
-    for match in _HEADING_OR_FENCE.finditer(text):
-        mark, rest = match[1], match[2].strip()
-        if fence:
-            if mark.startswith(fence) and not rest:
-                fence = ""
-        elif mark[0] != "#":
-            fence = mark
-        elif rest.strip("#"):
-            bare = rest.rstrip("#")
-            return bare.rstrip() if bare[-1] in " \t" else rest
-    return None
+        return text, None, {}
+    body = text[front.end :]
+    if front.description and front.description not in body:
+        body = f"{front.description}\n\n{body}"
+    return body, front.title, front.metadata
 
 
 def _json(text: str) -> str:
@@ -199,27 +206,35 @@ def _json(text: str) -> str:
         raise ParseFailed("broken", f"no JSON that can be read: {error}") from error
 
 
-def _mail(content: bytes) -> tuple[str, str | None]:
+def _mail(content: bytes, charset: str | None) -> tuple[str, str | None]:
     """The message's headers that people read, and its body; attachments are named, not opened."""
     message = message_from_bytes(content, policy=policy.default)
     headers = {name: _quietly(partial(message.get, name)) for name in ("From", "To", "Date")}
     names = [_quietly(part.get_filename) for part in message.iter_attachments()]
     lines = [f"{name}: {value}" for name, value in headers.items() if value]
-    lines += ["", _mail_body(message), *(f"Attachment: {name}" for name in names if name)]
+    lines += ["", _mail_body(message, charset), *(f"Attachment: {name}" for name in names if name)]
     return "\n".join(lines).strip(), _quietly(lambda: str(message["Subject"] or "")) or None
 
 
-def _mail_body(message: EmailMessage) -> str:
+def _mail_body(message: EmailMessage, charset: str | None) -> str:
     body = _quietly(lambda: message.get_body(("plain", "html")))
     if body is None:
         return ""
-    text = _quietly(lambda: str(body.get_content()))
-    if text is None:  # an encoding or charset that does not exist
-        payload = _quietly(lambda: body.get_payload(decode=True))
-        text = (decode(payload) if isinstance(payload, bytes) else None) or ""
+    payload = _quietly(lambda: body.get_payload(decode=True))
+    text = _part_text(payload if isinstance(payload, bytes) else b"", body, charset)
     if body.get_content_type() == HTML:
-        return _converted(text.encode("utf-8", "replace"), HTML, None)[0]
+        return _converted(text.encode("utf-8", "replace"), HTML, "utf-8")[0]
     return text
+
+
+def _part_text(payload: bytes, part: EmailMessage, charset: str | None) -> str:
+    """A part's text. What it declares of itself is often not true, and must not cost the message."""
+    own = declared_charset(_quietly(lambda: str(part["Content-Type"] or "")))
+    for label in (own or charset, None):
+        with suppress(CharsetMismatch):
+            text = html_text(payload, label) if part.get_content_type() == HTML else decode(payload, label)
+            return with_line_feeds(text or "")
+    return ""
 
 
 def _quietly(read: Callable[[], T]) -> T | None:
@@ -236,15 +251,13 @@ def _converted(content: bytes, media_type: str, charset: str | None) -> tuple[st
 
     _check_protection(content, media_type)
     encoding = None
-    if media_type in _AS_TEXT:
-        # HTML may name its encoding itself, and its parser knows how; for the others only a guess is left.
-        text = unicode_text(content, charset) if media_type in {HTML, XHTML} else _text(content, charset)
-        content, encoding = (text.encode("utf-8", "replace"), "utf-8") if text is not None else (content, None)
+    if (read := _READ_AS_TEXT.get(media_type)) is not None:
+        content, encoding = _decoded(read, content, charset).encode("utf-8", "replace"), "utf-8"
     info = StreamInfo(mimetype=media_type, extension=SUPPORTED_TYPES[media_type][0], charset=encoding)
     converter = getattr(converters, _CONVERTERS[media_type])()
     stream = BytesIO(content)
     if media_type in {XML, TEXT_XML} and not converter.accepts(stream, info):
-        return _text(content, charset), None
+        return _text(content, encoding), None
     try:
         result = converter.convert(stream, info)
     except MemoryError:

@@ -6,13 +6,13 @@ import os
 import signal
 import sys
 from asyncio.subprocess import DEVNULL, PIPE, Process
-from email.message import Message
-from typing import Final
+from typing import Any, Final
 
 import orjson
 
 from infra.settings import ParseSettings
-from streams.parsing.charsets import unicode_text
+from schemas.charsets import declared_charset
+from streams.parsing.charsets import CharsetMismatch, unicode_text
 from streams.parsing.parse import ParsedDocument, ParseFailed, is_plain, media_type_of, parse
 from streams.parsing.wire import LENGTH
 
@@ -46,7 +46,7 @@ class _Child:
     def usable(self) -> bool:
         return self.process.returncode is None and self.documents < _DOCUMENTS_PER_CHILD
 
-    async def ask(self, head: bytes, content: bytes, max_bytes: int) -> dict[str, str]:
+    async def ask(self, head: bytes, content: bytes, max_bytes: int) -> dict[str, Any]:
         """Send a document and return the answer.
 
         Raises:
@@ -62,7 +62,7 @@ class _Child:
         (length,) = LENGTH.unpack(await self.process.stdout.readexactly(LENGTH.size))
         if length > max_bytes:
             raise ParseFailed("too-large", "its text is longer than a document may have")
-        answer: dict[str, str] = orjson.loads(await self.process.stdout.readexactly(length))
+        answer: dict[str, Any] = orjson.loads(await self.process.stdout.readexactly(length))
         return answer
 
     async def exit_code(self) -> int:
@@ -102,7 +102,7 @@ class ParserPool:
             await child.process.wait()
 
     async def parse(self, content: bytes, content_type: str | None, file_name: str | None) -> ParsedDocument:
-        """Text and title of a document. Cancelling it ends the child that reads the document.
+        """What a document says. Cancelling it ends the child that reads the document.
 
         Raises:
             ParseFailed: see there.
@@ -111,9 +111,9 @@ class ParserPool:
         if len(content) > self._settings.max_bytes:
             raise ParseFailed("too-large", f"it has {len(content)} bytes, the limit is {self._settings.max_bytes}")
         media_type = media_type_of(content, content_type, file_name)
-        charset = _charset(content_type)
-        # A guess at an unknown encoding takes a second at worst, so that is the child's work too.
-        if is_plain(media_type) and len(content) <= _PLAIN_BYTES and unicode_text(content, charset) is not None:
+        charset = declared_charset(content_type)
+        # Detecting an unknown encoding takes a second at worst, so that is the child's work too.
+        if is_plain(media_type) and len(content) <= _PLAIN_BYTES and not _needs_detection(content, charset):
             return self._bounded(parse(content, media_type, charset))
         head = orjson.dumps({"media_type": media_type, "charset": charset})
         try:
@@ -122,7 +122,8 @@ class ParserPool:
             answer = await self._ask(head, content)
         if "kind" in answer:
             raise ParseFailed(answer["kind"], answer["message"])
-        return self._bounded(ParsedDocument(answer["text"], answer["title"], media_type))
+        metadata = {name: tuple(one) if isinstance(one, list) else one for name, one in answer["metadata"].items()}
+        return self._bounded(ParsedDocument(answer["text"], answer["title"], media_type, metadata))
 
     def _bounded(self, parsed: ParsedDocument) -> ParsedDocument:
         if len(parsed.text) > self._settings.max_text_chars:
@@ -130,10 +131,10 @@ class ParserPool:
             raise ParseFailed("too-large", f"its text has {len(parsed.text)} characters, the limit is {limit}")
         return parsed
 
-    async def _ask(self, head: bytes, content: bytes) -> dict[str, str]:
+    async def _ask(self, head: bytes, content: bytes) -> dict[str, Any]:
         settings = self._settings
         child = await self._idle.get()
-        answer: dict[str, str] | None = None
+        answer: dict[str, Any] | None = None
         try:
             if child is None or not child.usable:
                 self._discard(child)
@@ -176,10 +177,11 @@ class ParserPool:
             child.kill()
 
 
-def _charset(content_type: str | None) -> str | None:
-    message = Message()
-    message["Content-Type"] = content_type or ""
-    return message.get_param("charset", None) and message.get_content_charset()
+def _needs_detection(content: bytes, charset: str | None) -> bool:
+    try:
+        return unicode_text(content, charset) is None
+    except CharsetMismatch:
+        return False
 
 
 class _Killed(ParseFailed):

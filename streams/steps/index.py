@@ -354,7 +354,7 @@ def stored_chunk(claim: Manifest, number: int, chunk: PlannedChunk, attributes: 
         start=chunk.start,
         end=chunk.end,
         groups=attributes.groups,
-        metadata=attributes.metadata,
+        metadata=attributes.content_metadata | attributes.metadata,
     )
 
 

@@ -15,7 +15,7 @@ from typing import cast
 from infra.blobs.port import BlobCorrupt, BlobMissing, BlobStore
 from infra.kafka.codec import encode_plan
 from infra.kafka.port import Record
-from schemas.documents import DocumentKey, Stage
+from schemas.documents import MAX_METADATA_ENTRIES, DocumentKey, IndexedMetadataValue, Stage
 from schemas.documents import Outcome as EventOutcome
 from schemas.events import BlobRef, Change, ChunkPlan, DocumentEvent, PlannedChunk
 from schemas.positions import Position
@@ -26,6 +26,7 @@ from streams.core.outcomes import DeadLetter, Finished, Outcome
 from streams.core.planned_chunks import dump_chunks
 from streams.core.splitting import Splitter
 from streams.parsing.emptiness import why_empty
+from streams.parsing.parse import ParsedDocument
 from streams.parsing.sandbox import ParseFailed, ParserPool
 from streams.progress import ProgressLog
 from streams.runner import Task
@@ -43,6 +44,9 @@ _CONTENTS_AT_ONCE = 8
 
 _QUICK_CHARS = 100_000
 """Text up to this length is split in some 30 ms at most; longer ones must not hold up other events."""
+
+_NOTHING = ParsedDocument(text="", title=None, media_type="")
+"""What a delete has to say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,12 +118,17 @@ class Prepare:
         event = cast("DocumentEvent", task.message)
         try:
             async with free:
-                title, chunks, reason = await self._chunks(event)
+                parsed, chunks, reason = await self._chunks(event)
         except ParseFailed as failure:
             return self._dead(task, failure.kind, str(failure))
         except (BlobMissing, BlobCorrupt) as failure:
             return self._dead(task, "content-lost", str(failure))
-        plan = self._plan(task, title=title).model_copy(update={"reason": reason})
+        found = {
+            "title": event.title or parsed.title,
+            "content_metadata": _content_metadata(event, parsed),
+            "reason": reason,
+        }
+        plan = self._plan(task).model_copy(update=found)
         dumped = dump_chunks(chunks)
         if len(dumped) <= _INLINE_BYTES:
             plan = plan.model_copy(update={"chunks": tuple(chunks)})
@@ -128,20 +137,20 @@ class Prepare:
         self.report.reached(event, Stage.CHUNKED, plan.chunked_ms)
         return Finished((encode_plan(plan, task.partition, task.traceparent),))
 
-    async def _chunks(self, event: DocumentEvent) -> tuple[str | None, list[PlannedChunk], str | None]:
-        """Title and chunks of the event's content; without chunks, why there are none."""
+    async def _chunks(self, event: DocumentEvent) -> tuple[ParsedDocument, list[PlannedChunk], str | None]:
+        """What the event's content holds, and its chunks; without chunks, why there are none."""
         if event.change is Change.DELETED:
-            return None, [], None
+            return _NOTHING, [], None
         content = await self.blobs.get(cast("BlobRef", event.content))
         parsed = await self.parsers.parse(content, event.content_type, event.file_name)
         title = event.title or parsed.title
         if len(parsed.text) <= _QUICK_CHARS:
             chunks = self.splitter.split(parsed.text, title)
-            return title, chunks, None if chunks else why_empty(content, parsed.media_type)
-        chunks = await asyncio.to_thread(self.splitter.split, parsed.text, title)
-        if len(chunks) > _MAX_PASSAGES:
-            raise ParseFailed("too-large", f"it has {len(chunks)} passages, the limit is {_MAX_PASSAGES}: divide it")
-        return title, chunks, None if chunks else why_empty(content, parsed.media_type)
+        else:
+            chunks = await asyncio.to_thread(self.splitter.split, parsed.text, title)
+            if len(chunks) > _MAX_PASSAGES:
+                raise ParseFailed("too-large", f"it has {len(chunks)} passages, the limit is {_MAX_PASSAGES}: divide it")
+        return parsed, chunks, None if chunks else why_empty(content, parsed.media_type)
 
     def _superseded(self, task: Task, newer: int) -> Record:
         version = cast("DocumentEvent", task.message).version
@@ -155,11 +164,16 @@ class Prepare:
         plan = self._plan(task).model_copy(update={"outcome": outcome, "reason": reason})
         return encode_plan(plan, task.partition, task.traceparent)
 
-    def _plan(self, task: Task, *, title: str | None = None) -> ChunkPlan:
+    def _plan(self, task: Task) -> ChunkPlan:
         return ChunkPlan(
             event=cast("DocumentEvent", task.message),
             position=str(Position(task.partition, task.offset)),
             profile=self.profile,
             chunked_ms=time.time() * 1000,
-            title=title,
         )
+
+
+def _content_metadata(event: DocumentEvent, parsed: ParsedDocument) -> dict[str, IndexedMetadataValue]:
+    """What the content says of itself and its sender does not, as far as there is room beside what the sender says."""
+    new = [(name, value) for name, value in parsed.metadata.items() if name not in event.metadata]
+    return dict(new[: MAX_METADATA_ENTRIES - len(event.metadata)])

@@ -1,0 +1,220 @@
+"""Front matter: attributes of a document in YAML or TOML at its beginning.
+
+YAML stands between a line ``---`` and a line ``---`` or ``...``, TOML between two lines ``+++``. What stands there and is
+no mapping is text, and so is everything after a rule (``---``) that a blank line follows, as in Pandoc.
+
+Only the library's events are read, never constructed: no tag makes an object, aliases are not expanded, and nesting is
+bounded. Scalars follow the core schema of YAML 1.2, so that ``no``, ``12:30`` and dates stay text.
+"""
+
+import re
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import date, time
+from typing import Any, Final
+
+import yaml
+
+from schemas.documents import (
+    MAX_METADATA_ENTRIES,
+    MAX_METADATA_NAME_CHARS,
+    MAX_METADATA_VALUE_CHARS,
+    IndexedMetadata,
+    IndexedMetadataValue,
+    MetadataValue,
+)
+
+MAX_FRONT_MATTER_CHARS: Final = 32_000
+"""Longer blocks are text: the parser runs in the worker, and attributes of documents are short."""
+
+MAX_METADATA_CHARS: Final = 8_000
+"""Of all names and values taken from one front matter: they are stored with every passage."""
+
+_MAX_DEPTH: Final = 20
+_MAX_EXACT_INT: Final = 2**53 - 1
+
+_YAML_OPENING: Final = re.compile(r"(?:[ \t]*\n)*---[ \t]*\n(?=[ \t]*\S)")
+_YAML_CLOSING: Final = re.compile(r"^(?:---|\.\.\.)[ \t]*(?:\n|\Z)", re.MULTILINE)
+_TOML_OPENING: Final = re.compile(r"(?:[ \t]*\n)*\+\+\+[ \t]*\n")
+_TOML_CLOSING: Final = re.compile(r"^\+\+\+[ \t]*(?:\n|\Z)", re.MULTILINE)
+_FLOAT: Final = re.compile(r"-?\d+\.\d+(?:[eE][-+]?\d+)?")
+_INT: Final = re.compile(r"-?\d{1,16}")
+
+_TITLE: Final = "title"
+_DESCRIPTIONS: Final = ("description", "summary")
+_COMMA_SEPARATED: Final = frozenset({"tags", "keywords", "categories"})
+
+
+@dataclass(frozen=True, slots=True)
+class FrontMatter:
+    """What a document says of itself.
+
+    Attributes:
+        title: as written, in one line.
+        description: as written.
+        metadata: the other scalars and lists of scalars, within the bounds of metadata.
+        end: where the text after the front matter begins.
+    """
+
+    title: str | None
+    description: str | None
+    metadata: IndexedMetadata
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Scalar:
+    text: str
+    value: MetadataValue | None
+
+
+_Node = _Scalar | list[Any] | dict[str, Any] | None
+"""A parsed node; None is what is left out, such as an alias of a collection."""
+
+
+class _Unreadable(ValueError):
+    """The block is not a mapping within the bounds."""
+
+
+def read_front_matter(text: str) -> FrontMatter | None:
+    """The front matter at the beginning of a text, or None if there is none.
+
+    Args:
+        text: with LF as line ends and without a byte order mark.
+    """
+    for opening, closing, read in (
+        (_YAML_OPENING, _YAML_CLOSING, _yaml_mapping),
+        (_TOML_OPENING, _TOML_CLOSING, _toml_mapping),
+    ):
+        if (opened := opening.match(text)) is None:
+            continue
+        closed = closing.search(text, opened.end())
+        if closed is None or closed.start() - opened.end() > MAX_FRONT_MATTER_CHARS:
+            return None
+        try:
+            return _attributes(read(text[opened.end() : closed.start()]), closed.end())
+        except (yaml.YAMLError, ValueError, RecursionError):
+            return None
+    return None
+
+
+def _attributes(mapping: Mapping[str, _Node], end: int) -> FrontMatter:
+    known = {name.strip().casefold(): node for name, node in mapping.items()}
+    title = _text(known.get(_TITLE))
+    description = next(filter(None, (_text(known.get(name)) for name in _DESCRIPTIONS)), None)
+    taken = {_TITLE, next((name for name in _DESCRIPTIONS if _text(known.get(name))), "")}
+    metadata: dict[str, IndexedMetadataValue] = {}
+    room = MAX_METADATA_CHARS
+    for written, node in mapping.items():
+        name = written.strip()
+        if name.casefold() in taken or not 0 < len(name) <= MAX_METADATA_NAME_CHARS:
+            continue
+        name = name.casefold() if name.casefold() in _COMMA_SEPARATED else name
+        value = _metadata_value(name, node)
+        if value is None:
+            continue
+        size = len(name) + (sum(map(len, value)) if isinstance(value, tuple) else len(str(value)))
+        if size <= room and len(metadata) < MAX_METADATA_ENTRIES:
+            metadata[name] = value
+            room -= size
+    return FrontMatter(" ".join(title.split()) if title else None, description, metadata, end)
+
+
+def _text(node: _Node) -> str | None:
+    return node.text.strip() or None if isinstance(node, _Scalar) and node.value is not None else None
+
+
+def _metadata_value(name: str, node: _Node) -> IndexedMetadataValue | None:
+    """The value as metadata; None where it is empty, nested, or longer than metadata may be."""
+    if isinstance(node, _Scalar) and name in _COMMA_SEPARATED and isinstance(node.value, str):
+        node = [_Scalar(part, part) for part in node.value.split(",")]
+    if isinstance(node, list):
+        texts = (_text(one) for one in node)
+        values = tuple(dict.fromkeys(text for text in texts if text and len(text) <= MAX_METADATA_VALUE_CHARS))
+        return values or None
+    if not isinstance(node, _Scalar):
+        return None
+    value = node.value.strip() if isinstance(node.value, str) else node.value
+    too_long = isinstance(value, str) and not 0 < len(value) <= MAX_METADATA_VALUE_CHARS
+    return None if too_long else value
+
+
+@dataclass(slots=True)
+class _YamlReader:
+    """Nodes of a stream of events; of anchors only scalars are remembered, so nothing can multiply."""
+
+    events: Iterator[yaml.Event]
+    scalars: dict[str, _Scalar] = field(default_factory=dict)
+
+    def node(self, event: yaml.Event, depth: int) -> _Node:
+        if depth > _MAX_DEPTH:
+            raise _Unreadable("nested too deeply")
+        if isinstance(event, yaml.AliasEvent):
+            return self.scalars.get(event.anchor)
+        if isinstance(event, yaml.ScalarEvent):
+            scalar = _yaml_scalar(event)
+            if event.anchor:
+                self.scalars[event.anchor] = scalar
+            return scalar
+        if isinstance(event, yaml.SequenceStartEvent):
+            items: list[_Node] = []
+            while not isinstance(event := next(self.events), yaml.SequenceEndEvent):
+                items.append(self.node(event, depth + 1))
+            return items
+        pairs: dict[str, _Node] = {}
+        while not isinstance(event := next(self.events), yaml.MappingEndEvent):
+            key = self.node(event, depth + 1)
+            value = self.node(next(self.events), depth + 1)
+            if isinstance(key, _Scalar) and key.text != "<<":
+                pairs[key.text] = value
+        return pairs
+
+
+def _yaml_mapping(block: str) -> Mapping[str, _Node]:
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    events = iter(yaml.parse(block, Loader=loader))
+    begun = [next(events), next(events)]
+    root = next(events) if isinstance(begun[-1], yaml.DocumentStartEvent) else None
+    if not isinstance(root, yaml.MappingStartEvent):
+        raise _Unreadable("no mapping")
+    mapping = _YamlReader(events).node(root, 0)
+    ended = [next(events), next(events)]
+    if not isinstance(mapping, dict) or not isinstance(ended[-1], yaml.StreamEndEvent):
+        raise _Unreadable("more than one document")
+    return mapping
+
+
+def _yaml_scalar(event: yaml.ScalarEvent) -> _Scalar:
+    text = str(event.value)
+    plain = event.implicit[0]
+    return _Scalar(text, _plain_value(text) if plain else text)
+
+
+def _plain_value(text: str) -> MetadataValue | None:
+    """A plain scalar's value: a number only where writing it back gives the same text, such as not for ``007``."""
+    if text in {"", "~", "null", "Null", "NULL"}:
+        return None
+    if text in {"true", "True", "TRUE", "false", "False", "FALSE"}:
+        return text.lower() == "true"
+    if _INT.fullmatch(text) and str(int(text)) == text and abs(int(text)) <= _MAX_EXACT_INT:
+        return int(text)
+    if _FLOAT.fullmatch(text) and str(float(text)) == text:
+        return float(text)
+    return text
+
+
+def _toml_mapping(block: str) -> Mapping[str, _Node]:
+    return {name: _toml_node(value) for name, value in tomllib.loads(block).items()}
+
+
+def _toml_node(value: object, depth: int = 0) -> _Node:
+    if isinstance(value, list):
+        return [_toml_node(one, depth + 1) for one in value] if depth == 0 else None
+    if isinstance(value, dict):
+        return None
+    if isinstance(value, str):
+        return _Scalar(value, value)
+    dated = isinstance(value, date | time)  # a datetime is a date
+    text = value.isoformat() if dated else str(value).lower() if isinstance(value, bool) else str(value)
+    return _Scalar(text, _plain_value(text))

@@ -1,0 +1,126 @@
+"""What a Markdown text calls itself: its first heading with content, as a reader sees it."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from html.parser import HTMLParser
+from itertools import islice
+from typing import Final
+
+from markdown_it import MarkdownIt
+
+# Each of these reads a character once: none has two parts that could share the same run of spaces.
+_HEADING_OR_FENCE: Final = re.compile(
+    r"^ {0,3}(?P<mark>#{1,6}(?=[ \t])|`{3,}|~{3,})(?P<rest>.*)$"
+    r"|^[ \t]*(?:<[a-z][^<>\n]*>[ \t]*)*<h(?P<level>[1-6])(?:\s[^<>]*)?>",
+    re.MULTILINE | re.IGNORECASE,
+)
+_END_OF_HTML_HEADING: Final = re.compile(r"</h[1-6]", re.IGNORECASE)
+_HEADING_ID: Final = re.compile(r"[ \t]\{[#.][^{}]*\}$")
+
+_HEADING_CHARS: Final = 2_000
+"""A title is shorter; markup of this length is cleaned in a millisecond."""
+
+_MAX_HEADINGS: Final = 50
+"""Headings that are examined, at most, until one is the title."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Heading:
+    """One heading.
+
+    Attributes:
+        level: from 1.
+        text: what it says, without markup.
+        image: the alternative text of its images.
+    """
+
+    level: int
+    text: str
+    image: str
+
+
+def first_heading(text: str) -> str | None:
+    """The text of the first heading with content that is not part of code; ``None`` if there is none.
+
+    The alternative text of an image counts only if no heading of the same or a higher level has text: a logo stands
+    above the title in many documents, and in some it is the title.
+    """
+    image: _Heading | None = None
+    for heading in islice(_headings(text), _MAX_HEADINGS):
+        if heading.text and (image is None or heading.level <= image.level):
+            return heading.text
+        if heading.image and image is None:
+            image = heading
+    return image.image if image else None
+
+
+def _headings(text: str) -> Iterator[_Heading]:
+    fence = ""
+    for match in _HEADING_OR_FENCE.finditer(text):
+        mark, rest = match["mark"] or "", (match["rest"] or "").strip()
+        if fence:
+            if mark.startswith(fence) and not rest:
+                fence = ""
+        elif match["level"]:
+            yield _html_heading(int(match["level"]), text[match.end() : match.end() + _HEADING_CHARS])
+        elif mark[0] != "#":
+            fence = mark
+        elif rest.strip("#"):
+            bare = rest.rstrip("#")
+            yield _markdown_heading(len(mark), bare.rstrip() if bare[-1] in " \t" else rest)
+
+
+def _markdown_heading(level: int, source: str) -> _Heading:
+    source = _HEADING_ID.sub("", source[:_HEADING_CHARS])
+    texts: list[str] = []
+    markup = _Markup()
+    for token in _inline_parser().parseInline(source)[0].children or ():
+        match token.type:
+            case "image":
+                markup.images.append(token.content)
+            case "html_inline":
+                markup.feed(token.content)
+            case "softbreak" | "hardbreak":
+                texts.append(" ")
+            case _:
+                texts.append(token.content)
+    return _Heading(level, _one_line(texts), _one_line(markup.images))
+
+
+def _html_heading(level: int, source: str) -> _Heading:
+    end = _END_OF_HTML_HEADING.search(source)
+    markup = _Markup()
+    markup.feed(source[: end.start()] if end else source.partition("\n")[0])
+    markup.close()
+    return _Heading(level, _one_line(markup.texts), _one_line(markup.images))
+
+
+class _Markup(HTMLParser):
+    """Text and alternative texts of a piece of HTML."""
+
+    def __init__(self) -> None:
+        super().__init__(convert_charrefs=True)
+        self.texts: list[str] = []
+        self.images: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """Take an image's alternative text."""
+        if tag == "img":
+            self.images.append(dict(attrs).get("alt") or "")
+        elif tag == "br":
+            self.texts.append(" ")
+
+    def handle_data(self, data: str) -> None:
+        """Take text."""
+        self.texts.append(data)
+
+
+@cache
+def _inline_parser() -> MarkdownIt:
+    return MarkdownIt("commonmark", {"html": True})
+
+
+def _one_line(parts: list[str]) -> str:
+    return " ".join("".join(parts).split())
