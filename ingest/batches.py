@@ -13,7 +13,7 @@ from infra.web.bodies import limited_chunks, too_large
 from infra.web.problems import ProblemRaised, as_problem, invalid, invalid_fields
 from ingest.accept import Acceptance
 from ingest.core.changes import DocumentRequest, Removal, Upload
-from ingest.uploads import checked_content, content_type_or_problem
+from ingest.uploads import checked_content, content_type_or_problem, text_content_type
 from schemas.batches import LineOutcome
 from schemas.documents import Accepted, BatchItem, DocumentAttributes
 from schemas.problems import InvalidField, ProblemType
@@ -118,8 +118,11 @@ def _request(item: BatchItem, max_content_bytes: int) -> DocumentRequest:
     content = item.text.encode() if item.text is not None else _decoded(item.content_b64 or "")
     if len(content) > max_content_bytes:
         raise too_large(max_content_bytes, given[0])
-    usual = "text/markdown" if item.text is not None else None
-    content_type = content_type_or_problem(item.content_type or usual, item.file_name or item.document_id)
+    name = item.file_name or item.document_id
+    if item.text is not None:
+        content_type = text_content_type(item.content_type or "text/markdown", name)
+    else:
+        content_type = content_type_or_problem(item.content_type, name, "content_type")
     attributes = DocumentAttributes.model_construct(
         title=item.title, source=item.source, groups=item.groups, metadata=item.metadata, revision=item.revision
     )

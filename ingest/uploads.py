@@ -15,7 +15,8 @@ from infra.web.bodies import limited_chunks, read_body, too_large
 from infra.web.problems import ProblemRaised, invalid, invalid_fields
 from ingest.core.attributes import FIELDS, as_attributes, from_headers, header_name
 from ingest.core.changes import Upload
-from ingest.core.content import UnsupportedType, choose_content_type
+from ingest.core.content import UnknownCharset, UnsupportedType, choose_content_type
+from schemas.content_types import BINARY_TYPES
 from schemas.documents import DocumentAttributes, DocumentText
 from schemas.problems import InvalidField, ProblemType
 
@@ -32,15 +33,16 @@ async def read_upload(request: Request, document_id: str, *, max_bytes: int) -> 
     Raises:
         ProblemRaised: too large, of an unsupported type, or an attribute is wrong.
     """
-    declared = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if declared == "application/json":
+    declared = request.headers.get("content-type", "")
+    media_type = declared.partition(";")[0].strip().lower()
+    if media_type == "application/json":
         return await _from_json(request, document_id, max_bytes)
-    if declared == "multipart/form-data":
+    if media_type == "multipart/form-data":
         return await _from_form(request, document_id, max_bytes)
     texts = from_headers(request.headers)
     attributes = _attributes(texts, names={field: header_name(field) for field in FIELDS})
     # Before the body, so that nobody sends megabytes of what is not taken.
-    content_type = content_type_or_problem(declared, texts.get("file_name") or document_id)
+    content_type = content_type_or_problem(declared, texts.get("file_name") or document_id, "Content-Type")
     content = await read_body(request, max_bytes)
     return Upload(document_id, content, content_type, attributes, texts.get("file_name"))
 
@@ -68,16 +70,33 @@ def checked_content(upload: Upload, *, empty: bool, how: str) -> Upload:
     raise invalid("the document is not as it says", [InvalidField(field="body", message=message)])
 
 
-def content_type_or_problem(declared: str | None, file_name: str | None) -> str:
-    """The supported type of content declared as ``declared`` and named ``file_name``.
+def content_type_or_problem(declared: str | None, file_name: str | None, field: str) -> str:
+    """The supported type, and the charset, of content declared as ``declared`` and named ``file_name``.
+
+    Args:
+        declared: a Content-Type.
+        file_name: or any other name with a suffix.
+        field: what carried ``declared``.
 
     Raises:
-        ProblemRaised: there is none.
+        ProblemRaised: the type is unsupported, or the charset is unknown.
     """
     try:
         return choose_content_type(declared, file_name)
     except UnsupportedType as error:
         raise ProblemRaised(ProblemType.UNSUPPORTED_TYPE, str(error)) from None
+    except UnknownCharset as error:
+        raise invalid("the declared charset is unknown", [InvalidField(field=field, message=str(error))]) from None
+
+
+def text_content_type(declared: str, file_name: str | None) -> str:
+    """The content type of text that came in JSON: as declared, in UTF-8, since that is how it is stored.
+
+    Raises:
+        ProblemRaised: see ``content_type_or_problem``.
+    """
+    media_type = content_type_or_problem(declared, file_name, "content_type").partition(";")[0]
+    return media_type if media_type in BINARY_TYPES else f"{media_type}; charset=utf-8"
 
 
 async def _from_json(request: Request, document_id: str, max_bytes: int) -> Upload:
@@ -89,7 +108,7 @@ async def _from_json(request: Request, document_id: str, max_bytes: int) -> Uplo
     content = document.text.encode()
     if len(content) > max_bytes:
         raise too_large(max_bytes, "text")
-    content_type = content_type_or_problem(document.content_type, None)
+    content_type = text_content_type(document.content_type, None)
     attributes = DocumentAttributes.model_construct(
         title=document.title,
         source=document.source,
@@ -137,7 +156,7 @@ async def _from_parts(document_id: str, max_bytes: int, parts: dict[str, UploadF
         message = f"not an attribute; use {', '.join(FIELDS)}"
         raise invalid("the form has wrong fields", [InvalidField(field=name, message=message) for name in unknown])
     file_name = texts.get("file_name") or file.filename or None
-    content_type = content_type_or_problem(file.content_type, file_name or document_id)
+    content_type = content_type_or_problem(file.content_type, file_name or document_id, "file")
     content = await file.read()
     if len(content) > max_bytes:
         raise too_large(max_bytes, "file")

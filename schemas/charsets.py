@@ -7,7 +7,9 @@ from typing import Final, NamedTuple
 
 import webencodings
 
-_NO_TEXT: Final = frozenset({"base64_codec", "bz2_codec", "hex_codec", "quopri_codec", "rot_13", "uu_codec", "zlib_codec"})
+_NO_TEXT: Final = frozenset(
+    {"base64_codec", "bz2_codec", "hex_codec", "quopri_codec", "rot_13", "uu_codec", "zlib_codec"}
+)
 _PLATFORM_CODECS: Final = frozenset({"mbcs", "oem"})
 _TEXT_CODECS: Final = frozenset(aliases.values()) - _NO_TEXT - _PLATFORM_CODECS
 """Python's codecs that stand for a registered charset; ``idna``, ``unicode_escape`` and their like have no alias."""

@@ -46,3 +46,9 @@ SUPPORTED_TYPES: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
     }
 )
 """Media type → file name suffixes in lower case, with their dot."""
+
+BINARY_TYPES: Final = frozenset({EPUB, PDF, DOCX, PPTX, XLSX})
+"""Types whose files say how their text is encoded; a declared charset means nothing for them."""
+
+SELF_DESCRIBING_TYPES: Final = BINARY_TYPES | {HTML, XHTML, XML, TEXT_XML, RSS, ATOM, EMAIL}
+"""Types whose content may name its encoding; where none is declared, that is asked before UTF-8 is tried."""

@@ -106,7 +106,10 @@ class Manifest(Message):
 
 
 def metadata_terms(metadata: Mapping[str, object]) -> list[str]:
-    """Metadata as exact-match terms ``name=value``, one for each value: one keyword field, however many names, so mappings never grow."""
+    """Metadata as exact-match terms ``name=value``, one for each value.
+
+    They share one keyword field, however many names there are, so mappings never grow.
+    """
     return [
         f"{name}={metadata_text(one)}"
         for name, value in metadata.items()

@@ -8,6 +8,8 @@ import orjson
 
 from ingest.core.attributes import header_name
 from ingest.core.changes import DocumentRequest, Removal, Upload
+from schemas.charsets import declared_charset
+from schemas.content_types import SELF_DESCRIBING_TYPES
 
 
 def upload_headers(upload: Upload) -> dict[str, str]:
@@ -34,13 +36,24 @@ def batch_line(request: DocumentRequest) -> bytes:
             "content_type": request.content_type,
             "file_name": request.file_name,
         }
-        try:
-            fields["text"] = request.content.decode()
-        except UnicodeDecodeError:
+        text = _text(request)
+        if text is None:
             fields["content_b64"] = base64.b64encode(request.content).decode()
+        else:
+            fields["text"] = text
         if not request.content:
             fields["empty"] = True
     return orjson.dumps(fields, option=orjson.OPT_APPEND_NEWLINE)
+
+
+def _text(upload: Upload) -> str | None:
+    """The content as text, which a receiver takes for UTF-8; None where its type, or itself, may say otherwise."""
+    if upload.content_type in SELF_DESCRIBING_TYPES or declared_charset(upload.content_type) is not None:
+        return None
+    try:
+        return upload.content.decode()
+    except UnicodeDecodeError:
+        return None
 
 
 def header_value(text: str) -> str:

@@ -10,7 +10,7 @@ class Upload:
     """Content that shall be searchable from now on, in place of what the document was.
 
     Attributes:
-        content_type: one of the supported media types, without parameters.
+        content_type: one of the supported media types; with ``charset`` where text is declared to be in one.
         file_name: the name that the content had at its sender.
     """
 

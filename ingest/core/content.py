@@ -1,9 +1,10 @@
-"""Which of the supported types content has, from what its sender says and how it is named."""
+"""Which of the supported types and charsets content has, from what its sender declares and how it is named."""
 
 from pathlib import PurePosixPath
 from typing import Final
 
-from schemas.content_types import SUPPORTED_TYPES
+from schemas.charsets import declared_charset, find_charset
+from schemas.content_types import BINARY_TYPES, SUPPORTED_TYPES
 
 _SAYS_NOTHING: Final = frozenset({"", "application/octet-stream", "application/x-www-form-urlencoded"})
 """What clients send by default where nobody chose a type; then the name decides."""
@@ -16,12 +17,39 @@ class UnsupportedType(ValueError):
     """Freshline does not read this type of content."""
 
 
+class UnknownCharset(ValueError):
+    """The declared charset is none that can be decoded."""
+
+
 def choose_content_type(declared: str | None, name: str | None) -> str:
-    """The media type of content: as declared, else by the suffix of ``name`` (a file name, path or URL).
+    """The content type to carry on the stream: the media type, and the charset where one is declared for text.
+
+    Args:
+        declared: a Content-Type, with or without parameters.
+        name: a file name, path or URL; its suffix decides where ``declared`` gives no type.
+
+    Returns:
+        Such as ``text/plain; charset=koi8-r``. The charset has its canonical name; other parameters are left out, and
+        so is ``us-ascii``, which senders declare by default and which excludes no later detection.
 
     Raises:
         UnsupportedType: neither gives a supported type; the message names those that are.
+        UnknownCharset: of text.
     """
+    media_type = _media_type(declared, name)
+    label = declared_charset(declared)
+    if label is None or media_type in BINARY_TYPES:
+        return media_type
+    charset = find_charset(label)
+    if charset is None:
+        raise UnknownCharset(
+            f"the charset {label[:60]!r} is not known; declare one of the WHATWG Encoding Standard or of IANA, such as"
+            " utf-8, windows-1252 or shift_jis, or none to have it detected"
+        )
+    return media_type if charset.codec == "ascii" else f"{media_type}; charset={charset.name}"
+
+
+def _media_type(declared: str | None, name: str | None) -> str:
     media_type = (declared or "").partition(";")[0].strip().lower()
     if media_type in SUPPORTED_TYPES:
         return media_type

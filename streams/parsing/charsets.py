@@ -25,7 +25,7 @@ _SHORT_BYTES: Final = 1_000
 _WESTERN_LETTERS: Final = frozenset("ÀÁÂÃÄÅÆÇÈÉÊËÌÍÎÏÑÒÓÔÕÖØÙÚÛÜßàáâãäåæçèéêëìíîïñòóôõöøùúûüŒœŸÿªº")
 """Those of windows-1252 but the Icelandic ones, whose bytes are the Turkish and Czech letters of other code pages."""
 
-_WESTERN_SIGNS: Final = frozenset("€£¥§©®°±·«»¡¿–—‘’“”„…•‹›™´\u00a0")
+_WESTERN_SIGNS: Final = frozenset("€£¥§©®°±·«»¡¿–—‘’“”„…•‹›™´\u00a0")  # noqa: RUF001 - as people write
 
 _LINE_SEPARATORS: Final = str.maketrans({"\r": "\n"})
 
@@ -121,7 +121,7 @@ def _western(content: bytes) -> str | None:
             accented += 1
         else:
             before, after = text[number - 1 : number] or " ", text[number + 1 : number + 2] or " "
-            apostrophe = char == "’"
+            apostrophe = char == "’"  # noqa: RUF001 - as people write
             if char not in _WESTERN_SIGNS or (before.isalpha() and after.isalpha() and not apostrophe):
                 return None
     return text if accented <= plain else None

@@ -1,10 +1,10 @@
 """Front matter: attributes of a document in YAML or TOML at its beginning.
 
-YAML stands between a line ``---`` and a line ``---`` or ``...``, TOML between two lines ``+++``. What stands there and is
-no mapping is text, and so is everything after a rule (``---``) that a blank line follows, as in Pandoc.
+YAML is delimited by a line ``---`` and a line ``---`` or ``...``, TOML by two lines ``+++``. A block that is not a
+mapping is text, and so is everything after a rule (``---``) that a blank line follows, as in Pandoc.
 
-Only the library's events are read, never constructed: no tag makes an object, aliases are not expanded, and nesting is
-bounded. Scalars follow the core schema of YAML 1.2, so that ``no``, ``12:30`` and dates stay text.
+Only the parser's events are read: no tag constructs an object, aliases are not expanded, and nesting is bounded.
+Scalars follow the core schema of YAML 1.2, so that ``no``, ``12:30`` and dates stay text.
 """
 
 import re
@@ -27,6 +27,9 @@ from schemas.documents import (
 
 MAX_FRONT_MATTER_CHARS: Final = 32_000
 """Longer blocks are text: the parser runs in the worker, and attributes of documents are short."""
+
+_MAX_TOML_CHARS: Final = 8_000
+"""Dotted keys cost ``tomllib`` the square of their number."""
 
 MAX_METADATA_CHARS: Final = 8_000
 """Of all names and values taken from one front matter: they are stored with every passage."""
@@ -83,14 +86,14 @@ def read_front_matter(text: str) -> FrontMatter | None:
     Args:
         text: with LF as line ends and without a byte order mark.
     """
-    for opening, closing, read in (
-        (_YAML_OPENING, _YAML_CLOSING, _yaml_mapping),
-        (_TOML_OPENING, _TOML_CLOSING, _toml_mapping),
+    for opening, closing, read, max_chars in (
+        (_YAML_OPENING, _YAML_CLOSING, _yaml_mapping, MAX_FRONT_MATTER_CHARS),
+        (_TOML_OPENING, _TOML_CLOSING, _toml_mapping, _MAX_TOML_CHARS),
     ):
         if (opened := opening.match(text)) is None:
             continue
         closed = closing.search(text, opened.end())
-        if closed is None or closed.start() - opened.end() > MAX_FRONT_MATTER_CHARS:
+        if closed is None or closed.start() - opened.end() > max_chars:
             return None
         try:
             return _attributes(read(text[opened.end() : closed.start()]), closed.end())
@@ -151,7 +154,7 @@ class _YamlReader:
         if depth > _MAX_DEPTH:
             raise _Unreadable("nested too deeply")
         if isinstance(event, yaml.AliasEvent):
-            return self.scalars.get(event.anchor)
+            return self.scalars.get(event.anchor or "")
         if isinstance(event, yaml.ScalarEvent):
             scalar = _yaml_scalar(event)
             if event.anchor:
@@ -215,6 +218,7 @@ def _toml_node(value: object, depth: int = 0) -> _Node:
         return None
     if isinstance(value, str):
         return _Scalar(value, value)
-    dated = isinstance(value, date | time)  # a datetime is a date
-    text = value.isoformat() if dated else str(value).lower() if isinstance(value, bool) else str(value)
+    if isinstance(value, date | time):  # a datetime is a date
+        return _Scalar(value.isoformat(), value.isoformat())
+    text = str(value).lower() if isinstance(value, bool) else str(value)
     return _Scalar(text, _plain_value(text))

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from email import message_from_bytes, policy
-from email.message import EmailMessage
+from email.message import EmailMessage, MIMEPart
 from functools import partial
 from io import BytesIO
 from pathlib import PurePosixPath
@@ -227,7 +227,7 @@ def _mail_body(message: EmailMessage, charset: str | None) -> str:
     return text
 
 
-def _part_text(payload: bytes, part: EmailMessage, charset: str | None) -> str:
+def _part_text(payload: bytes, part: MIMEPart, charset: str | None) -> str:
     """A part's text. What it declares of itself is often not true, and must not cost the message."""
     own = declared_charset(_quietly(lambda: str(part["Content-Type"] or "")))
     for label in (own or charset, None):

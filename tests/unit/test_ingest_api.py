@@ -144,7 +144,7 @@ async def test_raw_body_with_attributes_in_headers(world, client):
     accepted = response.json()
     assert response.headers["location"] == f"/v1/events/{event.event_id}"
     assert accepted["document_id"] == event.document_id == "team/a b.txt"
-    assert (event.tenant, event.version, event.content_type) == ("local", 12, "text/plain")
+    assert (event.tenant, event.version, event.content_type) == ("local", 12, "text/plain; charset=utf-8")
     assert (event.title, event.source) == ("Заголовок", "https://example.org/a?b=%20")
     assert (event.groups, event.file_name) == (("staff", "board"), "100% sure.txt")
     assert event.metadata == {"year": 2024, "draft": False, "who": "x"}
@@ -166,8 +166,8 @@ async def test_json_body(world, client):
     body = {"text": "# Größe", "title": "T", "groups": ["g"], "metadata": {"a": 1.5}, "revision": 3}
     assert (await client.put("/v1/documents/a", json=body)).status_code == 202
     event = world.event
-    assert (event.content_type, event.title, event.groups, event.metadata) == ("text/markdown", "T", ("g",), {"a": 1.5})
-    assert event.version == 3
+    assert (event.title, event.groups, event.metadata) == ("T", ("g",), {"a": 1.5})
+    assert (event.content_type, event.version) == ("text/markdown; charset=utf-8", 3)
     assert await world.content() == "# Größe".encode()
 
 
@@ -188,11 +188,51 @@ async def test_form_with_a_file(world, client):
         ("a.PDF", {"Content-Type": "application/octet-stream"}, PDF),
         ("no-suffix", {"Freshline-File-Name": "x.html"}, "text/html"),
         ("a.md", {"Content-Type": "TEXT/PLAIN"}, "text/plain"),
+        ("a.md", {"Content-Type": 'TEXT/PLAIN; x=y; CharSet="KOI8-R"'}, "text/plain; charset=koi8-r"),
+        ("a.md", {"Content-Type": "text/html;charset=latin1"}, "text/html; charset=windows-1252"),
+        ("a.md", {"Content-Type": "text/csv; charset=cp850"}, "text/csv; charset=cp850"),
+        ("a.md", {"Content-Type": "text/plain; charset=us-ascii"}, "text/plain"),
+        ("a.md", {"Content-Type": "application/octet-stream; charset=sjis"}, "text/markdown; charset=shift_jis"),
+        ("a.md", {"Content-Type": f"{PDF}; charset=no-such"}, PDF),
     ],
 )
 async def test_type_is_as_declared_else_by_name(world, client, path, headers, expected):
     assert (await client.put(f"/v1/documents/{path}", content=b"x", headers=headers)).status_code == 202
     assert world.event.content_type == expected
+
+
+async def test_a_part_of_a_form_declares_its_charset(world, client):
+    part = ("a.txt", "Größe".encode("latin-1"), 'text/plain; charset="ISO-8859-1"')
+    assert (await client.put("/v1/documents/a", files={"file": part})).status_code == 202
+    assert world.event.content_type == "text/plain; charset=windows-1252"
+
+
+async def test_content_in_a_batch_declares_its_charset(world, client):
+    content = base64.b64encode("Größe".encode("latin-1")).decode()
+    line = {"document_id": "a", "content_b64": content, "content_type": "text/plain; charset=latin1"}
+    assert (await post_batch(client, ndjson(line))).json()["accepted"] == 1
+    assert world.event.content_type == "text/plain; charset=windows-1252"
+
+
+async def test_text_in_json_is_stored_as_utf8_whatever_it_declares(world, client):
+    body = {"text": "Größe", "content_type": "text/html; charset=koi8-r"}
+    assert (await client.put("/v1/documents/a", json=body)).status_code == 202
+    assert world.event.content_type == "text/html; charset=utf-8"
+
+
+async def test_an_unknown_charset_is_refused_and_its_field_is_named(world, client):
+    declared = 'text/plain; charset="no-such"'
+    raw = await client.put("/v1/documents/a", content=b"x", headers={"Content-Type": declared})
+    form = await client.put("/v1/documents/a", files={"file": ("a.txt", b"x", declared)})
+    text = await client.put("/v1/documents/a", json={"text": "x", "content_type": declared})
+    assert [fields_of(one) for one in (raw, form, text)] == [["Content-Type"], ["file"], ["content_type"]]
+    lines = ({"document_id": "a", name: "AAAA", "content_type": declared} for name in ("text", "content_b64"))
+    outcomes = (await post_batch(client, ndjson(*lines))).json()["outcomes"]
+    assert [(one["problem"]["status"], one["problem"]["errors"][0]["field"]) for one in outcomes] == [
+        (422, "content_type")
+    ] * 2
+    assert "no-such" in raw.json()["errors"][0]["message"]
+    assert world.records == []
 
 
 EMPTY = {
@@ -429,7 +469,7 @@ async def test_each_line_of_a_batch_has_its_own_outcome(world, client):
         for event in (decode(DocumentEvent, record.value, record.headers) for record in world.records)
     }
     assert events == {
-        ("a.md", Change.UPSERTED, "text/markdown"),
+        ("a.md", Change.UPSERTED, "text/markdown; charset=utf-8"),
         ("a.md", Change.DELETED, None),
         ("b", Change.UPSERTED, PDF),
     }

@@ -70,10 +70,19 @@ def test_front_matter_gives_the_title_and_leaves_the_text():
     [
         ('title: "Quoted: yes"', "Quoted: yes"),
         ("title: 'Single'", "Single"),
-        ("title:Tight", "Tight"),
+        ("title: tight#not a comment", "tight#not a comment"),
+        ("title: Loose # a comment", "Loose"),
+        ("Title: Capital", "Capital"),
+        ("title: >-\n  Folded\n  lines", "Folded lines"),
+        ("title: |\n  Kept\n  lines\n", "Kept lines"),
+        ("title: 2026-01-02", "2026-01-02"),
+        ("title: No", "No"),
+        ("title: ''", "Heading"),
+        ("title: ~", "Heading"),
+        ("title: [a, b]", "Heading"),
         ("title:", "Heading"),
         ("subtitle: No", "Heading"),
-        ("  title: nested", "Heading"),
+        ("other:\n  title: nested", "Heading"),
     ],
 )
 def test_titles_in_front_matter(field: str, title: str):

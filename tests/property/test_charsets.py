@@ -1,0 +1,103 @@
+"""Text in any supported charset, declared, comes back as it was written."""
+
+from contextlib import suppress
+
+import webencodings
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from ingest.core.content import choose_content_type
+from schemas.charsets import declared_charset, find_charset
+from schemas.content_types import CSV, HTML, MARKDOWN, PLAIN, XML
+from streams.parsing.charsets import with_line_feeds
+from streams.parsing.parse import ParseFailed, parse
+
+STANDARD = sorted({label for label in webencodings.LABELS if find_charset(label) is not None})
+OTHERS = ["cp437", "cp850", "IBM037", "hz", "iso-2022-kr", "UTF-32", "utf-32be", "UTF-7", "mac-latin2", "us-ascii"]
+LABELS = st.sampled_from(STANDARD + OTHERS)
+QUOTES = st.sampled_from(["{}", '"{}"', "'{}'"])
+MARKS = (b"\xff\xfe", b"\xfe\xff", b"\xef\xbb\xbf", b"\0\0\xfe\xff")
+CASES = st.sampled_from([str.lower, str.upper, str.title])
+TEXTS = st.text(st.characters(exclude_characters="\0\ufeff", exclude_categories=["Cs"]), max_size=60)
+SAMPLES = st.sampled_from(
+    [
+        "Größe 5 €",
+        "„günstig“",
+        "Привет мир",
+        "日本語の文書",
+        "Łódź",
+        "Καλημέρα",
+        "שלום",
+        "مرحبا",
+        "中文",
+        "한국어",
+        "Dvořák",
+    ]
+)
+
+
+def event_type(media_type: str, label: str, write, quote: str) -> str:
+    """What the event carries of what a sender declares."""
+    return choose_content_type(f"{media_type}; charset={quote.format(write(label))}", None)
+
+
+def written_in(text: str, codec: str) -> bytes:
+    """What the codec can write of the text and read again; those of East Asia read some characters as others."""
+    kept = []
+    for char in text:
+        with suppress(UnicodeError):
+            if char.encode(codec).decode(codec) == char:
+                kept.append(char)
+    return "".join(kept).encode(codec)
+
+
+@given(st.one_of(TEXTS, SAMPLES), LABELS, CASES, QUOTES)
+@settings(deadline=None)
+def test_declared_text_comes_back_as_written(text, label, write, quote):
+    codec = find_charset(label).codec
+    content = written_in(text, codec)
+    assume(not content.startswith(MARKS))
+    carried = event_type(PLAIN, label, write, quote)
+    assert parse(content, PLAIN, declared_charset(carried)).text == with_line_feeds(content.decode(codec))
+
+
+def test_latin_1_has_the_signs_of_windows_and_the_controls_of_its_own():
+    assert parse(b"\x80\x81\x8d\xa0\xff", PLAIN, "iso-8859-1").text == "\u20ac\x81\x8d\xa0ÿ"
+
+
+@given(st.sampled_from([HTML, XML, CSV, MARKDOWN]), SAMPLES, LABELS)
+@settings(deadline=None)
+def test_all_kinds_of_text_obey_the_declared_charset(media_type, word, label):
+    """Also where the content itself names another one."""
+    codec = find_charset(label).codec
+    content = {
+        HTML: f'<html><head><meta charset="koi8-u"></head><body><p>{word}</p></body></html>',
+        XML: f'<?xml version="1.0" encoding="koi8-u"?><rss><channel><title>{word}</title></channel></rss>',
+        CSV: f"name,city\nAda,{word}\n",
+        MARKDOWN: f"---\ntags: [{word}]\n---\n# {word}\n",
+    }[media_type]
+    encoded = written_in(content, codec)
+    assume(word in encoded.decode(codec))
+    parsed = parse(encoded, media_type, declared_charset(event_type(media_type, label, str.upper, "{}")))
+    assert word in parsed.text
+    assert media_type != MARKDOWN or (parsed.title, parsed.metadata) == (word, {"tags": (word,)})
+
+
+@given(TEXTS, st.sampled_from(["utf-8-sig", "utf-16", "utf-32"]), st.one_of(st.none(), LABELS))
+def test_a_byte_order_mark_wins(text, codec, label):
+    assert parse(text.encode(codec), PLAIN, label).text == with_line_feeds(text)
+
+
+@given(TEXTS)
+def test_valid_utf8_is_read_as_such_where_nothing_is_declared(text):
+    assume(not text.startswith("\0"))
+    assert parse(text.encode(), PLAIN).text == with_line_feeds(text)
+
+
+@settings(deadline=None)
+@given(st.binary(max_size=80), st.one_of(st.none(), st.text(max_size=20), LABELS))
+def test_no_bytes_and_no_label_break_anything(content, label):
+    try:
+        parse(content, PLAIN, label)
+    except ParseFailed as failure:
+        assert failure.kind == "broken"  # noqa: PT017 - text is a good outcome too
