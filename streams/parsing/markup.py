@@ -20,9 +20,9 @@ def html_text(content: bytes, charset: str | None) -> str | None:
     Raises:
         CharsetMismatch: the declared charset cannot decode the content.
     """
-    if _is_declared(charset):
-        return decode(content, charset)
-    return _named(content, _meta_charset(content))
+    text = decode(content, charset) if _is_declared(charset) else _named(content, _meta_charset(content))
+    # XHTML may have an XML declaration, which a parser of HTML takes for text.
+    return None if text is None else _XML_DECLARATION.sub("", text, count=1)
 
 
 def xml_text(content: bytes, charset: str | None) -> str | None:

@@ -79,6 +79,7 @@ def test_a_rule_is_left_as_it_is(lines):
     [
         "---\n\nThe quoll allowance is 40 euros a day.\n\n---\n\n# Rest\n",
         "---\nThe quoll allowance is 40 euros a day.\n---\n# Rest\n",
+        "---\n\nNote: the quoll allowance is 40 euros a day.\n\n---\n\n# Rest\n",
         "---\n- a\n- b\n---\nText\n",
         "---\ntitle: a: b\n---\nText\n",
         "---\n# only a comment\n---\nText\n",

@@ -22,7 +22,7 @@ from ingest.connectors.client import (
     Summary,
     no_progress,
 )
-from ingest.connectors.encoding import header_value, upload_headers
+from ingest.connectors.encoding import batch_line, header_value, upload_headers
 from ingest.connectors.event_file import BadEventFile, ingest_event_file
 from ingest.connectors.folder import ingest_folder
 from ingest.connectors.git import GitFailed, ingest_git
@@ -238,6 +238,20 @@ async def test_batch_carries_attributes(service, client, log_path):
     assert service.given["a/b c?#%.md"] == GIVEN
     assert service.given["b.pdf"] == {"content_type": "application/pdf", "revision": 5}
     assert service.contents == {"a/b c?#%.md": b"text", "b.pdf": b"%PDF\xff"}
+
+
+@pytest.mark.parametrize(
+    ("content_type", "carried"),
+    [
+        ("text/markdown", "text"),
+        ("text/html", "content_b64"),
+        ("application/xml", "content_b64"),
+        ("text/plain; charset=iso-2022-jp", "content_b64"),
+    ],
+)
+def test_a_batch_carries_bytes_where_text_would_change_their_encoding(content_type, carried):
+    line = orjson.loads(batch_line(Upload("a", b"plain", content_type, DocumentAttributes())))
+    assert {"text", "content_b64"} & set(line) == {carried}
 
 
 @pytest.mark.parametrize("text", ["plain", "Größe", " padded ", "UTF-8''%41", "100% sure", "a\nb", "", "日本"])

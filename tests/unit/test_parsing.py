@@ -103,6 +103,13 @@ def test_a_rule_is_no_front_matter():
         ("#no heading", None),
         ("# \n\n#\n", None),
         ("# spread \t  out", "spread out"),
+        ("# ![logo](l.png)\n\n# Real title", "Real title"),
+        ("# ![Numbat](l.png)\n\n## Installation", "Numbat"),
+        ("# ![](l.png)\n\n## Installation", "Installation"),
+        ("# *Very* [good](x) `code` &amp; \\* <b>bold</b> {#id}", "Very good code & * bold"),
+        ("text\n<div><h1 align='center'>Project\n<i>Numbat</i> &amp; Co</h1></div>\n# Other", "Project Numbat & Co"),
+        ("<h1><img alt='Logo' src='x'></h1>\n# Other", "Other"),
+        ("Use `<h1>no</h1>` here.\n\n```\n<h1>code</h1>\n```\n# Real", "Real"),
         ("", None),
     ],
 )
@@ -121,7 +128,18 @@ def test_a_title_is_bounded():
 
 @pytest.mark.parametrize(
     "text",
-    ["# a" + " " * 300_000 + "b", "---\ntitle:" + " " * 300_000 + "b\n---\n", "---\n" * 100_000, "```\n" * 100_000],
+    [
+        "# ![](x)\n" * 60_000,
+        "<h1 " * 100_000,
+        "<a> " * 100_000,
+        "<h1 \n" * 100_000,
+        "# " + "[" * 100_000,
+        " \n" * 200_000 + "x",
+        "# a" + " " * 300_000 + "b",
+        "---\ntitle:" + " " * 300_000 + "b\n---\n",
+        "---\n" * 100_000,
+        "```\n" * 100_000,
+    ],
 )
 def test_no_shape_of_markdown_takes_long(text: str):
     """It is read in the worker's own process: a regular expression gone quadratic would stop everything there."""
@@ -141,6 +159,13 @@ def test_no_shape_of_markdown_takes_long(text: str):
         ("Zoë".encode(), "no-such-charset", "Zoë"),
         ("名前、年齢、住所".encode("shift-jis") * 20, None, "名前、年齢、住所" * 20),
         (b"", None, ""),
+        ("Käse".encode("latin-1"), None, "Käse"),
+        ("El niño comió en España.".encode("latin-1"), None, "El niño comió en España."),
+        ("5 € – „gut“".encode("cp1252"), None, "5 € – „gut“"),  # noqa: RUF001 - as people write
+        ("Привет, мир. Как дела?".encode("cp1251"), None, "Привет, мир. Как дела?"),
+        ("日本語の文書です。".encode("cp932"), None, "日本語の文書です。"),
+        ("Zoë".encode(), "us-ascii", "Zoë"),
+        ("Zoë".encode("latin-1"), "us-ascii", "Zoë"),
     ],
 )
 def test_encodings(content: bytes, charset: str | None, text: str):
@@ -153,6 +178,14 @@ def test_bytes_that_are_no_text_are_told():
     assert failed.value.kind == "broken"
 
 
+@pytest.mark.parametrize(("content", "charset"), [(b"Z\xfcrich", "utf-8"), (b"\x81", "gbk"), (b"a\0b", "utf-16le")])
+@pytest.mark.parametrize("media_type", [PLAIN, MARKDOWN, HTML, CSV, XML])
+def test_content_that_is_not_in_its_declared_charset_is_told(content: bytes, charset: str, media_type: str):
+    with pytest.raises(ParseFailed, match=f"are not {charset}") as failed:
+        parse(content, media_type, charset)
+    assert failed.value.kind == "broken"
+
+
 def test_html():
     page = "<html><head><title> Pay\nrules </title><style>p{}</style></head><body><h1>Pay</h1><p>Ask.<script>x</script>"
     parsed = parse(page.encode(), HTML)
@@ -161,6 +194,30 @@ def test_html():
 
 def test_html_names_its_own_encoding():
     assert parse('<meta charset="iso-8859-2"><p>Łódź'.encode("iso-8859-2"), HTML).text == "Łódź"
+
+
+@pytest.mark.parametrize(
+    ("page", "encoding"),
+    [
+        ('<meta charset="utf-16"><p>Łódź', "utf-8"),  # nobody could have read it there
+        ('<meta charset="no-such"><p>Łódź', "utf-8"),
+        ('<meta charset="us-ascii"><p>Łódź', "utf-8"),
+        ('<meta charset="shift_jis"><p>日本語の文書', "cp932"),
+        ('<meta charset="iso-2022-jp"><p>日本語の文書', "iso-2022-jp"),
+        ('<meta http-equiv="Content-Type" content="text/html; charset=koi8-r"><p>Привет', "koi8-r"),
+        ('<?xml version="1.0" encoding="koi8-r"?><html><p>Привет</p></html>', "koi8-r"),
+        ('<meta charset="koi8-r"><p>Привет', "utf-16"),
+    ],
+)
+def test_html_in_the_encoding_that_it_names(page: str, encoding: str):
+    assert parse(page.encode(encoding), HTML).text.strip() == page.partition("<p>")[2].partition("<")[0]
+
+
+@pytest.mark.parametrize("encoding", ["shift_jis", "euc-jp", "gb18030", "utf-16", "utf-8"])
+def test_xml_in_the_encoding_that_it_names(encoding: str):
+    feed = f"<?xml version='1.0' encoding='{encoding}'?><rss><channel><title>日本語の文書</title></channel></rss>"
+    assert parse(feed.encode(encoding), RSS).title == "日本語の文書"
+    assert parse(feed.encode("utf-8"), RSS, "utf-8").title == "日本語の文書"
 
 
 def test_csv_and_json_and_notebook():
@@ -221,6 +278,14 @@ def test_mail_in_html_only():
     message = EmailMessage()
     message.set_content("<h1>Hi</h1>", subtype="html")
     assert parse(message.as_bytes(), EMAIL).text.endswith("# Hi")
+
+
+@pytest.mark.parametrize("declared", ["", "; charset=us-ascii", "; charset=no-such", "; charset=utf-8"])
+def test_mail_in_eight_bits_that_says_nothing_true(declared: str):
+    mail = f"Subject: x\nContent-Type: text/plain{declared}\nContent-Transfer-Encoding: 8bit\n\nGrüße aus Zürich.\n"
+    assert "Grüße aus Zürich." in parse(mail.encode("latin-1"), EMAIL).text
+    if declared != "; charset=utf-8":
+        assert "Grüße aus Zürich." in parse(mail.encode("utf-8"), EMAIL, "utf-8").text
 
 
 @pytest.mark.parametrize(
