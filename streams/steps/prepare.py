@@ -148,8 +148,8 @@ class Prepare:
             chunks = self.splitter.split(parsed.text, title)
         else:
             chunks = await asyncio.to_thread(self.splitter.split, parsed.text, title)
-            if len(chunks) > _MAX_PASSAGES:
-                raise ParseFailed("too-large", f"it has {len(chunks)} passages, the limit is {_MAX_PASSAGES}: divide it")
+        if len(chunks) > _MAX_PASSAGES:
+            raise ParseFailed("too-large", f"it has {len(chunks)} passages, the limit is {_MAX_PASSAGES}: divide it")
         return parsed, chunks, None if chunks else why_empty(content, parsed.media_type)
 
     def _superseded(self, task: Task, newer: int) -> Record:

@@ -239,6 +239,10 @@ async def send(client: httpx.AsyncClient, name: str, made: Made) -> str:
             return response.json()["outcomes"][0]["accepted"]["event_id"]
         case _:
             response = await client.put(path, content=made.content, headers=declared | dict(made.headers))
+            if not made.content:  # refused unless it is said on purpose, so that none is emptied by mistake
+                assert response.status_code == 422, response.text
+                assert "empty=true" in response.text
+                response = await client.put(path, params={"empty": "true"}, headers=declared | dict(made.headers))
     assert response.status_code == 202, response.text
     return response.json()["event_id"]
 
@@ -255,7 +259,8 @@ async def assert_holds(services: Services, name: str, expected: Expected, sent: 
         return
     assert sent.ended["outcome"] == "done", sent.ended
     if expected.passages is not None:
-        assert sent.state["chunks"] == expected.passages
+        assert sent.state["chunks"] == sent.ended["passages"] == expected.passages
+        assert bool(sent.ended["reason"]) is (expected.passages == 0), "no passages, and whoever sent it is told why"
     if not expected.question:
         return
     results = await found(services, name, expected)
