@@ -1,9 +1,10 @@
 """Documents as content teams speak of them: identities, limits, and what the ingest API returns."""
 
+import unicodedata
 from enum import StrEnum
 from typing import Annotated, Final, NamedTuple
 
-from pydantic import Field, FiniteFloat, StringConstraints
+from pydantic import BeforeValidator, Field, FiniteFloat, StringConstraints
 
 from schemas.models import Message, Request
 from schemas.positions import PositionText
@@ -32,8 +33,29 @@ Metadata = Annotated[dict[MetadataName, MetadataValue], Field(max_length=MAX_MET
 IndexedMetadataValue = MetadataValue | tuple[str, ...]
 IndexedMetadata = Annotated[dict[MetadataName, IndexedMetadataValue], Field(max_length=MAX_METADATA_ENTRIES)]
 """Metadata of a passage: the sender's, and what the content says of itself, where a name may have several values."""
-Groups = Annotated[tuple[GroupName, ...], Field(max_length=MAX_GROUPS)]
-"""Who may see a document: empty means every reader of its tenant."""
+
+
+def _normalised_groups(given: object) -> object:
+    """Names trimmed, composed (NFC), each once and in their order, blank ones left out; letter case counts.
+
+    Raises:
+        ValueError: names were given and all of them are blank. To take that for no groups would show to every reader
+            what was meant for some.
+    """
+    if not isinstance(given, list | tuple) or not all(isinstance(name, str) for name in given):
+        return given  # for the type itself to refuse
+    trimmed = (unicodedata.normalize("NFC", name).strip() for name in given)
+    names = tuple(dict.fromkeys(filter(None, trimmed)))
+    if given and not names:
+        raise ValueError("every group name is blank: name a group, or leave groups out to let every reader see it")
+    return names
+
+
+Groups = Annotated[tuple[GroupName, ...], BeforeValidator(_normalised_groups), Field(max_length=MAX_GROUPS)]
+"""Who may see a document: empty means every reader of its tenant. Of a credential: whose documents it may find.
+
+The same names are the same groups whichever way they came in: header, form, JSON, batch, API key, token or command.
+"""
 
 
 class DocumentKey(NamedTuple):

@@ -10,8 +10,17 @@ from schemas.events import BlobRef
 from schemas.models import Message
 from schemas.positions import PositionText
 
-PUBLIC_GROUP: Final = "*"
-"""Stored for a document without groups, so that one ``terms`` filter covers both kinds."""
+PUBLIC_GROUP: Final = ",everyone"
+"""Stored for a document without groups, so that one ``terms`` filter covers both kinds.
+
+Its comma keeps it apart: no ``GroupName`` has one, so no document and no credential can name this group.
+"""
+
+LAYOUT: Final = 2
+"""Of the chunk index, and kept in its mapping: changes whenever stored passages would be read or found otherwise."""
+
+LONGEST_KEYWORD: Final = 8_000
+"""UTF-16 units of a value that filters can match; the index drops longer ones. Above every limit of the attributes."""
 
 HNSW_M: Final = 16
 HNSW_EF_CONSTRUCTION: Final = 200
@@ -106,15 +115,21 @@ class Manifest(Message):
 
 
 def metadata_terms(metadata: Mapping[str, object]) -> list[str]:
-    """Metadata as exact-match terms ``name=value``, one for each value.
+    """Metadata as exact-match terms, one for each value.
 
     They share one keyword field, however many names there are, so mappings never grow.
     """
     return [
-        f"{name}={metadata_text(one)}"
+        metadata_term(name, one)
         for name, value in metadata.items()
         for one in (value if isinstance(value, tuple) else (value,))
     ]
+
+
+def metadata_term(name: str, value: object) -> str:
+    """One value as ``name=value``. What is before the first bare ``=`` is the name, so two pairs never share a term."""
+    escaped = name.replace("\\", "\\\\").replace("=", "\\=")
+    return f"{escaped}={metadata_text(value)}"
 
 
 def metadata_text(value: object) -> str:
@@ -142,6 +157,7 @@ def chunks_index_body(*, shards: int, replicas: int, dimension: int, engine: str
         },
         "mappings": {
             "dynamic": "strict",
+            "_meta": {"layout": LAYOUT},
             "properties": {
                 "chunk_id": keyword,
                 "tenant": keyword,
@@ -149,8 +165,8 @@ def chunks_index_body(*, shards: int, replicas: int, dimension: int, engine: str
                 "version": {"type": "long"},
                 "position": keyword,
                 "groups": keyword,
-                "title": {"type": "keyword", "ignore_above": 2_000},
-                "source": {"type": "keyword", "ignore_above": 8_000},
+                "title": {"type": "keyword", "ignore_above": LONGEST_KEYWORD},
+                "source": {"type": "keyword", "ignore_above": LONGEST_KEYWORD},
                 "heading_path": stored_only,
                 "text": stored_only,
                 "text_sha256": stored_only,
@@ -158,7 +174,7 @@ def chunks_index_body(*, shards: int, replicas: int, dimension: int, engine: str
                 "start": {"type": "integer", "index": False},
                 "end": {"type": "integer", "index": False},
                 "metadata": {"type": "object", "enabled": False},
-                "metadata_terms": {"type": "keyword", "ignore_above": 2_000},
+                "metadata_terms": {"type": "keyword", "ignore_above": LONGEST_KEYWORD},
                 "vector": {
                     "type": "knn_vector",
                     "dimension": dimension,

@@ -166,10 +166,12 @@ class SliceJudge:
             self._floor = pending.floor
         elif not self._continues(pending):
             self._forget()
+            self._lexicon.forget_passages()
             return False
         self._behind = pending.judged != pending.epoch
         told = tuple(change.change for change in pending.changes if change.change)
         mentions = read(told)
+        self._lexicon.forget(mentions.added)  # also of changes that are not read, as they are too many
         if pending.changes or pending.fills:
             self.active_s = time.monotonic()
         if len(mentions) > self._settings.judged_passages:

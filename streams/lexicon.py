@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from sys import intern
 from typing import Final, TypeVar
 
@@ -18,7 +18,8 @@ QUESTIONS_KEPT: Final = 20_000
 class Lexicon:
     """What the index makes of texts.
 
-    A passage's id is made of its text, and the analyser of an index never changes, so nothing that is kept here ages.
+    The analyser of an index never changes, so terms of a question never age. Those of a passage do when it is stored
+    anew under its old id, with another title or other headings: whoever hears of that has to say so (``forget``).
     """
 
     def __init__(self, index: TermIndex) -> None:
@@ -48,19 +49,35 @@ class Lexicon:
         asked = {hit.chunk_id for hit in fresh}
         if absent := [wanted[chunk_id] for chunk_id in missing if chunk_id not in found and chunk_id not in asked]:
             found |= await self.passages(absent)
-        _keep(self._passages, found, PASSAGES_KEPT)
+        _use(self._passages, found)
         return found
 
+    def forget(self, chunk_ids: Iterable[str]) -> None:
+        """Read these passages anew, whoever asks from now on: they were stored, under ids that may have had others."""
+        for chunk_id in chunk_ids:
+            self._passages.pop(chunk_id, None)
+            self._under_way.pop(chunk_id, None)
+
+    def forget_passages(self) -> None:
+        """Read all passages anew, for what was stored may have been missed."""
+        self._passages.clear()
+        self._under_way.clear()
+
     async def _read(self, hits: Sequence[Hit]) -> dict[str, TermCounts]:
+        own = asyncio.current_task()
         try:
             told = await self._index.term_counts(hits)
         finally:
-            for hit in hits:
-                del self._under_way[hit.chunk_id]
-        return {
+            # What was forgotten meanwhile was read too early to be kept.
+            current = frozenset(hit.chunk_id for hit in hits if self._under_way.get(hit.chunk_id) is own)
+            for chunk_id in current:
+                del self._under_way[chunk_id]
+        found = {
             chunk_id: TermCounts.of({intern(term): count for term, count in counts.items()})
             for chunk_id, counts in told.items()
         }
+        _keep(self._passages, {chunk_id: found[chunk_id] for chunk_id in found if chunk_id in current}, PASSAGES_KEPT)
+        return found
 
     async def questions(self, texts: Collection[str]) -> dict[str, Mapping[str, int]]:
         """Terms of each question.
@@ -82,6 +99,13 @@ class Lexicon:
         """
         told = await self._index.statistics(terms)
         return Statistics(told.document_count, told.total_length, told.frequencies)
+
+
+def _use(kept: OrderedDict[str, T], found: Iterable[str]) -> None:
+    """What was used last stays."""
+    for name in found:
+        if name in kept:
+            kept.move_to_end(name)
 
 
 def _keep(kept: OrderedDict[str, T], found: Mapping[str, T], most: int) -> None:

@@ -111,6 +111,7 @@ class News:
     async def _passages(self, tenant: str, documents: Mapping[str, str]) -> dict[str, Passage]:
         """Those of the passages (id → document) that are there."""
         hits = [Hit(chunk_id, DocumentKey(tenant, name), 0.0) for chunk_id, name in documents.items()]
+        self._lexicon.forget(documents)  # stored anew, maybe under another title
         found, counts = await asyncio.gather(self._terms.with_vectors(hits), self._lexicon.passages(hits))
         return {
             chunk_id: Passage(one.chunk, one.vector, counts[chunk_id])

@@ -26,7 +26,7 @@ from infra.telemetry.logging import configure_logging
 from infra.telemetry.tracing import open_tracing
 from infra.web.server import until_told_to_stop
 from infra.webhooks.sender import HttpSender
-from streams.core.invalidation.exact import compile_loops
+from streams.core.invalidation.compiling import compile_loops
 from streams.core.splitting import SPLITTER_VERSION, Splitter
 from streams.courier import Courier
 from streams.faust_app import FaustWorker

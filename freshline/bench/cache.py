@@ -35,8 +35,9 @@ from infra.local import Stack
 from infra.opensearch.port import HybridSearch, Windows
 from infra.settings import Settings
 from query.core.fusion import fuse
+from streams.core.invalidation.compiling import compile_loops
 from streams.core.invalidation.evidence import Change, Evidence, Passage
-from streams.core.invalidation.exact import Exact, compile_loops
+from streams.core.invalidation.exact import Exact
 from streams.core.invalidation.policy import SIMPLE
 
 POLICIES: Final = ("exact", *SIMPLE)

@@ -24,8 +24,9 @@ from freshline.bench.truth import Question, Truth
 from freshline.installation import settings_from
 from infra.local import Stack
 from infra.opensearch.port import HybridSearch
+from streams.core.invalidation.compiling import compile_loops
 from streams.core.invalidation.evidence import Change, Evidence, Passage, Statistics
-from streams.core.invalidation.exact import Exact, compile_loops
+from streams.core.invalidation.exact import Exact
 from streams.core.invalidation.fused import top_of
 
 _TOP_K: Final = 5

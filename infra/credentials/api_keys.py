@@ -66,7 +66,7 @@ def issue(
         key_id=token.key_id,
         label=label,
         tenant=tenant,
-        groups=tuple(dict.fromkeys(groups)),
+        groups=tuple(groups),
         scopes=tuple(dict.fromkeys(scopes)),
         secrets=(_hashed(token.secret),),
         created_ms=now_ms,

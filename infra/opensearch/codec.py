@@ -10,7 +10,7 @@ import numpy as np
 
 from infra.opensearch.port import ChunkWrite, FieldStatistics, Hit, HybridSearch, Vector
 from schemas.documents import DocumentKey
-from schemas.index import PUBLIC_GROUP, Manifest, StoredChunk, metadata_terms, metadata_text
+from schemas.index import PUBLIC_GROUP, Manifest, StoredChunk, metadata_term, metadata_terms, metadata_text
 from schemas.positions import Position
 
 CHUNK_SOURCE: Final = [name for name in StoredChunk.model_fields if name != "text_sha256"]
@@ -20,7 +20,8 @@ CHUNK_SOURCE: Final = [name for name in StoredChunk.model_fields if name != "tex
 _HIT_FIELDS: Final = ["chunk_id", "document_id", "position"]
 """What a search tells of a passage. An event writes a passage in one way, so its position names the write."""
 
-_MAX_RESULTS: Final = 10_000
+MAX_RESULTS: Final = 10_000
+"""Hits that OpenSearch gives for one request, at most."""
 
 _MAX_ID_BYTES: Final = 512
 
@@ -166,10 +167,11 @@ def _key_of(tenant: str, document_id: str) -> DocumentKey:
     return DocumentKey(tenant, document_id)
 
 
-def chunks_of(key: DocumentKey) -> tuple[dict[str, Any], dict[str, str]]:
-    """Request body and parameters for all passages of a document; OpenSearch gives 10,000 at most."""
+def chunks_of(key: DocumentKey, after: str | None = None) -> tuple[dict[str, Any], dict[str, str]]:
+    """Request body and parameters for passages of a document: by id, the first ``MAX_RESULTS`` that follow ``after``."""
     own = [{"term": {"tenant": key.tenant}}, {"term": {"document_id": key.document_id}}]
-    wanted = {"stored_fields": "_none_", "docvalue_fields": ["chunk_id"], "size": _MAX_RESULTS}
+    wanted: dict[str, Any] = {"stored_fields": "_none_", "docvalue_fields": ["chunk_id"], "size": MAX_RESULTS}
+    wanted |= {"sort": ["chunk_id"]} | ({} if after is None else {"search_after": [after]})
     return wanted | {"query": {"bool": {"filter": own}}}, {"routing": str(key)}
 
 
@@ -185,12 +187,12 @@ def _filters(search: HybridSearch) -> list[dict[str, Any]]:
         {"terms": {"groups": [PUBLIC_GROUP, *access.groups]}},
     ]
     for name, wanted in search.filters.items():
-        values = [metadata_text(value) for value in (wanted if isinstance(wanted, tuple) else (wanted,))]
+        values = wanted if isinstance(wanted, tuple) else (wanted,)
         metadata_name = name.removeprefix("metadata.")
         if metadata_name != name:
-            filters.append({"terms": {"metadata_terms": [f"{metadata_name}={value}" for value in values]}})
+            filters.append({"terms": {"metadata_terms": [metadata_term(metadata_name, value) for value in values]}})
         else:
-            filters.append({"terms": {name: values}})
+            filters.append({"terms": {name: [metadata_text(value) for value in values]}})
     return filters
 
 

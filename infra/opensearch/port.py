@@ -233,7 +233,7 @@ class DocumentIndex(Protocol):
         ...
 
     async def chunk_ids(self, key: DocumentKey) -> tuple[str, ...]:
-        """Ids of a document's searchable passages, for want of a manifest; at most 10,000."""
+        """Ids of all of a document's searchable passages, for want of a manifest."""
         ...
 
     async def stored_vectors(self, keys: Sequence[str]) -> dict[str, Vector]:

@@ -8,6 +8,7 @@ from opensearchpy.exceptions import RequestError
 from infra.opensearch.client import connect, unavailable_is_said
 from infra.settings import Settings
 from schemas.index import (
+    LAYOUT,
     MANIFESTS_REFRESH,
     chunks_index_body,
     keys_index_body,
@@ -26,7 +27,7 @@ async def create_indices(settings: Settings) -> None:
     """Create what is missing of the settings' generation; if no generation serves yet, this one does.
 
     Raises:
-        IndexMismatch: the chunk index holds vectors of another length.
+        IndexMismatch: the chunk index has another layout, or vectors of another length.
     """
     names, opensearch = settings.names, settings.opensearch
     chunks, manifests = names.chunks_index(settings.generation), names.manifests_index(settings.generation)
@@ -45,8 +46,13 @@ async def create_indices(settings: Settings) -> None:
             await _create(client, names.webhooks_index, webhooks_index_body(replicas=opensearch.replicas))
             await _create(client, names.waiting_index, waiting_index_body(replicas=opensearch.replicas))
             await _create(client, chunks, layout)
-            mapping = await client.indices.get_mapping(index=chunks)
-            found = mapping[chunks]["mappings"]["properties"]["vector"]["dimension"]
+            mappings = (await client.indices.get_mapping(index=chunks))[chunks]["mappings"]
+            if (laid_out := mappings.get("_meta", {}).get("layout")) != LAYOUT:
+                raise IndexMismatch(
+                    f"{chunks} has layout {laid_out}, this release reads and writes {LAYOUT}: build a new generation "
+                    "(FRESHLINE_GENERATION) by a replay, or begin with an empty data directory"
+                )
+            found = mappings["properties"]["vector"]["dimension"]
             if found != dimension:
                 raise IndexMismatch(
                     f"{chunks} holds vectors of length {found}, the model makes {dimension}: "

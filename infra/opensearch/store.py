@@ -214,11 +214,7 @@ class OpenSearchIndex:
 
     async def chunk_ids(self, key: DocumentKey) -> tuple[str, ...]:
         """See ``DocumentIndex.chunk_ids``."""
-        body, params = codec.chunks_of(key)
-        with unavailable_is_said():
-            answer = await self._client.search(index=self._chunks, body=body, params=params)
-        check_whole(answer)
-        return codec.read_ids(answer)
+        return await named_chunks(self._client, self._chunks, key)
 
     async def stored_vectors(self, keys: Sequence[str]) -> dict[str, Vector]:
         """See ``DocumentIndex.stored_vectors``."""
@@ -340,6 +336,24 @@ def _searched(response: Mapping[str, Any], tenant: str) -> tuple[Hit, ...]:
         raise IndexUnavailable(f"a search failed: {response['error'].get('reason')}")
     check_whole(response)
     return codec.read_hits(response, tenant)
+
+
+async def named_chunks(client: AsyncOpenSearch, index: str, key: DocumentKey) -> tuple[str, ...]:
+    """See ``DocumentIndex.chunk_ids``.
+
+    Raises:
+        IndexUnavailable: see there.
+    """
+    named: list[str] = []
+    while True:
+        body, params = codec.chunks_of(key, after=named[-1] if named else None)
+        with unavailable_is_said():
+            answer = await client.search(index=index, body=body, params=params)
+        check_whole(answer)
+        page = codec.read_ids(answer)
+        named += page
+        if len(page) < codec.MAX_RESULTS:
+            return tuple(named)
 
 
 def check_whole(response: Mapping[str, Any]) -> None:

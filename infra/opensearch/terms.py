@@ -10,7 +10,7 @@ from infra.coalescing import Coalescer
 from infra.opensearch import codec
 from infra.opensearch.client import unavailable_is_said
 from infra.opensearch.port import ChunkWrite, FieldStatistics, Hit, IndexUnavailable
-from infra.opensearch.store import check_whole
+from infra.opensearch.store import named_chunks
 from infra.settings import Settings
 from schemas.documents import DocumentKey
 
@@ -55,11 +55,7 @@ class OpenSearchTerms:
 
     async def chunk_ids(self, key: DocumentKey) -> tuple[str, ...]:
         """See ``TermIndex.chunk_ids``."""
-        body, params = codec.chunks_of(key)
-        with unavailable_is_said():
-            answer = await self._client.search(index=self._serving, body=body, params=params)
-        check_whole(answer)
-        return codec.read_ids(answer)
+        return await named_chunks(self._client, self._serving, key)
 
     async def analysed(self, texts: Sequence[str]) -> list[Mapping[str, int]]:
         """See ``TermIndex.analysed``."""

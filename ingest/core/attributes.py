@@ -46,8 +46,8 @@ def as_attributes(texts: Mapping[str, str], parsed_metadata: Any) -> dict[str, A
     attributes: dict[str, Any] = {
         name: texts[name] for name in ("title", "source", "revision") if texts.get(name, "") != ""
     }
-    if "groups" in texts:
-        attributes["groups"] = [group.strip() for group in texts["groups"].split(",") if group.strip()]
+    if texts.get("groups", "").strip() != "":
+        attributes["groups"] = texts["groups"].split(",")
     if "metadata" in texts:
         attributes["metadata"] = parsed_metadata
     return attributes

@@ -9,9 +9,10 @@ import numpy as np
 
 from infra.opensearch.port import Access, HybridSearch
 from schemas.index import StoredChunk
-from streams.core.invalidation.bm25 import idf, length_code, length_norms
+from streams.core.invalidation.bm25 import idf, inverse_norms, length_code, share
+from streams.core.invalidation.compiling import compile_loops
 from streams.core.invalidation.evidence import Change, Evidence, Passage, Statistics, TermCounts
-from streams.core.invalidation.exact import Exact, compile_loops
+from streams.core.invalidation.exact import Exact
 from streams.core.invalidation.fused import top_of
 
 DIMENSION, WORDS, PASSAGES, KEPT, FUSED, TOP_K, RRF_K = 128, 400, 1_500, 80, 50, 5, 60
@@ -37,11 +38,11 @@ class Corpus:
         self.statistics = Statistics(PASSAGES, sum(lengths), held)
         self.names = list(self.passages)
         self.vectors = np.stack([one.vector for one in self.passages.values()])
-        norms = length_norms(self.statistics.average_length)[[length_code(length) for length in lengths]]
+        inverses = inverse_norms(self.statistics.average_length)[[length_code(length) for length in lengths]]
         self.shares = {}
         for term in held:
-            counts = np.array([one.terms.frequencies.get(term, 0) for one in self.passages.values()])
-            self.shares[term] = idf(np.array([held[term]]), PASSAGES)[0] * counts / (counts + norms)
+            counts = np.array([one.terms.frequencies.get(term, 0) for one in self.passages.values()], dtype=np.float32)
+            self.shares[term] = share(idf(np.array([held[term]]), PASSAGES)[0], counts, inverses)
 
     def passage(self, name, version):
         words = self.random.choices(range(WORDS), self.weights, k=self.random.randint(40, 120))

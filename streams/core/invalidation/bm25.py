@@ -1,4 +1,8 @@
-"""Lucene's BM25, number for number, over arrays.
+"""Lucene's BM25, bit for bit, over arrays.
+
+Each step is made in the precision and the order of Lucene's: of two passages that score the same there, none must score
+more here, nor one of them less that scores more there. A term's share is single precision, their sum is double, and the
+score that is compared is single again.
 
 A passage's length is stored in one byte, so scores are made of lengths that lost precision (``SmallFloat.intToByte4``
 of Lucene 10); whoever compares scores must lose it likewise. k1 and b are OpenSearch's defaults, and there is no factor
@@ -45,9 +49,20 @@ def idf(document_frequency: NDArray[Any], document_count: int) -> Floats:
     held = document_frequency.astype(np.float64)
     # A frequency read after the count may be above it by what was added between.
     total = np.maximum(float(document_count), held)
-    return np.asarray(np.log1p((total - held + 0.5) / (held + 0.5)), dtype=np.float32)
+    return np.asarray(np.log(1 + (total - held + 0.5) / (held + 0.5)), dtype=np.float32)
 
 
-def length_norms(average_length: float) -> Floats:
-    """Code of a length → what a frequency f is set against: its share of the weight is f / (f + norm)."""
-    return np.asarray(K1 * ((1 - B) + B * LENGTHS / np.float32(average_length)), dtype=np.float32)
+def inverse_norms(average_length: float) -> Floats:
+    """Code of a length → what a frequency is multiplied by in ``share``."""
+    return np.asarray(1 / (K1 * ((1 - B) + B * LENGTHS / np.float32(average_length))), dtype=np.float32)
+
+
+def share(weight: Any, frequency: Any, inverse: Any) -> Any:
+    """What a term adds to scores, all in single precision.
+
+    Args:
+        weight: its ``idf``, times how often it is asked.
+        frequency: how often the passage has it.
+        inverse: of the passage's length.
+    """
+    return weight - weight / (np.float32(1) + frequency * inverse)

@@ -15,12 +15,17 @@ from numpy.typing import NDArray
 Ints = NDArray[np.int32]
 Floats = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
+Counts = NDArray[np.uint16]
 Bits = NDArray[np.uint64]
 Flags = NDArray[np.bool_]
 
 NOBODY: Final = -1
 """In the place of a passage's number where there is no passage."""
 
+MOST_COUNTED: Final = 65_535
+"""How often a passage may have a term for an answer to be judged by it; by one that has it more often none is."""
+
+_ONE: Final = np.float32(1)
 _LOWEST: Final = np.float32(-np.inf)
 _HIGHEST: Final = np.float32(np.inf)
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -55,9 +60,9 @@ class LexicalLeg(NamedTuple):
     lengths: Bytes
     late: Bits
     floors: Floats
-    frequencies: Bytes
+    frequencies: Counts
     starts: NDArray[np.int64]
-    floor_frequencies: Bytes
+    floor_frequencies: Counts
     floor_lengths: Bytes
     terms: Ints
     repeats: Floats
@@ -74,10 +79,10 @@ class Answered(NamedTuple):
 
 
 class Fusion(NamedTuple):
-    """Statistics of now, and the rule of fusion: weight of each term, norm of each code of a length."""
+    """Statistics of now, and the rule of fusion: weight of each term, inverse norm of each code of a length."""
 
     weights: Floats
-    norms: Floats
+    inverses: Floats
     places: int
     rrf_k: int
 
@@ -87,13 +92,15 @@ class Scratch(NamedTuple):
 
     Attributes:
         scores: of the places of its lexical leg.
-        norms: likewise.
+        sums: what scores are rounded from.
+        inverses: of the places, see ``Fusion``.
         best: of its passages, as many as any answer wants.
         fused: scores of those.
     """
 
     scores: Floats
-    norms: Floats
+    sums: NDArray[np.float64]
+    inverses: Floats
     best: Ints
     fused: NDArray[np.float64]
 
@@ -102,6 +109,7 @@ def scratch_of(places: int, wanted: int) -> Scratch:
     """For windows of so many places, and answers that want so many passages at most."""
     return Scratch(
         np.empty(places, dtype=np.float32),
+        np.empty(places, dtype=np.float64),
         np.empty(places, dtype=np.float32),
         np.empty(wanted, dtype=np.int32),
         np.empty(wanted, dtype=np.float64),
@@ -145,7 +153,7 @@ class Newcomers(NamedTuple):
     numbers: Ints
     vectors: Floats
     lengths: Bytes
-    frequencies: Bytes
+    frequencies: Counts
     allowed: Flags
 
 
@@ -243,27 +251,27 @@ def move_floors(leg: LexicalLeg, fusion: Fusion) -> None:
     """Bring the floors of lexical windows to the statistics of now; infinite ones stay."""
     for row in range(len(leg.floors)):
         if np.isfinite(leg.floors[row]):
-            norm, score = fusion.norms[leg.floor_lengths[row]], np.float32(0)
+            inverse, score = fusion.inverses[leg.floor_lengths[row]], 0.0
             for column in range(leg.terms.shape[1]):
                 term = leg.terms[row, column]
                 if term == 0:
                     break
-                counted = np.float32(leg.floor_frequencies[row, column])
-                score += fusion.weights[term] * leg.repeats[row, column] * (counted / (counted + norm))
-            leg.floors[row] = score
+                weight = fusion.weights[term] * leg.repeats[row, column]
+                score += weight - weight / (_ONE + np.float32(leg.floor_frequencies[row, column]) * inverse)
+            leg.floors[row] = np.float32(score)
 
 
 @compiled
 def lexical_score(leg: LexicalLeg, fusion: Fusion, row: int, new: Newcomers, at: int) -> Any:
     """BM25 of a newcomer for the question of a row, summed up as that of a place is."""
-    norm, own = fusion.norms[new.lengths[at]], np.float32(0)
+    inverse, own = fusion.inverses[new.lengths[at]], 0.0
     for column in range(leg.terms.shape[1]):
         term = leg.terms[row, column]
         if term == 0:
             break
-        counted = np.float32(new.frequencies[at, term])
-        own += fusion.weights[term] * leg.repeats[row, column] * (counted / (counted + norm))
-    return own
+        weight = fusion.weights[term] * leg.repeats[row, column]
+        own += weight - weight / (_ONE + np.float32(new.frequencies[at, term]) * inverse)
+    return np.float32(own)
 
 
 @compiled
@@ -283,11 +291,11 @@ def _raise_floor(leg: LexicalLeg, row: int, place: int, score: Any, new: Newcome
 
 @compiled
 def score_lexical(leg: LexicalLeg, fusion: Fusion, row: int, scratch: Scratch) -> None:
-    """BM25 of the places of a row, minus infinity where there is nobody."""
-    places, scores, norms = leg.ids.shape[1], scratch.scores, scratch.norms
+    """BM25 of the places of a row, minus infinity where there is nobody. The arithmetic is that of ``bm25.share``."""
+    places, sums, inverses = leg.ids.shape[1], scratch.sums, scratch.inverses
     for place in range(places):
-        norms[place] = fusion.norms[leg.lengths[row, place]]
-        scores[place] = np.float32(0)
+        inverses[place] = fusion.inverses[leg.lengths[row, place]]
+        sums[place] = 0.0
     for column in range(leg.terms.shape[1]):
         term = leg.terms[row, column]
         if term == 0:
@@ -296,11 +304,9 @@ def score_lexical(leg: LexicalLeg, fusion: Fusion, row: int, scratch: Scratch) -
         start = leg.starts[row] + column * places
         counts = leg.frequencies[start : start + places]
         for place in range(places):
-            counted = np.float32(counts[place])
-            scores[place] += weight * (counted / (counted + norms[place]))
+            sums[place] += weight - weight / (_ONE + np.float32(counts[place]) * inverses[place])
     for place in range(places):
-        if leg.ids[row, place] == NOBODY:
-            scores[place] = _LOWEST
+        scratch.scores[place] = _LOWEST if leg.ids[row, place] == NOBODY else np.float32(sums[place])
 
 
 @summed

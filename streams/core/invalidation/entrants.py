@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from infra.opensearch.access import allows
-from streams.core.invalidation.bm25 import idf, length_code, length_norms
+from streams.core.invalidation.bm25 import idf, inverse_norms, length_code, share
 from streams.core.invalidation.evidence import Change, Evidence, Passage, Statistics, TermCounts
 
 
@@ -62,13 +62,13 @@ def entrant(evidence: Evidence, change: Change, statistics: Statistics, *, fused
 
 def _bm25(question: Mapping[str, int], passages: Iterable[TermCounts], statistics: Statistics) -> list[float]:
     weights = idf(np.array([statistics.frequencies.get(term, 0) for term in question]), statistics.document_count)
-    norms = length_norms(statistics.average_length)
+    weights *= np.array(list(question.values()), dtype=np.float32)
+    inverses = inverse_norms(statistics.average_length)
     found = []
     for one in passages:
-        norm = float(norms[length_code(one.length)])
-        held = [one.frequencies.get(term, 0) for term in question]
-        shares = zip(question.values(), weights, held, strict=True)
-        found.append(sum(repeats * float(weight) * count / (count + norm) for repeats, weight, count in shares))
+        held = np.array([one.frequencies.get(term, 0) for term in question], dtype=np.float32)
+        shares = share(weights, held, inverses[length_code(one.length)])
+        found.append(float(np.float32(shares.sum(dtype=np.float64))))
     return found
 
 

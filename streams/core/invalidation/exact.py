@@ -19,10 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from infra.opensearch.access import allows
-from infra.opensearch.port import Access, HybridSearch
-from schemas.index import StoredChunk
-from streams.core.invalidation.bm25 import idf, length_code, length_norms
+from infra.opensearch.port import HybridSearch
+from streams.core.invalidation.bm25 import idf, inverse_norms, length_code, share
 from streams.core.invalidation.compiled import (
+    MOST_COUNTED,
     NOBODY,
     Answered,
     Fusion,
@@ -32,7 +32,7 @@ from streams.core.invalidation.compiled import (
     move_floors,
     scratch_of,
 )
-from streams.core.invalidation.evidence import Change, Evidence, Passage, Statistics, TermCounts
+from streams.core.invalidation.evidence import Change, Evidence, Passage, Statistics
 from streams.core.invalidation.fused import top_of
 from streams.core.invalidation.policy import Verdict
 from streams.core.invalidation.rows import NO_ROWS, Rows, grown
@@ -57,12 +57,13 @@ MAX_TERMS: Final = 16
 _FIRST_ROWS: Final = 256
 _TOUCHES_AT_ONCE: Final = 1 << 18
 """Pairs of a row and a new passage; so a large change takes no room for all of them."""
-_MOST_COUNTED: Final = 255
+_ROUNDED: Final = np.float32(1e-6)
+"""Part of a term's weight by which what it is worth differs at most, asked several times at once or one by one."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Long:
-    """An answer to a question of too many terms: its windows are not kept.
+    """An answer whose windows are not kept: the question has too many terms, or a passage has one of them too often.
 
     Attributes:
         sources: ids of its passages.
@@ -135,7 +136,10 @@ class Exact:
         """See ``Policy``."""
         settled = self._settled(evidence)
         self.discard(evidence.key)
-        if len(evidence.terms) > MAX_TERMS:
+        lexical = evidence.lexical_window[: self._kept]
+        held = [counts.frequencies for _, counts in lexical]
+        counts = np.array([[frequencies.get(term, 0) for frequencies in held] for term in evidence.terms], dtype=int)
+        if len(evidence.terms) > MAX_TERMS or counts.max(initial=0) > MOST_COUNTED:
             self._long[evidence.key] = self._unmaintained(evidence)
             return
         row = self._take_row(evidence.key)
@@ -159,14 +163,11 @@ class Exact:
             whole=len(evidence.vector_window) < evidence.search.window,
             settled=settled and settled[0],
         )
-        lexical = evidence.lexical_window[: self._kept]
-        held = [counts.frequencies for _, counts in lexical]
-        counts = np.array([[frequencies.get(term, 0) for frequencies in held] for term in evidence.terms], dtype=int)
         self._lexical.put(
             row,
             {self._term(term): repeats for term, repeats in evidence.terms.items()},
             self._numbers(chunk_id for chunk_id, _ in lexical),
-            np.minimum(counts, _MOST_COUNTED).astype(np.uint8).reshape(len(evidence.terms), len(lexical)),
+            counts.astype(np.uint16).reshape(len(evidence.terms), len(lexical)),
             [length_code(counts.length) for _, counts in lexical],
             whole=len(evidence.lexical_window) < evidence.search.window,
             settled=settled and settled[1],
@@ -238,7 +239,7 @@ class Exact:
             if (number := self._vocabulary.get(term)) is not None:
                 self._frequencies[number] = frequency
         weights = idf(self._frequencies, statistics.document_count)
-        fusion = Fusion(weights, length_norms(statistics.average_length), self._fused, self._rrf_k)
+        fusion = Fusion(weights, inverse_norms(statistics.average_length), self._fused, self._rrf_k)
         move_floors(self._lexical.leg, fusion)
         return fusion
 
@@ -272,7 +273,21 @@ class Exact:
             rows = entered(self._ordered, count, len(new.numbers), leg)
             for at, number in enumerate(new.numbers.tolist()):
                 windows.entered(number, rows.members[rows.bounds[at] : rows.bounds[at + 1]])
+        for row in self._uncounted(change.added, new):
+            verdicts[row] = max(verdicts[row], SHORT)
         return verdicts
+
+    def _uncounted(self, added: Sequence[Passage], new: Newcomers) -> set[int]:
+        """Rows that may find a passage by a term that it has more often than is counted: its score is not known."""
+        found: set[int] = set()
+        for at, passage in enumerate(added):
+            if passage.terms.length <= MOST_COUNTED:
+                continue
+            for text, count in passage.terms.frequencies.items():
+                if count > MOST_COUNTED and (term := self._vocabulary.get(text)) is not None:
+                    rows = self._lexical.holders(term) // MAX_TERMS
+                    found.update(rows[new.allowed[at, self._readers[rows]]].tolist())
+        return found
 
     def _leavers(self, change: Change) -> Leavers:
         """What is gone and what is stored anew; it is in no window any more, once they are swept."""
@@ -294,11 +309,11 @@ class Exact:
         )
 
     def _newcomers(self, added: Sequence[Passage]) -> Newcomers:
-        counts = np.zeros((len(added), len(self._frequencies)), dtype=np.uint8)
+        counts = np.zeros((len(added), len(self._frequencies)), dtype=np.uint16)
         for of_passage, passage in zip(counts, added, strict=True):
             for text, count in passage.terms.frequencies.items():
                 if (term := self._vocabulary.get(text)) is not None:
-                    of_passage[term] = min(count, _MOST_COUNTED)
+                    of_passage[term] = min(count, MOST_COUNTED)
         dimension, readers = self._questions.shape[1], self._reader_searches
         return Newcomers(
             np.array([self._number(passage.chunk.chunk_id) for passage in added], dtype=np.int32),
@@ -323,7 +338,7 @@ class Exact:
         leg, answered = self._lexical.leg, self._answered()
         for at, passage in enumerate(passages):
             known = [self._vocabulary[text] for text in passage.terms.frequencies if text in self._vocabulary]
-            held = new.frequencies[at, known].astype(np.float32)
+            held, weights = new.frequencies[at, known].astype(np.float32), fusion.weights[known]
             self._have_room(count, len(self._keys))
             count = find_by_terms(
                 leg,
@@ -332,7 +347,7 @@ class Exact:
                 new,
                 at,
                 _groups([self._lexical.holders(term) for term in known]),
-                fusion.weights[known] * (held / (held + fusion.norms[new.lengths[at]])),
+                share(weights, held, fusion.inverses[new.lengths[at]]) + weights * _ROUNDED,
                 self._sums,
                 self._found,
                 self._touches,
@@ -415,36 +430,3 @@ def _groups(rows: Sequence[Rows]) -> Groups:
         np.concatenate(rows) if rows else NO_ROWS,
         np.cumsum([0, *map(len, rows)], dtype=np.int64),
     )
-
-
-def compile_loops() -> None:
-    """Have the inner loops compiled before they are needed: some seconds once, then read from the user's cache."""
-    chunk = StoredChunk(
-        chunk_id="a",
-        tenant="a",
-        document_id="a",
-        version=1,
-        position="documents.v1-0:0",
-        text="",
-        text_sha256="",
-        start=0,
-        end=0,
-    )
-    passage = Passage(chunk, np.ones(1, dtype=np.float32), TermCounts.of({"a": 1}))
-    policy = Exact(dimension=1, kept=2, fused=1, rrf_k=1)
-    policy.put(
-        Evidence(
-            key="a",
-            search=HybridSearch("a", passage.vector, Access("a"), 3),
-            terms={"a": 1},
-            top_k=1,
-            sources=(("b", 1),),
-            documents=frozenset(),
-            vector_window=(("b", 0.0),),
-            lexical_window=(("b", passage.terms),),
-        )
-    )
-    statistics = Statistics(1, 1, {"a": 1})
-    policy.altered(("a",), statistics)
-    policy.judge(Change(frozenset(("a",)), frozenset(("c",)), (passage,)), statistics)
-    policy.judge(Change(frozenset(("a",)), frozenset(("a",)), ()), statistics)

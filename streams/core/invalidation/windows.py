@@ -120,12 +120,12 @@ class LexicalWindows:
         self._late = _bits(places)
         self._floors = np.empty(0, dtype=np.float32)
         # A row has as many as its question's terms ask for; what rows have left is taken again by those of as many.
-        self._frequencies = np.empty(0, dtype=np.uint8)
+        self._frequencies = np.empty(0, dtype=np.uint16)
         self._starts = np.empty(0, dtype=np.int64)
         self._end = 0
         self._spare: dict[int, list[int]] = {}
         # What stood at the floor when it was set, for the floor moves with the statistics too.
-        self._floor_frequencies = np.empty((0, terms), dtype=np.uint8)
+        self._floor_frequencies = np.empty((0, terms), dtype=np.uint16)
         self._floor_lengths = np.empty(0, dtype=np.uint8)
         self._terms = np.empty((0, terms), dtype=np.int32)
         self._repeats = np.empty((0, terms), dtype=np.float32)
@@ -151,7 +151,8 @@ class LexicalWindows:
     def size_bytes(self, share: float) -> int:
         """Of a share of the rows, with the indices of passages and terms."""
         tables = sum(table.nbytes for table in self.leg) - self._frequencies.nbytes
-        return round(share * tables) + self._end + self._postings.size_bytes + self._holders.size_bytes
+        frequencies = self._end * self._frequencies.itemsize
+        return round(share * tables) + frequencies + self._postings.size_bytes + self._holders.size_bytes
 
     def grow(self, rows: int) -> None:
         """Have so many rows."""

@@ -1,0 +1,41 @@
+"""Compiling the inner loops before they are needed."""
+
+import numpy as np
+
+from infra.opensearch.port import Access, HybridSearch
+from schemas.index import StoredChunk
+from streams.core.invalidation.evidence import Change, Evidence, Passage, Statistics, TermCounts
+from streams.core.invalidation.exact import Exact
+
+
+def compile_loops() -> None:
+    """Have the inner loops compiled before they are needed: some seconds once, then read from the user's cache."""
+    chunk = StoredChunk(
+        chunk_id="a",
+        tenant="a",
+        document_id="a",
+        version=1,
+        position="documents.v1-0:0",
+        text="",
+        text_sha256="",
+        start=0,
+        end=0,
+    )
+    passage = Passage(chunk, np.ones(1, dtype=np.float32), TermCounts.of({"a": 1}))
+    policy = Exact(dimension=1, kept=2, fused=1, rrf_k=1)
+    policy.put(
+        Evidence(
+            key="a",
+            search=HybridSearch("a", passage.vector, Access("a"), 3),
+            terms={"a": 1},
+            top_k=1,
+            sources=(("b", 1),),
+            documents=frozenset(),
+            vector_window=(("b", 0.0),),
+            lexical_window=(("b", passage.terms),),
+        )
+    )
+    statistics = Statistics(1, 1, {"a": 1})
+    policy.altered(("a",), statistics)
+    policy.judge(Change(frozenset(("a",)), frozenset(("c",)), (passage,)), statistics)
+    policy.judge(Change(frozenset(("a",)), frozenset(("a",)), ()), statistics)
