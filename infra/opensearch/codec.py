@@ -168,7 +168,7 @@ def _key_of(tenant: str, document_id: str) -> DocumentKey:
 
 
 def chunks_of(key: DocumentKey, after: str | None = None) -> tuple[dict[str, Any], dict[str, str]]:
-    """Request body and parameters for passages of a document: by id, the first ``MAX_RESULTS`` that follow ``after``."""
+    """Request body and parameters for passages of a document: the first ``MAX_RESULTS`` whose ids follow ``after``."""
     own = [{"term": {"tenant": key.tenant}}, {"term": {"document_id": key.document_id}}]
     wanted: dict[str, Any] = {"stored_fields": "_none_", "docvalue_fields": ["chunk_id"], "size": MAX_RESULTS}
     wanted |= {"sort": ["chunk_id"]} | ({} if after is None else {"search_after": [after]})

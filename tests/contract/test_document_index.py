@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 from index_servers import DIMENSION, small
 from only_writer import put_over
+from pydantic import TypeAdapter
 
+from infra.opensearch.access import allows
+from infra.opensearch.client import connect
 from infra.opensearch.memory import MemoryIndex
 from infra.opensearch.port import (
     Access,
@@ -23,9 +26,17 @@ from infra.opensearch.port import (
 from infra.opensearch.provision import IndexMismatch, create_indices
 from infra.opensearch.store import OpenSearchIndex
 from infra.settings import Settings
-from schemas.documents import MAX_VERSION, DocumentKey, LifeState
+from schemas.documents import (
+    MAX_METADATA_VALUE_CHARS,
+    MAX_TITLE_CHARS,
+    MAX_VERSION,
+    DocumentAttributes,
+    DocumentKey,
+    Groups,
+    LifeState,
+)
 from schemas.events import BlobRef
-from schemas.index import Manifest, StoredChunk
+from schemas.index import LAYOUT, Manifest, StoredChunk, chunks_index_body
 
 TRAVEL, LEAVE = DocumentKey("acme", "hr/travel.md"), DocumentKey("acme", "hr/leave ä.md")
 
@@ -362,6 +373,78 @@ async def test_tenants_and_groups_are_kept_apart_in_both_legs(index):
     await both_find(index, search=question(tenant="nobody", groups=("hr", "board")))
 
 
+SPECIAL_GROUPS = (
+    "*",
+    "?",
+    "**",
+    "_all",
+    "everyone",
+    "public",
+    "null",
+    "None",
+    "[]",
+    "()",
+    "{}",
+    "/.*/",
+    "\\",
+    '"',
+    "%",
+    "🎉",
+)
+"""Names that a store or a language may take for something else."""
+
+
+async def test_a_group_is_its_members_whatever_its_name(index):
+    assert TypeAdapter(Groups).validate_python(SPECIAL_GROUPS) == SPECIAL_GROUPS
+    closed = {name: write(TRAVEL, f"{at:02}", 1, "hotel", groups=(name,)) for at, name in enumerate(SPECIAL_GROUPS)}
+    everyones = write(TRAVEL, "open", 1, "hotel")
+    passages = (*closed.values(), everyones)
+    await index.apply([change(TRAVEL, 1, *passages)])
+    readers = {(): {"tr-open"}, ("nobody's",): {"tr-open"}}
+    readers |= {(name,): {"tr-open", one.chunk.chunk_id} for name, one in closed.items()}
+    for groups, window in zip(
+        readers, await index.search([question(groups=one, window=40) for one in readers]), strict=True
+    ):
+        for leg in (window.vector, window.lexical):
+            assert {hit.chunk_id for hit in leg} == readers[groups], groups
+        allowed = {one.chunk.chunk_id for one in passages if allows(question(groups=groups), one.chunk)}
+        assert allowed == readers[groups], groups
+    fetched = await index.fetch([Hit(one.chunk.chunk_id, TRAVEL, 0.0) for one in passages])
+    assert {fetched[one.chunk.chunk_id].groups for one in passages} == {(), *((name,) for name in SPECIAL_GROUPS)}
+
+
+PAIRS = (("a", "b=c"), ("a=b", "c"), ("a\\", "b=c"), ("a\\=b", "c"), ("a", "=b=c"), ("a=", "b=c"), ("a=b=c", ""))
+"""Names and values that are one text where they are joined by a sign that either may hold."""
+
+
+async def test_a_filter_matches_the_name_and_the_value_that_it_says(index):
+    passages = [write(TRAVEL, f"{at}", 1, "hotel", metadata=dict([pair])) for at, pair in enumerate(PAIRS)]
+    await index.apply([change(TRAVEL, 1, *passages)])
+    for at, (name, value) in enumerate(PAIRS):
+        search = question(**{f"metadata.{name}": value})
+        await both_find(index, f"tr-{at}", search=search)
+        assert [allows(search, one.chunk) for one in passages] == [number == at for number in range(len(PAIRS))]
+
+
+async def test_what_is_as_long_as_may_be_can_be_filtered_by(index):
+    """Limits of attributes are characters, those of the index UTF-16 units and bytes."""
+    for at, letter in enumerate("xé€𝄞"):
+        given = DocumentAttributes(
+            title=letter * MAX_TITLE_CHARS,
+            source=letter * 2_000,
+            groups=(letter * 128,),
+            metadata={"=" * 128: letter * MAX_METADATA_VALUE_CHARS, letter * 128: "\\" * MAX_METADATA_VALUE_CHARS},
+        )
+        attributes = {name: getattr(given, name) for name in ("title", "source", "groups", "metadata")}
+        await index.apply([change(TRAVEL, at, write(TRAVEL, f"{at}", at, "hotel", **attributes))])
+        filters = {"title": given.title, "source": given.source}
+        filters |= {f"metadata.{name}": value for name, value in given.metadata.items()}
+        for name, value in filters.items():
+            await both_find(index, f"tr-{at}", search=question(groups=given.groups, **{name: value}))
+            await both_find(index, search=question(groups=given.groups, **{name: value[:-1]}))
+            await both_find(index, search=question(**{name: value}))
+
+
 @pytest.mark.parametrize(
     ("filters", "ids"),
     [
@@ -640,6 +723,20 @@ async def test_index_that_is_gone_is_unavailable_and_takes_no_change_for_done(se
         await index.ready()
     finally:
         await index.close()
+
+
+@pytest.mark.stack
+async def test_index_of_another_layout_is_neither_written_nor_taken_for_this_one(settings):
+    told = small(settings)
+    body = chunks_index_body(shards=1, replicas=0, dimension=DIMENSION, engine=told.opensearch.engine)
+    body["mappings"]["_meta"] = {"layout": LAYOUT - 1}
+    client = connect(told.opensearch)
+    try:
+        await client.indices.create(index=told.names.chunks_index(told.generation), body=body)
+    finally:
+        await client.close()
+    with pytest.raises(IndexMismatch, match=f"has layout {LAYOUT - 1}, this release reads and writes {LAYOUT}"):
+        await create_indices(told)
 
 
 @pytest.mark.stack

@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 import numpy as np
 import pytest
 
+from infra.opensearch import codec
 from infra.opensearch.client import connect
 from infra.opensearch.memory import MemoryIndex
 from infra.opensearch.port import Access, ChunkChange, ChunkWrite, Hit, HybridSearch, IndexUnavailable
@@ -15,7 +16,9 @@ from infra.opensearch.terms import OpenSearchTerms
 from infra.settings import Settings
 from schemas.documents import DocumentKey
 from schemas.index import StoredChunk
-from streams.core.invalidation.bm25 import idf, length_code, length_norms
+from streams.core.invalidation.bm25 import idf, inverse_norms, length_code, share
+from streams.core.invalidation.compiled import product
+from streams.core.invalidation.sweep import DOUBT
 
 DIMENSION = 8
 TEXTS = ("Hotels cost 120 dollars.", "The hotel is closed.", "Trains run at night, and trains run by day.", "Ask HR.")
@@ -132,37 +135,112 @@ async def test_statistics_count_what_is_searchable(parts):
     assert told.total_length == sum(sum(one.values()) for one in counted.values())
 
 
+OFTEN = (1, 2, 23, 24, 25, 39, 40, 41, 254, 255, 256, 257, 300, 3_000, 32_767, 32_768, 65_535, 65_536, 70_000)
+"""How often a passage has a word: around each width that a number may have been given, and each step of a length."""
+
+WORDS = ("hotel", "train", "budget", "night", "laptop")
+
+
+def extreme_texts():
+    """Passages that hold much of one word, of many, or nothing of what is asked."""
+    rng = np.random.default_rng(7)
+    yield from (" ".join(rng.choice(WORDS, size=size)) for size in (1, 3, 24, 39, 40, 41, 57, 130, 301, 999) * 3)
+    yield from ("hotel " * often + "train" for often in OFTEN)
+    yield from ("hotel night " + "desk " * often for often in OFTEN)
+    yield " ".join(f"word{number}" for number in range(1_000)) + " train"
+    yield " ".join(f"word{number}" for number in range(40_000)) + " hotel"
+
+
 @pytest.mark.stack
 async def test_scores_computed_here_are_those_of_the_server(settings):
-    """To the precision of a float, over several shards, with lengths that lose precision and with removed passages."""
+    """Bit for bit, over several shards, with lengths that lose precision, extreme ones, and removed passages."""
     await create_indices(small(settings))
+    texts = list(extreme_texts())
     async with opened(small(settings)) as (index, terms):
-        await compare_scores(index, terms)
+        await put(index, *(passage(number, text) for number, text in enumerate(texts)), remove=[hit(4), hit(11)])
+        for question in ("Hotels", "Hotels, hotels, hotels at night", " ".join((*WORDS, "hotel", "word7", "desk"))):
+            await compare_scores(index, terms, question, len(texts))
 
 
-async def compare_scores(index, terms):
-    words = ["hotel", "train", "budget", "night", "laptop"]
-    rng = np.random.default_rng(7)
-    texts = [" ".join(rng.choice(words, size=size)) for size in (1, 3, 24, 39, 40, 41, 57, 130, 301, 999)] * 3
-    await put(index, *(passage(number, text) for number, text in enumerate(texts)), remove=[hit(4), hit(11)])
-    search = HybridSearch("Hotels, hotels at night", np.ones(DIMENSION, dtype=np.float32), Access("acme", ("hr",)), 50)
+async def compare_scores(index, terms, question, count):
+    search = HybridSearch(question, np.ones(DIMENSION, dtype=np.float32), Access("acme", ("hr",)), 200)
     [windows] = await index.search([search])
     [asked] = await terms.analysed([search.text])
     statistics = await terms.statistics(asked)
-    assert statistics.document_count == 30, "what is removed counts until it is merged away"
-    norms = length_norms(statistics.total_length / statistics.document_count)
+    assert statistics.document_count == count, "what is removed counts until it is merged away"
+    inverses = inverse_norms(statistics.total_length / statistics.document_count)
     counted = await terms.term_counts(windows.lexical)
-    weights = dict(zip(asked, idf(np.array(list(statistics.frequencies.values())), 30), strict=True))
-    assert len(windows.lexical) > 20
+    weights = dict(zip(asked, idf(np.array([statistics.frequencies[term] for term in asked]), count), strict=True))
+    assert len(windows.lexical) > 40
     for found in windows.lexical:
         has = Counter(counted[found.chunk_id])
-        norm = norms[length_code(has.total())]
-        score = sum(repeats * weights[term] * has[term] / (has[term] + norm) for term, repeats in asked.items())
-        assert score == pytest.approx(found.score, rel=1e-6)
+        inverse = inverses[length_code(has.total())]
+        worth = [
+            share(weights[term] * np.float32(repeats), np.float32(has[term]), inverse)
+            for term, repeats in asked.items()
+        ]
+        assert np.float32(np.array(worth).sum(dtype=np.float64)) == np.float32(found.score), (has, found)
     found = await terms.with_vectors(windows.vector)
     for one in windows.vector:
         cosine = float(found[one.chunk_id].vector @ search.vector) / np.sqrt(DIMENSION)
         assert (1 + cosine) / 2 == pytest.approx(one.score, rel=1e-6)
+
+
+@pytest.mark.stack
+async def test_terms_are_counted_as_they_are_stored_however_they_are_written(settings):
+    """Each term of a passage is one of the field's, under the name that it is counted by."""
+    texts = [
+        "x" * 254 + " " + "y" * 255 + " " + "z" * 256 + " " + "w" * 1_000,
+        "a" * 254 + "\U00010428 " + "\U00010428" * 127 + "a\U00010428 " + "\U00010428" * 300,
+        "zero\u200bwidth joined\u200dword soft\u00adhyphen mark\ufeffed mongolian\u180evowel",
+        "no\u00a0break line\u2028break para\u2029graph next\u0085line unit\u001fseparator \u0001 \u0001a",
+        "東京都 ไทย ภาษา Straße İstanbul ﬁnance Ⅷ ½ e\u0301 é 👩‍👩‍👧 🇩🇪 a.b_c d'e l\u2019eau 1,000.5 C++ me@x.org",
+    ]
+    await create_indices(small(settings))
+    async with opened(small(settings)) as (index, terms):
+        await put(index, *(passage(number, text) for number, text in enumerate(texts)))
+        counted = await terms.term_counts([hit(number) for number in range(len(texts))])
+        held = Counter(term for one in counted.values() for term in one)
+        assert (await terms.statistics(sorted(held))).frequencies == held
+        assert [dict(one) for one in await terms.analysed([f"Travel\n{text}" for text in texts])] == [
+            dict(counted[f"c{number}"]) for number in range(len(texts))
+        ]
+
+
+@pytest.mark.stack
+@pytest.mark.parametrize("dimension", [384, 1_536])
+async def test_scores_of_vectors_differ_from_those_computed_here_by_less_than_is_doubted(settings, dimension):
+    embedding = settings.embedding.model_copy(update={"dimension": dimension})
+    settings = settings.model_copy(update={"embedding": embedding})
+    await create_indices(settings)
+    rng = np.random.default_rng(3)
+
+    def unit():
+        vector = rng.standard_normal(dimension).astype(np.float32)
+        return vector / np.linalg.norm(vector)
+
+    asked = unit()
+    # From alike to opposite: sums of products that are all of one sign, or that cancel each other.
+    directions = [asked * near + unit() * (1 - abs(near)) for near in np.linspace(-1, 1, 60, dtype=np.float32)]
+    vectors = np.array([one / np.linalg.norm(one) for one in directions], dtype=np.float32)
+    async with opened(settings) as (index, _):
+        await put(index, *(ChunkWrite(passage(n, "hotel").chunk, vector) for n, vector in enumerate(vectors)))
+        [windows] = await index.search([HybridSearch("hotel", asked, Access("acme", ("hr",)), 100)])
+    assert len(windows.vector) == len(vectors)
+    for found in windows.vector:
+        score = (1 + float(product(asked, vectors[int(found.chunk_id[1:])]))) / 2
+        assert abs(found.score - score) < DOUBT / 2
+
+
+@pytest.mark.stack
+async def test_all_passages_of_a_document_are_named_however_many_requests_it_takes(settings, monkeypatch):
+    monkeypatch.setattr(codec, "MAX_RESULTS", 3)
+    await create_indices(small(settings))
+    async with opened(small(settings)) as (index, terms):
+        for count in range(1, 8):
+            await put(index, passage(5 * count, "hotel"))
+            expected = sorted(f"c{5 * number}" for number in range(1, count + 1))
+            assert sorted(await terms.chunk_ids(hit(0).key)) == sorted(await index.chunk_ids(hit(0).key)) == expected
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,7 @@ IN_LEXICAL: Final = _ENTERS_LEXICAL
 _ROUNDING: Final = np.float32(1e-5)
 """Share by which sums of the same numbers in another order may differ, with room to spare."""
 
-_DOUBT: Final = 2e-6
+DOUBT: Final = 2e-6
 """The index adds up the products of two vectors in an order of its own, so of two scores that differ by less than this
 either may be the higher. A newcomer's is raised by it: where it cannot be told whether it comes first, it does."""
 
@@ -102,7 +102,7 @@ def find_by_vector(
     """
     for row in range(first, end):
         for at in range(len(new.numbers)):
-            score = (1 + product(answered.questions[row], new.vectors[at])) / 2 + _DOUBT
+            score = (1 + product(answered.questions[row], new.vectors[at])) / 2 + DOUBT
             if score > leg.floors[row] and new.allowed[at, answered.readers[row]]:
                 touches.rows[count], touches.codes[count] = row, at * _KINDS + _ENTERS_VECTOR
                 touches.scores[count] = score
