@@ -126,7 +126,9 @@ class History:
         gone = [chunk_id for chunk_id in standing if self.rng.random() < 0.4]
         # The same id with another version: what an edit of the document's attributes does.
         again = [chunk_id for chunk_id in standing if chunk_id not in gone and self.rng.random() < 0.2]
-        told = {"version": self.offset, "position": f"documents.v1-0:{self.offset}"}
+        # Its title is searched too, and is no part of what names a passage here.
+        title = " ".join(self.rng.choices(WORDS, k=self.rng.randint(0, 9)))
+        told = {"version": self.offset, "position": f"documents.v1-0:{self.offset}", "title": title or None}
         put = [standing[chunk_id].model_copy(update=told) for chunk_id in again]
         put += [self._passage(key) for _ in range(self.rng.randint(0, 3))]
         writes = [ChunkWrite(chunk, await self.embedder.embed_query(chunk.text)) for chunk in put]

@@ -16,6 +16,7 @@ from infra.opensearch.port import Access, Hit, HybridSearch, Windows
 from query.core.fusion import fuse
 from schemas.documents import DocumentKey
 from schemas.index import StoredChunk
+from streams.core.invalidation.compiled import MOST_COUNTED
 from streams.core.invalidation.evidence import Change, Evidence, Passage, Statistics, TermCounts
 from streams.core.invalidation.exact import MAX_TERMS, Exact
 from streams.core.invalidation.policy import SIMPLE, Verdict
@@ -64,6 +65,13 @@ def passage(chunk_id, rng, *, version=1, document=None, groups=None, words=None)
     return Passage(chunk, unit(rng), TermCounts.of(Counter(words)))
 
 
+def coarse(length):
+    """A length as Lucene keeps it: above 24 the four highest bits of what is above."""
+    above = max(length - 24, 0)
+    shift = max(above.bit_length() - 4, 0)
+    return min(length, 24) + (above >> shift << shift)
+
+
 @dataclass
 class Corpus:
     """All passages, and retrieval by going through every one of them."""
@@ -93,7 +101,7 @@ class Corpus:
             score = 0.0
             for term, repeats in terms.items():
                 tf = one.terms.frequencies.get(term, 0)
-                norm = 1.2 * (1 - 0.75 + 0.75 * one.terms.length / average)
+                norm = 1.2 * (1 - 0.75 + 0.75 * coarse(one.terms.length) / average)
                 idf = math.log(1 + (count - held[term] + 0.5) / (held[term] + 0.5))
                 score += repeats * idf * tf / (tf + norm)
             if score > 0:
@@ -192,6 +200,72 @@ def test_exact_agrees_with_recomputing_everything(seed, kept, fused):
                 assert not needed, (key, standing[key], now, removed, fresh, again)
         if kept == 60:
             assert not verdict.recheck
+
+
+OFTEN = (1, 20, 254, 255, 256, 300, 3_000, 65_534, 65_535, 65_536, 70_000)
+"""How often a passage has a word: around each width that a count may be kept in."""
+
+
+def extreme(rng):
+    """Words of a passage that has one of them very often, and maybe very many others."""
+    often = Counter({rng.choice(WORDS): rng.choice(OFTEN) for _ in range(rng.randint(1, 2))})
+    return often + Counter({f"other{number}": 1 for number in range(rng.choice((0, 10, 1_000)))})
+
+
+@settings(max_examples=100, deadline=None)
+@given(seed=st.integers(0, 2**32), kept=st.sampled_from((6, 60)))
+@without_ties
+def test_however_often_a_passage_has_a_word_it_is_judged_as_it_is_searched(seed, kept):
+    """Nothing that comes in or goes is missed; where a word is too frequent to be counted, it is searched again."""
+    rng = random.Random(seed)
+    corpus = Corpus({f"c{number}": passage(f"c{number}", rng, words=extreme(rng)) for number in range(12)})
+    corpus.frozen = Statistics(40, 8_000, {word: 5 + 3 * number for number, word in enumerate(WORDS)})
+    policy = Exact(dimension=DIMENSION, kept=kept, fused=3, rrf_k=K)
+    asked = {f"q{number}": (*question(rng, window=kept), rng.choice((1, 2))) for number in range(10)}
+    for key, told in asked.items():
+        policy.put(corpus.evidence(key, *told, fused=3))
+    standing = {key: corpus.sources(*told, fused=3) for key, told in asked.items()}
+    for version in range(2, 6):
+        removed = rng.sample(sorted(corpus.passages), rng.randint(0, 2))
+        added = [passage(f"v{version}-{number}", rng, version=version, words=extreme(rng)) for number in range(2)]
+        change = corpus.change(removed, added)
+        verdict = policy.judge(change, corpus.statistics())
+        for key in verdict.drop:
+            standing.pop(key, None)
+        put = {key: corpus.evidence(key, *asked[key], fused=3) for key in verdict.recheck & standing.keys()}
+        for key, evidence in put.items():
+            policy.put(
+                replace(evidence, sources=tuple((name, corpus.passages[name].chunk.version) for name in standing[key]))
+            )
+        for key in policy.altered(put, corpus.statistics()):
+            policy.discard(key)
+            del standing[key]
+        new = {one.chunk.chunk_id for one in added}
+        for key, sources in standing.items():
+            now = corpus.sources(*asked[key], fused=3)
+            assert not set(sources) & set(removed), (key, sources, removed)
+            assert not set(now) & new, (key, sources, now)
+
+
+def test_a_word_that_cannot_be_counted_is_searched_again_and_costs_nobody_else():
+    rng = random.Random(3)
+    words = {f"c{number}": ["hotel"] * (9 + number) + ["train"] * (30 - number) for number in range(2)}
+    corpus = Corpus({name: passage(name, rng, groups=(), words=held) for name, held in words.items()})
+    corpus.frozen = Statistics(40, 800, dict.fromkeys(WORDS, 5))
+    policy = Exact(dimension=DIMENSION, kept=10, fused=5, rrf_k=K)
+    for key in ("hotel", "train"):
+        policy.put(evidence_of(corpus, key, key))
+    # Away from both questions, so that no answer shows it for its meaning.
+    often = Counter(hotel=MOST_COUNTED + 1)
+    far = replace(passage("far", rng, groups=(), words=often), vector=-unit(random.Random(7)))
+    hidden = replace(far, chunk=far.chunk.model_copy(update={"groups": ("hr",)}))
+    assert policy.judge(Change(frozenset(), frozenset(), (hidden,)), corpus.statistics()) == Verdict()
+    verdict = policy.judge(corpus.change([], [far]), corpus.statistics())
+    assert verdict == Verdict(frozenset(), frozenset({"hotel"}))
+    # Found by a search, it can still not be followed by what it scores: each change has the search made again.
+    policy.put(evidence_of(corpus, "hotel", "hotel"))
+    other = replace(passage("other", rng, groups=(), words=["visa"]), vector=-unit(random.Random(7)))
+    assert policy.judge(Change(frozenset(), frozenset(), (other,)), corpus.statistics()).recheck == {"hotel"}
 
 
 @given(seed=st.integers(0, 2**32))

@@ -22,6 +22,7 @@ from infra.webhooks.memory import MemoryWebhooks
 from ingest.accept import Stores
 from ingest.api import build_api
 from ingest.batches import NDJSON
+from ingest.connectors.encoding import header_value
 from ingest.dead_letters import ParkedLetters
 from ingest.events_api import LOOK_S, follow
 from ingest.placing import Placing
@@ -179,6 +180,54 @@ async def test_form_with_a_file(world, client):
     assert (event.title, event.groups, event.metadata, event.version) == ("Größe", ("a", "b"), {"k": "v"}, 4)
     assert (event.content_type, event.file_name) == (PDF, "report.pdf")
     assert await world.content() == b"%PDF-"
+
+
+async def sent_through(door: str, client: httpx.AsyncClient, groups: list[str]) -> httpx.Response:
+    """An upload for groups, as each door takes it; the response, or the one line of a batch's."""
+    text = ",".join(groups)
+    match door:
+        case "header":
+            headers = {"Freshline-Groups": header_value(text)}
+            return await client.put("/v1/documents/a.md", content=b"x", headers=headers)
+        case "form":
+            return await client.put("/v1/documents/a.md", data={"groups": text}, files={"file": ("a.md", b"x")})
+        case "json":
+            return await client.put("/v1/documents/a.md", json={"text": "x", "groups": groups})
+        case _:
+            line = orjson.dumps({"document_id": "a.md", "text": "x", "groups": groups})
+            return await client.post("/v1/documents:batch", content=line, headers={"Content-Type": NDJSON})
+
+
+@pytest.mark.parametrize("door", ["header", "form", "json", "batch"])
+@pytest.mark.parametrize(
+    ("given", "stored"),
+    [
+        ([], ()),
+        (["hr"], ("hr",)),
+        ([" hr ", "\tboard"], ("hr", "board")),
+        (["hr", "", "  ", "it"], ("hr", "it")),
+        (["hr", "HR", "hr", " hr"], ("hr", "HR")),
+        (["u\u0308ber", "\u00fcber"], ("\u00fcber",)),
+        ([" * "], ("*",)),
+        (["all staff"], ("all staff",)),
+    ],
+    ids=str,
+)
+async def test_the_same_groups_are_stored_whichever_door_they_come_in_by(world, client, door, given, stored):
+    response = await sent_through(door, client, given)
+    assert response.status_code in {200, 202}, response.text
+    assert world.event.groups == stored
+
+
+@pytest.mark.parametrize("door", ["header", "form", "json", "batch"])
+async def test_groups_that_are_all_blank_do_not_make_a_document_everyones(world, client, door):
+    response = await sent_through(door, client, [" ", ""])
+    told = response.json() if door != "batch" else response.json()["outcomes"][0]["problem"]
+    assert told["status"] == 422
+    [error] = told["errors"]
+    assert error["field"].lower() in {"groups", "freshline-groups"}
+    assert "every group name is blank" in error["message"]
+    assert world.records == []
 
 
 @pytest.mark.parametrize(
