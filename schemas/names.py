@@ -10,6 +10,9 @@ from typing import Final
 NAMESPACE_PATTERN: Final = re.compile(r"[a-z][a-z0-9-]{0,39}")
 """Lower case because OpenSearch index names are."""
 
+_INDEX: Final = re.compile(r"(?:chunks|manifests)-g[0-9]{1,6}|vectors|keys|webhooks(?:-waiting)?")
+"""What follows the namespace in the name of an index."""
+
 
 @dataclass(frozen=True, slots=True)
 class Names:
@@ -60,6 +63,10 @@ class Names:
     def waiting_index(self) -> str:
         """Index of the webhooks' messages that wait to be sent again."""
         return f"{self.namespace}-webhooks-waiting"
+
+    def owns_index(self, name: str) -> bool:
+        """Whether an index is of this namespace: another may be named by it and more, such as ``freshline-test``."""
+        return name.startswith(f"{self.namespace}-") and bool(_INDEX.fullmatch(name, len(self.namespace) + 1))
 
     @property
     def chunks_alias(self) -> str:

@@ -81,7 +81,7 @@ async def delete_indices(settings: Settings) -> None:
     try:
         with unavailable_is_said():
             present = await client.indices.get(index=f"{names.namespace}-*", params={"expand_wildcards": "all"})
-            for name in present:
+            for name in filter(names.owns_index, present):
                 await client.indices.delete(index=name)
     finally:
         await client.close()

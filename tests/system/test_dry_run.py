@@ -27,6 +27,8 @@ async def installation(stack):
     told = {
         "FRESHLINE_KAFKA__PARTITIONS": "2",
         "FRESHLINE_OPENSEARCH__SHARDS": "1",
+        # So long that a passage can have one word very often.
+        "FRESHLINE_SPLIT__CHUNK_TOKENS": "2000",
         # What is dropped is to stay away until it is looked at.
         "FRESHLINE_QUERY__REFILLS_PER_S": "0",
     }
@@ -104,3 +106,30 @@ async def test_the_same_content_changes_nothing_and_what_cannot_be_read_is_said(
     assert found.kept >= 1
     with pytest.raises(Unprocessable):
         await dry_run(installation.settings, "broken.pdf", b"%PDF-1.7 not really", file_name="broken.pdf")
+
+
+HERD = 60
+OFTEN = 1_900
+"""More often than one byte counts. With a byte's 255, so long a passage would come behind all of the herd."""
+
+
+async def test_a_word_that_an_edit_repeats_counts_as_often_as_the_search_counts_it(installation, services, tmp_path):
+    """The herd fills what is fused of the lexical leg, so that the edit comes into the answer or stays out by that."""
+    question = {"top_k": 5, "generate": False}
+    for number in range(HERD):
+        await services.put(f"herd-{number}.txt", f"{'zebra ' * 20}pasture {number}".encode(), "text/plain")
+    await installation.caught_up(timeout_s=60)
+    before = [await services.ask("zebra", **question) for _ in range(2)]
+    assert before[1]["cached"]
+    assert {one["document_id"][:5] for one in before[1]["results"]} == {"herd-"}
+
+    edit = "zebra " * OFTEN
+    (tmp_path / "edit.txt").write_text(edit)
+    told = await run(installation, str(tmp_path / "edit.txt"), "--id", "zebras.txt")
+    [touched] = [one for one in told["touched"] if one["question"] == "zebra"]
+    assert (touched["why"], touched["lexical_rank"]) == ("comes_in", 1)
+
+    await services.ended((await services.put("zebras.txt", edit.encode(), "text/plain"))["event_id"])
+    after = await services.ask("zebra", **question)
+    assert "zebras.txt" in {one["document_id"] for one in after["results"]}
+    assert not after["cached"]

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 from typing import Any
@@ -79,6 +80,12 @@ async def answers_with(asker: Asker, status: int) -> None:
         return (await asker.ask()).status_code == status
 
     await until(answers)
+
+
+def bearer(installation: Installation, issuer: str, **claims: Any) -> Asker:
+    """Somebody with a token of the issuer."""
+    told = {"iss": issuer, "aud": "freshline", "sub": "ada", "exp": time.time() + 60, "scope": "query"} | claims
+    return Asker("", jwt.encode({"alg": "RS256", "kid": "one"}, told, SIGNING), installation)
 
 
 def freshline(installation: Installation, *arguments: str) -> dict[str, Any]:
@@ -212,6 +219,38 @@ async def test_a_request_cannot_say_who_it_speaks_for(umbrella, fields):
     assert (await umbrella.ask(**fields)).status_code == 422
 
 
+async def test_a_group_named_like_everyone_is_its_members_alone(installation, issuer):
+    """Whichever door the name came in by, to the document or to the credential, and also from the cache."""
+    writer = await issued(installation, "--tenant", "orbit", "--scope", "ingest")
+    members = await issued(installation, "--tenant", "orbit", "--group", " * ")
+    strangers = [
+        await issued(installation, "--tenant", "orbit"),
+        await issued(installation, "--tenant", "orbit", "--group", "board", "--group", "everyone"),
+    ]
+    await writer.put("open.md", OPEN)
+    await writer.put("header.md", SECRET, **{"freshline-groups": " * ,,"})
+    sent = [
+        await writer.call("PUT", "/v1/documents/json.md", json={"text": SECRET, "groups": ["", " * ", "*"]}),
+        await writer.call(
+            "PUT", "/v1/documents/form.md", data={"groups": " *"}, files={"file": ("form.md", SECRET.encode())}
+        ),
+    ]
+    line = {"document_id": "batch.md", "text": SECRET, "groups": ["*\t"]}
+    batch = await writer.call("POST", "/v1/documents:batch", content=orjson.dumps(line), headers=NDJSON)
+    accepted = [one.json() for one in sent] + [one["accepted"] for one in batch.json()["outcomes"]]
+    for one in accepted:
+        await writer.ended(one["event_id"])
+    refused = await writer.call("PUT", "/v1/documents/blank.md", json={"text": SECRET, "groups": [" "]})
+    assert refused.status_code == 422, "nobody's groups are not everyone's"
+    closed = {"header.md", "json.md", "form.md", "batch.md"}
+    for _ in range(2):  # then from the cache
+        assert await members.found() == {"open.md"} | closed
+        for stranger in strangers:
+            assert await stranger.found() == {"open.md"}
+    assert await bearer(installation, issuer, tenant="orbit", groups=[" *"]).found() == {"open.md"} | closed
+    assert await bearer(installation, issuer, tenant="orbit", groups=["everyone"]).found() == {"open.md"}
+
+
 @pytest.mark.parametrize("name", ["x-tenant", "x-tenant-id", "freshline-tenant", "x-forwarded-user", "x-groups"])
 async def test_nor_do_headers(umbrella, name):
     response = await umbrella.call(
@@ -285,10 +324,7 @@ async def test_without_a_valid_credential_no_door_opens(installation, token):
 
 @pytest.mark.usefixtures("acme")
 async def test_a_token_finds_what_its_claims_say(installation, issuer, umbrella):
-    def token(**claims: Any) -> Asker:
-        told = {"iss": issuer, "aud": "freshline", "sub": "ada", "exp": time.time() + 60, "scope": "query"} | claims
-        return Asker("", jwt.encode({"alg": "RS256", "kid": "one"}, told, SIGNING), installation)
-
+    token = partial(bearer, installation, issuer)
     assert await token(tenant="acme", groups=["board"]).found() == {"tea.md", "merger.md"}
     assert await token(tenant="acme", groups=["staff"]).found() == {"tea.md"}
     assert await token(tenant="umbrella", groups=["board"]).found() == await umbrella.found()

@@ -1,6 +1,7 @@
 """API keys: what opens them, for how long, and what a process knows while their store is away."""
 
 import pytest
+from pydantic import ValidationError
 
 from infra.credentials.api_keys import ID_BYTES, SECRET_BYTES, Token, issue, revoked, rotated, valid_until_ms
 from infra.credentials.key_table import RECHECK_S, KeyTable
@@ -25,6 +26,13 @@ def test_a_token_reads_back_and_its_secret_is_kept_nowhere():
     assert token.secret not in key.model_dump_json()
     assert token.secret not in repr(token)
     assert valid_until_ms(key, token.secret, now_ms=1e15) == float("inf")
+
+
+def test_groups_of_a_key_are_read_as_those_of_a_document_are():
+    key, _ = issued(groups=(" * ", "staff", "", "staff", "Staff"))
+    assert key.groups == ("*", "staff", "Staff")
+    with pytest.raises(ValidationError, match="every group name is blank"):
+        issued(groups=(" ",))
 
 
 @pytest.mark.parametrize("text", ["", "fl_", "fl_01_02", "fl_" + "0" * 16 + "_" + "0" * 63, "xx_" + "0" * 16, "ä" * 84])

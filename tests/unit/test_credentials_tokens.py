@@ -95,6 +95,11 @@ async def test_a_token_says_who_asks(issuer, verifier):
     assert verified.until_s == issuer.clock_s + RECHECK_S
 
 
+async def test_groups_of_a_token_are_read_as_those_of_a_document_are(issuer, verifier):
+    verified = await verifier.verify(token(issuer, groups=[" * ", "staff", "", "staff", "Staff"]))
+    assert verified.principal.access.groups == ("*", "staff", "Staff")
+
+
 async def test_a_verification_ends_with_the_token(issuer, verifier):
     verified = await verifier.verify(token(issuer, exp=NOW_S + 5))
     assert verified.until_s == issuer.clock_s + 5 + 30
@@ -116,6 +121,7 @@ async def test_a_verification_ends_with_the_token(issuer, verifier):
         {"tenant": ["acme"]},
         {"groups": "board"},
         {"groups": ["a,b"]},
+        {"groups": [" ", ""]},
         {"groups": [f"g{number}" for number in range(65)]},
     ],
 )

@@ -97,3 +97,37 @@ async def test_what_became_searchable_meanwhile_is_not_taken_for_absent():
     await asked(terms, 2)
     terms.asked[1][1].set()
     assert set(await late) == {"a"}
+
+
+async def test_what_was_stored_anew_is_read_anew_also_where_a_read_of_it_is_under_way():
+    terms = Terms()
+    lexicon = Lexicon(terms)
+    early = asyncio.create_task(lexicon.passages(hits("a", "b")))
+    await asked(terms, 1)
+    lexicon.forget("a")
+    late = asyncio.create_task(lexicon.passages(hits("a", "b")))
+    await asked(terms, 2)
+    assert terms.asked[1][0] == ["a"], "the other one is as it was"
+    for _, told in terms.asked:
+        told.set()
+    assert set(await early) == set(await late) == {"a", "b"}
+    lexicon.forget("a")
+    again = asyncio.create_task(lexicon.passages(hits("a", "b")))
+    await asked(terms, 3)
+    assert terms.asked[2][0] == ["a"], "what was known is forgotten too"
+    terms.asked[2][1].set()
+    assert set(await again) == {"a", "b"}
+
+
+async def test_a_read_that_is_older_than_what_was_stored_is_not_kept():
+    terms = Terms()
+    lexicon = Lexicon(terms)
+    early = asyncio.create_task(lexicon.passages(hits("a")))
+    await asked(terms, 1)
+    lexicon.forget_passages()
+    terms.asked[0][1].set()
+    assert set(await early) == {"a"}
+    late = asyncio.create_task(lexicon.passages(hits("a")))
+    await asked(terms, 2)
+    terms.asked[1][1].set()
+    assert set(await late) == {"a"}
