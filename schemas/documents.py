@@ -51,7 +51,7 @@ def _normalised_groups(given: object) -> object:
     return names
 
 
-Groups = Annotated[tuple[GroupName, ...], BeforeValidator(_normalised_groups), Field(max_length=MAX_GROUPS)]
+Groups = Annotated[tuple[GroupName, ...], Field(max_length=MAX_GROUPS), BeforeValidator(_normalised_groups)]
 """Who may see a document: empty means every reader of its tenant. Of a credential: whose documents it may find.
 
 The same names are the same groups whichever way they came in: header, form, JSON, batch, API key, token or command.
