@@ -115,9 +115,13 @@ OFTEN = 1_900
 
 async def test_a_word_that_an_edit_repeats_counts_as_often_as_the_search_counts_it(installation, services, tmp_path):
     """The herd fills what is fused of the lexical leg, so that the edit comes into the answer or stays out by that."""
-    question = {"top_k": 5, "generate": False}
+    question = {"top_k": 40, "generate": False}
     for number in range(HERD):
-        await services.put(f"herd-{number}.txt", f"{'zebra ' * 20}pasture {number}".encode(), "text/plain")
+        await services.put(
+            f"herd-{number}.txt",
+            f"Shelf {number} lends books on trains and taxes. {'zebra ' * 20}".encode(),
+            "text/plain",
+        )
     await installation.caught_up(timeout_s=60)
     before = [await services.ask("zebra", **question) for _ in range(2)]
     assert before[1]["cached"]

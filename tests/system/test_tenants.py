@@ -228,7 +228,7 @@ async def test_a_group_named_like_everyone_is_its_members_alone(installation, is
         await issued(installation, "--tenant", "orbit", "--group", "board", "--group", "everyone"),
     ]
     await writer.put("open.md", OPEN)
-    await writer.put("header.md", SECRET, **{"freshline-groups": " * ,,"})
+    await writer.put("header.md", SECRET, **{"freshline-groups": "* ,,"})
     sent = [
         await writer.call("PUT", "/v1/documents/json.md", json={"text": SECRET, "groups": ["", " * ", "*"]}),
         await writer.call(
