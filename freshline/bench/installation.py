@@ -24,7 +24,7 @@ from infra.opensearch.provision import delete_indices
 from infra.settings import Settings
 from streams.topology import TOPOLOGY
 
-_READY_S: Final = 60.0
+_READY_S: Final = 240.0
 _STOP_S: Final = 20.0
 _POLL_S: Final = 0.05
 _POLL_MAX_S: Final = 0.5
