@@ -114,8 +114,12 @@ OFTEN = 1_900
 
 
 async def test_a_word_that_an_edit_repeats_counts_as_often_as_the_search_counts_it(installation, services, tmp_path):
-    """The herd fills what is fused of the lexical leg, so that the edit comes into the answer or stays out by that."""
-    question = {"top_k": 40, "generate": False}
+    """The herd fills the 50 candidates of the lexical leg, and the answer has 50 results.
+
+    At most 49 of the herd are among the candidates of both legs once the edit is first in the lexical one, so it is
+    among the results whatever its vector is.
+    """
+    question = {"top_k": 50, "generate": False}
     for number in range(HERD):
         await services.put(
             f"herd-{number}.txt",
