@@ -281,6 +281,32 @@ def test_a_change_that_is_judged_again_keeps_what_reflects_it(seed):
     assert policy.judge(change, corpus.statistics()) == Verdict()
 
 
+def test_a_change_that_is_judged_again_keeps_an_order_that_hardly_differs():
+    """Two scores that lie closer together than sums of the same products may differ: the index has told their order."""
+    rng = random.Random(3)
+    first, second = (replace(passage(name, rng, groups=(), words=["hotel"])) for name in ("first", "second"))
+    turned = first.vector + np.float32(1e-3) * unit(rng)
+    second = replace(second, vector=turned / np.linalg.norm(turned))
+    corpus = Corpus({"first": first, "second": second})
+    search = HybridSearch("hotel", first.vector, Access("acme"), 10)
+    scores = [(1 + float(np.dot(first.vector, one.vector))) / 2 for one in (first, second)]
+    assert 0 < scores[0] - scores[1] < 2e-6
+    policy = Exact(dimension=DIMENSION, kept=10, fused=5, rrf_k=K)
+    policy.put(
+        Evidence(
+            key="q",
+            search=search,
+            terms=Counter(["hotel"]),
+            top_k=1,
+            sources=(("first", 1),),
+            documents=frozenset({first.chunk.document_id}),
+            vector_window=(("first", scores[0]), ("second", scores[1])),
+            lexical_window=(("first", first.terms), ("second", second.terms)),
+        )
+    )
+    assert policy.judge(Change(frozenset(), frozenset(), (second,)), corpus.statistics()) == Verdict()
+
+
 def evidence_of(corpus, text, key="q", *, top_k=1):
     rng = random.Random(7)
     terms = Counter(text.split())

@@ -123,7 +123,7 @@ async def test_a_word_that_an_edit_repeats_counts_as_often_as_the_search_counts_
     for number in range(HERD):
         await services.put(
             f"herd-{number}.txt",
-            f"Shelf {number} lends books on trains and taxes. {'zebra ' * 20}".encode(),
+            f"Shelf {number} lends books on trains and taxes. {'zebra ' * (20 + number)}".encode(),
             "text/plain",
         )
     await installation.caught_up(timeout_s=60)

@@ -102,8 +102,14 @@ def find_by_vector(
     """
     for row in range(first, end):
         for at in range(len(new.numbers)):
-            score = (1 + product(answered.questions[row], new.vectors[at])) / 2 + DOUBT
+            own = (1 + product(answered.questions[row], new.vectors[at])) / 2
+            score = own + DOUBT
             if score > leg.floors[row] and new.allowed[at, answered.readers[row]]:
+                for place in range(leg.ids.shape[1]):
+                    if leg.ids[row, place] == new.numbers[at] and abs(leg.scores[row, place] - own) <= DOUBT:
+                        # The window reflects this change already: the score is the index's own, and in no doubt.
+                        score = leg.scores[row, place]
+                        break
                 touches.rows[count], touches.codes[count] = row, at * _KINDS + _ENTERS_VECTOR
                 touches.scores[count] = score
                 count += 1
