@@ -1,14 +1,16 @@
 """What agreement of stream, index and contents means. Pure: values in, findings out."""
 
+import json
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
-from typing import Final
+from typing import Final, NamedTuple, Self
 
 from schemas.documents import DocumentKey, LifeState, Outcome
-from schemas.events import Change, DocumentEvent
+from schemas.events import Change, ChunkPlan, DocumentEvent
 from schemas.index import Manifest, StoredChunk
 from schemas.positions import Position
+from streams.core.chunk_identity import attributes_sha256, content_sha256
 
 
 class Kind(StrEnum):
@@ -28,6 +30,7 @@ class Kind(StrEnum):
     FOREIGN = "passage of another document"
     OTHER_GROUPS = "passage with other groups than its document"
     NEWER = "passage of a later version than its document"
+    OTHER_PASSAGE = "passage that is not as its document's content says"
 
 
 _WRITE_ANEW: Final = "--repair has the workers write the document anew"
@@ -48,13 +51,14 @@ ADVICE: Final = {
     Kind.FOREIGN: _LOOK,
     Kind.OTHER_GROUPS: _WRITE_ANEW,
     Kind.NEWER: _WRITE_ANEW,
+    Kind.OTHER_PASSAGE: _WRITE_ANEW,
 }
 """What to do about each kind."""
 
 _OF_DOCUMENTS: Final = frozenset(kind for kind, advice in ADVICE.items() if advice == _WRITE_ANEW)
-_OF_PASSAGES: Final = frozenset({Kind.OTHER_GROUPS, Kind.NEWER})
+_NAMING_PASSAGES: Final = frozenset({Kind.ORPHAN, Kind.FOREIGN, Kind.OTHER_GROUPS, Kind.NEWER, Kind.OTHER_PASSAGE})
 
-Findings = Mapping[Kind, list[str]]
+Findings = Mapping[Kind, Sequence[str]]
 """Kind → documents (``tenant/id``) or passages (``tenant/id CHUNK``) that it was found in."""
 
 
@@ -100,13 +104,18 @@ def to_rewrite(
 ) -> dict[DocumentKey, DocumentEvent]:
     """The events to be sent once more, by document. Not where the content is lost: what is there is all there is."""
     lost = set(findings.get(Kind.CONTENT_LOST, ()))
-    names = {
-        found.rpartition(" ")[0] if kind in _OF_PASSAGES else found
-        for kind in _OF_DOCUMENTS
-        for found in findings.get(kind, ())
-    }
+    names = named_documents({kind: findings.get(kind, ()) for kind in _OF_DOCUMENTS})
     keys = [DocumentKey.parse(name) for name in sorted(names - lost)]
     return {key: event for key in keys if (event := wanted.get(key)) is not None}
+
+
+def named_documents(findings: Findings) -> set[str]:
+    """Documents (``tenant/id``) in which anything was found."""
+    return {
+        name.rpartition(" ")[0] if kind in _NAMING_PASSAGES else name
+        for kind, names in findings.items()
+        for name in names
+    }
 
 
 def compare(
@@ -140,6 +149,53 @@ def compare(
     return dict(findings)
 
 
+class PassageContent(NamedTuple):
+    """What is compared of a passage.
+
+    Attributes:
+        sha256: hash of all stored content; empty where its searched fields do not agree with it.
+        version: that wrote it.
+        span: its place in the parsed text of that version.
+    """
+
+    sha256: str
+    version: int
+    span: tuple[int, int]
+
+    @classmethod
+    def of(cls, chunk: StoredChunk, *, consistent: bool = True) -> Self:
+        """Of a passage with its text."""
+        content = content_sha256(chunk, attributes_sha256(chunk)) if consistent else ""
+        return cls(content, chunk.version, (chunk.start, chunk.end))
+
+
+def compare_passages(
+    manifest: Manifest, plan: ChunkPlan, wanted: Sequence[StoredChunk], stored: Mapping[str, PassageContent]
+) -> dict[Kind, list[str]]:
+    """How a document's stored passages differ from what its content makes; passages that are missing are passed over.
+
+    Args:
+        manifest: complete, of the same profile as ``wanted``.
+        plan: what its content makes of it.
+        wanted: its passages, in order.
+        stored: what is stored, by chunk id.
+    """
+    said = (plan.title, _encoded(plan.content_metadata))
+    if (manifest.title, _encoded(manifest.content_metadata)) != said or len(manifest.chunks) != len(wanted):
+        return {Kind.OTHER_CONTENT: [str(manifest.key)]}
+    differing = [
+        f"{manifest.key} {chunk_id}"
+        for chunk_id, passage in zip(manifest.chunks, map(PassageContent.of, wanted), strict=True)
+        if chunk_id in stored and not _same(passage, stored[chunk_id])
+    ]
+    return {Kind.OTHER_PASSAGE: differing} if differing else {}
+
+
+def _same(wanted: PassageContent, stored: PassageContent) -> bool:
+    """A passage that an earlier version wrote has its place in that version's text."""
+    return wanted.sha256 == stored.sha256 and (wanted.version != stored.version or wanted.span == stored.span)
+
+
 def _gave_way(event: DocumentEvent, outcome: Outcome | None, refused: int) -> bool:
     return outcome is Outcome.DEAD_LETTER or (outcome is Outcome.SUPERSEDED and event.version <= refused)
 
@@ -169,4 +225,9 @@ def _other_state(event: DocumentEvent, manifest: Manifest) -> Kind | None:
 
 
 def _content(one: DocumentEvent | Manifest) -> tuple[object, ...]:
-    return one.content, one.source, frozenset(one.groups), tuple(sorted(one.metadata.items()))
+    return one.content, one.content_type, one.source, frozenset(one.groups), _encoded(one.metadata)
+
+
+def _encoded(metadata: Mapping[str, object]) -> str:
+    """As JSON, in which 1, 1.0 and true differ."""
+    return json.dumps(metadata, sort_keys=True)

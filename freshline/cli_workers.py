@@ -124,6 +124,8 @@ def verify(
 ) -> None:
     """Check that index, manifests, contents and the stream agree; exits with 1 when they do not.
 
+    Every content is parsed and split again, and compared with what is stored of each passage.
+
     Events still under way would look like disagreements: it says so, and when `freshline lag` shows none is the time
     to ask.
 
@@ -151,6 +153,12 @@ def verify(
                 f"newest version refused: {report.refused.count}, such as {', '.join(report.refused.examples[:3])}"
             )
             out.print(f"  {report.refused.advice}", style="dim")
+        if report.not_compared.count:
+            out.print(
+                f"passages not compared: {report.not_compared.count} documents, such as "
+                f"{', '.join(report.not_compared.examples[:3])}"
+            )
+            out.print(f"  {report.not_compared.advice}", style="dim")
         if report.repaired:
             out.print(f"repaired: {', '.join(f'{what} {count}' for what, count in report.repaired.items())}")
         if report.under_way:

@@ -1,40 +1,56 @@
-"""What an answer holds, in the words of the index, so that the invariants can judge it."""
+"""Passages named by what a reader sees of them, so that the invariants judge what was answered and not ids."""
 
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from hashlib import sha256
-from typing import Any
+from typing import Any, NamedTuple
 
 from schemas.documents import DocumentKey
 from schemas.events import PlannedChunk
-from streams.core.chunk_identity import chunk_ids
-from streams.core.splitting import embedding_text
+from schemas.index import StoredChunk
+
+
+class Shown(NamedTuple):
+    """What a reader sees of a passage, and which version wrote it."""
+
+    title: str | None
+    source: str | None
+    heading_path: tuple[str, ...]
+    text: str
+    version: int
+
+
+def planned_passages(title: str | None, source: str | None, chunks: Iterable[PlannedChunk]) -> frozenset[str]:
+    """Names of the passages that a document version with these attributes and chunks should have."""
+    return frozenset(_named(Shown(title, source, one.heading_path, one.text, 0) for one in chunks))
+
+
+def stored_passages(chunks: Iterable[StoredChunk]) -> dict[str, int]:
+    """Name of each stored passage of one document → version that wrote it."""
+    return _named(Shown(one.title, one.source, one.heading_path, one.text, one.version) for one in chunks)
 
 
 def served_passages(results: Sequence[Mapping[str, Any]], tenant: str) -> dict[DocumentKey, dict[str, int]]:
-    """Document → id of each passage in the answer → version that wrote it.
-
-    The ids are made anew from what a reader got: nothing of the index has to be asked for.
+    """Document → name of each passage in an answer → version that wrote it.
 
     Args:
         results: ``results`` of a query response.
         tenant: the reader's.
     """
-    documents: dict[DocumentKey, list[Mapping[str, Any]]] = defaultdict(list)
-    for result in results:
-        documents[DocumentKey(tenant, result["document_id"])].append(result)
-    served = {}
-    for key, mine in documents.items():
-        mine.sort(key=lambda result: result["span"][0])  # equal passages are numbered in their order
-        ids = chunk_ids(key, [_planned(result) for result in mine])
-        served[key] = {name: int(result["version"]) for name, result in zip(ids, mine, strict=True)}
-    return served
+    documents: dict[DocumentKey, list[Shown]] = defaultdict(list)
+    for one in results:
+        shown = Shown(one["title"], one["source"], tuple(one["heading_path"]), one["text"], int(one["version"]))
+        documents[DocumentKey(tenant, one["document_id"])].append(shown)
+    return {key: _named(shown) for key, shown in documents.items()}
 
 
-def _planned(result: Mapping[str, Any]) -> PlannedChunk:
-    start, end = result["span"]
-    bare = PlannedChunk(
-        text=result["text"], heading_path=tuple(result["heading_path"]), start=start, end=end, text_sha256=""
-    )
-    named = sha256(embedding_text(result["title"], bare).encode()).hexdigest()
-    return bare.model_copy(update={"text_sha256": named})
+def _named(shown: Iterable[Shown]) -> dict[str, int]:
+    """Equal passages of a document are numbered, as a document may have the same one twice."""
+    seen: Counter[str] = Counter()
+    named = {}
+    for one in sorted(shown, key=lambda one: one.version):
+        content = sha256(json.dumps(one._replace(version=0)).encode()).hexdigest()
+        named[f"{content[:20]}-{seen[content]}"] = one.version
+        seen[content] += 1
+    return named

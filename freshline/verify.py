@@ -11,7 +11,8 @@ from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict
 
-from freshline.agreement import ADVICE, Kind, compare, expected, refused, to_rewrite
+from freshline.agreement import ADVICE, Kind, PassageContent, compare, expected, refused, to_rewrite
+from freshline.contents import compare_with_contents
 from infra.blobs import open_blob_store
 from infra.blobs.port import BlobStore
 from infra.kafka.codec import Undecodable, decode
@@ -28,6 +29,7 @@ from infra.settings import Settings
 from ingest.placing import Placing
 from schemas.documents import DocumentKey, LifeState, Outcome
 from schemas.events import BlobRef, ChunkPlan, DocumentEvent, IndexChange
+from schemas.index import StoredChunk
 from schemas.positions import Position
 from schemas.topics import DEAD_LETTERS, DOCUMENTS, INDEX_CHANGES
 from streams.topology import TOPOLOGY
@@ -69,6 +71,7 @@ class Report(BaseModel):
         chunks: searchable passages.
         under_way: records that a step has not finished; each may be the cause of a finding.
         refused: documents whose newest version could not be processed; as it should be, they keep the one before.
+        not_compared: documents whose passages were not compared with their content.
         findings: kind of disagreement → what was found.
         repaired: what was done → how often.
     """
@@ -81,6 +84,7 @@ class Report(BaseModel):
     chunks: int
     under_way: int
     refused: Finding
+    not_compared: Finding
     findings: dict[str, Finding]
     repaired: dict[str, int] = {}
 
@@ -134,8 +138,13 @@ async def _look(settings: Settings) -> _Seen:
     index = OpenSearchIndex.open(settings)
     blobs = open_blob_store(settings.blobs)
     try:
-        # Passages first: whatever is seen of a change that comes now, its manifest was written before it.
-        chunks = [chunk async for chunk in index.scan_chunks()]
+        # Passages first: whatever is seen of a change that comes now, its manifest was written before it. Their texts
+        # are not kept: there may be more than fits into memory.
+        chunks: list[StoredChunk] = []
+        passages: dict[str, PassageContent] = {}
+        async for one in index.scan_chunks():
+            passages[one.chunk.chunk_id] = PassageContent.of(one.chunk, consistent=one.consistent)
+            chunks.append(one.chunk.model_copy(update={"text": ""}))
         manifests = {manifest.key: manifest async for manifest in index.scan_manifests()}
         wanted = expected(events, outcomes)
         findings = compare(wanted, manifests, chunks)
@@ -143,6 +152,11 @@ async def _look(settings: Settings) -> _Seen:
         contents += [(key, event.content) for key, event in wanted.items() if event is not None]
         if lost := await _lost(blobs, contents):
             findings[Kind.CONTENT_LOST] = lost
+        differing, not_compared = await compare_with_contents(
+            settings, blobs, wanted=wanted, manifests=manifests, stored=passages, findings=findings
+        )
+        for kind, found in differing.items():
+            findings[kind] = sorted({*findings.get(kind, ()), *found})
     finally:
         await blobs.close()
         await index.close()
@@ -154,6 +168,11 @@ async def _look(settings: Settings) -> _Seen:
         chunks=len(chunks),
         under_way=under_way,
         refused=_finding(refused(events, outcomes), "`GET /v1/events/ID` says why; upload what can be read"),
+        not_compared=_finding(
+            not_compared,
+            "indexed with another parser, splitter or model, or not readable within its limits now; the next event of "
+            "each writes it anew",
+        ),
         findings={str(kind): _finding(found, ADVICE[kind]) for kind, found in findings.items()},
     )
     names = set(findings.get(Kind.ORPHAN, ()))

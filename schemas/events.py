@@ -87,9 +87,10 @@ class PlannedChunk(Message):
     Attributes:
         text: the passage as it stands in the parsed text.
         heading_path: headings above it, outermost first.
-        start: first character in the parsed text.
+        start: first character in the parsed text of this version.
         end: one past the last character.
-        text_sha256: identity of what is embedded.
+        text_sha256: hash of the embedded text: the key of the vector. It does not identify the passage, as the embedded
+            text holds no more of title and headings than fits.
     """
 
     text: str

@@ -41,7 +41,11 @@ MAX_REWRITES: Final = 127
 
 
 class StoredChunk(Message):
-    """One searchable passage. The id is made of the document and the text, so the same passage keeps its id."""
+    """One searchable passage. Its id is a hash of all content that is stored under it.
+
+    ``version``, ``position``, ``start`` and ``end`` are provenance: they tell of the write, and stay as they are while
+    later versions leave the passage alone.
+    """
 
     chunk_id: str
     tenant: str
@@ -49,11 +53,11 @@ class StoredChunk(Message):
     version: int = Field(description="Document version that wrote this passage.")
     position: PositionText
     text: str
-    text_sha256: str
+    text_sha256: str = Field(description="Hash of the embedded text: the key of the vector.")
     title: str | None = None
     source: str | None = None
     heading_path: tuple[str, ...] = ()
-    start: int
+    start: int = Field(description="Place in the parsed text of ``version``.")
     end: int
     groups: Groups = ()
     metadata: IndexedMetadata = Field(default_factory=dict)

@@ -21,6 +21,13 @@ class ProgressLog(Protocol):
         ...
 
 
+class NoProgress:
+    """For those who run a step's code beside the stream: nobody waits for their events."""
+
+    def reached(self, event: DocumentEvent, stage: Stage, at_ms: float) -> None:
+        """See ``ProgressLog.reached``."""
+
+
 class StatesProgress:
     """Writes reports behind the steps' backs; what cannot be written is dropped, for the last step tells it again."""
 

@@ -20,10 +20,10 @@ from infra.opensearch.port import DocumentIndex, SearchIndex, TermIndex
 from infra.redis.entry import Entry
 from infra.redis.port import AnswerSlices, Appended, Dropped, Pending, StoredEntry
 from infra.settings import AnswerSettings
-from schemas.documents import MetadataValue, Stage
+from schemas.documents import MetadataValue
 from schemas.events import Change as ChangeKind
 from schemas.events import ChunkPlan, DocumentEvent
-from streams.core.chunk_identity import chunk_ids
+from streams.core.chunk_identity import stored_chunks
 from streams.core.document_change import Write, decide
 from streams.core.invalidation.entrants import entrant
 from streams.core.invalidation.evidence import Change, Evidence, Passage, Statistics, TermCounts
@@ -34,8 +34,8 @@ from streams.judging import Fusion, SliceJudge, TooMuchChanged
 from streams.lexicon import Lexicon
 from streams.news import News
 from streams.parsing.sandbox import ParserPool
+from streams.progress import NoProgress
 from streams.runner import Task
-from streams.steps.index import stored_chunk
 from streams.steps.prepare import Prepare
 
 SNIPPET_CHARS: Final = 120
@@ -138,7 +138,7 @@ class Rehearsal:
         self._slices = slices
         self._embedder = embedder
         self._blobs = MemoryBlobStore()
-        self._prepare = Prepare(self._blobs, parsers, splitter, profile, _Nobody())
+        self._prepare = Prepare(self._blobs, parsers, splitter, profile, NoProgress())
         self._fusion = fusion
         self._settings = settings
 
@@ -159,17 +159,16 @@ class Rehearsal:
         plan = await self._planned(event)
         chunks = plan.chunks if plan.chunks_blob is None else load_chunks(await self._blobs.get(plan.chunks_blob))
         strays = await self._index.chunk_ids(event.key) if manifest is None else ()
-        ids = chunk_ids(event.key, chunks)
+        passages = stored_chunks(plan, chunks)
+        ids = [passage.chunk_id for passage in passages]
         write = decide(plan, ids, manifest, now_ms=time.time() * 1_000, strays=strays)
         if not isinstance(write, Write):
             raise NotNow("a newer version was sent meanwhile: try again")
-        stored = [stored_chunk(write.claim, number, chunks[number], write.claim) for number in write.add]
-        vectors = await self._embedder.embed_passages(
-            [embedding_text(plan.title, chunks[number]) for number in write.add]
-        )
+        stored = [passages[number] for number in write.add]
+        vectors = await self._embedder.embed_passages([embedding_text(plan.title, one) for one in stored])
         counts = [TermCounts.of(terms) for terms in await self._terms.analysed([lexical_text(one) for one in stored])]
-        passages = tuple(Passage(*one) for one in zip(stored, vectors, counts, strict=True))
-        change = Change(frozenset({event.document_id}), frozenset(write.remove), passages)
+        added = tuple(Passage(*one) for one in zip(stored, vectors, counts, strict=True))
+        change = Change(frozenset({event.document_id}), frozenset(write.remove), added)
         answers, touched = 0, []
         for number in range(self._slices.count):
             judged, some = await self._slice(event.tenant, number, change)
@@ -310,10 +309,3 @@ class _Unchanged:
     async def drops(self, tenant: str, number: int, key: str) -> list[Dropped]:
         """See ``AnswerSlices``."""
         return await self._slices.drops(tenant, number, key)
-
-
-class _Nobody:
-    """Whom nothing has to be reported to."""
-
-    def reached(self, event: DocumentEvent, stage: Stage, at_ms: float) -> None:
-        """See ``ProgressLog``."""

@@ -28,7 +28,7 @@ from ingest.connectors.event_file import RecordedEvent, read_events
 from query.core.cache_key import normalised
 from schemas.documents import DocumentKey
 from schemas.index import StoredChunk
-from streams.core.chunk_identity import chunk_ids
+from streams.core.chunk_identity import with_ids
 from streams.core.invalidation.evidence import Change, Passage, TermCounts
 from streams.core.splitting import Splitter, embedding_text
 from streams.parsing.parse import ParseFailed
@@ -37,6 +37,8 @@ from streams.parsing.sandbox import ParserPool
 TENANT: Final = "bench"
 ACCESS: Final = Access(TENANT)
 _ANALYSED_AT_ONCE: Final = 8
+_PROFILE: Final = "bench"
+"""One run has one parser, splitter and model."""
 
 
 def read_questions(paths: Sequence[Path]) -> list[str]:
@@ -126,12 +128,7 @@ class Corpus:
         except ParseFailed:
             return Change(frozenset(), frozenset(), ())
         standing = self._standing.pop(event.doc_id, {})
-        # As the index step does: another title or source has every passage stored anew.
-        kept = {
-            chunk_id: chunk
-            for chunk_id, chunk in standing.items()
-            if chunk_id in wanted and (chunk.title, chunk.source) == (wanted[chunk_id].title, wanted[chunk_id].source)
-        }
+        kept = {chunk_id: chunk for chunk_id, chunk in standing.items() if chunk_id in wanted}
         put = [chunk for chunk_id, chunk in wanted.items() if chunk_id not in kept]
         vectors = await self.embedder.embed_passages([texts[chunk.chunk_id] for chunk in put])
         writes = tuple(ChunkWrite(chunk, vector) for chunk, vector in zip(put, vectors, strict=True))
@@ -172,21 +169,21 @@ class Corpus:
         self._contents[event.doc_id] = content
         parsed = await self.parsers.parse(content, "text/markdown", event.path)
         chunks = self.splitter.split(parsed.text, parsed.title)
-        planned = dict(zip(chunk_ids(key, chunks), chunks, strict=True))
-        stored = {
-            chunk_id: StoredChunk(
-                chunk_id=chunk_id,
+        bare = [
+            StoredChunk(
+                chunk_id="",
                 tenant=key.tenant,
                 document_id=key.document_id,
                 version=version,
                 position=f"documents.v1-0:{event.seq}",
                 title=parsed.title,
                 source=event.path,
-                **chunk.model_dump(),
+                **dict(chunk),
             )
-            for chunk_id, chunk in planned.items()
-        }
-        return stored, {chunk_id: embedding_text(parsed.title, chunk) for chunk_id, chunk in planned.items()}
+            for chunk in chunks
+        ]
+        stored = {chunk.chunk_id: chunk for chunk in with_ids(bare, _PROFILE)}
+        return stored, {chunk_id: embedding_text(parsed.title, chunk) for chunk_id, chunk in stored.items()}
 
     async def _terms(self, text: str) -> Mapping[str, int]:
         body = {"field": "lexical", "text": text}

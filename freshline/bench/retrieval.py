@@ -26,7 +26,7 @@ from infra.settings import Settings
 from query.core.fusion import fuse
 from schemas.documents import DocumentKey
 from schemas.index import StoredChunk
-from streams.core.chunk_identity import chunk_ids
+from streams.core.chunk_identity import with_ids
 from streams.core.splitting import Splitter, embedding_text
 
 MODELS: Final = ("all-minilm-l6-v2", "bge-small-en-v1.5")
@@ -122,21 +122,19 @@ async def _fill(
         changes = []
         for row, chunks in planned:
             key = DocumentKey(_TENANT, str(row["_id"]))
-            put = tuple(
-                ChunkWrite(
-                    StoredChunk(
-                        chunk_id=chunk_id,
-                        tenant=key.tenant,
-                        document_id=key.document_id,
-                        version=1,
-                        position="documents.v1-0:0",
-                        title=row["title"],
-                        **chunk.model_dump(),
-                    ),
-                    next(vectors),
+            bare = [
+                StoredChunk(
+                    chunk_id="",
+                    tenant=key.tenant,
+                    document_id=key.document_id,
+                    version=1,
+                    position="documents.v1-0:0",
+                    title=row["title"],
+                    **dict(chunk),
                 )
-                for chunk_id, chunk in zip(chunk_ids(key, chunks), chunks, strict=True)
-            )
+                for chunk in chunks
+            ]
+            put = tuple(ChunkWrite(chunk, next(vectors)) for chunk in with_ids(bare, "bench"))
             changes.append(ChunkChange(key, 1, put, ()))
             total += len(put)
         await index.apply(changes)

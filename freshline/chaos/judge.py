@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
@@ -15,9 +16,8 @@ from freshline.chaos.recovery import NotRecovered
 from freshline.chaos.traffic import MOST_RESULTS, Promise, Seen
 from freshline.invariants import Version
 from freshline.observed import Observed
-from freshline.served import served_passages
+from freshline.served import planned_passages, served_passages, stored_passages
 from infra.blobs import open_blob_store
-from infra.embedding.opening import open_tokenizer
 from infra.kafka.codec import decode
 from infra.kafka.port import StreamUnavailable
 from infra.kafka.provision import StreamAdmin
@@ -32,16 +32,20 @@ from infra.settings import Settings
 from ingest.event_status import EventStatuses
 from schemas.documents import DocumentKey
 from schemas.events import Change, ChunkPlan, DocumentEvent, IndexChange
+from schemas.index import StoredChunk
 from schemas.positions import Position
 from schemas.topics import CHUNKS, DOCUMENTS, INDEX_CHANGES, Topic
-from streams.core.chunk_identity import chunk_ids
-from streams.core.splitting import Splitter
 from streams.parsing.sandbox import ParseFailed, ParserPool
+from streams.progress import NoProgress
+from streams.steps.prepare import Prepare
 from streams.topology import StepName
+from streams.worker import profile, splitter
 
 UNREACHABLE: Final = (IndexUnavailable, KafkaError, StreamUnavailable, TimeoutError, httpx.TransportError)
 """The judge cannot look now; it looks again later."""
 
+_NOWHERE: Final = str(Position(0, 0))
+"""The model of an event does not depend on its position."""
 _LOOK_S: Final = 20.0
 _REST_S: Final = 60.0
 _BETWEEN_LOOKS_S: Final = 1.0
@@ -55,8 +59,7 @@ class Model:
     def __init__(self, settings: Settings) -> None:
         self._blobs = open_blob_store(settings.blobs)
         self._parsers = ParserPool(settings.parse)
-        tokenizer = open_tokenizer(settings.embedding)
-        self._splitter = Splitter(tokenizer, settings.split.chunk_tokens, settings.split.overlap_tokens)
+        self._prepare = Prepare(self._blobs, self._parsers, splitter(settings), profile(settings), NoProgress())
 
     async def start(self) -> None:
         """Start the parser."""
@@ -76,15 +79,11 @@ class Model:
         await self._blobs.close()
 
     async def _passages(self, event: DocumentEvent) -> frozenset[str] | None:
-        if event.content is None:
-            raise AssertionError(f"{event.event_id} has no content")
-        content = await self._blobs.get(event.content)
         try:
-            parsed = await self._parsers.parse(content, event.content_type, event.file_name)
+            plan, chunks = await self._prepare.planned(event, _NOWHERE)
         except ParseFailed:
             return None
-        chunks = self._splitter.split(parsed.text, event.title or parsed.title)
-        return frozenset(chunk_ids(event.key, chunks))
+        return planned_passages(plan.title, event.source, chunks)
 
 
 class Judge:
@@ -146,9 +145,10 @@ class Judge:
             for (step, partition), offset in committed.items():
                 self.observed.committed(f"{step} {partition}", offset, self._ended(step, partition))
             done = self.observed.done_so_far()
-            passages: dict[DocumentKey, dict[str, int]] = {}
-            async for chunk in self._index.scan_chunks():
-                passages.setdefault(chunk.key, {})[chunk.chunk_id] = chunk.version
+            chunks: dict[DocumentKey, list[StoredChunk]] = defaultdict(list)
+            async for scanned in self._index.scan_chunks():
+                chunks[scanned.chunk.key].append(scanned.chunk)
+            passages = {key: stored_passages(mine) for key, mine in chunks.items()}
             await self._catch_up()
             for key in self.observed.accepted:
                 self.observed.searchable(key, passages.get(key, {}), after=done.get(key, ()))

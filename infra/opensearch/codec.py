@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from infra.opensearch.port import ChunkWrite, FieldStatistics, Hit, HybridSearch, Vector
+from infra.opensearch.port import ChunkWrite, FieldStatistics, Hit, HybridSearch, ScannedChunk, Vector
 from schemas.documents import DocumentKey
 from schemas.index import PUBLIC_GROUP, Manifest, StoredChunk, metadata_term, metadata_terms, metadata_text
 from schemas.positions import Position
@@ -37,13 +37,22 @@ _TERMS_ONLY: Final = {
 def chunk_body(write: ChunkWrite) -> dict[str, Any]:
     """The stored form of a passage."""
     chunk = write.chunk
-    body = chunk.model_dump(mode="json")
-    return body | {
+    return (
+        chunk.model_dump(mode="json")
+        | _searched_fields(chunk)
+        | {
+            # Its own precision has half the digits of Python's numbers, for both sides to write and to read.
+            "vector": np.ascontiguousarray(write.vector, dtype=np.float32),
+        }
+    )
+
+
+def _searched_fields(chunk: StoredChunk) -> dict[str, Any]:
+    """Fields that only searches read, made from the passage's own."""
+    return {
         "groups": list(chunk.groups) or [PUBLIC_GROUP],
         "lexical": lexical_text(chunk),
         "metadata_terms": metadata_terms(chunk.metadata),
-        # Its own precision has half the digits of Python's numbers, for both sides to write and to read.
-        "vector": np.ascontiguousarray(write.vector, dtype=np.float32),
     }
 
 
@@ -57,6 +66,13 @@ def read_chunk(source: Mapping[str, Any]) -> StoredChunk:
     """A passage from its stored form; ``text`` and its hash may have been left out of the request."""
     groups = tuple(group for group in source["groups"] if group != PUBLIC_GROUP)
     return StoredChunk.model_validate({"text": "", "text_sha256": "", **source, "groups": groups})
+
+
+def read_scanned(source: Mapping[str, Any]) -> ScannedChunk:
+    """A passage from its stored form, whole but for its vector."""
+    chunk = read_chunk(source)
+    searched = _searched_fields(chunk)
+    return ScannedChunk(chunk, consistent={name: source.get(name) for name in searched} == searched)
 
 
 def read_passage(source: Mapping[str, Any]) -> ChunkWrite:

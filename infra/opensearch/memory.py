@@ -20,6 +20,7 @@ from infra.opensearch.port import (
     IndexUnavailable,
     ManifestWrite,
     Revision,
+    ScannedChunk,
     Standing,
     Vector,
     Windows,
@@ -177,9 +178,7 @@ class MemoryIndex:
         refused: list[str | None] = []
         for change in changes:
             refused.append(await self._put(change.put, change.version))
-            if refused[-1] is not None:
-                await self._put(change.restore, change.version)
-            for chunk_id in change.remove if refused[-1] is None else change.put_anew:
+            for chunk_id in change.remove if refused[-1] is None else change.put_ids:
                 await self._pause()
                 if self._version(chunk_id) <= change.version:
                     self._written[chunk_id] = _Deleted(change.version, self._now_s())
@@ -212,11 +211,11 @@ class MemoryIndex:
         for standing in list(self._manifests.values()):
             yield standing.manifest
 
-    async def scan_chunks(self) -> AsyncIterator[StoredChunk]:
+    async def scan_chunks(self) -> AsyncIterator[ScannedChunk]:
         """See ``DocumentIndex.scan_chunks``."""
         self._check_available()
         for write in list(self._searchable.values()):
-            yield write.chunk.model_copy(update={"text": ""})
+            yield ScannedChunk(write.chunk)
 
     async def delete_chunks(self, hits: Sequence[Hit]) -> None:
         """See ``DocumentIndex.delete_chunks``."""

@@ -96,20 +96,31 @@ class ChunkChange:
 
     Attributes:
         version: what the index orders them by: the manifest's ``write_version``.
-        restore: what some of ``put`` overwrite, as it was; written again, under this version, if the change is refused.
+        put: passages to write. Nothing else is stored under their ids, so if the change is refused they are removed.
+        remove: ids of passages to remove, if the index takes all of ``put``.
     """
 
     key: DocumentKey
     version: int
     put: tuple[ChunkWrite, ...]
     remove: tuple[str, ...]
-    restore: tuple[ChunkWrite, ...] = ()
 
     @property
-    def put_anew(self) -> list[str]:
-        """Ids that nothing stood under before: what is left of a refused change goes again."""
-        restored = {write.chunk.chunk_id for write in self.restore}
-        return [write.chunk.chunk_id for write in self.put if write.chunk.chunk_id not in restored]
+    def put_ids(self) -> list[str]:
+        """Ids of ``put``."""
+        return [write.chunk.chunk_id for write in self.put]
+
+
+@dataclass(frozen=True, slots=True)
+class ScannedChunk:
+    """A passage as a scan finds it.
+
+    Attributes:
+        consistent: the fields that are searched hold what the passage's own fields say.
+    """
+
+    chunk: StoredChunk
+    consistent: bool = True
 
 
 class Revision(NamedTuple):
@@ -248,8 +259,8 @@ class DocumentIndex(Protocol):
         """Every manifest, tombstones too, in no order."""
         ...
 
-    def scan_chunks(self) -> AsyncIterator[StoredChunk]:
-        """Every searchable passage, in no order, without text."""
+    def scan_chunks(self) -> AsyncIterator[ScannedChunk]:
+        """Every searchable passage, in no order."""
         ...
 
     async def delete_chunks(self, hits: Sequence[Hit]) -> None:

@@ -19,6 +19,7 @@ from infra.opensearch.port import (
     IndexUnavailable,
     ManifestWrite,
     Revision,
+    ScannedChunk,
     Standing,
     Vector,
     Windows,
@@ -193,8 +194,7 @@ class OpenSearchIndex:
                 last += _deletes(changes[number], changes[number].remove)
         for number, refusal in enumerate(refused):
             if refusal is not None:
-                last += _deletes(changes[number], changes[number].put_anew)
-                last += _writes(changes[number], changes[number].restore)
+                last += _deletes(changes[number], changes[number].put_ids)
         for result in await self._bulk(self._chunks, last, refresh=True):
             _raise_if_unavailable(result)
         return refused
@@ -243,10 +243,10 @@ class OpenSearchIndex:
         async for source in self._scan(self._manifests, {"_source": ["manifest"]}):
             yield codec.read_manifest(source)
 
-    async def scan_chunks(self) -> AsyncIterator[StoredChunk]:
+    async def scan_chunks(self) -> AsyncIterator[ScannedChunk]:
         """See ``DocumentIndex.scan_chunks``."""
-        async for source in self._scan(self._chunks, {"_source": {"excludes": ["vector", "lexical", "text"]}}):
-            yield codec.read_chunk(source)
+        async for source in self._scan(self._chunks, {"_source": {"excludes": ["vector"]}}):
+            yield codec.read_scanned(source)
 
     async def delete_chunks(self, hits: Sequence[Hit]) -> None:
         """See ``DocumentIndex.delete_chunks``."""

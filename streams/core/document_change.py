@@ -20,13 +20,11 @@ class Write:
         claim: manifest to write before any passage.
         add: numbers of the planned chunks to write, in order.
         remove: ids of passages to take away.
-        overwrite: those of ``add`` under whose id a passage with other attributes surely stands.
     """
 
     claim: Manifest
     add: tuple[int, ...]
     remove: tuple[str, ...]
-    overwrite: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +53,7 @@ def decide(
 
     Args:
         plan: the document version, parsed and split.
-        chunk_ids: id of each planned chunk; empty for a delete.
+        chunk_ids: id of each planned chunk, which stands for all its stored content; empty for a delete.
         standing: the current manifest in real time, or None.
         now_ms: epoch milliseconds, for the record.
         strays: ids of passages that are there although nothing stands.
@@ -73,16 +71,14 @@ def decide(
             return Superseded(standing.version)
     surely_there, maybe_there = _present(standing, strays)
     claim = _claim(plan, chunk_ids, standing, now_ms=now_ms)
-    unchanged = standing is not None and _attributes(standing) == _attributes(claim)
-    keep = surely_there if unchanged and not event.rewrite else frozenset[str]()
+    keep = frozenset[str]() if event.rewrite else surely_there
     add = tuple(number for number, chunk_id in enumerate(chunk_ids) if chunk_id not in keep)
     # In the manifest's order, so that equal inputs give equal plans.
     wanted = frozenset(chunk_ids)
     remove = tuple(chunk_id for chunk_id in maybe_there if chunk_id not in wanted)
     added = tuple(chunk_ids[number] for number in add)
-    overwrite = tuple(number for number in add if chunk_ids[number] in surely_there)
     changed = {"added": added, "removed": remove, "before": _before(standing)}
-    return Write(claim.model_copy(update=changed), add, remove, overwrite)
+    return Write(claim.model_copy(update=changed), add, remove)
 
 
 def completed(claim: Manifest, *, now_ms: float) -> Manifest:
@@ -180,9 +176,3 @@ def _claim(plan: ChunkPlan, chunk_ids: Sequence[str], standing: Manifest | None,
         rewrites=_number_of_rewrite(plan, standing),
         updated_ms=now_ms,
     )
-
-
-def _attributes(manifest: Manifest) -> tuple[object, ...]:
-    """What is stored with every passage: if one of these changes, all passages are written again."""
-    metadata = tuple(sorted((manifest.content_metadata | manifest.metadata).items()))
-    return (manifest.profile, manifest.title, manifest.source, frozenset(manifest.groups), metadata)

@@ -5,7 +5,8 @@ paragraphs, list items, lines, sentences), and each half again. Among equals a h
 So where the cuts lie depends on what is written there, not on how much text comes before, and an edit moves only the
 cuts next to it. Filling passages one after the other instead would move all that follow.
 
-Passages that an edit leaves alone keep their ``text_sha256``, and are neither embedded nor written again.
+Passages that an edit leaves alone keep their ``text_sha256``, and are not embedded again. Whether they are written
+again depends on all that is stored of them; see ``chunk_identity``.
 """
 
 import re
@@ -21,9 +22,10 @@ from typing import Final
 from tokenizers import Tokenizer
 
 from schemas.events import PlannedChunk
+from schemas.index import StoredChunk
 
-SPLITTER_VERSION: Final = "split-1"
-"""Part of the profile: changes whenever the same document would be split or described otherwise."""
+SPLITTER_VERSION: Final = "split-2"
+"""Part of the profile: changes whenever the same document would be split, described or identified otherwise."""
 
 MAX_CONTEXT_CHARS: Final = 300
 """Longest title and heading path put before a passage: some 75 tokens of English on top of the passage's own.
@@ -210,8 +212,11 @@ class Splitter:
         return first
 
 
-def embedding_text(title: str | None, chunk: PlannedChunk) -> str:
-    """What is embedded for a passage: title and headings above it, then the passage. ``text_sha256`` is its hash."""
+def embedding_text(title: str | None, chunk: PlannedChunk | StoredChunk) -> str:
+    """What is embedded for a passage: title and headings above it, then the passage. ``text_sha256`` is its hash.
+
+    It identifies the vector and nothing else: the context is cut, and different headings may join to the same one.
+    """
     return _in_context(title, chunk.heading_path, chunk.text)
 
 

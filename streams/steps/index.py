@@ -28,9 +28,9 @@ from infra.kafka.port import Record
 from infra.opensearch.port import ChunkChange, ChunkWrite, DocumentIndex, ManifestWrite, Revision, Standing
 from schemas.documents import Outcome as EventOutcome
 from schemas.documents import Stage
-from schemas.events import Change, ChunkPlan, IndexChange, PlannedChunk, StageTimes
+from schemas.events import Change, ChunkPlan, IndexChange, StageTimes
 from schemas.index import Manifest, StoredChunk
-from streams.core.chunk_identity import chunk_ids
+from streams.core.chunk_identity import stored_chunks
 from streams.core.document_change import (
     AlreadyDone,
     Superseded,
@@ -55,7 +55,7 @@ class _Change:
 
     task: Task
     plan: ChunkPlan
-    chunks: tuple[PlannedChunk, ...]
+    passages: tuple[StoredChunk, ...]
     standing: Standing | None
     write: Write
     embedded_ms: float = 0.0
@@ -63,8 +63,8 @@ class _Change:
     refusal: str | None = None
 
     @property
-    def to_embed(self) -> list[PlannedChunk]:
-        return [self.chunks[number] for number in self.write.add]
+    def to_add(self) -> list[StoredChunk]:
+        return [self.passages[number] for number in self.write.add]
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +146,8 @@ class Index:
         if manifest is None and plan.event.change is Change.DELETED:
             # It was never there, or its manifest was lost: what is deleted must be gone all the same (I2).
             strays = await self.index.chunk_ids(plan.event.key)
-        names = chunk_ids(plan.event.key, chunks, plan.position if plan.event.rewrite else None)
+        passages = stored_chunks(plan, chunks)
+        names = [passage.chunk_id for passage in passages]
         decision = decide(plan, names, manifest, now_ms=_now_ms(), strays=strays)
         match decision:
             case Superseded():
@@ -154,7 +155,7 @@ class Index:
             case AlreadyDone(manifest):
                 return self._repeated(task, manifest)
             case Write():
-                return _Change(task, plan, chunks, standing, decision)
+                return _Change(task, plan, passages, standing, decision)
 
     async def _written(self, changes: Mapping[int, _Change]) -> AsyncGenerator[dict[int, Outcome], None]:
         """Write in groups: while one is written, the next is embedded, so that the model does not wait for the index.
@@ -206,7 +207,7 @@ class Index:
         wanted = {
             chunk.text_sha256: embedding_text(change.plan.title, chunk)
             for change in changes
-            for chunk in change.to_embed
+            for chunk in change.to_add
             if chunk.text_sha256 not in vectors
         }
         keys = {sha256: f"{self.embedder.model.fingerprint}:{sha256}" for sha256 in wanted}
@@ -327,35 +328,9 @@ def _groups(changes: Mapping[int, _Change], most_chunks: int) -> list[dict[int, 
 
 
 def _chunk_change(change: _Change, vectors: Mapping[str, Vector]) -> ChunkChange:
-    claim, standing = change.write.claim, change.standing
-
-    def write(number: int, attributes: Manifest) -> ChunkWrite:
-        chunk = change.chunks[number]
-        return ChunkWrite(stored_chunk(claim, number, chunk, attributes), vectors[chunk.text_sha256])
-
-    put = tuple(write(number, claim) for number in change.write.add)
-    restore = tuple(write(number, standing.manifest) for number in change.write.overwrite) if standing else ()
-    return ChunkChange(claim.key, claim.write_version, put, change.write.remove, restore)
-
-
-def stored_chunk(claim: Manifest, number: int, chunk: PlannedChunk, attributes: Manifest) -> StoredChunk:
-    """A planned passage of a claim, with the attributes that the claim or an earlier manifest gives it."""
-    return StoredChunk(
-        chunk_id=claim.chunks[number],
-        tenant=claim.tenant,
-        document_id=claim.document_id,
-        version=claim.version,
-        position=attributes.position,
-        text=chunk.text,
-        text_sha256=chunk.text_sha256,
-        title=attributes.title,
-        source=attributes.source,
-        heading_path=chunk.heading_path,
-        start=chunk.start,
-        end=chunk.end,
-        groups=attributes.groups,
-        metadata=attributes.content_metadata | attributes.metadata,
-    )
+    claim = change.write.claim
+    put = tuple(ChunkWrite(passage, vectors[passage.text_sha256]) for passage in change.to_add)
+    return ChunkChange(claim.key, claim.write_version, put, change.write.remove)
 
 
 def _is_sound(vector: Vector, dimension: int) -> bool:

@@ -118,17 +118,11 @@ class Prepare:
         event = cast("DocumentEvent", task.message)
         try:
             async with free:
-                parsed, chunks, reason = await self._chunks(event)
+                plan, chunks = await self.planned(event, self._position(task))
         except ParseFailed as failure:
             return self._dead(task, failure.kind, str(failure))
         except (BlobMissing, BlobCorrupt) as failure:
             return self._dead(task, "content-lost", str(failure))
-        found = {
-            "title": event.title or parsed.title,
-            "content_metadata": _content_metadata(event, parsed),
-            "reason": reason,
-        }
-        plan = self._plan(task).model_copy(update=found)
         dumped = dump_chunks(chunks)
         if len(dumped) <= _INLINE_BYTES:
             plan = plan.model_copy(update={"chunks": tuple(chunks)})
@@ -136,6 +130,20 @@ class Prepare:
             plan = plan.model_copy(update={"chunks_blob": await self.blobs.put(dumped)})
         self.report.reached(event, Stage.CHUNKED, plan.chunked_ms)
         return Finished((encode_plan(plan, task.partition, task.traceparent),))
+
+    async def planned(self, event: DocumentEvent, position: str) -> tuple[ChunkPlan, list[PlannedChunk]]:
+        """The plan of a document version, which refers to no chunks yet, and its chunks.
+
+        Raises:
+            ParseFailed, BlobMissing, BlobCorrupt: see there.
+        """
+        parsed, chunks, reason = await self._chunks(event)
+        found = {
+            "title": event.title or parsed.title,
+            "content_metadata": _content_metadata(event, parsed),
+            "reason": reason,
+        }
+        return self._plan(event, position).model_copy(update=found), chunks
 
     async def _chunks(self, event: DocumentEvent) -> tuple[ParsedDocument, list[PlannedChunk], str | None]:
         """What the event's content holds, and its chunks; without chunks, why there are none."""
@@ -161,13 +169,18 @@ class Prepare:
         return DeadLetter(kind, reason, self.give_up(task, reason))
 
     def _ended(self, task: Task, outcome: EventOutcome, reason: str) -> Record:
-        plan = self._plan(task).model_copy(update={"outcome": outcome, "reason": reason})
+        event = cast("DocumentEvent", task.message)
+        plan = self._plan(event, self._position(task)).model_copy(update={"outcome": outcome, "reason": reason})
         return encode_plan(plan, task.partition, task.traceparent)
 
-    def _plan(self, task: Task) -> ChunkPlan:
+    @staticmethod
+    def _position(task: Task) -> str:
+        return str(Position(task.partition, task.offset))
+
+    def _plan(self, event: DocumentEvent, position: str) -> ChunkPlan:
         return ChunkPlan(
-            event=cast("DocumentEvent", task.message),
-            position=str(Position(task.partition, task.offset)),
+            event=event,
+            position=position,
             profile=self.profile,
             chunked_ms=time.time() * 1000,
         )

@@ -21,6 +21,7 @@ from infra.opensearch.port import (
     HybridSearch,
     IndexUnavailable,
     ManifestWrite,
+    ScannedChunk,
     Standing,
 )
 from infra.opensearch.provision import IndexMismatch, create_indices
@@ -261,20 +262,6 @@ async def test_refused_content_leaves_the_old_passages(index, removing):
     await both_find(index, "tr-0", "le-0")
 
 
-async def test_refused_content_gives_back_what_it_has_overwritten(index):
-    old = write(TRAVEL, "0", 1, "hotel", (1.0, 1.0), groups=("hr",), metadata={"year": 2024})
-    await index.apply([change(TRAVEL, 1, old, write(TRAVEL, "1", 1, "hotel, kept"))])
-    wrong = ChunkWrite(write(TRAVEL, "2", 2, "hotel, wrong").chunk, np.ones(DIMENSION - 1, np.float32))
-    put = (write(TRAVEL, "0", 2, "hotel", (1.0, 1.0), metadata={"year": 2025}), wrong)
-    restored = ChunkWrite(old.chunk.model_copy(update={"version": 2}), old.vector)
-    [reason] = await index.apply([ChunkChange(TRAVEL, 2, put, ("tr-1",), restore=(restored,))])
-    assert reason is not None
-    await both_find(index, "tr-1")
-    await both_find(index, "tr-0", "tr-1", search=question(groups=("hr",)))
-    fetched = await index.fetch([Hit("tr-0", TRAVEL, 0.0)])
-    assert fetched["tr-0"] == restored.chunk.model_copy(update={"text_sha256": ""})
-
-
 async def test_a_documents_searchable_passages_are_named_and_no_others(index):
     other_tenant = DocumentKey("umbrella", TRAVEL.document_id)
     passages = [write(TRAVEL, f"{number:02}", 1, "hotel") for number in range(25)]
@@ -306,12 +293,14 @@ async def test_scans_see_every_manifest_and_every_searchable_passage(index):
     keys = [DocumentKey("acme", f"{number:03}/x") for number in range(30)]
     tombstone = claim(LEAVE, 9).model_copy(update={"state": LifeState.DELETED, "complete": True})
     await put_over(index, *(claim(key, 1) for key in keys), tombstone)
-    await index.apply([change(key, 1, write(key, key.document_id, 1, "hotel")) for key in keys])
+    told = {"title": "T", "heading_path": ("H", "I"), "groups": ("hr",), "metadata": {"a": True, "b": 1.0, "c": 1}}
+    puts = {key: write(key, key.document_id, 1, "hotel", **told) for key in keys}
+    await index.apply([change(key, 1, put) for key, put in puts.items()])
     manifests = {manifest.key: manifest async for manifest in index.scan_manifests()}
     assert manifests == {key: claim(key, 1) for key in keys} | {LEAVE: tombstone}
     passages = [chunk async for chunk in index.scan_chunks()]
-    expected = [write(key, key.document_id, 1, "hotel").chunk.model_copy(update={"text": ""}) for key in keys]
-    assert sorted(passages, key=lambda one: one.chunk_id) == sorted(expected, key=lambda one: one.chunk_id)
+    expected = [ScannedChunk(put.chunk) for put in puts.values()]
+    assert sorted(passages, key=lambda one: one.chunk.chunk_id) == sorted(expected, key=lambda one: one.chunk.chunk_id)
 
 
 # Search

@@ -56,9 +56,10 @@ class Index:
             self.versions[passage] += 1_000
 
 
-def named(passages: list[str], rewritten_at: int | None) -> list[str]:
-    """Ids of passages: a rewrite gives them new ones."""
-    return [passage if rewritten_at is None else f"{passage}@{rewritten_at}" for passage in passages]
+def named(passages: list[str], title: str, rewritten_at: int | None = None) -> list[str]:
+    """Ids of passages: another title gives them others, and a rewrite gives them new ones."""
+    suffix = "" if rewritten_at is None else f"@{rewritten_at}"
+    return [f"{passage}/{title}{suffix}" for passage in passages]
 
 
 def steps(index: Index, version: int, passages: list[str] | None, title: str, rewritten_at: int | None = None):
@@ -68,7 +69,7 @@ def steps(index: Index, version: int, passages: list[str] | None, title: str, re
     while not done:
         standing = index.manifest
         yield
-        decision = decide(one, named(passages or [], rewritten_at), standing, now_ms=0)
+        decision = decide(one, named(passages or [], title, rewritten_at), standing, now_ms=0)
         if not isinstance(decision, Write):
             return
         yield
@@ -110,7 +111,7 @@ def test_newest_version_stands_whatever_happens(versions, data):
         for _ in zombie:
             pass
     passages, title = versions[-1]
-    assert index.passages == dict.fromkeys(passages or [], title)
+    assert index.passages == dict.fromkeys(named(passages or [], title), title)
     assert index.manifest.version == len(versions)
     assert index.manifest.complete
     assert (index.manifest.state is LifeState.DELETED) == (passages is None)
@@ -140,7 +141,7 @@ def test_rewrite_stands_whatever_was_damaged_and_whoever_comes_late(passages, re
     for zombie in late:
         for _ in zombie:
             pass
-    assert index.passages == dict.fromkeys(named(passages or [], 20), "t")
+    assert index.passages == dict.fromkeys(named(passages or [], "t", 20), "t")
     assert (index.manifest.position, index.manifest.complete) == ("documents.v1-0:20", True)
 
 
@@ -161,10 +162,10 @@ def test_unchanged_passages_are_not_written_again():
 
 
 def test_changed_attribute_writes_all_passages_again():
-    first = decide(plan(1, ["a", "b"]), ["a", "b"], None, now_ms=0)
-    second = decide(plan(2, ["a", "b"], title="u"), ["a", "b"], completed(first.claim, now_ms=0), now_ms=0)
+    first = decide(plan(1, ["a", "b"]), named(["a", "b"], "t"), None, now_ms=0)
+    second = decide(plan(2, ["a", "b"], title="u"), named(["a", "b"], "u"), completed(first.claim, now_ms=0), now_ms=0)
     assert second.add == (0, 1)
-    assert second.remove == ()
+    assert second.remove == ("a/t", "b/t")
 
 
 def test_a_claim_names_what_serves_until_it_is_complete():

@@ -5,8 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
-from schemas.documents import DocumentKey
-from streams.core.chunk_identity import chunk_ids
+from schemas.events import Change, ChunkPlan, DocumentEvent
+from streams.core.chunk_identity import stored_chunks
 from streams.core.splitting import Splitter, embedding_text
 
 CHUNK_TOKENS = 24
@@ -81,11 +81,15 @@ def test_the_same_document_is_split_the_same_way(
 @given(text=documents)
 @settings(max_examples=100, deadline=None)
 def test_equal_names_mean_equal_embeddings(splitter: Splitter, text: str):
+    event = DocumentEvent(
+        event_id="e", tenant="acme", document_id="page", version=1, change=Change.DELETED, accepted_ms=0
+    )
+    plan = ChunkPlan(event=event, position="documents.v1-0:0", profile="p", chunked_ms=0, title="Title")
     chunks = splitter.split(text, "Title")
     embedded: dict[str, str] = {}
     for chunk in chunks:
         assert embedded.setdefault(chunk.text_sha256, embedding_text("Title", chunk)) == embedding_text("Title", chunk)
-    ids = chunk_ids(DocumentKey("acme", "page"), chunks)
+    ids = [chunk.chunk_id for chunk in stored_chunks(plan, chunks)]
     assert len(set(ids)) == len(ids)
 
 

@@ -181,7 +181,7 @@ PLANTED = {
     "drops nothing": Parts(cache=DropsNothing),
     "stores whatever the epoch": Parts(cache=StoresWhateverTheEpoch),
     "answers with two versions": Parts(retrieval=AnswersWithTwoVersions, asks_per_s=30),
-    "searches once": Parts(retrieval=SearchesOnce, asks_per_s=30),
+    "searches once": Parts(retrieval=SearchesOnce, asks_per_s=100),
     "tells only what was recorded": Parts(statuses=TellsOnlyWhatWasRecorded),
     "advances before it drops": Parts(invalidate=AdvancesBeforeItDrops),
     "forgets what a receiver did not take": Parts(notify=ForgetsWhatFailed),

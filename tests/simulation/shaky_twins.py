@@ -5,6 +5,7 @@ from hashlib import sha256
 
 from faults import Fault, Faults
 
+from freshline.served import stored_passages
 from infra.blobs.memory import MemoryBlobStore
 from infra.blobs.port import BlobStoreUnavailable
 from infra.embedding.hashing import HashingEmbedder
@@ -176,7 +177,7 @@ class WatchedIndex(MemoryIndex):
 
     def passages(self, key: DocumentKey) -> dict[str, int]:
         """What is searchable of a document now."""
-        return {name: one.chunk.version for name, one in sorted(self._searchable.items()) if one.chunk.key == key}
+        return stored_passages(one.chunk for _, one in sorted(self._searchable.items()) if one.chunk.key == key)
 
 
 class Parsers:

@@ -14,6 +14,7 @@ from worker import Worker
 
 from freshline.invariants import Version
 from freshline.observed import Observed
+from freshline.served import planned_passages
 from infra.kafka.codec import decode, encode_event
 from infra.kafka.memory import MemoryStreams
 from ingest.event_status import EventStatuses
@@ -22,7 +23,6 @@ from schemas.documents import DocumentKey, EventStatus, Stage
 from schemas.events import Change, ChunkPlan, DocumentEvent, EventEnded, IndexChange
 from schemas.positions import Position
 from schemas.topics import CHUNKS, DOCUMENTS, EVENT_ENDS, INDEX_CHANGES
-from streams.core.chunk_identity import chunk_ids
 from streams.core.commit_guard import LaneCommits
 from streams.runner import Runner
 from streams.steps.index import Index
@@ -155,7 +155,7 @@ class World:
             self._sent_once.append((key.tenant, event.event_id))
         for _ in range(1 + twice):
             [placed] = await MemoryStreams.send_all(self.streams, [encode_event(event)])
-            passages = frozenset(chunk_ids(key, planned))
+            passages = planned_passages(event.title, event.source, planned)
             one = Version(event.version, placed.offset, not broken, deleted, passages, frozenset(event.groups))
             self.observed.accept(Position(*placed), key, one)
         await self.states.begin(key.tenant, _accepted(event, Position(*placed)))

@@ -1,4 +1,4 @@
-"""Damage that is planted in a real index is found by ``freshline verify`` and mended by ``--repair``."""
+"""What is stored after edits is what the last version says; damage is found by ``freshline verify`` and repaired."""
 
 from collections.abc import AsyncIterator
 
@@ -140,6 +140,23 @@ async def test_passage_that_more_people_could_read_is_set_right(installation, se
     await repaired(installation, services)
 
 
+async def test_passages_that_are_not_what_their_content_makes_are_set_right(installation, services, damage):
+    await damage.write("page-0.md", heading_path=["Another"])
+    await damage.write("page-1.md", text="Not what was uploaded.")
+    await damage.write("page-2.md", lexical="found by other words")
+    await damage.write("page-3.md", metadata={"year": 1}, metadata_terms=["year=1"])
+    await damage.write("page-4.md", end=1_000)
+    report = await verify(installation.settings, repair=False)
+    assert set(report.findings) == {Kind.OTHER_PASSAGE}
+    examples = report.findings[Kind.OTHER_PASSAGE].examples
+    assert [example.split()[0] for example in examples] == [f"local/page-{number}.md" for number in range(5)]
+    assert report.not_compared.count == 0
+    assert (await repaired(installation, services)).repaired["events sent again"] == 5
+    await damage.manifest("page-5.md", title="Another")
+    assert await found(installation) == {Kind.OTHER_CONTENT}
+    await repaired(installation, services)
+
+
 async def test_document_can_be_edited_after_all_of_this(installation, services):
     for number in range(7):
         await put(services, f"page-{number}.md", PAGE.format(number) + "\nOne line more.\n")
@@ -157,5 +174,101 @@ async def test_lost_content_is_reported_and_what_is_found_stays(installation, se
     assert set(report.findings) == {Kind.CONTENT_LOST, Kind.MISSING_PASSAGES}
     assert report.findings[Kind.CONTENT_LOST].examples == ("local/page-0.md",)
     assert report.repaired == {}
+    blob.write_bytes(b"something else")
+    assert await found(installation) == {Kind.CONTENT_LOST, Kind.MISSING_PASSAGES}
     blob.write_bytes(lost.encode())
     assert (await verify(installation.settings, repair=True)).ok
+
+
+# Edits
+
+
+class Edited:
+    """A document that is uploaded again and again with its attributes, and all that is found of it."""
+
+    def __init__(self, installation: Installation, services: Services, http: httpx.AsyncClient, name: str) -> None:
+        self._installation, self._services, self._http, self._name = installation, services, http, name
+
+    async def put(self, text: str, **attributes: object) -> None:
+        url = f"{self._installation.ingest_url}/v1/documents/{self._name}"
+        accepted = await self._http.put(url, json={"text": text, **attributes})
+        assert accepted.status_code == 202, accepted.text
+        assert (await self._services.ended(accepted.json()["event_id"]))["outcome"] == "done"
+
+    async def passages(self) -> list[dict]:
+        answer = await self._services.ask("word and sentence", top_k=50, filters={"document_id": self._name})
+        return answer["results"]
+
+
+@pytest.fixture
+def edited(installation, services, index):
+    return lambda name: Edited(installation, services, index, name)
+
+
+BODY = "\n\n".join(f"Sentence {number} has a word. " * 24 for number in range(8))
+
+
+async def test_renamed_heading_is_found_however_long_those_above_it_are(installation, edited):
+    first, second = "# " + "F" * 125, "## " + "S" * 120
+    document = edited("headings.md")
+    await document.put(f"{first}\n\n{second}\n\n### {'t' * 54} old\n\n{BODY}")
+    before = await document.passages()
+    assert len(before) >= 8
+    assert sum("t" * 54 + " old" in result["heading_path"] for result in before) >= 7
+    embedded = await installation.embedded_count()
+    await document.put(f"{first}\n\n{second}\n\n### {'t' * 54} new\n\n{BODY}")
+    after = await document.passages()
+    renamed = [
+        {**result, "heading_path": [one.replace(" old", " new") for one in result["heading_path"]]} for result in before
+    ]
+    assert sorted(result["heading_path"] for result in after) == sorted(result["heading_path"] for result in renamed)
+    assert not any(" old" in result["text"] for result in after)
+    assert await installation.embedded_count() == embedded + 1, "only the passage with the heading has another vector"
+    assert await found(installation) == set()
+
+
+async def test_each_attribute_is_found_as_last_told(installation, edited):
+    document = edited("attributes.md")
+    text = f"# A > B\n\n{BODY}"
+    told = [
+        {"title": "A"},
+        {"title": "A > B"},
+        {"title": "A", "source": "s3://old"},
+        {"title": "A", "source": "s3://new"},
+        {"title": "A", "source": "s3://new", "metadata": {"checked": 1}},
+        {"title": "A", "source": "s3://new", "metadata": {"checked": True}},
+    ]
+    for attributes in told:
+        await document.put(text, **attributes)
+        wanted = (attributes["title"], attributes.get("source"), attributes.get("metadata", {}))
+        shown = [(one["title"], one["source"], one["metadata"]) for one in await document.passages()]
+        assert str(shown) == str([wanted] * len(shown)), "1 is not True"
+        assert len(shown) >= 8
+    # Joined by " > ", the headings of both are the same.
+    for headings in ("# A\n\n## B", "# A > B"):
+        await document.put(f"{headings}\n\n{BODY}", title="T")
+    assert {tuple(one["heading_path"]) for one in await document.passages()} <= {(), ("A > B",)}
+    await document.put(f"# A > B\n\n{BODY}", title="T", groups=["hr"])
+    assert await document.passages() == []
+    await document.put(f"# A > B\n\n{BODY}", title="T")
+    assert len(await document.passages()) >= 8
+    assert await found(installation) == set()
+
+
+async def test_edit_at_the_top_leaves_what_is_below_as_it_was(edited):
+    document = edited("top.md")
+    sections = "\n\n".join(f"## Part {number}\n\n{part}" for number, part in enumerate(BODY.split("\n\n")))
+    first = f"# Top\n\nShort.\n\n{sections}\n"
+    await document.put(first)
+    before = {result["text"]: result for result in await document.passages()}
+    second = first.replace("Short.", "Short, and a little longer. " * 20)
+    await document.put(second)
+    after = await document.passages()
+    kept = [result for result in after if result["text"] in before]
+    assert len(kept) >= 7
+    for result in kept:
+        assert {**result, "score": 0} == {**before[result["text"]], "score": 0}
+    versions = {before[result["text"]]["version"]: first for result in kept}
+    for result in after:
+        start, end = result["span"]
+        assert versions.get(result["version"], second)[start:end] == result["text"], "a place in its version's text"

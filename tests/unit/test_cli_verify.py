@@ -2,9 +2,9 @@ from typing import Any
 
 import pytest
 
-from freshline.agreement import ADVICE, Kind, compare, expected, refused, to_rewrite
+from freshline.agreement import ADVICE, Kind, PassageContent, compare, compare_passages, expected, refused, to_rewrite
 from schemas.documents import DocumentKey, LifeState, Outcome
-from schemas.events import BlobRef, Change, DocumentEvent
+from schemas.events import BlobRef, Change, ChunkPlan, DocumentEvent
 from schemas.index import Manifest, StoredChunk
 from schemas.positions import Position
 
@@ -54,6 +54,10 @@ def chunk(chunk_id: str, **fields: Any) -> StoredChunk:
         "end": 1,
     }
     return StoredChunk(chunk_id=chunk_id, **told | fields)
+
+
+def planned(**fields: Any) -> ChunkPlan:
+    return ChunkPlan(event=event(2), position="documents.v1-0:0", profile="p", chunked_ms=0, **fields)
 
 
 def stream(*ends: tuple[DocumentEvent, Outcome | None]) -> tuple[dict, dict]:
@@ -147,6 +151,8 @@ def test_agreement_finds_nothing() -> None:
         (event(1), manifest(1, content=blob(9)), Kind.OTHER_CONTENT),
         (event(1, groups=("legal",)), manifest(1), Kind.OTHER_CONTENT),
         (event(1, metadata={"a": 1}), manifest(1), Kind.OTHER_CONTENT),
+        (event(1, metadata={"a": 1}), manifest(1, metadata={"a": True}), Kind.OTHER_CONTENT),
+        (event(1, content_type="text/plain"), manifest(1), Kind.OTHER_CONTENT),
     ],
 )
 def test_document_that_is_not_as_the_stream_says(
@@ -179,3 +185,58 @@ def test_passages_that_the_manifest_does_not_have_so(
 
 def test_every_kind_comes_with_advice() -> None:
     assert ADVICE.keys() == set(Kind)
+
+
+def contents(*chunks: StoredChunk) -> dict[str, PassageContent]:
+    return {one.chunk_id: PassageContent.of(one) for one in chunks}
+
+
+WANTED = [chunk("", version=2, text="one", heading_path=("H",)), chunk("", version=2, text="two", start=5, end=8)]
+STORED = [one.model_copy(update={"chunk_id": f"c{number}"}) for number, one in enumerate(WANTED, start=1)]
+
+
+def test_passages_that_are_what_their_content_makes_agree() -> None:
+    assert compare_passages(manifest(2), planned(), WANTED, contents(*STORED)) == {}
+    kept = STORED[1].model_copy(update={"version": 1, "position": "documents.v1-0:1", "start": 1, "end": 4})
+    assert compare_passages(manifest(2), planned(), WANTED, contents(STORED[0], kept)) == {}
+    assert compare_passages(manifest(2), planned(), WANTED, contents(STORED[0])) == {}, (
+        "one that is missing is found apart"
+    )
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"text": "three"},
+        {"heading_path": ("H",)},
+        {"title": "T"},
+        {"source": "s"},
+        {"groups": ("hr",)},
+        {"metadata": {"a": 1}},
+        {"text_sha256": "0"},
+        {"start": 4},
+        {"end": 9},
+    ],
+    ids=lambda damage: next(iter(damage)),
+)
+def test_passage_that_differs_in_any_field_is_named(damage: dict[str, Any]) -> None:
+    damaged = STORED[1].model_copy(update=damage)
+    found = compare_passages(manifest(2), planned(), WANTED, contents(STORED[0], damaged))
+    assert found == {Kind.OTHER_PASSAGE: ["local/travel.md c2"]}
+    assert set(to_rewrite(found, {KEY: event(2)})) == {KEY}
+
+
+def test_passage_whose_searched_fields_are_not_its_own_is_named() -> None:
+    stored = contents(STORED[0]) | {"c2": PassageContent.of(STORED[1], consistent=False)}
+    assert compare_passages(manifest(2), planned(), WANTED, stored) == {Kind.OTHER_PASSAGE: ["local/travel.md c2"]}
+
+
+def test_document_with_another_title_or_number_of_passages_is_named() -> None:
+    assert compare_passages(manifest(2), planned(title="T"), WANTED, contents(*STORED)) == {
+        Kind.OTHER_CONTENT: ["local/travel.md"]
+    }
+    tagged = planned(content_metadata={"tags": ("a",)})
+    assert compare_passages(manifest(2), tagged, WANTED, contents(*STORED)) == {Kind.OTHER_CONTENT: ["local/travel.md"]}
+    assert compare_passages(manifest(2), planned(), WANTED[:1], contents(*STORED)) == {
+        Kind.OTHER_CONTENT: ["local/travel.md"]
+    }

@@ -22,7 +22,7 @@ KEPT, FUSED = 12, 5
 FUSION = Fusion(DIMENSION, kept=KEPT, fused=FUSED, rrf_k=60)
 QUESTIONS = ("blue room", "coffee machine")
 DOCUMENTS = (
-    plan(1, "blue room booked", "green plants watered"),
+    plan(1, "blue room booked", "green room plants"),
     plan(5, "coffee machine with milk", document_id="other.md"),
 )
 
@@ -102,9 +102,9 @@ async def world():
     ("content", "why"),
     [
         (None, {"blue room": "cites"}),
-        (b"green plants watered", {"blue room": "cites"}),
-        (b"blue room booked\ngreen plants watered\nred chairs", {}),
-        (b"blue room booked\ngreen plants watered\ncoffee machine", {"coffee machine": "comes_in"}),
+        (b"green room plants", {"blue room": "cites"}),
+        (b"blue room booked\ngreen room plants\nred chairs", {}),
+        (b"blue room booked\ngreen room plants\ncoffee machine", {"coffee machine": "comes_in"}),
     ],
     ids=["delete", "a passage goes", "nothing near", "a passage comes in"],
 )
@@ -114,7 +114,7 @@ async def test_what_is_told_is_what_the_step_does(world, content, why):
 
 
 async def test_the_passage_that_comes_in_is_told_with_its_places(world):
-    content = b"blue room booked\ngreen plants watered\nred chairs\ncoffee machine"
+    content = b"blue room booked\ngreen room plants\nred chairs\ncoffee machine"
     [one] = (await world.rehearsal().rehearse(event(9, content), content)).touched
     assert (one.passage, one.vector_rank, one.lexical_rank) == ("coffee machine", 1, 1)
 

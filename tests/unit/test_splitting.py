@@ -13,9 +13,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 from infra.embedding.onnx import load_tokenizer
 from infra.settings import Settings
-from schemas.documents import DocumentKey
 from schemas.events import PlannedChunk
-from streams.core.chunk_identity import chunk_id, chunk_ids
 from streams.core.splitting import MAX_CONTEXT_CHARS, Splitter, embedding_text
 from streams.parsing.parse import parse
 
@@ -132,23 +130,6 @@ def test_inserting_early_in_one_endless_section_keeps_nearly_all_passages():
     paragraphs.insert(3, paragraph("new", 9))
     after = [chunk.text_sha256 for chunk in splitter().split("\n\n".join(paragraphs), "t")]
     assert sum(one not in before for one in after) <= 0.1 * len(after)
-
-
-def test_chunk_names_depend_on_place_among_equals_only():
-    key = DocumentKey("acme", "pay/raises.md")
-    chunks = [PlannedChunk(text=text, start=0, end=1, text_sha256=text) for text in ("a", "b", "a", "a")]
-    ids = chunk_ids(key, chunks)
-    assert len(set(ids)) == 4
-    assert ids == [chunk_id(key, "a", 0), chunk_id(key, "b", 0), chunk_id(key, "a", 1), chunk_id(key, "a", 2)]
-    assert chunk_ids(key, chunks[1:3]) == [ids[1], ids[0]]
-    assert all(len(one) == 26 and one.isalnum() and one == one.lower() for one in ids)
-
-
-@pytest.mark.parametrize(
-    "other", [DocumentKey("acme", "pay"), DocumentKey("acm", "e/pay/raises.md"), DocumentKey("acme2", "pay/raises.md")]
-)
-def test_chunk_names_of_two_documents_differ(other: DocumentKey):
-    assert chunk_id(other, "a", 0) != chunk_id(DocumentKey("acme", "pay/raises.md"), "a", 0)
 
 
 @pytest.mark.parametrize(
