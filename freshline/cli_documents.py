@@ -55,6 +55,13 @@ def ingest(
     yes: Annotated[
         bool, typer.Option("--yes", help="Delete even where a listing lacks much of what was there.")
     ] = False,
+    name: Annotated[
+        str | None, typer.Option(help="Name of the source, which owns its documents; by default made of where it is.")
+    ] = None,
+    prefix: Annotated[str, typer.Option(help="Put before every document id, as it is: handbook/")] = "",
+    take_over: Annotated[
+        bool, typer.Option("--take-over", help="Replace and delete documents that another source owns, and own them.")
+    ] = False,
     wait: Annotated[
         bool | None,
         typer.Option(
@@ -82,6 +89,7 @@ def ingest(
     Examples:
       freshline ingest ./handbook
       freshline ingest ./handbook --watch
+      freshline ingest ./team-b/handbook --prefix team-b/
       freshline ingest --git ./wiki --from v1.0 --follow
       freshline ingest --events history.jsonl.gz --wait --json
     """
@@ -92,7 +100,17 @@ def ingest(
     from freshline.installation import find  # noqa: PLC0415 - heavy
     from ingest.connectors.guard import TooManyDeletions  # noqa: PLC0415 - as above
 
-    source = Source(directory, git, events, start=start, endless=watch or follow, yes=yes)
+    source = Source(
+        directory,
+        git,
+        events,
+        start=start,
+        endless=watch or follow,
+        yes=yes,
+        name=name,
+        prefix=prefix,
+        take_over=take_over,
+    )
     waits = (source.endless or sys.stderr.isatty()) if wait is None else wait
     wait_s = timeout_s if waits else None
     try:
@@ -162,6 +180,9 @@ class Source:
     start: str | None = None
     endless: bool = False
     yes: bool = False
+    name: str | None = None
+    prefix: str = ""
+    take_over: bool = False
     log_path: Path | None = None
 
     async def send(self, client: "IngestClient", told: "Progress") -> "Summary":
@@ -169,15 +190,18 @@ class Source:
         from ingest.connectors.event_file import ingest_event_file  # noqa: PLC0415 - heavy
         from ingest.connectors.folder import ingest_folder  # noqa: PLC0415 - as above
         from ingest.connectors.git import ingest_git  # noqa: PLC0415 - as above
+        from ingest.connectors.source import SourceOptions  # noqa: PLC0415 - as above
 
+        options = SourceOptions(self.name, self.prefix, self.take_over)
         if self.directory is not None:
             return await ingest_folder(
-                client, self.directory, watch=self.endless, yes=self.yes, progress=told, log_path=self.log_path
+                client, self.directory, options, watch=self.endless, yes=self.yes, progress=told, log_path=self.log_path
             )
         if self.git is not None:
             return await ingest_git(
                 client,
                 self.git,
+                options,
                 start=self.start,
                 follow=self.endless,
                 yes=self.yes,
@@ -185,16 +209,16 @@ class Source:
                 log_path=self.log_path,
             )
         if self.events is not None:
-            return await ingest_event_file(client, self.events, progress=told, log_path=self.log_path)
+            return await ingest_event_file(client, self.events, options, progress=told, log_path=self.log_path)
         raise ValueError("there is no source")
 
     def count(self) -> int | None:
         """How many events a first run sends, where that can be told beforehand."""
-        from ingest.connectors.folder import list_folder  # noqa: PLC0415 - heavy
+        from ingest.connectors.files import list_folder  # noqa: PLC0415 - heavy
 
         if self.directory is not None and not self.endless:
             root = self.directory.resolve()
-            return len(list_folder(root, root))
+            return len(list_folder(root, root).files)
         if self.events is not None:
             with gzip.open(self.events) if self.events.suffix == ".gz" else self.events.open("rb") as lines:
                 return sum(1 for _ in lines)

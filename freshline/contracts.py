@@ -149,6 +149,7 @@ def _ingest_app(settings: Settings) -> FastAPI:
         cast("Any", None),
         MemoryAnswerCache(),
         streams.read_lane,
+        streams,
     )
     credentials = Credentials(settings)
     letters = ParkedLetters(streams.read_to_end, streams, Placing(streams, states))

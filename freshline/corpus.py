@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Final
@@ -13,7 +14,7 @@ from typing import Final
 from freshline import module_pages
 from infra.local.fetch import cache_dir
 from ingest.connectors.event_file import read_events
-from ingest.connectors.folder import list_folder
+from ingest.connectors.files import Unreadable, list_folder, read
 
 _LONGEST_PAGE_CHARS: Final = 5_000
 """A few hundred documents are to be embedded in well under a minute."""
@@ -112,9 +113,10 @@ def _texts(sources: Sources) -> Iterator[Text]:
 
 
 def _in_folder(root: Path) -> Iterator[Text]:
-    for name, file in list_folder(root, root).items():
+    for name, file in list_folder(root, root).files.items():
         if _is_text(name):
-            yield Text(name, file.read_text("utf-8", "replace"))
+            with suppress(Unreadable):
+                yield Text(name, read(file).decode("utf-8", "replace"))
 
 
 def _in_repository(repository: Path) -> Iterator[Text]:

@@ -10,7 +10,7 @@ from typing import Final, Protocol
 import structlog
 
 from infra.blobs.port import BlobStore
-from infra.kafka.port import Producer, ReadLane, StreamUnavailable
+from infra.kafka.port import DocumentLog, Producer, ReadLane, StreamUnavailable
 from infra.opensearch.port import IndexUnavailable
 from infra.redis.port import CacheUnavailable, EventStates, Versions
 from infra.telemetry.tracing import Tracing
@@ -21,6 +21,7 @@ from ingest.placing import Placing, new_event_id
 from schemas.documents import MAX_VERSION, Accepted, DocumentKey
 from schemas.events import Change, DocumentEvent
 from schemas.index import Manifest
+from schemas.ownership import other_owner, owner_refusal
 from schemas.problems import InvalidField, ProblemType
 
 PARALLEL_ITEMS: Final = 32
@@ -38,6 +39,12 @@ class Documents(Protocol):
 
     async def count_chunks(self, key: DocumentKey) -> int:
         """See ``SearchIndex``."""
+        ...
+
+    async def live_documents(
+        self, tenant: str, *, connector: str | None, after: str | None, limit: int
+    ) -> Sequence[Manifest]:
+        """See ``DocumentIndex``."""
         ...
 
 
@@ -60,6 +67,7 @@ class Stores:
     index: Documents
     answers: AppliedPositions
     read_lane: ReadLane
+    log: DocumentLog
     tracing: Tracing = field(default_factory=Tracing)
 
 
@@ -81,16 +89,12 @@ class Acceptance:
         """Accept one event; when this returns, it is durable.
 
         Raises:
-            ProblemRaised: no version can be given to it.
+            ProblemRaised: no version can be given to it, or another connector owns the document.
             StreamUnavailable: it was not acknowledged; it may be in the stream all the same, and sending again is safe.
             BlobStoreUnavailable: its content could not be stored.
         """
-        try:
-            with self._metrics.seconds.time():
-                return await self._accept(tenant, request, traceparent)
-        except Exception as error:
-            self._metrics.refused.labels(as_problem(error).type.rpartition("/")[2]).inc()
-            raise
+        [conflict] = await self._conflicts(tenant, [request])
+        return await self._accept_checked(tenant, request, conflict, traceparent)
 
     async def accept_many(
         self, tenant: str, requests: Sequence[DocumentRequest], traceparent: str | None = None
@@ -104,6 +108,7 @@ class Acceptance:
         for place, request in enumerate(requests):
             lanes[request.document_id].append(place)
         outcomes: list[Accepted | Exception] = [StreamUnavailable("not tried")] * len(requests)
+        conflicts = await self._conflicts(tenant, requests)
         free = asyncio.Semaphore(PARALLEL_ITEMS)
         stream_is_down = False
 
@@ -114,7 +119,9 @@ class Acceptance:
                     if stream_is_down:
                         return
                     try:
-                        outcomes[place] = await self.accept(tenant, requests[place], traceparent)
+                        outcomes[place] = await self._accept_checked(
+                            tenant, requests[place], conflicts[place], traceparent
+                        )
                     except StreamUnavailable as error:
                         stream_is_down, outcomes[place] = True, error
                     except Exception as error:  # noqa: BLE001 - each item has an outcome of its own
@@ -123,7 +130,34 @@ class Acceptance:
         await asyncio.gather(*(run(lane) for lane in lanes.values()))
         return outcomes
 
-    async def _accept(self, tenant: str, request: DocumentRequest, traceparent: str | None) -> Accepted:
+    async def _accept_checked(
+        self, tenant: str, request: DocumentRequest, conflict: ProblemRaised | None, traceparent: str | None
+    ) -> Accepted:
+        try:
+            with self._metrics.seconds.time():
+                return await self._accept(tenant, request, conflict, traceparent)
+        except Exception as error:
+            self._metrics.refused.labels(as_problem(error).type.rpartition("/")[2]).inc()
+            raise
+
+    async def _conflicts(self, tenant: str, requests: Sequence[DocumentRequest]) -> list[ProblemRaised | None]:
+        """Per request, why its connector may not change the document as it is indexed now.
+
+        This is for the sender to know at once. What is not indexed yet, or cannot be read, is left to the index step,
+        which decides in any case.
+        """
+        keys = {DocumentKey(tenant, request.document_id) for request in requests if request.connector is not None}
+        try:
+            indexed = await self._stores.index.manifests(sorted(keys)) if keys else {}
+        except IndexUnavailable:
+            indexed = {}
+        return [_conflict(request, indexed.get(DocumentKey(tenant, request.document_id))) for request in requests]
+
+    async def _accept(
+        self, tenant: str, request: DocumentRequest, conflict: ProblemRaised | None, traceparent: str | None
+    ) -> Accepted:
+        if conflict is not None:
+            raise conflict
         upload = request if isinstance(request, Upload) else None
         content = await self._stores.blobs.put(upload.content) if upload else None
         version = await self._version(DocumentKey(tenant, request.document_id), request.revision)
@@ -142,6 +176,8 @@ class Acceptance:
             source=upload.attributes.source if upload else None,
             groups=upload.attributes.groups if upload else (),
             metadata=upload.attributes.metadata if upload else {},
+            connector=request.connector,
+            take_over=request.take_over,
         )
         accepted = await self._placing.place(event, traceparent)
         self._metrics.accepted.labels(event.change.value).inc()
@@ -181,3 +217,22 @@ class Acceptance:
             return 0
         self._index_is_missing = False
         return manifest.version if manifest else 0
+
+
+def _conflict(request: DocumentRequest, manifest: Manifest | None) -> ProblemRaised | None:
+    connector = request.connector
+    if connector is None or manifest is None:
+        return None
+    owner = other_owner(manifest, connector, take_over=request.take_over)
+    if owner is not None:
+        return ProblemRaised(ProblemType.CONFLICT, owner_refusal(request.document_id, owner, connector))
+    if request.revision is not None and request.revision <= manifest.version and manifest.connector != connector:
+        # An older revision of the same source is a replay, which is superseded. This one was never searchable, and
+        # would not become so.
+        detail = (
+            f"document {request.document_id!r} has version {manifest.version}, which another source gave it: revision "
+            f"{request.revision} would never be searchable. Put a prefix before the ids of this source (--prefix), or "
+            "send larger revisions, or none"
+        )
+        return ProblemRaised(ProblemType.CONFLICT, detail)
+    return None

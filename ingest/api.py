@@ -24,6 +24,7 @@ from ingest.dead_letters_api import dead_letter_routes
 from ingest.event_status import EventStatuses
 from ingest.events_api import event_routes
 from ingest.metrics import IngestMetrics
+from ingest.sources_api import source_routes
 from ingest.uploads import checked_content, read_upload
 from ingest.webhooks_api import TenantWebhooks, webhook_messages, webhook_routes
 from schemas.batches import BatchResponse
@@ -31,6 +32,7 @@ from schemas.content_types import SUPPORTED_TYPES
 from schemas.credentials import Scope
 from schemas.documents import (
     Accepted,
+    ConnectorName,
     DocumentId,
     DocumentKey,
     DocumentState,
@@ -81,6 +83,7 @@ def build_api(
     writer = credentials.requiring(Scope.INGEST)
     _add_documents(app, settings, stores, Acceptance(stores, IngestMetrics(registry)), writer)
     statuses = EventStatuses(stores.states, stores.answers, stores.read_lane)
+    app.include_router(source_routes(stores.index, stores.log, writer))
     app.include_router(event_routes(statuses, stores.index, writer))
     app.include_router(dead_letter_routes(letters, writer))
     app.include_router(webhook_routes(TenantWebhooks(webhooks, settings.webhooks), credentials.requiring(Scope.ADMIN)))
@@ -99,7 +102,7 @@ def _add_documents(app: FastAPI, settings: Settings, stores: Stores, acceptance:
         "/v1/documents/{document_id:path}",
         status_code=202,
         response_model=Accepted,
-        responses=problems_told(400, 401, 403, 404, 413, 415, 422, 503),
+        responses=problems_told(400, 401, 403, 404, 409, 413, 415, 422, 503),
         openapi_extra=_upload_openapi(),
     )
     async def put_document(
@@ -117,16 +120,19 @@ def _add_documents(app: FastAPI, settings: Settings, stores: Stores, acceptance:
         "/v1/documents/{document_id:path}",
         status_code=202,
         response_model=Accepted,
-        responses=problems_told(401, 403, 404, 422, 503),
+        responses=problems_told(401, 403, 404, 409, 422, 503),
     )
     async def delete_document(
         document_id: DocumentId,
         request: Request,
         access: Annotated[Access, Depends(writer)],
+        *,
         freshline_revision: Annotated[Version | None, Header()] = None,
+        freshline_connector: Annotated[ConnectorName | None, Header()] = None,
+        freshline_take_over: Annotated[bool, Header()] = False,
     ) -> Response:
         """Take a document away. Deleting one that is not there is accepted too: an upload may still be under way."""
-        removal = Removal(document_id, freshline_revision)
+        removal = Removal(document_id, freshline_revision, freshline_connector, freshline_take_over)
         return _accepted(await acceptance.accept(access.tenant, removal, traceparent(request)))
 
     @app.get("/v1/documents/{document_id:path}", responses=problems_told(401, 403, 404, 422, 503))
@@ -205,6 +211,7 @@ def _state(manifest: Manifest) -> DocumentState:
         title=manifest.title,
         source=manifest.source,
         content_type=manifest.content_type,
+        connector=manifest.connector,
         chunks=len(manifest.chunks),
         updated_ms=manifest.updated_ms,
         updating=not manifest.complete,
@@ -221,6 +228,8 @@ def _upload_openapi() -> dict[str, Any]:
         "groups": "Who may see it, separated by commas; without it, every reader of the tenant.",
         "metadata": "A JSON object of strings, numbers and booleans.",
         "revision": "The source's own ever-growing revision number.",
+        "connector": "Name of the connector that sends it and owns it from now on.",
+        "take_over": "`true`: replace it even if another connector owns it.",
         "file_name": "Name of the file; its suffix decides the type where none is declared.",
     }
     return {

@@ -114,7 +114,7 @@ def _request(item: BatchItem, max_content_bytes: int) -> DocumentRequest:
         fields = [InvalidField(field="empty", message="says of an upload that it has no content; a delete is none")]
         raise invalid("the line has wrong fields", fields)
     if item.deleted:
-        return Removal(item.document_id, item.revision)
+        return Removal(item.document_id, item.revision, item.connector, item.take_over)
     content = item.text.encode() if item.text is not None else _decoded(item.content_b64 or "")
     if len(content) > max_content_bytes:
         raise too_large(max_content_bytes, given[0])
@@ -124,7 +124,13 @@ def _request(item: BatchItem, max_content_bytes: int) -> DocumentRequest:
     else:
         content_type = content_type_or_problem(item.content_type, name, "content_type")
     attributes = DocumentAttributes.model_construct(
-        title=item.title, source=item.source, groups=item.groups, metadata=item.metadata, revision=item.revision
+        title=item.title,
+        source=item.source,
+        groups=item.groups,
+        metadata=item.metadata,
+        revision=item.revision,
+        connector=item.connector,
+        take_over=item.take_over,
     )
     upload = Upload(item.document_id, content, content_type, attributes, item.file_name)
     return checked_content(upload, empty=item.empty, how='`"empty": true`')

@@ -11,6 +11,7 @@ from prometheus_client import CollectorRegistry, ProcessCollector
 from infra.blobs import open_blob_store
 from infra.blobs.port import BlobStore, ref_of
 from infra.credentials.opening import opened_credentials
+from infra.kafka.document_log import KafkaDocumentLog
 from infra.kafka.producer import KafkaProducer
 from infra.kafka.reading import read_lane, read_to_end
 from infra.opensearch.client import connect
@@ -85,6 +86,7 @@ async def opened(settings: Settings) -> AsyncIterator[FastAPI]:
                 index,
                 RedisAnswerCache(redis, settings.names, settings.answers),
                 partial(read_lane, settings),
+                KafkaDocumentLog(settings),
                 tracing,
             ),
             ParkedLetters(partial(read_to_end, settings), producer, Placing(producer, states, tracing)),

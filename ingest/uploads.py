@@ -115,6 +115,8 @@ async def _from_json(request: Request, document_id: str, max_bytes: int) -> Uplo
         groups=document.groups,
         metadata=document.metadata,
         revision=document.revision,
+        connector=document.connector,
+        take_over=document.take_over,
     )
     return Upload(document_id, content, content_type, attributes)
 

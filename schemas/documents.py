@@ -58,6 +58,13 @@ The same names are the same groups whichever way they came in: header, form, JSO
 """
 
 
+ConnectorName = Annotated[
+    str,
+    StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"),
+    Field(description="Name of the connector (of the source) that owns the document."),
+]
+
+
 class DocumentKey(NamedTuple):
     """A document's identity across tenants; its text is the Kafka key, so one document is one ordered lane."""
 
@@ -86,6 +93,14 @@ class DocumentAttributes(Request):
     revision: Version | None = Field(
         default=None,
         description="The source's own ever-growing revision number; left out, the version is assigned on acceptance.",
+    )
+    connector: ConnectorName | None = Field(
+        default=None,
+        description="Name of the connector that sends it and owns it from now on. A connector cannot replace or delete "
+        "a live document of another one; a request without a connector can, and leaves the document without an owner.",
+    )
+    take_over: bool = Field(
+        default=False, description="Replace or delete the document even if another connector owns it."
     )
 
 
@@ -138,9 +153,39 @@ class DocumentState(Message):
     content_type: str | None = None
     chunks: int
     updated_ms: float
+    connector: str | None = Field(default=None, description="Name of the connector that owns it.")
     updating: bool = Field(
         default=False, description="This version is being made searchable; until then the one before is found."
     )
+
+
+class ListedDocument(Message):
+    """A live document, as its connector needs to know it."""
+
+    document_id: str
+    version: int
+    content_sha256: str | None = None
+
+
+class DocumentList(Message):
+    """Live documents in the order of their ids."""
+
+    documents: tuple[ListedDocument, ...]
+    next_after: str | None = Field(default=None, description="Where more may follow: `after` of the next page.")
+    complete: bool | None = Field(
+        default=None,
+        description="On the first page: whether every event that was accepted before this request is reflected. If "
+        "not, a document that is not listed may still be on its way.",
+    )
+
+
+class InstallationState(Message):
+    """Which installation this is, and as whom the credential speaks to it."""
+
+    installation_id: str = Field(
+        description="The same for as long as the log of document events lives; another where it was made anew."
+    )
+    tenant: str
 
 
 class Outcome(StrEnum):

@@ -7,6 +7,7 @@ from typing import Final, Self
 from pydantic import Field, model_validator
 
 from schemas.documents import (
+    ConnectorName,
     DocumentId,
     DocumentKey,
     EventStatus,
@@ -63,6 +64,8 @@ class DocumentEvent(Message):
     source: str | None = None
     groups: Groups = ()
     metadata: Metadata = Field(default_factory=dict)
+    connector: ConnectorName | None = None
+    take_over: bool = Field(default=False, description="It is meant to replace what another connector owns.")
     rewrite: bool = Field(
         default=False,
         description="An event of the log once more, for a repair or after a dead letter: what stands of this version "

@@ -95,6 +95,7 @@ class Manifest(Message):
     )
     content: BlobRef | None = None
     content_type: str | None = None
+    connector: str | None = Field(default=None, description="Owner: name of the connector that sent this version.")
     chunks: tuple[str, ...] = Field(default=(), description="Ids of all passages of this version, in order.")
     added: tuple[str, ...] = Field(default=(), description="Those that this version wrote.")
     removed: tuple[str, ...] = Field(default=(), description="Ids of earlier passages that this version took away.")
@@ -211,6 +212,7 @@ def manifests_index_body(*, replicas: int) -> dict[str, Any]:
                 "document_id": {"type": "keyword"},
                 "version": {"type": "long"},
                 "state": {"type": "keyword"},
+                "connector": {"type": "keyword"},
                 "complete": {"type": "boolean"},
                 "partition": {"type": "integer"},
                 "offset": {"type": "long"},

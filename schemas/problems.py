@@ -17,6 +17,7 @@ class ProblemType(StrEnum):
     UNAUTHENTICATED = "unauthenticated"
     FORBIDDEN = "forbidden"
     NOT_FOUND = "not-found"
+    CONFLICT = "conflict"
     TOO_LARGE = "too-large"
     UNSUPPORTED_TYPE = "unsupported-type"
     RATE_LIMITED = "rate-limited"

@@ -32,5 +32,8 @@ DEAD_LETTERS: Final = Topic("dead-letters.v1", 30 * DAY_MS, "records that a step
 TOPICS: Final = (DOCUMENTS, CHUNKS, INDEX_CHANGES, EVENT_ENDS, DEAD_LETTERS)
 """All topics have the same partition count and the same key, so one document is one ordered lane from end to end."""
 
+TO_THE_INDEX: Final = ((DOCUMENTS, "prepare"), (CHUNKS, "index"))
+"""The topics that an event passes on its way into the index, each with the step whose consumer group reads it."""
+
 MAX_RECORD_BYTES: Final = 1_000_000
 """Below every broker's default limit (1 MiB); what is larger travels by blob reference."""

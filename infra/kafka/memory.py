@@ -4,6 +4,7 @@ from collections import defaultdict
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from types import SimpleNamespace
 from typing import Any
+from uuid import uuid4
 from zlib import crc32
 
 from infra.kafka.port import Placed, Record, check_sizes
@@ -11,10 +12,16 @@ from schemas.topics import Topic
 
 
 class MemoryStreams:
-    """All topics of one broker. Records are kept for ever; ``log`` is what a consumer would read."""
+    """All topics of one broker. Records are kept for ever; ``log`` is what a consumer would read.
+
+    Attributes:
+        indexed: whether the steps are through with every event, which nobody tells the twin.
+    """
 
     def __init__(self, partitions: int) -> None:
         self._partitions = partitions
+        self.id = uuid4().hex
+        self.indexed = True
         self.log: dict[tuple[str, int], list[Record]] = defaultdict(list)
 
     async def send(self, record: Record) -> Placed:
@@ -45,6 +52,14 @@ class MemoryStreams:
             if at >= offset:
                 told = {"key": record.key, "value": record.value, "headers": record.headers}
                 yield SimpleNamespace(partition=partition, offset=at, timestamp=0, **told)
+
+    async def log_id(self) -> str:
+        """See ``DocumentLog.log_id``."""
+        return self.id
+
+    async def is_indexed(self, *, timeout_s: float) -> bool:  # noqa: ARG002 - nothing is waited for
+        """See ``DocumentLog.is_indexed``."""
+        return self.indexed
 
     def _place(self, record: Record) -> Placed:
         partition = crc32(record.key) % self._partitions if record.partition is None else record.partition

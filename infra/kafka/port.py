@@ -72,6 +72,26 @@ class ReadLane(Protocol):
         ...
 
 
+class DocumentLog(Protocol):
+    """The log of document events as a whole."""
+
+    async def log_id(self) -> str:
+        """Which log this is: the same for as long as it lives, and another where it was made anew.
+
+        Raises:
+            StreamUnavailable: it cannot be told.
+        """
+        ...
+
+    async def is_indexed(self, *, timeout_s: float) -> bool:
+        """Whether every event that is in the log now has been indexed or has ended, waiting so long for it at most.
+
+        Raises:
+            StreamUnavailable: it cannot be told.
+        """
+        ...
+
+
 class Producer(Protocol):
     """Durable, idempotent production."""
 

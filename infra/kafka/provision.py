@@ -8,10 +8,12 @@ from typing import Self
 import stamina
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.client import AIOKafkaClient
 from aiokafka.errors import GroupCoordinatorNotAvailableError, KafkaError, TopicAlreadyExistsError, for_code
 
 from infra.kafka.port import StreamUnavailable
 from infra.kafka.security import client_options
+from infra.kafka.topic_ids import TopicIdRequest, read_topic_id
 from infra.settings import Settings
 from schemas.topics import MAX_RECORD_BYTES, TOPICS, Topic
 
@@ -84,6 +86,26 @@ class StreamAdmin:
         present = wanted & set(await self._client.list_topics())
         if present:
             await self._client.delete_topics(sorted(present))
+
+    async def topic_id(self, topic: Topic) -> str:
+        """The id that Kafka gave the topic when it was created: another topic of the same name has another.
+
+        Raises:
+            StreamUnavailable: no broker answers, there is no such topic, or brokers are older than Kafka 3.1.
+        """
+        name = self._settings.names.topic(topic.name)
+        client = AIOKafkaClient(**client_options(self._settings.kafka))
+        try:
+            await client.bootstrap()
+            response = await client.send(client.get_random_node(), TopicIdRequest(name))
+        except (KafkaError, NotImplementedError) as error:
+            raise StreamUnavailable(f"the id of topic {name} cannot be read: {error!r}") from error
+        finally:
+            await client.close()
+        topic_id = read_topic_id(response)
+        if topic_id is None:
+            raise StreamUnavailable(f"there is no topic {name}: start a worker, it makes the topics")
+        return topic_id.hex
 
     async def lag(self, topic: Topic, group: str) -> list[PartitionLag]:
         """Per partition, how far ``group`` is behind on ``topic``."""

@@ -9,7 +9,7 @@ from typing import Any, Final
 import numpy as np
 
 from infra.opensearch.port import ChunkWrite, FieldStatistics, Hit, HybridSearch, ScannedChunk, Vector
-from schemas.documents import DocumentKey
+from schemas.documents import DocumentKey, LifeState
 from schemas.index import PUBLIC_GROUP, Manifest, StoredChunk, metadata_term, metadata_terms, metadata_text
 from schemas.positions import Position
 
@@ -96,10 +96,25 @@ def manifest_body(manifest: Manifest) -> dict[str, Any]:
         "document_id": manifest.document_id,
         "version": manifest.version,
         "state": manifest.state,
+        "connector": manifest.connector,
         "complete": manifest.complete,
         "partition": position.partition,
         "offset": position.offset,
         "manifest": manifest.model_dump(mode="json", exclude_defaults=True),
+    }
+
+
+def live_documents(tenant: str, connector: str | None, after: str | None, limit: int) -> dict[str, Any]:
+    """The search for manifests of live documents by id."""
+    wanted = [{"term": {"tenant": tenant}}, {"term": {"state": LifeState.LIVE}}]
+    if connector is not None:
+        wanted.append({"term": {"connector": connector}})
+    return {
+        "size": limit,
+        "query": {"bool": {"filter": wanted}},
+        "sort": ["document_id"],
+        "_source": ["manifest"],
+        **({"search_after": [after]} if after is not None else {}),
     }
 
 

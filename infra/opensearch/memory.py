@@ -25,7 +25,7 @@ from infra.opensearch.port import (
     Vector,
     Windows,
 )
-from schemas.documents import DocumentKey
+from schemas.documents import DocumentKey, LifeState
 from schemas.index import Manifest, StoredChunk
 from schemas.positions import Position
 
@@ -121,6 +121,21 @@ class MemoryIndex:
                     under_way[partition] = min(offset, under_way.get(partition, offset))
         certain = {at: min(offset, under_way.get(at, offset + 1) - 1) for at, offset in done.items()}
         return {partition: offset for partition, offset in certain.items() if offset >= 0}
+
+    async def live_documents(
+        self, tenant: str, *, connector: str | None, after: str | None, limit: int
+    ) -> list[Manifest]:
+        """See ``DocumentIndex.live_documents``."""
+        self._check_available()
+        found = [
+            one.manifest
+            for key, one in self._manifests.items()
+            if key.tenant == tenant
+            and one.manifest.state is LifeState.LIVE
+            and connector in {None, one.manifest.connector}
+            and (after is None or key.document_id.encode() > after.encode())
+        ]
+        return sorted(found, key=lambda manifest: manifest.document_id.encode())[:limit]
 
     # Terms
 

@@ -255,6 +255,21 @@ class DocumentIndex(Protocol):
         """Keep vectors for the next time the same text comes."""
         ...
 
+    async def live_documents(
+        self, tenant: str, *, connector: str | None, after: str | None, limit: int
+    ) -> list[Manifest]:
+        """Manifests of the tenant's live documents in the order of their ids (by code points), some at a time.
+
+        A claim counts as what it is to become. The first page (``after`` None) reflects every write before the call.
+
+        Args:
+            tenant: whose.
+            connector: only those that it owns; None for all.
+            after: only ids greater than this one.
+            limit: at most so many.
+        """
+        ...
+
     def scan_manifests(self) -> AsyncIterator[Manifest]:
         """Every manifest, tombstones too, in no order."""
         ...

@@ -41,6 +41,10 @@ async def create_indices(settings: Settings) -> None:
             await _create(client, manifests, manifests_index_body(replicas=opensearch.replicas))
             # One that was there may be of a release that refreshed it less often.
             await client.indices.put_settings(index=manifests, body={"index": {"refresh_interval": MANIFESTS_REFRESH}})
+            # Nor may it have all fields that documents are listed by.
+            await client.indices.put_mapping(
+                index=manifests, body={"properties": manifests_index_body(replicas=0)["mappings"]["properties"]}
+            )
             await _create(client, names.vectors_index, vectors_index_body(replicas=opensearch.replicas))
             await _create(client, names.keys_index, keys_index_body(replicas=opensearch.replicas))
             await _create(client, names.webhooks_index, webhooks_index_body(replicas=opensearch.replicas))

@@ -135,6 +135,18 @@ class OpenSearchIndex:
                 positions[int(bucket["key"])] = int(certain)
         return positions
 
+    async def live_documents(
+        self, tenant: str, *, connector: str | None, after: str | None, limit: int
+    ) -> list[Manifest]:
+        """See ``DocumentIndex.live_documents``."""
+        body = codec.live_documents(tenant, connector, after, limit)
+        with unavailable_is_said():
+            if after is None:
+                await self._client.indices.refresh(index=self._manifests)
+            answer = await self._client.search(index=self._manifests, body=body)
+        check_whole(answer)
+        return [codec.read_manifest(hit["_source"]) for hit in answer["hits"]["hits"]]
+
     # Write side
 
     async def manifests(self, keys: Sequence[DocumentKey]) -> dict[DocumentKey, Manifest]:

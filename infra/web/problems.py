@@ -32,6 +32,7 @@ _STATUS_AND_TITLE: Final[dict[ProblemType, tuple[int, str]]] = {
     ProblemType.UNAUTHENTICATED: (401, "A valid credential is needed"),
     ProblemType.FORBIDDEN: (403, "This is not allowed"),
     ProblemType.NOT_FOUND: (404, "There is nothing here"),
+    ProblemType.CONFLICT: (409, "The state of the document does not allow this"),
     ProblemType.TOO_LARGE: (413, "The content is too large"),
     ProblemType.UNSUPPORTED_TYPE: (415, "This type of content is not supported"),
     ProblemType.RATE_LIMITED: (429, "Too many requests"),

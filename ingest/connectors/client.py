@@ -5,17 +5,27 @@ from collections.abc import AsyncIterable, AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple, cast
+from urllib.parse import urlencode
 
 import httpx
 import stamina
 from pydantic import ValidationError
 
-from ingest.connectors.encoding import batch_line, document_path, revision_header, upload_headers, upload_path
+from ingest.connectors.encoding import batch_line, document_path, removal_headers, upload_headers, upload_path
 from ingest.connectors.rounds import Outgoing, rounds
 from ingest.connectors.sent_log import SentLog
-from ingest.core.changes import DocumentRequest, Removal
+from ingest.core.changes import DocumentRequest, Removal, Upload
 from schemas.batches import BatchResponse
-from schemas.documents import Accepted, EventReference, EventsRequest, EventsResponse, EventStatus
+from schemas.documents import (
+    Accepted,
+    DocumentList,
+    EventReference,
+    EventsRequest,
+    EventsResponse,
+    EventStatus,
+    InstallationState,
+    ListedDocument,
+)
 from schemas.positions import Position
 from schemas.problems import Problem
 
@@ -35,8 +45,15 @@ class Refused(Exception):
     """The service will not take this event, however often it is sent."""
 
 
+class Conflict(Refused):
+    """The document belongs to another source."""
+
+
 class TooLarge(Refused):
     """The service will not take so much at once."""
+
+
+_REFUSED_AS: Final[dict[int, type[Refused]]] = {409: Conflict, 413: TooLarge}
 
 
 class _Busy(Exception):
@@ -97,7 +114,7 @@ Progress = Callable[[Summary], None]
 """Called after each request with the summary so far."""
 
 
-_Note = Callable[[Outgoing, Accepted | str], None]
+_Note = Callable[[Outgoing, Accepted | Refused], None]
 """Told how the sending of an event ended: accepted, or refused and why."""
 
 
@@ -126,7 +143,7 @@ class IngestClient:
         """
         if isinstance(request, Removal):
             path = document_path(request.document_id)
-            response = await self._call("DELETE", path, headers=revision_header(request.revision))
+            response = await self._call("DELETE", path, headers=removal_headers(request))
         else:
             path = upload_path(request)
             response = await self._call("PUT", path, headers=upload_headers(request), content=request.content)
@@ -140,14 +157,21 @@ class IngestClient:
             Exception: what ``outgoing`` raised, once everything before it is sent.
         """
 
-        def note(event: Outgoing, end: Accepted | str) -> None:
+        def note(event: Outgoing, end: Accepted | Refused) -> None:
+            document_id, deleted = event.request.document_id, isinstance(event.request, Removal)
             if isinstance(end, Accepted):
-                log.note(event.request.document_id, event.mark)
-                summary.note_accepted(end, deleted=isinstance(event.request, Removal))
+                log.note(document_id, event.mark)
+                summary.note_accepted(end, deleted=deleted)
+                return
+            summary.failed.append(Failure(document_id, str(end)))
+            if deleted and isinstance(end, Conflict):
+                # It belongs to another source by now, so that it is gone from this one is of no interest any more.
+                log.note(document_id, None)
             else:
-                summary.failed.append(Failure(event.request.document_id, end))
+                log.note_refused(document_id)
 
         async for together in rounds(outgoing):
+            log.begin(event.request.document_id for event in together.events if isinstance(event.request, Upload))
             try:
                 async with asyncio.TaskGroup() as requests:
                     if together.batched:
@@ -164,7 +188,7 @@ class IngestClient:
         try:
             note(event, await self.send(event.request))
         except Refused as error:
-            note(event, str(error))
+            note(event, error)
 
     async def _send_batch(self, events: Sequence[Outgoing], note: _Note) -> None:
         """Send in one request; what the service cannot take now is tried again, without what it took."""
@@ -187,7 +211,7 @@ class IngestClient:
             await self._send_batch(waiting[middle:], note)
         except Refused as error:
             for event in waiting:
-                note(event, str(error))
+                note(event, error)
 
     async def _post_batch(self, waiting: list[Outgoing], note: _Note) -> None:
         """Send once; events that ended are taken out of ``waiting``.
@@ -203,7 +227,7 @@ class IngestClient:
             if outcome.problem is not None and outcome.problem.status in RETRY_STATUSES:
                 busy = said(outcome.problem)
                 continue
-            note(event, cast("Accepted", outcome.accepted) if outcome.problem is None else said(outcome.problem))
+            note(event, cast("Accepted", outcome.accepted) if outcome.problem is None else _refused(outcome.problem))
             waiting.remove(event)
         if busy:
             raise _Busy(busy)
@@ -224,10 +248,27 @@ class IngestClient:
         response = await self._call("POST", "/v1/events:batch-get", headers={"Content-Type": _JSON}, content=content)
         return {one.event_id: one for one in EventsResponse.model_validate_json(response.content).events}
 
-    async def knows(self, document_id: str) -> bool:
-        """False if the service has never indexed the document."""
-        response = await self._call("GET", document_path(document_id), missing_ok=True)
-        return response.is_success
+    async def installation(self) -> InstallationState:
+        """Which installation the service is of."""
+        response = await self._call("GET", "/v1/installation")
+        return InstallationState.model_validate_json(response.content)
+
+    async def documents_of(self, connector: str, *, wait_s: float) -> tuple[dict[str, ListedDocument], bool]:
+        """The live documents that a connector owns, by id, and whether none is missing.
+
+        The service waits up to ``wait_s`` for what it has accepted and not indexed yet; one may be missing after that.
+        """
+        documents: dict[str, ListedDocument] = {}
+        complete = False
+        page: dict[str, str] = {"connector": connector, "wait_s": str(wait_s)}
+        while True:
+            response = await self._call("GET", f"/v1/documents?{urlencode(page)}")
+            listed = DocumentList.model_validate_json(response.content)
+            documents |= {document.document_id: document for document in listed.documents}
+            complete = complete or bool(listed.complete)
+            if listed.next_after is None:
+                return documents, complete
+            page = {"connector": connector, "after": listed.next_after}
 
     async def _call(
         self,
@@ -251,9 +292,7 @@ class IngestClient:
         except httpx.TransportError as error:
             raise ServiceUnavailable(f"{self.url} does not answer ({error!r}): is the service running?") from error
         if not response.is_success and not (missing_ok and response.status_code == httpx.codes.NOT_FOUND):
-            raise (TooLarge if response.status_code == httpx.codes.REQUEST_ENTITY_TOO_LARGE else Refused)(
-                problem_text(response)
-            )
+            raise _REFUSED_AS.get(response.status_code, Refused)(problem_text(response))
         return response
 
 
@@ -264,13 +303,6 @@ async def connect_ingest(url: str, api_key: str | None = None) -> AsyncIterator[
     limits = httpx.Limits(max_connections=_CONNECTIONS, max_keepalive_connections=_CONNECTIONS)
     async with httpx.AsyncClient(base_url=url, headers=headers, limits=limits, timeout=30.0) as http:
         yield IngestClient(http)
-
-
-async def begin_with(client: IngestClient, log: SentLog) -> None:
-    """Forget what was sent to a service that has since lost it all, as one set up anew has."""
-    samples = list(log.marks)[:3]
-    if samples and not any([await client.knows(document_id) for document_id in samples]):
-        log.forget()
 
 
 def problem_text(response: httpx.Response) -> str:
@@ -284,6 +316,10 @@ def problem_text(response: httpx.Response) -> str:
 def said(problem: Problem) -> str:
     """What a problem says, in one line."""
     return f"{problem.title}: {problem.detail}"
+
+
+def _refused(problem: Problem) -> Refused:
+    return _REFUSED_AS.get(problem.status, Refused)(said(problem))
 
 
 def _retry(error: Exception) -> bool | float:

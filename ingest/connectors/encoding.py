@@ -20,6 +20,8 @@ def upload_headers(upload: Upload) -> dict[str, str]:
         "source": given.source,
         "groups": ",".join(given.groups) or None,
         "metadata": orjson.dumps(given.metadata).decode() if given.metadata else None,
+        "connector": given.connector,
+        "take_over": "true" if given.take_over else None,
         "file_name": upload.file_name,
     }
     headers = {header_name(name): header_value(text) for name, text in texts.items() if text is not None}
@@ -30,6 +32,8 @@ def batch_line(request: DocumentRequest) -> bytes:
     """The request as a line of a batch."""
     if isinstance(request, Removal):
         fields: dict[str, Any] = {"document_id": request.document_id, "deleted": True, "revision": request.revision}
+        fields |= {"connector": request.connector, "take_over": request.take_over or None}
+        fields = {name: value for name, value in fields.items() if value is not None}
     else:
         fields = request.attributes.model_dump(exclude_defaults=True) | {
             "document_id": request.document_id,
@@ -70,6 +74,13 @@ def document_path(document_id: str) -> str:
 def upload_path(upload: Upload) -> str:
     """Where an upload is put. What a source has without content is empty on purpose, and the path says so."""
     return document_path(upload.document_id) + ("" if upload.content else "?empty=true")
+
+
+def removal_headers(removal: Removal) -> dict[str, str]:
+    """The headers that go with a removal."""
+    connector = {} if removal.connector is None else {header_name("connector"): removal.connector}
+    take_over = {header_name("take_over"): "true"} if removal.take_over else {}
+    return revision_header(removal.revision) | connector | take_over
 
 
 def revision_header(revision: int | None) -> dict[str, str]:

@@ -8,16 +8,18 @@ import asyncio
 import gzip
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO, Literal, cast
+from typing import BinaryIO, Literal, cast
 
 from pydantic import Base64Bytes, Field, ValidationError
 
-from ingest.connectors.client import Failure, IngestClient, Progress, Summary, begin_with, no_progress
+from ingest.connectors.client import Failure, IngestClient, Progress, Summary, no_progress
+from ingest.connectors.reconcile import opened_log
 from ingest.connectors.rounds import Outgoing
-from ingest.connectors.sent_log import SentLog, default_log_path
+from ingest.connectors.sent_log import SentLog
+from ingest.connectors.source import BY_DEFAULT, Source, SourceOptions
 from ingest.core.changes import Removal, Upload
 from ingest.core.content import TYPE_OF_SUFFIX
-from schemas.documents import DocumentAttributes, DocumentId
+from schemas.documents import DocumentId, ListedDocument
 from schemas.models import Message
 
 
@@ -43,27 +45,31 @@ class RecordedEvent(Message):
 async def ingest_event_file(
     client: IngestClient,
     path: Path,
+    options: SourceOptions = BY_DEFAULT,
     *,
     progress: Progress = no_progress,
     log_path: Path | None = None,
 ) -> Summary:
     """Send the events of the file, each with ``seq + 1`` as its revision; those sent by an earlier run are skipped.
 
+    A document that the file does not speak of is not gone: only a deletion in the file is one.
+
     Args:
         client: the service.
         path: the file.
+        options: name, prefix and rights of the source.
         progress: called after each request.
-        log_path: where to remember what was sent; by default a file of this user, one per service and event file.
+        log_path: where to remember what was sent; by default a file of this user, see ``opened_log``.
 
     Raises:
         BadEventFile: see there; events before that line are sent.
+        BadSourceName, SourceInUse: see there.
         ServiceUnavailable: the rest was not sent.
     """
     summary = Summary()
-    source = await asyncio.to_thread(path.resolve)
-    with SentLog(log_path or default_log_path(client.url, str(source))) as log:
-        await begin_with(client, log)
-        await client.send_all(_outgoing(path, log, summary), log, summary, progress)
+    source = Source.of("events", await asyncio.to_thread(path.resolve), options)
+    async with opened_log(client, source, summary, _mark_of, log_path) as log:
+        await client.send_all(_outgoing(path, source, log, summary), log, summary, progress)
     return summary
 
 
@@ -79,9 +85,9 @@ def read_events(path: Path) -> Iterator[RecordedEvent]:
                 raise BadEventFile(f"{path.name} line {number}: {where}: {first['msg']}") from None
 
 
-async def _outgoing(path: Path, log: SentLog, summary: Summary) -> AsyncIterator[Outgoing]:
+async def _outgoing(path: Path, source: Source, log: SentLog, summary: Summary) -> AsyncIterator[Outgoing]:
     """What to send. A rename without content sends the content that the document had, at its new path."""
-    sent = {document_id: int(mark) for document_id, mark in log.marks.items()}
+    sent = {document_id: int(mark) if mark else 0 for document_id, mark in log.marks.items()}
     contents: dict[str, bytes] = {}
     for event in read_events(path):
         content = event.new_content()
@@ -91,10 +97,10 @@ async def _outgoing(path: Path, log: SentLog, summary: Summary) -> AsyncIterator
         if content is not None:
             contents[event.doc_id] = content
         revision = event.seq + 1
-        if revision <= sent.get(event.doc_id, 0):
+        if revision <= sent.get(source.document_id(event.doc_id), 0):
             summary.skipped += 1
             continue
-        request = _request(event, content, revision)
+        request = _request(source, event, content, revision)
         if isinstance(request, Failure):
             summary.failed.append(request)
         else:
@@ -102,18 +108,20 @@ async def _outgoing(path: Path, log: SentLog, summary: Summary) -> AsyncIterator
             yield Outgoing(request, str(revision))
 
 
-def _request(event: RecordedEvent, content: bytes | None, revision: int) -> Upload | Removal | Failure:
+def _request(source: Source, event: RecordedEvent, content: bytes | None, revision: int) -> Upload | Removal | Failure:
     if event.type == "deleted":
-        return Removal(event.doc_id, revision)
+        return source.removal(source.document_id(event.doc_id), revision)
     if content is None:
         return Failure(event.doc_id, f"event {event.seq} has no content, and no event before it has")
-    path = PurePosixPath(event.path)
-    content_type = TYPE_OF_SUFFIX.get(path.suffix.lower())
-    if content_type is None:
-        return Failure(event.doc_id, f"{event.path}: files named {path.suffix or 'without a suffix'} are not supported")
-    metadata: dict[str, Any] = {"path": event.path}
-    attributes = DocumentAttributes(source=event.path, metadata=metadata, revision=revision)
-    return Upload(event.doc_id, content, content_type, attributes, path.name)
+    suffix = PurePosixPath(event.path).suffix
+    if suffix.lower() not in TYPE_OF_SUFFIX:
+        return Failure(event.doc_id, f"{event.path}: files named {suffix or 'without a suffix'} are not supported")
+    metadata = {"path": event.path}
+    return source.upload(event.doc_id, content, path=event.path, metadata=metadata, revision=revision)
+
+
+def _mark_of(document: ListedDocument) -> str:
+    return str(document.version)
 
 
 def _opened(path: Path) -> BinaryIO:

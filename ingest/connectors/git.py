@@ -1,22 +1,27 @@
 """A git repository as a source: each supported file of a branch is a document named by its path.
 
-A commit is sent as the difference between its tree and what was sent before, so that a broken run, a rewritten branch
-and an ordinary commit are all the same case. Revisions are the commit's ordinal on the first-parent history.
+A commit is sent as the difference between its tree and what was sent before, so that a broken run, a rewritten branch,
+a shallow clone and an ordinary commit are all the same case. Versions are assigned on acceptance, as those of every
+other source are: then whatever a document was before, and whoever sent that, what is sent now is newer.
 """
 
 import asyncio
+import os
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from pathlib import Path, PurePosixPath
-from typing import Final, Self
+from typing import Final, NamedTuple, Self
 
-from ingest.connectors.client import IngestClient, Progress, Summary, begin_with, no_progress
+from ingest.connectors.client import Failure, IngestClient, Progress, Summary, no_progress
+from ingest.connectors.files import shown, why_no_document
 from ingest.connectors.guard import check_deletions
+from ingest.connectors.reconcile import opened_log
 from ingest.connectors.rounds import Outgoing
-from ingest.connectors.sent_log import SentLog, default_log_path
-from ingest.core.changes import Removal, Upload
-from ingest.core.content import TYPE_OF_SUFFIX, why_unsupported
-from schemas.documents import DocumentAttributes
+from ingest.connectors.sent_log import PERHAPS, SentLog
+from ingest.connectors.source import BY_DEFAULT, Source, SourceOptions
+from schemas.documents import ListedDocument
+
+_SUBMODULE: Final = b"160000 "
 
 POLL_S: Final = 2.0
 """How often ``follow`` looks for new commits."""
@@ -32,6 +37,7 @@ class GitFailed(Exception):
 async def ingest_git(
     client: IngestClient,
     repository: Path,
+    options: SourceOptions = BY_DEFAULT,
     *,
     start: str | None = None,
     follow: bool = False,
@@ -44,32 +50,42 @@ async def ingest_git(
     Args:
         client: the service.
         repository: a clone, with or without a work tree.
+        options: name, prefix and rights of the source.
         start: send this revision first, then each first-parent commit after it; by default the newest state only.
         follow: go on with new commits until cancelled.
         yes: delete even if a commit takes very much away.
         progress: called after each request.
-        log_path: where to remember what was sent; by default a file of this user, one per service and repository.
+        log_path: where to remember what was sent; by default a file of this user, see ``opened_log``.
 
     Raises:
         GitFailed: no repository, or no such revision.
+        BadSourceName, SourceInUse: see there.
         TooManyDeletions: see ``guard``.
         ServiceUnavailable: the rest was not sent.
     """
     summary = Summary()
-    source = await asyncio.to_thread(repository.resolve)
-    with SentLog(log_path or default_log_path(client.url, str(source))) as log:
-        await begin_with(client, log)
-        async with aclosing(await GitObjects.open(repository)) as objects:
-            tree = _SentTree(objects, log, confirmed=yes)
-            seen = await _commit(repository, start or "HEAD")
-            commits = [seen, *await _commits_after(repository, seen)]
-            while True:
-                await client.send_all(_outgoing(repository, tree, commits, summary), log, summary, progress)
-                if not follow:
-                    return summary
-                seen = commits[-1] if commits else seen
-                await asyncio.sleep(POLL_S)
-                commits = await _commits_after(repository, seen)
+    source = Source.of("git", await asyncio.to_thread(repository.resolve), options)
+    async with (
+        opened_log(client, source, summary, _mark_of, log_path) as log,
+        aclosing(await GitObjects.open(repository)) as objects,
+    ):
+        tree = _SentTree(objects, source, log, summary, confirmed=yes)
+        seen = await _commit(repository, start or "HEAD")
+        commits = [seen, *await _commits_after(repository, seen)]
+        while True:
+            await client.send_all(_outgoing(repository, tree, commits), log, summary, progress)
+            if not follow:
+                return summary
+            seen = commits[-1] if commits else seen
+            await asyncio.sleep(POLL_S)
+            commits = await _commits_after(repository, seen)
+
+
+class _Tree(NamedTuple):
+    """What a commit holds: path → blob of every document, sorted; path → why it is none, of what is not hidden."""
+
+    blobs: dict[str, str]
+    passed_over: dict[str, str]
 
 
 class GitObjects:
@@ -84,7 +100,7 @@ class GitObjects:
         await _git(repository, "rev-parse", "--git-dir")
         command = ("git", "-C", str(repository), "cat-file", "--batch")
         pipe = asyncio.subprocess.PIPE
-        return cls(await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe))
+        return cls(await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe, env=_environment()))
 
     async def read(self, blob: str) -> bytes:
         """Content of a blob."""
@@ -108,52 +124,57 @@ class GitObjects:
 
 
 class _SentTree:
-    """What has been sent, as path → blob, and how a tree differs from it."""
+    """What has been sent, as document id → blob, and how a tree differs from it."""
 
-    def __init__(self, objects: GitObjects, log: SentLog, *, confirmed: bool) -> None:
-        marks = {path: mark.partition(":") for path, mark in log.marks.items()}
+    def __init__(self, objects: GitObjects, source: Source, log: SentLog, summary: Summary, *, confirmed: bool) -> None:
         self._objects = objects
+        self._source = source
+        self._summary = summary
         self._confirmed = confirmed
-        self._blobs = {path: blob for path, (_, _, blob) in marks.items()}
-        self._revision = max((int(revision) for revision, _, _ in marks.values()), default=0)
+        self._blobs = dict(log.marks)
 
-    async def changes_to(self, tree: dict[str, str], ordinal: int) -> AsyncIterator[Outgoing]:
+    async def changes_to(self, tree: _Tree) -> AsyncIterator[Outgoing]:
         """Uploads and deletions that lead from what was sent to ``tree``."""
-        changed = {path: blob for path, blob in tree.items() if self._blobs.get(path) != blob}
-        gone = [path for path in self._blobs if path not in tree]
-        if not changed and not gone:
-            return
-        present = set(tree.values())
-        lost = sum(self._blobs[path] not in present for path in gone)
+        self._summary.passed_over = tree.passed_over
+        blobs = {self._source.document_id(path): blob for path, blob in tree.blobs.items()}
+        gone = [document_id for document_id in self._blobs if document_id not in blobs]
+        present = set(blobs.values())
+        lost = sum(self._blobs[document_id] not in present for document_id in gone)
         check_deletions(lost, len(self._blobs), confirmed=self._confirmed)
-        # A branch that was rewritten to be shorter still has to be newer than what was sent of it.
-        self._revision = max(ordinal, self._revision + 1)
-        self._blobs = tree
-        for path, blob in changed.items():
-            name = PurePosixPath(path)
-            attributes = DocumentAttributes(source=path, revision=self._revision)
-            content = await self._objects.read(blob)
-            upload = Upload(path, content, TYPE_OF_SUFFIX[name.suffix.lower()], attributes, name.name)
-            yield Outgoing(upload, f"{self._revision}:{blob}")
-        for path in gone:
-            yield Outgoing(Removal(path, self._revision), None)
+        before, self._blobs = self._blobs, blobs
+        for path, blob in tree.blobs.items():
+            document_id = self._source.document_id(path)
+            if before.get(document_id) == blob:
+                continue
+            try:
+                content = await self._objects.read(blob)
+            except GitFailed as error:
+                self._summary.failed.append(Failure(path, str(error)))
+                # To be tried again with the next commit.
+                self._blobs[document_id] = before.get(document_id, PERHAPS)
+                continue
+            yield Outgoing(self._source.upload(path, content), blob)
+        for document_id in gone:
+            yield Outgoing(self._source.removal(document_id), None)
 
 
-async def _outgoing(repository: Path, sent: _SentTree, commits: list[str], summary: Summary) -> AsyncIterator[Outgoing]:
-    if not commits:
-        return
-    ordinal = int(await _git(repository, "rev-list", "--count", "--first-parent", commits[0]))
-    for place, commit in enumerate(commits):
-        tree = await _tree(repository, commit, summary.passed_over)
-        async for item in sent.changes_to(tree, ordinal + place):
+async def _outgoing(repository: Path, sent: _SentTree, commits: list[str]) -> AsyncIterator[Outgoing]:
+    for commit in commits:
+        async for item in sent.changes_to(await _tree(repository, commit)):
             yield item
+
+
+def _mark_of(_document: ListedDocument) -> str:
+    return PERHAPS  # of a blob's name the service knows nothing
 
 
 async def _commit(repository: Path, revision: str) -> str:
     name = f"{revision}^{{commit}}"
     commit = await _git(repository, "rev-parse", "--verify", "--quiet", "--end-of-options", name, may_fail=True)
     if not commit:
-        raise GitFailed(f"{repository} has no commit {revision!r}: see `git log` for what it has")
+        shallow = await _git(repository, "rev-parse", "--is-shallow-repository") == "true"
+        advice = "the clone is shallow: `git fetch --unshallow`" if shallow else "see `git log` for what it has"
+        raise GitFailed(f"{repository} has no commit {revision!r}: {advice}")
     return commit
 
 
@@ -166,29 +187,28 @@ async def _commits_after(repository: Path, commit: str) -> list[str]:
     return listed.split()
 
 
-async def _tree(repository: Path, commit: str, passed_over: dict[str, str]) -> dict[str, str]:
-    """Path → blob of every document of a commit, sorted by path.
-
-    What the commit has beside them, and is not hidden, replaces what is in ``passed_over``: path → reason.
-    """
-    passed_over.clear()
+async def _tree(repository: Path, commit: str) -> _Tree:
+    """Every document of a commit."""
     listed = await _git_bytes(repository, "ls-tree", "-r", "-z", "--full-tree", commit)
-    tree: dict[str, str] = {}
+    tree = _Tree({}, {})
     for entry in listed.split(b"\0"):
         head, _, raw_path = entry.partition(b"\t")
         mode, _, blob = head.partition(b" blob ")
-        try:
-            path = raw_path.decode()
-        except UnicodeDecodeError:  # a document id is text
-            passed_over[raw_path.decode(errors="backslashreplace")] = "its name is not UTF-8: rename it"
-            continue
+        path = os.fsdecode(raw_path)
+        if head.startswith(_SUBMODULE):
+            tree.passed_over[shown(path)] = "a submodule: send it as a source of its own"
         if mode not in _FILE_MODES:
             continue
-        if (reason := why_unsupported(path)) is None:
-            tree[path] = blob.decode()
+        if (reason := why_no_document(path)) is None:
+            tree.blobs[path] = blob.decode()
         elif not any(part.startswith(".") for part in PurePosixPath(path).parts):
-            passed_over[path] = reason
+            tree.passed_over[shown(path)] = reason
     return tree
+
+
+def _environment() -> dict[str, str]:
+    """Git asks nobody for a password: a partial clone may want one for the contents that it lacks."""
+    return os.environ | {"GIT_TERMINAL_PROMPT": "0"}
 
 
 async def _git(repository: Path, *arguments: str, may_fail: bool = False) -> str:
@@ -197,7 +217,10 @@ async def _git(repository: Path, *arguments: str, may_fail: bool = False) -> str
 
 async def _git_bytes(repository: Path, *arguments: str, may_fail: bool = False) -> bytes:
     pipe = asyncio.subprocess.PIPE
-    process = await asyncio.create_subprocess_exec("git", "-C", str(repository), *arguments, stdout=pipe, stderr=pipe)
+    command = ("git", "-C", str(repository), *arguments)
+    process = await asyncio.create_subprocess_exec(
+        *command, stdin=asyncio.subprocess.DEVNULL, stdout=pipe, stderr=pipe, env=_environment()
+    )
     output, errors = await process.communicate()
     if process.returncode and not may_fail:
         raise GitFailed(f"git {arguments[0]}: {errors.decode(errors='replace').strip()}")

@@ -6,8 +6,10 @@ from typing import Any, Final
 from urllib.parse import unquote
 
 HEADER_PREFIX: Final = "freshline-"
-FIELDS: Final = ("title", "source", "groups", "metadata", "revision", "file_name")
+FIELDS: Final = ("title", "source", "groups", "metadata", "revision", "connector", "take_over", "file_name")
 """Attributes that may be given beside content; the header of ``file_name`` is ``Freshline-File-Name``."""
+
+_PLAIN: Final = ("title", "source", "revision", "connector", "take_over")
 
 _EXTENDED: Final = re.compile(r"utf-8'[a-z0-9-]*'(.*)", re.IGNORECASE | re.DOTALL)
 
@@ -43,9 +45,7 @@ def as_attributes(texts: Mapping[str, str], parsed_metadata: Any) -> dict[str, A
 
     ``parsed_metadata`` is the JSON value of the ``metadata`` text; parsing is the caller's, as are its errors.
     """
-    attributes: dict[str, Any] = {
-        name: texts[name] for name in ("title", "source", "revision") if texts.get(name, "") != ""
-    }
+    attributes: dict[str, Any] = {name: texts[name] for name in _PLAIN if texts.get(name, "") != ""}
     if texts.get("groups", "").strip() != "":
         attributes["groups"] = texts["groups"].split(",")
     if "metadata" in texts:

@@ -25,6 +25,16 @@ class Upload:
         """The source's own revision."""
         return self.attributes.revision
 
+    @property
+    def connector(self) -> str | None:
+        """Name of the connector that sends it."""
+        return self.attributes.connector
+
+    @property
+    def take_over(self) -> bool:
+        """Whether it is meant for a document of another connector too."""
+        return self.attributes.take_over
+
 
 @dataclass(frozen=True, slots=True)
 class Removal:
@@ -32,6 +42,8 @@ class Removal:
 
     document_id: str
     revision: int | None = None
+    connector: str | None = None
+    take_over: bool = False
 
 
 DocumentRequest = Upload | Removal

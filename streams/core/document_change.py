@@ -6,9 +6,10 @@ This is where I1 (newer wins), I2 (no resurrection) and I6 (replay is harmless) 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from schemas.documents import LifeState
-from schemas.events import Change, ChunkPlan
+from schemas.documents import DocumentKey, LifeState
+from schemas.events import Change, ChunkPlan, DocumentEvent
 from schemas.index import MAX_REWRITES, Manifest
+from schemas.ownership import other_owner
 from schemas.positions import Position
 
 
@@ -41,6 +42,13 @@ class AlreadyDone:
     manifest: Manifest
 
 
+@dataclass(frozen=True, slots=True)
+class OwnedByOther:
+    """The event is of a connector, and another one owns the live document: it changes nothing."""
+
+    owner: str
+
+
 def decide(
     plan: ChunkPlan,
     chunk_ids: Sequence[str],
@@ -48,7 +56,7 @@ def decide(
     *,
     now_ms: float,
     strays: Sequence[str] = (),
-) -> Write | Superseded | AlreadyDone:
+) -> Write | Superseded | AlreadyDone | OwnedByOther:
     """Compare a plan with the standing manifest.
 
     Args:
@@ -69,6 +77,9 @@ def decide(
         stands = standing.complete or standing.rewrites
         if standing.version == event.version and stands and not _rewrites(plan, standing):
             return Superseded(standing.version)
+    owner = other_owner(standing, event.connector, take_over=event.take_over)
+    if owner is not None:
+        return OwnedByOther(owner)
     surely_there, maybe_there = _present(standing, strays)
     claim = _claim(plan, chunk_ids, standing, now_ms=now_ms)
     keep = frozenset[str]() if event.rewrite else surely_there
@@ -100,14 +111,30 @@ def refused(claim: Manifest, standing: Manifest | None, reason: str, *, now_ms: 
     return standing.model_copy(update=spent | touched | taken)
 
 
+def runs(events: Sequence[DocumentEvent]) -> list[tuple[DocumentKey, int]]:
+    """For each of several events in stream order, the run of events that one of them may supersede unseen.
+
+    Events of a document are a run for as long as they have the same right to change it. Those of another connector may
+    be refused, and what is refused supersedes nothing; they may also change who owns it.
+    """
+    latest: dict[DocumentKey, tuple[tuple[str | None, bool], int]] = {}
+    found = []
+    for event in events:
+        right = (event.connector, event.take_over)
+        before, number = latest.get(event.key, (right, 0))
+        latest[event.key] = (right, number + (right != before))
+        found.append((event.key, latest[event.key][1]))
+    return found
+
+
 def supersede_within(versions: Sequence[tuple[object, int]]) -> list[int | None]:
     """Of several events on their way together, which need not be processed at all.
 
     Args:
-        versions: (document key, version) of each event in stream order.
+        versions: (run, version; see ``runs``) of each event in stream order.
 
     Returns:
-        For each event, the version that supersedes it, or None. The newest version of a document is processed; of equal
+        For each event, the version that supersedes it, or None. The newest version of a run is processed; of equal
         versions the first.
     """
     newest: dict[object, tuple[int, int]] = {}
@@ -172,6 +199,7 @@ def _claim(plan: ChunkPlan, chunk_ids: Sequence[str], standing: Manifest | None,
         content_metadata=plan.content_metadata,
         content=event.content,
         content_type=event.content_type,
+        connector=event.connector,
         chunks=tuple(chunk_ids),
         rewrites=_number_of_rewrite(plan, standing),
         updated_ms=now_ms,

@@ -30,14 +30,17 @@ from schemas.documents import Outcome as EventOutcome
 from schemas.documents import Stage
 from schemas.events import Change, ChunkPlan, IndexChange, StageTimes
 from schemas.index import Manifest, StoredChunk
+from schemas.ownership import owner_refusal
 from streams.core.chunk_identity import stored_chunks
 from streams.core.document_change import (
     AlreadyDone,
+    OwnedByOther,
     Superseded,
     Write,
     completed,
     decide,
     refused,
+    runs,
     supersede_within,
 )
 from streams.core.in_order import InOrder
@@ -89,7 +92,7 @@ class Index:
     async def run(self, tasks: Sequence[Task]) -> AsyncGenerator[Sequence[Outcome], None]:
         """See ``Step.run``."""
         plans = [cast("ChunkPlan", task.message) for task in tasks]
-        versions = [_version(plan) for plan in plans]
+        versions = _versions(plans)
         newer = supersede_within(versions)
         taken = {
             number: task for number, (task, version) in enumerate(zip(tasks, newer, strict=True)) if version is None
@@ -99,7 +102,7 @@ class Index:
             if version is not None:
                 older[versions[number][0]].append(number)
         told = InOrder()
-        async with aclosing(self._ended(taken)) as results:
+        async with aclosing(self._in_turn(taken)) as results:
             async for ended in results:
                 told.end(ended)
                 for newest in ended:
@@ -114,6 +117,18 @@ class Index:
     def give_up(self, task: Task, reason: str) -> tuple[Record, ...]:
         """See ``Step.give_up``."""
         return self._news(task, EventOutcome.DEAD_LETTER, reason).emit
+
+    async def _in_turn(self, tasks: Mapping[int, Task]) -> AsyncGenerator[dict[int, Outcome], None]:
+        """As ``_ended``; of one document one after the other, since the first may change who owns it."""
+        waiting = dict(tasks)
+        while waiting:
+            first: dict[object, int] = {}
+            for number, task in waiting.items():
+                plan = cast("ChunkPlan", task.message)
+                first.setdefault(plan.event.key if plan.outcome is None else number, number)
+            async with aclosing(self._ended({number: waiting.pop(number) for number in first.values()})) as results:
+                async for ended in results:
+                    yield ended
 
     async def _ended(self, tasks: Mapping[int, Task]) -> AsyncGenerator[dict[int, Outcome], None]:
         """How tasks end, by their numbers, as that becomes known; no two are versions of one document."""
@@ -154,6 +169,9 @@ class Index:
                 return self._superseded(task, decision)
             case AlreadyDone(manifest):
                 return self._repeated(task, manifest)
+            case OwnedByOther(owner):
+                reason = owner_refusal(plan.event.document_id, owner, str(plan.event.connector))
+                return DeadLetter("owned-by-other", reason, self.give_up(task, reason))
             case Write():
                 return _Change(task, plan, passages, standing, decision)
 
@@ -309,9 +327,10 @@ class Index:
         return Finished((encode_change(change, task.partition, task.traceparent),))
 
 
-def _version(plan: ChunkPlan) -> tuple[object, int]:
-    """What supersedes what: versions of one document that are on their way; an event that has ended is for itself."""
-    return (plan.event.key if plan.outcome is None else plan.position, plan.event.version)
+def _versions(plans: Sequence[ChunkPlan]) -> list[tuple[object, int]]:
+    """What supersedes what: versions that are on their way in one run; an event that has ended is for itself."""
+    under_way = iter(runs([plan.event for plan in plans if plan.outcome is None]))
+    return [(next(under_way) if plan.outcome is None else plan.position, plan.event.version) for plan in plans]
 
 
 def _groups(changes: Mapping[int, _Change], most_chunks: int) -> list[dict[int, _Change]]:

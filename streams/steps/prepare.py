@@ -20,7 +20,7 @@ from schemas.documents import Outcome as EventOutcome
 from schemas.events import BlobRef, Change, ChunkPlan, DocumentEvent, PlannedChunk
 from schemas.positions import Position
 from schemas.topics import MAX_RECORD_BYTES
-from streams.core.document_change import supersede_within
+from streams.core.document_change import runs, supersede_within
 from streams.core.in_order import InOrder
 from streams.core.outcomes import DeadLetter, Finished, Outcome
 from streams.core.planned_chunks import dump_chunks
@@ -69,21 +69,22 @@ class Prepare:
     async def run(self, tasks: Sequence[Task]) -> AsyncGenerator[Sequence[Outcome], None]:
         """See ``Step.run``."""
         events = [cast("DocumentEvent", task.message) for task in tasks]
+        of_run = runs(events)
         told = InOrder()
         while waiting := [number for number in range(len(tasks)) if number not in told]:
-            newer = supersede_within([(events[number].key, events[number].version) for number in waiting])
+            newer = supersede_within([(of_run[number], events[number].version) for number in waiting])
             newest = {number: tasks[number] for number, version in zip(waiting, newer, strict=True) if version is None}
-            older: dict[DocumentKey, list[int]] = defaultdict(list)
+            older: dict[tuple[DocumentKey, int], list[int]] = defaultdict(list)
             for number in waiting:
                 if number not in newest:
-                    older[events[number].key].append(number)
+                    older[of_run[number]].append(number)
             async with aclosing(self._read(newest)) as results:
                 async for ended in results:
                     told.end(ended)
                     for number, outcome in ended.items():
                         # A version that cannot be read changes nothing, so it supersedes nothing: the one before it is
                         # next.
-                        superseded = () if isinstance(outcome, DeadLetter) else older[events[number].key]
+                        superseded = () if isinstance(outcome, DeadLetter) else older[of_run[number]]
                         for one in superseded:
                             told.end_with(one, number, self._superseded(tasks[one], events[number].version))
                     if ready := told.ready():

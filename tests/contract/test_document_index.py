@@ -741,3 +741,27 @@ async def test_passages_of_a_document_are_counted_once_they_can_be_found(index):
     assert [await index.count_chunks(key) for key in (TRAVEL, LEAVE, DocumentKey("other", "hr/travel.md"))] == [2, 1, 0]
     await index.apply([ChunkChange(TRAVEL, 2, (), tuple(one.chunk.chunk_id for one in change.put))])
     assert await index.count_chunks(TRAVEL) == 0
+
+
+async def test_live_documents_of_a_connector_are_listed_by_id_in_pages(index):
+    names = [f"{name}.md" for name in ("B", "a", "a\u2028", "a\u0085", "ä", "\U0001f600", "\uff5e", "z")]
+    keys = [DocumentKey("acme", name) for name in names]
+    others = [
+        complete(claim(DocumentKey("acme", "other.md"), 1, connector="other")),
+        complete(claim(DocumentKey("acme", "nobody.md"), 1)),
+        complete(claim(DocumentKey("rival", "rival.md"), 1, connector="mine")),
+        complete(claim(DocumentKey("acme", "gone.md"), 1, connector="mine")).model_copy(
+            update={"state": LifeState.DELETED}
+        ),
+    ]
+    # A claim is on its way to be what it says.
+    mine = [claim(key, 1, connector="mine", content=BlobRef(sha256="0" * 64, size_bytes=1)) for key in keys]
+    await index.put_manifests([ManifestWrite(manifest, None) for manifest in (*mine, *others)])
+    listed, after = [], None
+    while page := await index.live_documents("acme", connector="mine", after=after, limit=3):
+        assert len(page) <= 3
+        listed += [manifest.document_id for manifest in page]
+        after = listed[-1]
+    assert listed == sorted(names, key=str.encode)
+    everything = await index.live_documents("acme", connector=None, after=None, limit=100)
+    assert {manifest.document_id for manifest in everything} == {*names, "other.md", "nobody.md"}

@@ -20,6 +20,7 @@ from infra.blobs import open_blob_store
 from infra.blobs.port import ref_of
 from infra.kafka.codec import decode
 from infra.kafka.provision import StreamAdmin
+from infra.opensearch.provision import create_indices
 from infra.settings import IngestSettings, ParseSettings, RedisSettings, TenantSettings
 from infra.web.server import listening
 from ingest.connectors.client import connect_ingest
@@ -259,10 +260,40 @@ async def test_folder_arrives_whole(settings, client, tmp_path):
     root.mkdir()
     for number in range(40):
         (root / f"{number}.md").write_text(f"text {number}")
+    await create_indices(settings)
     async with connect_ingest(str(client.base_url)) as sender:
         summary = await ingest_folder(sender, root, log_path=tmp_path / "sent.jsonl")
     assert (summary.sent, summary.failed) == (40, [])
     assert sum(offset + 1 for offset in summary.positions.values()) == await ends(settings) == 40
+
+
+async def test_installation_id_is_that_of_the_log_and_of_nothing_else(settings):
+    async def told():
+        async with serving(settings) as client:
+            return (await client.get("/v1/installation")).json()
+
+    first = await told()
+    assert first["tenant"] == "local"
+    async with redis.asyncio.Redis.from_url(settings.redis.url) as emptied:
+        if keys := [key async for key in emptied.scan_iter(f"{settings.namespace}:*")]:
+            await emptied.delete(*keys)
+    assert await told() == first
+    async with StreamAdmin(settings) as admin:
+        await admin.delete_topics()
+        async with asyncio.timeout(WAIT_S):
+            # A deleted topic's name is free a moment later.
+            while DOCUMENTS.name not in "".join(await admin.create_topics()):  # noqa: ASYNC110 - it is asked
+                await asyncio.sleep(0.05)
+    assert (await told())["installation_id"] != first["installation_id"]
+
+
+async def test_what_is_accepted_and_not_indexed_makes_a_list_incomplete(settings, client):
+    await create_indices(settings)
+    told = (await client.get("/v1/documents?connector=mine")).json()
+    assert (told["documents"], told["complete"]) == ([], True)
+    await client.put("/v1/documents/a.md", content=b"x", headers={"Freshline-Connector": "mine"})
+    told = (await client.get("/v1/documents?connector=mine&wait_s=0.5")).json()
+    assert (told["documents"], told["complete"]) == ([], False)
 
 
 HISTORY = Path(__file__).parents[3] / "shared/corpora/handbook-18f.events.jsonl.gz"
@@ -271,6 +302,7 @@ HISTORY = Path(__file__).parents[3] / "shared/corpora/handbook-18f.events.jsonl.
 @pytest.mark.skipif(not HISTORY.exists(), reason="the recorded history is not beside the repository")
 async def test_recorded_history_arrives_in_order_and_once(settings, tmp_path):
     settings = settings.model_copy(update={"parse": ParseSettings()})
+    await create_indices(settings)
     async with serving(settings) as client, connect_ingest(str(client.base_url)) as sender:
         summary = await ingest_event_file(sender, HISTORY, log_path=tmp_path / "sent.jsonl")
     events = list(read_events(HISTORY))

@@ -84,7 +84,9 @@ class World:
         self.index = Index()
         self.answers = MemoryAnswerCache()
         self.registry = CollectorRegistry()
-        stores = Stores(self.blobs, self.streams, self.versions, self.states, self.index, self.answers, None)
+        stores = Stores(
+            self.blobs, self.streams, self.versions, self.states, self.index, self.answers, None, self.streams
+        )
         self.acceptance = Acceptance(stores, IngestMetrics(self.registry))
 
     async def accept(self, request, traceparent=None):
@@ -257,3 +259,11 @@ def test_event_ids_are_uuid_7_and_sort_by_time():
     assert event_id(5, most) < event_id(6, 0)
     assert event_id(5, 1) != event_id(5, 2)
     assert re.fullmatch(r"[0-9a-f-]{36}", event_id(5, 1))
+
+
+async def test_owners_are_looked_up_once_for_a_batch_and_left_to_the_index_step_where_they_cannot_be(world):
+    requests = [upload(f"{number}.md", revision=number + 1, connector="mine") for number in range(5)]
+    outcomes = await world.acceptance.accept_many(TENANT, requests)
+    assert (len(outcomes), world.index.asked) == (5, 1)
+    world.index.available = False
+    assert (await world.accept(upload(revision=9, connector="mine"))).version == 9

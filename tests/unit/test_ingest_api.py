@@ -51,6 +51,12 @@ class Index:
     async def count_chunks(self, key):
         return self.found.get(key, 0)
 
+    async def live_documents(self, tenant, *, connector, after, limit):
+        self.listed = (tenant, connector, after, limit)
+        return [manifest for key, manifest in sorted(self.known.items()) if after is None or key.document_id > after][
+            :limit
+        ]
+
 
 class World:
     def __init__(self):
@@ -64,7 +70,14 @@ class World:
         self.reading, self.may_read = asyncio.Event(), asyncio.Event()
         self.may_read.set()
         stores = Stores(
-            self.blobs, self.streams, MemoryVersions(), self.states, self.index, self.answers, self.read_lane
+            self.blobs,
+            self.streams,
+            MemoryVersions(),
+            self.states,
+            self.index,
+            self.answers,
+            self.read_lane,
+            self.streams,
         )
         self.webhooks = MemoryWebhooks()
         self.app = build_api(
@@ -896,3 +909,114 @@ async def test_dead_letters_of_others_are_not_there(world, client):
     ):
         problem_of(await call, 404)
     problem_of(await client.get("/v1/dead-letters/nothing"), 422)
+
+
+# Sources
+
+
+def owned(document_id, connector, version=5, **fields):
+    return Manifest(
+        tenant="local",
+        document_id=document_id,
+        version=version,
+        complete=True,
+        state=LifeState.LIVE,
+        position="documents.v1-0:1",
+        profile="p",
+        updated_ms=1,
+        connector=connector,
+        **fields,
+    )
+
+
+def know(world, *manifests):
+    world.index.known = {manifest.key: manifest for manifest in manifests}
+
+
+@pytest.mark.parametrize("method", ["PUT", "DELETE", "batch"])
+async def test_document_of_another_connector_is_refused_with_the_ways_out(world, client, method):
+    know(world, owned("a.md", "ours"))
+    if method == "batch":
+        lines = b'{"document_id": "a.md", "text": "x", "connector": "theirs"}\n{"document_id": "b.md", "text": "x"}\n'
+        told = (await client.post("/v1/documents:batch", content=lines, headers={"Content-Type": NDJSON})).json()
+        assert (told["accepted"], told["refused"]) == (1, 1)
+        problem = Problem.model_validate(told["outcomes"][0]["problem"])
+    else:
+        headers = {"Freshline-Connector": "theirs"}
+        response = await client.request(method, "/v1/documents/a.md", content=b"x", headers=headers)
+        problem = problem_of(response, 409)
+        assert world.records == []
+    assert problem.type == "/problems/conflict"
+    for way in ("'a.md'", "'ours'", "'theirs'", "--name ours", "--prefix", "--take-over"):
+        assert way in problem.detail
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{}, {"Freshline-Connector": "ours"}, {"Freshline-Connector": "theirs", "Freshline-Take-Over": "true"}],
+)
+@pytest.mark.parametrize("method", ["PUT", "DELETE"])
+async def test_owner_person_and_whoever_means_it_are_let_in(world, client, method, given):
+    know(world, owned("a.md", "ours"))
+    response = await client.request(method, "/v1/documents/a.md", content=b"x", headers=given)
+    assert response.status_code == 202
+    assert world.event.connector == given.get("Freshline-Connector")
+    assert world.event.take_over is ("Freshline-Take-Over" in given)
+
+
+async def test_connector_travels_with_json_form_and_batch(world, client):
+    told = {"connector": "ours", "take_over": True}
+    await client.put("/v1/documents/a.md", json={"text": "x", **told})
+    form = {"connector": "ours", "take_over": "true"}
+    await client.put("/v1/documents/b.md", data=form, files={"file": ("b.md", b"x")})
+    lines = orjson.dumps({"document_id": "c.md", "deleted": True, **told})
+    await client.post("/v1/documents:batch", content=lines, headers={"Content-Type": NDJSON})
+    events = [decode(DocumentEvent, record.value, record.headers) for record in world.records]
+    assert [(event.connector, event.take_over) for event in events] == [("ours", True)] * 3
+
+
+@pytest.mark.parametrize("name", ["a b", "-a", "x" * 101, "ä"])
+async def test_name_that_no_connector_can_have_is_refused(world, client, name):
+    body = {"text": "x", "connector": name}
+    assert fields_of(await client.put("/v1/documents/a.md", json=body)) == ["connector"]
+    assert world.records == []
+
+
+@pytest.mark.parametrize(
+    ("owner", "revision", "status"), [("other", 5, 409), (None, 5, 409), ("mine", 5, 202), (None, 6, 202)]
+)
+async def test_revision_below_what_another_source_gave_is_told(world, client, owner, revision, status):
+    know(world, owned("a.md", owner))
+    headers = {"Freshline-Connector": "mine", "Freshline-Revision": str(revision), "Freshline-Take-Over": "true"}
+    response = await client.put("/v1/documents/a.md", content=b"x", headers=headers)
+    assert response.status_code == status
+    if status == 409:
+        assert f"revision {revision} would never be searchable" in response.json()["detail"]
+
+
+async def test_documents_are_listed_in_pages_and_say_whether_any_may_be_missing(world, client):
+    know(world, *(owned(f"{name}.md", "ours") for name in "abc"))
+    page = (await client.get("/v1/documents?connector=ours&limit=2")).json()
+    assert [one["document_id"] for one in page["documents"]] == ["a.md", "b.md"]
+    assert (page["next_after"], page["complete"]) == ("b.md", True)
+    assert world.index.listed == ("local", "ours", None, 2)
+    page = (await client.get("/v1/documents?connector=ours&limit=2&after=b.md")).json()
+    assert ([one["document_id"] for one in page["documents"]], page["next_after"], page["complete"]) == (
+        ["c.md"],
+        None,
+        None,
+    )
+    world.streams.indexed = False
+    assert (await client.get("/v1/documents")).json()["complete"] is False
+    assert fields_of(await client.get("/v1/documents?limit=0")) == ["limit"]
+
+
+async def test_owner_is_shown_and_titles_are_not_listed(world, client):
+    know(world, owned("a.md", "ours", title="secret plan", groups=("board",)))
+    assert (await client.get("/v1/documents/a.md")).json()["connector"] == "ours"
+    assert "secret" not in (await client.get("/v1/documents")).text
+
+
+async def test_installation_is_told_with_the_tenant(world, client):
+    told = (await client.get("/v1/installation")).json()
+    assert told == {"installation_id": world.streams.id, "tenant": "local"}

@@ -2,11 +2,15 @@
 
 import asyncio
 import gzip
+import itertools
 import os
 import re
+import socket
 import subprocess
 from base64 import b64decode
 from collections import defaultdict
+from hashlib import sha256
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
@@ -24,17 +28,20 @@ from ingest.connectors.client import (
 )
 from ingest.connectors.encoding import batch_line, header_value, upload_headers
 from ingest.connectors.event_file import BadEventFile, ingest_event_file
+from ingest.connectors.files import list_folder
 from ingest.connectors.folder import ingest_folder
 from ingest.connectors.git import GitFailed, ingest_git
 from ingest.connectors.guard import TooManyDeletions, check_deletions
 from ingest.connectors.outcomes import EventOutcomes, wait_for_outcomes
 from ingest.connectors.rounds import ALONE_BYTES, ROUND_BYTES, ROUND_EVENTS, Outgoing
-from ingest.connectors.sent_log import SentLog, default_log_path
+from ingest.connectors.sent_log import PERHAPS, LogIdentity, SentLog, SourceInUse, default_log_path
+from ingest.connectors.source import BadSourceName, SourceOptions, default_name
 from ingest.core.attributes import as_attributes, from_headers, header_text
 from ingest.core.changes import Removal, Upload
 from schemas.documents import DocumentAttributes
 
 WAIT_S = 10
+IDENTITY = LogIdentity(kind="folder", installation="one", tenant="t", source="s")
 
 
 class Service:
@@ -45,11 +52,16 @@ class Service:
         self.given: dict[str, dict[str, Any]] = {}
         self.log: list[tuple[str, str, bytes]] = []
         self.offsets: defaultdict[int, int] = defaultdict(int)
-        self.indexed: set[str] = set()
+        self.owners: dict[str, str | None] = {}
+        self.versions: dict[str, int] = {}
+        self.installation = "one"
+        self.complete = True
+        self.page = 3
         self.outcomes: dict[str, str] = {}
         self.asked: list[list[dict[str, str]]] = []
         self.answers: list[httpx.Response | Exception] = []
         self.refuse: set[str] = set()
+        self.conflicts: set[str] = set()
         self.busy: dict[str, int] = {}
         self.most_lines = 1_000
         self.under_way = self.most_under_way = 0
@@ -69,19 +81,26 @@ class Service:
         if path == "/v1/events:batch-get":
             self.asked.append(orjson.loads(request.content)["events"])
             return self._statuses([one["event_id"] for one in self.asked[-1]])
+        if request.method == "GET":
+            return self._get(request.url)
         if path == "/v1/documents:batch":
             return await self._batch([orjson.loads(line) for line in request.content.splitlines()])
         path, _, parameters = path.partition("?")
         document_id = unquote(path.removeprefix("/v1/documents/"))
-        if request.method == "GET":
-            return httpx.Response(200 if document_id in self.indexed else 404, json={})
         mistaken = request.method == "PUT" and (parameters == "empty=true") is bool(request.content)
-        if document_id in self.refuse or mistaken:
-            return problem(422, "empty") if mistaken else problem(413, "less")
+        if mistaken or document_id in self.refuse | self.conflicts:
+            return problem(422 if mistaken else self._refused_as(document_id), "less")
         async with self.changed:
             accepted = self._take(request.method, document_id, request.content, as_given(request.headers))
             self.changed.notify_all()
         return httpx.Response(202, json=accepted)
+
+    def _get(self, url):
+        if url.path == "/v1/installation":
+            return httpx.Response(200, json={"installation_id": self.installation, "tenant": "t"})
+        if url.path == "/v1/documents":
+            return self._list(**url.params)
+        return httpx.Response(404, json={})
 
     async def _batch(self, lines):
         if len(lines) > self.most_lines:
@@ -94,8 +113,8 @@ class Service:
     def _line(self, number, line):
         document_id = line.pop("document_id")
         outcome = {"line": number, "document_id": document_id}
-        if document_id in self.refuse:
-            return outcome | {"problem": problem(413, "less").json()}
+        if document_id in self.refuse | self.conflicts:
+            return outcome | {"problem": problem(self._refused_as(document_id), "less").json()}
         if self.busy.get(document_id):
             self.busy[document_id] -= 1
             return outcome | {"problem": problem(503, "later").json()}
@@ -107,12 +126,16 @@ class Service:
         given = {name: value for name, value in line.items() if value is not None}
         return outcome | {"accepted": self._take(method, document_id, content, given)}
 
+    def _refused_as(self, document_id):
+        return 409 if document_id in self.conflicts else 413
+
     def _take(self, method, document_id, content, given):
         self.log.append((method, document_id, content))
         self.given[document_id] = given
-        self.indexed.add(document_id)
         if method == "PUT":
             self.contents[document_id] = content
+            self.owners[document_id] = given.get("connector")
+            self.versions[document_id] = given.get("revision", 1)
         else:
             self.contents.pop(document_id, None)
         partition = sum(document_id.encode()) % 3
@@ -130,6 +153,20 @@ class Service:
         known = [name for name in event_ids if name in self.outcomes]
         events = [status | {"event_id": name, "outcome": self.outcomes[name], "stages_ms": {}} for name in known]
         return httpx.Response(200, json={"events": events, "unknown": [n for n in event_ids if n not in known]})
+
+    def _list(self, connector, after="", wait_s=None):
+        mine = sorted(name for name in self.contents if self.owners[name] == connector and name > after)[: self.page]
+        documents = [
+            {
+                "document_id": name,
+                "version": self.versions[name],
+                "content_sha256": sha256(self.contents[name]).hexdigest(),
+            }
+            for name in mine
+        ]
+        more = mine[-1] if len(mine) == self.page else None
+        complete = None if wait_s is None else self.complete
+        return httpx.Response(200, json={"documents": documents, "next_after": more, "complete": complete})
 
     async def until(self, condition):
         async with asyncio.timeout(WAIT_S), self.changed:
@@ -186,6 +223,11 @@ def write(root, **files):
         path.write_text(text)
 
 
+def write_latin_1(root):
+    """A file whose name is not UTF-8."""
+    (root / os.fsdecode(b"caf\xe9.md")).write_text("coffee")
+
+
 # The client
 
 
@@ -233,7 +275,7 @@ async def test_batch_carries_attributes(service, client, log_path):
         yield Outgoing(upload_with_everything(), "1")
         yield Outgoing(Upload("b.pdf", b"%PDF\xff", "application/pdf", DocumentAttributes(revision=5)), "1")
 
-    with SentLog(log_path) as log:
+    with SentLog(log_path, IDENTITY) as log:
         await client.send_all(outgoing(), log, Summary(), no_progress)
     assert service.given["a/b c?#%.md"] == GIVEN
     assert service.given["b.pdf"] == {"content_type": "application/pdf", "revision": 5}
@@ -306,7 +348,7 @@ async def send_all(client, log_path, *events):
             yield Outgoing(request, None if isinstance(request, Removal) else "1")
 
     summary, told = Summary(), []
-    with SentLog(log_path) as log:
+    with SentLog(log_path, IDENTITY) as log:
         await client.send_all(outgoing(), log, summary, lambda so_far: told.append(so_far.sent + so_far.deleted))
     return summary, told
 
@@ -355,8 +397,9 @@ async def test_line_that_stays_busy_ends_it(service, client, log_path):
     service.busy = {"b": 9}
     with stamina.set_testing(True, attempts=3), pytest.raises(ServiceUnavailable, match="Busy: body: later"):
         await send_all(client, log_path, upload("a"), upload("b"))
-    with SentLog(log_path) as log:
-        assert log.marks == {"a": "1"}
+    with SentLog(log_path, IDENTITY) as log:
+        # A service that is busy may have taken it all the same.
+        assert log.marks == {"a": "1", "b": PERHAPS}
 
 
 async def test_service_set_to_smaller_batches_gets_them(service, client, log_path):
@@ -442,7 +485,7 @@ def test_guard(missing, known, passes):
 
 
 def test_log_survives_a_torn_end_and_forgets_what_is_obsolete(log_path):
-    with SentLog(log_path) as log:
+    with SentLog(log_path, IDENTITY) as log:
         log.note("a", "1")
         log.note("b\n", "1")
         log.note("a", "2")
@@ -450,20 +493,87 @@ def test_log_survives_a_torn_end_and_forgets_what_is_obsolete(log_path):
         log.note("c", None)
     with log_path.open("a") as file:
         file.write('["d", "')
-    with SentLog(log_path) as log:
+    with SentLog(log_path, IDENTITY) as log:
         assert log.marks == {"a": "2", "b\n": "1"}
         log.note("e", "1")
-    assert len(log_path.read_text().splitlines()) == 3
-    with SentLog(log_path) as log:
+    assert len(log_path.read_text().splitlines()) == 4
+    with SentLog(log_path, IDENTITY) as log:
         assert log.marks == {"a": "2", "b\n": "1", "e": "1"}
-        log.forget()
-    with SentLog(log_path) as log:
-        assert log.marks == {}
 
 
-def test_each_source_and_service_has_a_log_of_its_own():
-    paths = {default_log_path(url, source) for url in ("http://a", "http://b") for source in ("/x", "/y")}
-    assert len(paths) == 4
+def test_each_source_tenant_and_installation_has_a_log_of_its_own():
+    identities = [
+        LogIdentity(kind="folder", installation=installation, tenant=tenant, source=source)
+        for installation in "ab"
+        for tenant in "tu"
+        for source in ("x", "y")
+    ]
+    assert len({default_log_path(identity) for identity in identities}) == 8
+
+
+@pytest.mark.parametrize("name", ["a\u2028b.md", "a\u0085b.md", "a\u2029b.md", "a\x0bb\x0cc\x1cd.md", "a\rb.md"])
+def test_log_keeps_names_with_every_line_end_of_unicode(log_path, name):
+    with SentLog(log_path, IDENTITY) as log:
+        log.note(name, "1")
+        log.note_listed({}, complete=True)
+        log.note("b", "1")
+    with SentLog(log_path, IDENTITY) as log:
+        assert (log.marks, log.complete) == ({name: "1", "b": "1"}, True)
+
+
+@pytest.mark.parametrize(
+    "whose", [{"kind": "git"}, {"installation": "two"}, {"tenant": "u"}, {"source": "other"}, {"format": 1}]
+)
+def test_log_of_somebody_else_is_not_read(log_path, whose):
+    with SentLog(log_path, IDENTITY) as log:
+        log.note("a", "1")
+        log.note_listed({}, complete=True)
+    with SentLog(log_path, IDENTITY.model_copy(update=whose)) as log:
+        assert (log.marks, log.complete) == ({}, False)
+
+
+def test_damaged_log_does_not_count_as_complete(log_path):
+    with SentLog(log_path, IDENTITY) as log:
+        log.note_listed({"a": "1", "b": "1"}, complete=True)
+    lines = log_path.read_bytes().split(b"\n")
+    log_path.write_bytes(b"\n".join([lines[0], b'["a\x00', *lines[2:]]))
+    with SentLog(log_path, IDENTITY) as log:
+        assert (log.marks, log.complete) == ({"b": "1"}, False)
+    log_path.write_bytes(b"\n".join([b"?", *lines[1:]]))
+    with SentLog(log_path, IDENTITY) as log:
+        assert (log.marks, log.complete) == ({}, False)
+
+
+def test_what_is_being_sent_is_known_after_a_kill_and_what_was_refused_is_not(log_path):
+    with SentLog(log_path, IDENTITY) as log:
+        log.note_listed({"old": "1"}, complete=True)
+        log.begin(["old", "new", "refused"])
+        log.note_refused("old")
+        log.note_refused("refused")
+        on_disk = log_path.read_bytes()
+    log_path.write_bytes(on_disk)
+    with SentLog(log_path, IDENTITY) as log:
+        assert (log.marks, log.complete) == ({"old": "1", "new": PERHAPS}, True)
+
+
+def test_two_runs_of_a_source_do_not_write_one_log(log_path):
+    with (
+        SentLog(log_path, IDENTITY),
+        pytest.raises(SourceInUse, match="source 's' is being sent by another run"),
+        SentLog(log_path, IDENTITY),
+    ):
+        pass
+    with SentLog(log_path, IDENTITY):
+        pass
+
+
+def test_default_names_are_readable_stable_and_apart(tmp_path):
+    handbook = tmp_path / "Hand Büch"
+    assert re.fullmatch(r"hand-b-ch-[0-9a-f]{6}", default_name("folder", handbook))
+    assert default_name("folder", handbook) == default_name("folder", handbook)
+    names = {default_name(kind, tmp_path / name) for kind in ("folder", "git") for name in ("a", "b")}
+    assert len(names) == 4
+    assert default_name("git", tmp_path / "\udcff").startswith("git-")
 
 
 # Folder
@@ -560,8 +670,186 @@ async def test_broken_run_goes_on_where_it_was(service, client, folder, log_path
 async def test_service_set_up_anew_gets_everything_again(service, client, folder, log_path):
     write(folder, a_md="A", b_md="B")
     await ingest_folder(client, folder, log_path=log_path)
-    service.indexed.clear()
+    service.contents.clear()
+    service.installation = "two"
     assert (await ingest_folder(client, folder, log_path=log_path)).sent == 2
+
+
+async def test_service_that_has_indexed_nothing_yet_is_the_same_service(service, client, folder, log_path):
+    write(folder, a_md="A", b_md="B")
+    await ingest_folder(client, folder, log_path=log_path)
+    service.contents.clear()
+    service.complete = False
+    (folder / "a.md").unlink()
+    summary = await ingest_folder(client, folder, log_path=log_path)
+    assert (summary.sent, summary.deleted, summary.failed) == (0, 1, [])
+    assert service.sent[-1] == ("DELETE", "a.md")
+
+
+@pytest.mark.parametrize("lost", [True, False])
+async def test_deletion_is_found_without_the_log(service, client, folder, log_path, lost):
+    write(folder, **{f"{number}_md": str(number) for number in range(8)})
+    await ingest_folder(client, folder, log_path=log_path)
+    (folder / "3.md").unlink()
+    write(folder, **{"5_md": "other"})
+    if lost:
+        log_path.unlink()
+    else:
+        log_path.write_bytes(b"garbage\n")
+    service.log.clear()
+    summary = await ingest_folder(client, folder, log_path=log_path)
+    assert service.sent == [("PUT", "5.md"), ("DELETE", "3.md")]
+    assert (summary.sent, summary.skipped, summary.deleted, summary.failed) == (1, 6, 1, [])
+
+
+async def test_list_that_may_lack_something_is_no_evidence_and_is_asked_for_again(service, client, folder, log_path):
+    write(folder, a_md="A", b_md="B", c_md="C")
+    await ingest_folder(client, folder, log_path=log_path)
+    log_path.unlink()
+    (folder / "a.md").unlink()
+    (folder / "c.md").unlink()
+    hidden = service.contents.pop("c.md")
+    service.complete = False
+    summary = await ingest_folder(client, folder, log_path=log_path)
+    assert service.sent[-1] == ("DELETE", "a.md")  # what is listed is there
+    [failure] = summary.failed
+    assert "has not indexed" in failure.reason
+    service.contents["c.md"], service.complete = hidden, True
+    summary = await ingest_folder(client, folder, log_path=log_path)
+    assert (service.sent[-1], summary.failed) == (("DELETE", "c.md"), [])
+
+
+async def test_killed_while_sending_then_deleted(service, client, folder, log_path):
+    write(folder, a_md="A")
+
+    async def taken_and_unanswered(request):
+        answer = await service(request)
+        if request.method != "GET":
+            raise httpx.ReadTimeout("killed here")
+        return answer
+
+    transport = httpx.MockTransport(taken_and_unanswered)
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost:8081") as http:
+        broken = IngestClient(http, retry_timeout_s=WAIT_S)
+        with stamina.set_testing(True, attempts=1), pytest.raises(ServiceUnavailable):
+            await ingest_folder(broken, folder, log_path=log_path)
+    assert service.contents == {"a.md": b"A"}
+    (folder / "a.md").unlink()
+    await ingest_folder(client, folder, log_path=log_path)
+    assert service.contents == {}
+
+
+async def test_name_and_prefix_go_with_every_event(service, client, folder, log_path):
+    write(folder, a_md="A")
+    options = SourceOptions(name="team-b", prefix="b/")
+    await ingest_folder(client, folder, options, log_path=log_path)
+    assert service.contents == {"b/a.md": b"A"}
+    assert service.given["b/a.md"]["connector"] == "team-b"
+    assert service.given["b/a.md"]["source"] == "a.md"
+    (folder / "a.md").unlink()
+    await ingest_folder(client, folder, options, log_path=log_path)
+    assert service.contents == {}
+    assert service.given["b/a.md"] == {"connector": "team-b"}
+
+
+async def test_another_prefix_moves_the_documents(service, client, folder, log_path):
+    write(folder, **{f"{number}_md": str(number) for number in range(20)})
+    await ingest_folder(client, folder, log_path=log_path)
+    await ingest_folder(client, folder, SourceOptions(prefix="new/"), log_path=log_path)
+    assert set(service.contents) == {f"new/{number}.md" for number in range(20)}
+
+
+async def test_document_of_another_source_is_a_failure_and_its_deletion_is_none_of_ours(
+    service, client, folder, log_path
+):
+    write(folder, a_md="A", b_md="B")
+    await ingest_folder(client, folder, log_path=log_path)
+    service.conflicts = {"a.md"}
+    write(folder, a_md="A2")
+    summary = await ingest_folder(client, folder, log_path=log_path)
+    assert [failure.document_id for failure in summary.failed] == ["a.md"]
+    (folder / "a.md").unlink()
+    summary = await ingest_folder(client, folder, log_path=log_path)
+    assert [failure.document_id for failure in summary.failed] == ["a.md"]
+    assert (await ingest_folder(client, folder, log_path=log_path)).failed == []
+    assert service.contents == {"a.md": b"A", "b.md": b"B"}
+
+
+async def test_take_over_sends_again_what_another_source_owns_by_now(service, client, folder, log_path):
+    write(folder, a_md="A", b_md="B")
+    await ingest_folder(client, folder, log_path=log_path)
+    service.owners["a.md"] = "other"
+    assert (await ingest_folder(client, folder, log_path=log_path)).sent == 0
+    summary = await ingest_folder(client, folder, SourceOptions(take_over=True), log_path=log_path)
+    assert (summary.sent, summary.skipped) == (1, 1)
+    assert service.given["a.md"]["take_over"] is True
+
+
+async def test_bad_source_name_is_said(client, folder, log_path):
+    with pytest.raises(BadSourceName, match="'a b' cannot be the name of a source"):
+        await ingest_folder(client, folder, SourceOptions(name="a b"), log_path=log_path)
+
+
+@pytest.mark.timeout(60)
+async def test_what_is_no_ordinary_file_is_named_never_waited_for_and_no_deletion(service, client, folder, log_path):
+    names = {"pipe.md", "socket.md", "loop.md", "dangling.md", "folder.md"}
+    left = {"now_a_folder.md", "leads_out.md"}
+    write(folder, ok_md="OK")
+    for name in names | left:
+        (folder / name).write_text(name)
+    await ingest_folder(client, folder, log_path=log_path)
+    assert len(service.contents) == 8
+    for name in names | left:
+        (folder / name).unlink()
+    os.mkfifo(folder / "pipe.md")
+    (folder / "loop.md").symlink_to("loop.md")
+    (folder / "dangling.md").symlink_to("nowhere.md")
+    (folder / "sub").mkdir()
+    (folder / "folder.md").symlink_to("sub")
+    (folder / "sub/round").symlink_to("..")
+    (folder / "now_a_folder.md").mkdir()
+    (folder / "leads_out.md").symlink_to("/dev/tty")
+    write_latin_1(folder)
+    with socket.socket(socket.AF_UNIX) as bound:
+        bound.bind(os.fspath(folder / "socket.md"))
+        summary = await ingest_folder(client, folder, log_path=log_path)
+    reasons = {failure.document_id: failure.reason for failure in summary.failed}
+    assert reasons.keys() == names
+    assert summary.passed_over == {
+        "caf\\xe9.md": "its name is not UTF-8: rename it",
+        "leads_out.md": "it is a link that leads out of the folder",
+        "sub/round": "files without a suffix are not supported",
+    }
+    assert "is a pipe" in reasons["pipe.md"]
+    assert "is a socket" in reasons["socket.md"]
+    assert set(service.contents) == names | {"ok.md"}
+
+
+async def test_file_that_changes_each_time_it_is_read_is_named(service, client, folder, log_path, monkeypatch):
+    write(folder, a_md="A", b_md="B")
+    fstat, sizes = os.fstat, itertools.count()
+
+    def growing(descriptor):
+        found = fstat(descriptor)
+        if Path(f"/proc/self/fd/{descriptor}").readlink().name == "a.md":
+            return os.stat_result((*found[:6], next(sizes), *found[7:]))
+        return found
+
+    monkeypatch.setattr(os, "fstat", growing)
+    summary = await ingest_folder(client, folder, log_path=log_path)
+    [failure] = summary.failed
+    assert (failure.document_id, service.contents) == ("a.md", {"b.md": b"B"})
+    assert "changes while it is read" in failure.reason
+
+
+def test_that_a_place_is_gone_says_nothing_when_its_root_is_gone_too(folder):
+    root = folder.resolve()
+    write(root, a_md="A")
+    (root / "a.md").unlink()
+    assert not list_folder(root, root / "a.md").may_hold("a.md")
+    root.rmdir()
+    with pytest.raises(FileNotFoundError):
+        list_folder(root, root / "a.md")
 
 
 async def test_part_that_may_not_be_listed_is_no_deletion(service, client, folder, log_path, monkeypatch):
@@ -575,9 +863,26 @@ async def test_part_that_may_not_be_listed_is_no_deletion(service, client, folde
         return listed(path)
 
     monkeypatch.setattr(os, "scandir", denied)
+    (folder / "b.md").unlink()
+    (folder / "sub/a.md").unlink()
+    summary = await ingest_folder(client, folder, log_path=log_path)
+    assert [failure.document_id for failure in summary.failed] == ["sub/"]
+    assert service.contents == {"sub/a.md": b"A"}
+    monkeypatch.undo()
+    assert (await ingest_folder(client, folder, log_path=log_path)).deleted == 1
+
+
+async def test_folder_that_may_not_be_listed_is_no_deletion(service, client, folder, log_path, monkeypatch):
+    write(folder, a_md="A")
+    await ingest_folder(client, folder, log_path=log_path)
+
+    def denied(path):
+        raise PermissionError(13, "Permission denied", path)
+
+    monkeypatch.setattr(os, "scandir", denied)
     with pytest.raises(PermissionError):
         await ingest_folder(client, folder, log_path=log_path)
-    assert service.contents == {"sub/a.md": b"A", "b.md": b"B"}
+    assert service.contents == {"a.md": b"A"}
 
 
 async def test_no_folder_is_said(client, folder, log_path):
@@ -648,7 +953,6 @@ async def test_git_snapshot_then_changes(service, client, repository, log_path):
     repository.commit()
     summary = await ingest_git(client, repository.path, log_path=log_path)
     assert service.contents == {"a.md": b"A2", "sub/b.md": b"B"}
-    assert {given["revision"] for given in service.given.values()} == {3}
     assert summary.sent == 2
 
     service.log.clear()
@@ -656,7 +960,6 @@ async def test_git_snapshot_then_changes(service, client, repository, log_path):
     repository.commit(a_md="A3")
     await ingest_git(client, repository.path, log_path=log_path)
     assert sorted(service.sent) == [("DELETE", "sub/b.md"), ("PUT", "a.md")]
-    assert service.given["sub/b.md"]["revision"] == 4
     assert (await ingest_git(client, repository.path, log_path=log_path)).sent == 0
 
 
@@ -672,10 +975,11 @@ async def test_git_history_from_a_revision_is_sent_commit_by_commit(service, cli
     of_a = [content for _, document_id, content in service.log if document_id == "a.md"]
     assert of_a == [b"A1", b"side", b"A9"]
     assert service.contents == {"a.md": b"A9", "b.md": b"B", "s.md": b"S"}
-    assert {name: given["revision"] for name, given in service.given.items()} == {"a.md": 4, "b.md": 2, "s.md": 3}
+    # Versions are assigned: whatever was there before, of whichever source, is older.
+    assert not any("revision" in given for given in service.given.values())
 
 
-async def test_rewritten_branch_is_newer_than_what_it_replaces(service, client, repository, log_path):
+async def test_rewritten_branch_replaces_what_was_sent(service, client, repository, log_path):
     first = repository.commit(a_md="A1")
     repository.commit(a_md="A2")
     repository.commit(b_md="B")
@@ -683,7 +987,50 @@ async def test_rewritten_branch_is_newer_than_what_it_replaces(service, client, 
     repository("reset", "-q", "--hard", first)
     await ingest_git(client, repository.path, log_path=log_path)
     assert service.contents == {"a.md": b"A1"}
-    assert service.given["a.md"]["revision"] == 4
+
+
+async def test_shallow_clone_is_sent_and_says_why_it_lacks_a_revision(service, client, repository, log_path, tmp_path):
+    first = repository.commit(a_md="A1")
+    repository.commit(a_md="A2", b_md="B")
+    shallow = tmp_path / "shallow"
+    repository("clone", "-q", "--depth=1", f"file://{repository.path}", str(shallow))
+    await ingest_git(client, shallow, log_path=log_path)
+    assert service.contents == {"a.md": b"A2", "b.md": b"B"}
+    with pytest.raises(GitFailed, match="the clone is shallow"):
+        await ingest_git(client, shallow, start=first, log_path=log_path)
+
+
+async def test_git_names_what_it_cannot_send_and_deletes_nothing_for_it(service, client, repository, log_path):
+    repository.commit(a_md="A", b_md="B", c_md="C")
+    await ingest_git(client, repository.path, log_path=log_path)
+    write_latin_1(repository.path)
+    repository.commit(a_md="A2", b_md="B2")
+    blob = repository("rev-parse", "HEAD:b.md")
+    (repository.path / ".git/objects" / blob[:2] / blob[2:]).unlink()
+    summary = await ingest_git(client, repository.path, log_path=log_path)
+    assert [failure.document_id for failure in summary.failed] == ["b.md"]
+    assert summary.passed_over == {"caf\\xe9.md": "its name is not UTF-8: rename it"}
+    assert service.contents == {"a.md": b"A2", "b.md": b"B", "c.md": b"C"}
+
+
+async def test_git_deletion_is_found_without_the_log(service, client, repository, log_path):
+    repository.commit(a_md="A", b_md="B")
+    await ingest_git(client, repository.path, log_path=log_path)
+    log_path.unlink()
+    (repository.path / "b.md").unlink()
+    repository.commit()
+    await ingest_git(client, repository.path, log_path=log_path)
+    assert service.contents == {"a.md": b"A"}
+
+
+async def test_folder_and_git_of_one_name_do_not_read_each_others_log(service, client, repository, log_path):
+    repository.commit(a_md="A", b_md="B")
+    options = SourceOptions(name="wiki")
+    await ingest_folder(client, repository.path, options, log_path=log_path)
+    (repository.path / "b.md").unlink()
+    repository.commit(a_md="A2")
+    await ingest_git(client, repository.path, options, log_path=log_path)
+    assert service.contents == {"a.md": b"A2"}
 
 
 async def test_git_follow_sends_new_commits(service, client, repository, log_path, monkeypatch):
@@ -750,14 +1097,27 @@ async def test_event_file(service, client, tmp_path, log_path, name):
         "source": "new/name.txt",
         "metadata": {"path": "new/name.txt"},
         "revision": 6,
+        "connector": default_name("events", path),
     }
     assert service.given["2"]["content_type"] == "application/pdf"
-    assert service.given["3"] == {"revision": 5}
+    assert service.given["3"] == {"revision": 5, "connector": default_name("events", path)}
     assert (summary.sent, summary.deleted) == (5, 1)
     assert [failure.document_id for failure in summary.failed] == ["4", "5"]
 
     again = await ingest_event_file(client, path, log_path=log_path)
     assert (again.sent, again.deleted, again.skipped) == (0, 0, 6)
+
+
+async def test_event_file_without_its_log_sends_only_what_is_newer(service, client, tmp_path, log_path):
+    first = {"type": "created", "doc_id": "1", "content": "A"}
+    path = event_file(tmp_path / "events.jsonl", first, {"type": "created", "doc_id": "2", "content": "B"})
+    await ingest_event_file(client, path, log_path=log_path)
+    log_path.unlink()
+    event_file(path, first, {"type": "updated", "doc_id": "1", "content": "A2"})
+    summary = await ingest_event_file(client, path, log_path=log_path)
+    assert (summary.sent, summary.skipped, summary.deleted) == (1, 1, 0)
+    # That the file does not speak of a document is no deletion.
+    assert service.contents == {"1": b"A2", "2": b"B"}
 
 
 async def test_resumed_rename_knows_content_sent_by_the_run_before(service, client, tmp_path, log_path):

@@ -749,3 +749,66 @@ async def test_plan_whose_passages_are_lost_is_a_dead_letter(bench):
     lost = plan(1).model_copy(update={"chunks_blob": ref_of(b"never stored")})
     [(outcome, change)] = await bench.run(lost)
     assert (outcome.kind, change.outcome) == ("content-lost", Outcome.DEAD_LETTER)
+
+
+# Owners
+
+
+async def test_an_event_of_another_connector_is_a_dead_letter_and_supersedes_nothing(bench):
+    first = plan(1, "a", connector="first")
+    second = plan(2, "b", connector="second")
+    told = await bench.run(first, second)
+    assert [change.outcome for _, change in told] == [Outcome.DONE, Outcome.DEAD_LETTER]
+    assert told[1][0].kind == "owned-by-other"
+    for way in ("'first'", "--prefix", "--name", "--take-over"):
+        assert way in told[1][1].reason
+    assert (await bench.texts(), (await bench.manifest()).connector) == (["a"], "first")
+    told = await bench.run(plan(3, deleted=True, connector="second"))
+    assert (told[0][1].outcome, await bench.texts()) == (Outcome.DEAD_LETTER, ["a"])
+    # Again, as after a crash: the same.
+    told = await bench.run(first, second)
+    assert [change.outcome for _, change in told] == [Outcome.DONE, Outcome.DEAD_LETTER]
+
+
+async def test_each_event_of_a_batch_meets_the_owner_that_those_before_it_left(bench):
+    await bench.run(plan(1, "a", connector="first"))
+    told = await bench.run(
+        plan(2, "b", connector="second", take_over=True), plan(3, "c", connector="second"), plan(4, "d")
+    )
+    assert [change.outcome for _, change in told] == [Outcome.DONE] * 3
+    assert (await bench.texts(), (await bench.manifest()).connector) == (["d"], None)
+
+
+async def test_a_later_version_does_not_give_way_for_one_between_that_is_refused(bench):
+    """Were the first superseded by the third unseen, the second would find no owner, and own the document."""
+    told = await bench.run(
+        plan(1, "a", connector="first"),
+        plan(2, "b", connector="second"),
+        plan(3, "c", connector="first"),
+        plan(4, "d", connector="first"),
+    )
+    assert [change.outcome for _, change in told] == [
+        Outcome.DONE,
+        Outcome.DEAD_LETTER,
+        Outcome.SUPERSEDED,
+        Outcome.DONE,
+    ]
+    assert await bench.texts() == ["d"]
+
+
+@pytest.mark.parametrize("fields", [{"connector": "first"}, {"connector": "second", "take_over": True}, {}])
+async def test_who_may_change_an_owned_document(bench, fields):
+    await bench.run(plan(1, "a", connector="first"))
+    [(_, change)] = await bench.run(plan(2, "b", **fields))
+    assert (change.outcome, (await bench.manifest()).connector) == (Outcome.DONE, fields.get("connector"))
+    [(_, change)] = await bench.run(plan(3, deleted=True, **fields))
+    assert (change.outcome, await bench.texts()) == (Outcome.DONE, [])
+    # A deleted document is nobody's.
+    [(_, change)] = await bench.run(plan(4, "c", connector="third"))
+    assert (change.outcome, (await bench.manifest()).connector) == (Outcome.DONE, "third")
+
+
+async def test_events_of_two_connectors_are_both_prepared(prepare, blobs):
+    await blobs.put(b"text")
+    told = await prepared(prepare, event(1, connector="first"), event(2, connector="second"), event(3))
+    assert [plan.outcome for _, plan in told] == [None, None, None]

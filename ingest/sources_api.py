@@ -1,0 +1,53 @@
+"""What a connector needs to know before it sends: which installation this is, and what it has of the source."""
+
+from typing import Annotated, Final
+
+from fastapi import APIRouter, Depends, Query
+
+from infra.kafka.port import DocumentLog
+from infra.opensearch.port import Access
+from infra.web.credentials import AccessOf
+from infra.web.problems import problems_told
+from ingest.accept import Documents
+from schemas.documents import ConnectorName, DocumentId, DocumentList, InstallationState, ListedDocument
+
+MAX_PAGE: Final = 1_000
+MAX_WAIT_S: Final = 20.0
+
+
+def source_routes(index: Documents, log: DocumentLog, writer: AccessOf) -> APIRouter:
+    """The routes; ``writer`` admits those who may send documents."""
+    routes = APIRouter()
+
+    @routes.get("/v1/installation", responses=problems_told(401, 403, 503))
+    async def get_installation(access: Annotated[Access, Depends(writer)]) -> InstallationState:
+        """Which installation this is. What a connector remembers of another one does not hold here."""
+        return InstallationState(installation_id=await log.log_id(), tenant=access.tenant)
+
+    @routes.get("/v1/documents", responses=problems_told(401, 403, 422, 503))
+    async def list_documents(
+        access: Annotated[Access, Depends(writer)],
+        connector: ConnectorName | None = None,
+        after: DocumentId | None = None,
+        limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = MAX_PAGE,
+        wait_s: Annotated[float, Query(ge=0, le=MAX_WAIT_S)] = 0,
+    ) -> DocumentList:
+        """List the tenant's live documents by id, those of one connector or all.
+
+        The first page waits up to `wait_s` seconds for events that are accepted but not indexed yet, and says in
+        `complete` whether none is missing.
+        """
+        complete = await log.is_indexed(timeout_s=wait_s) if after is None else None
+        found = await index.live_documents(access.tenant, connector=connector, after=after, limit=limit)
+        documents = tuple(
+            ListedDocument(
+                document_id=manifest.document_id,
+                version=manifest.version,
+                content_sha256=manifest.content.sha256 if manifest.content else None,
+            )
+            for manifest in found
+        )
+        more = documents[-1].document_id if len(documents) == limit else None
+        return DocumentList(documents=documents, next_after=more, complete=complete)
+
+    return routes
