@@ -226,7 +226,11 @@ def _conflict(request: DocumentRequest, manifest: Manifest | None) -> ProblemRai
     owner = other_owner(manifest, connector, take_over=request.take_over)
     if owner is not None:
         return ProblemRaised(ProblemType.CONFLICT, owner_refusal(request.document_id, owner, connector))
-    if request.revision is not None and request.revision <= manifest.version and manifest.connector != connector:
+    if (
+        request.revision is not None
+        and request.revision <= manifest.version
+        and manifest.connector not in {None, connector}
+    ):
         # An older revision of the same source is a replay, which is superseded. This one was never searchable, and
         # would not become so.
         detail = (

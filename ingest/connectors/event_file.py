@@ -13,7 +13,7 @@ from typing import BinaryIO, Literal, cast
 from pydantic import Base64Bytes, Field, ValidationError
 
 from ingest.connectors.client import Failure, IngestClient, Progress, Summary, no_progress
-from ingest.connectors.reconcile import opened_log
+from ingest.connectors.reconcile import opened_run
 from ingest.connectors.rounds import Outgoing
 from ingest.connectors.sent_log import SentLog
 from ingest.connectors.source import BY_DEFAULT, Source, SourceOptions
@@ -59,7 +59,7 @@ async def ingest_event_file(
         path: the file.
         options: name, prefix and rights of the source.
         progress: called after each request.
-        log_path: where to remember what was sent; by default a file of this user, see ``opened_log``.
+        log_path: where to remember what was sent; by default a file of this user, see ``opened_run``.
 
     Raises:
         BadEventFile: see there; events before that line are sent.
@@ -68,8 +68,9 @@ async def ingest_event_file(
     """
     summary = Summary()
     source = Source.of("events", await asyncio.to_thread(path.resolve), options)
-    async with opened_log(client, source, summary, _mark_of, log_path) as log:
-        await client.send_all(_outgoing(path, source, log, summary), log, summary, progress)
+    async with opened_run(client, source, _mark_of, log_path) as run:
+        # What the file does not speak of is not gone, so the log need not be complete.
+        await client.send_all(_outgoing(path, source, run.log, summary), run.log, summary, progress)
     return summary
 
 

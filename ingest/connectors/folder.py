@@ -12,7 +12,7 @@ from watchfiles import awatch
 from ingest.connectors.client import Failure, IngestClient, Progress, Summary, no_progress
 from ingest.connectors.files import Listing, Unreadable, list_folder, read, sha256_of
 from ingest.connectors.guard import check_deletions
-from ingest.connectors.reconcile import opened_log
+from ingest.connectors.reconcile import opened_run
 from ingest.connectors.rounds import Outgoing
 from ingest.connectors.sent_log import PERHAPS, SentLog
 from ingest.connectors.source import BY_DEFAULT, Source, SourceOptions
@@ -45,7 +45,7 @@ async def ingest_folder(
         watch: keep sending changes as they happen.
         yes: delete even if very much is gone.
         progress: called after each request.
-        log_path: where to remember what was sent; by default a file of this user, see ``opened_log``.
+        log_path: where to remember what was sent; by default a file of this user, see ``opened_run``.
 
     Raises:
         NotADirectoryError: there is no such folder.
@@ -56,13 +56,15 @@ async def ingest_folder(
     root = await asyncio.to_thread(_existing, path)
     source = Source.of("folder", root, options)
     summary = Summary()
-    async with opened_log(client, source, summary, _mark_of, log_path) as log:
-        folder = _Folder(root, source, log, summary, confirmed=yes)
+    async with opened_run(client, source, _mark_of, log_path) as run:
+        folder = _Folder(root, source, run.log, summary, confirmed=yes)
 
         async def send(places: set[Path]) -> None:
             look = await folder.look(places)
-            await client.send_all(folder.uploads(look), log, summary, progress)
-            await client.send_all(folder.removals(look), log, summary, progress)
+            await client.send_all(folder.uploads(look), run.log, summary, progress)
+            await client.send_all(folder.removals(look.gone), run.log, summary, progress)
+            if places == {root} and await run.finish(summary):
+                await client.send_all(folder.removals(folder.gone(look, places)), run.log, summary, progress)
             progress(summary)
 
         if not watch:
@@ -81,8 +83,17 @@ async def ingest_folder(
 
 
 class _Look(NamedTuple):
-    """Documents that are new or different, as name → file, and ids of those that are gone."""
+    """What was found.
 
+    Attributes:
+        listing: what is there.
+        hashes: name → content hash, of what can be read.
+        changed: documents that are new or different, as name → file.
+        gone: ids of those that are gone.
+    """
+
+    listing: Listing
+    hashes: dict[str, str]
     changed: dict[str, Path]
     gone: list[str]
 
@@ -109,18 +120,28 @@ class _Folder:
         listing = await asyncio.to_thread(self._list, places)
         hashes = await asyncio.to_thread(self._hashes, listing.files)
         known = self._log.marks
-        gone = [document_id for document_id in known if self._is_gone(document_id, listing, places)]
-        # What only moved is not lost.
-        present = set(hashes.values())
-        lost = sum(known[document_id] not in present for document_id in gone)
-        check_deletions(lost, len(known), confirmed=self._confirmed)
         changed = {
             name: listing.files[name]
             for name, mark in hashes.items()
             if known.get(self._source.document_id(name)) != mark
         }
         self._summary.skipped += len(hashes) - len(changed)
-        return _Look(changed, sorted(gone))
+        look = _Look(listing, hashes, changed, [])
+        return look._replace(gone=self.gone(look, places))
+
+    def gone(self, look: _Look, places: set[Path]) -> list[str]:
+        """Ids of documents that the log knows at or below ``places`` and that were not found there.
+
+        Raises:
+            TooManyDeletions: see ``guard``.
+        """
+        known = self._log.marks
+        gone = [document_id for document_id in known if self._is_gone(document_id, look.listing, places)]
+        # What only moved is not lost.
+        present = set(look.hashes.values())
+        lost = sum(known[document_id] not in present for document_id in gone)
+        check_deletions(lost, len(known), confirmed=self._confirmed)
+        return sorted(gone)
 
     async def uploads(self, look: _Look) -> AsyncIterator[Outgoing]:
         """What is new or different, read again: it is the content that is sent whose hash is remembered."""
@@ -132,9 +153,9 @@ class _Folder:
                 continue
             yield Outgoing(self._source.upload(name, content), hashlib.sha256(content).hexdigest())
 
-    async def removals(self, look: _Look) -> AsyncIterator[Outgoing]:
-        """What is gone."""
-        for document_id in look.gone:
+    async def removals(self, gone: list[str]) -> AsyncIterator[Outgoing]:
+        """What is gone, by id."""
+        for document_id in gone:
             yield Outgoing(self._source.removal(document_id), None)
 
     def _is_gone(self, document_id: str, listing: Listing, places: set[Path]) -> bool:

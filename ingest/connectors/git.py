@@ -15,7 +15,7 @@ from typing import Final, NamedTuple, Self
 from ingest.connectors.client import Failure, IngestClient, Progress, Summary, no_progress
 from ingest.connectors.files import shown, why_no_document
 from ingest.connectors.guard import check_deletions
-from ingest.connectors.reconcile import opened_log
+from ingest.connectors.reconcile import opened_run
 from ingest.connectors.rounds import Outgoing
 from ingest.connectors.sent_log import PERHAPS, SentLog
 from ingest.connectors.source import BY_DEFAULT, Source, SourceOptions
@@ -55,7 +55,7 @@ async def ingest_git(
         follow: go on with new commits until cancelled.
         yes: delete even if a commit takes very much away.
         progress: called after each request.
-        log_path: where to remember what was sent; by default a file of this user, see ``opened_log``.
+        log_path: where to remember what was sent; by default a file of this user, see ``opened_run``.
 
     Raises:
         GitFailed: no repository, or no such revision.
@@ -66,14 +66,17 @@ async def ingest_git(
     summary = Summary()
     source = Source.of("git", await asyncio.to_thread(repository.resolve), options)
     async with (
-        opened_log(client, source, summary, _mark_of, log_path) as log,
+        opened_run(client, source, _mark_of, log_path) as run,
         aclosing(await GitObjects.open(repository)) as objects,
     ):
-        tree = _SentTree(objects, source, log, summary, confirmed=yes)
+        tree = _SentTree(objects, source, run.log, summary, confirmed=yes)
         seen = await _commit(repository, start or "HEAD")
         commits = [seen, *await _commits_after(repository, seen)]
         while True:
-            await client.send_all(_outgoing(repository, tree, commits), log, summary, progress)
+            await client.send_all(_outgoing(repository, tree, commits), run.log, summary, progress)
+            if await run.finish(summary):
+                tree.know(run.log)
+                await client.send_all(_outgoing(repository, tree, commits[-1:] or [seen]), run.log, summary, progress)
             if not follow:
                 return summary
             seen = commits[-1] if commits else seen
@@ -132,6 +135,10 @@ class _SentTree:
         self._summary = summary
         self._confirmed = confirmed
         self._blobs = dict(log.marks)
+
+    def know(self, log: SentLog) -> None:
+        """Know documents that the log has got since."""
+        self._blobs = {**log.marks, **self._blobs}
 
     async def changes_to(self, tree: _Tree) -> AsyncIterator[Outgoing]:
         """Uploads and deletions that lead from what was sent to ``tree``."""

@@ -983,7 +983,7 @@ async def test_name_that_no_connector_can_have_is_refused(world, client, name):
 
 
 @pytest.mark.parametrize(
-    ("owner", "revision", "status"), [("other", 5, 409), (None, 5, 409), ("mine", 5, 202), (None, 6, 202)]
+    ("owner", "revision", "status"), [("other", 5, 409), ("other", 6, 202), ("mine", 5, 202), (None, 5, 202)]
 )
 async def test_revision_below_what_another_source_gave_is_told(world, client, owner, revision, status):
     know(world, owned("a.md", owner))

@@ -719,6 +719,33 @@ async def test_list_that_may_lack_something_is_no_evidence_and_is_asked_for_agai
     assert (service.sent[-1], summary.failed) == (("DELETE", "c.md"), [])
 
 
+@pytest.mark.parametrize("kind", ["folder", "git"])
+async def test_what_is_listed_only_when_all_is_sent_is_found_gone_in_the_same_run(
+    service, client, repository, log_path, kind
+):
+    async def ingest():
+        run = ingest_folder if kind == "folder" else ingest_git
+        return await run(client, repository.path, log_path=log_path)
+
+    repository.commit(a_md="A", b_md="B")
+    await ingest()
+    log_path.unlink()
+    (repository.path / "a.md").unlink()
+    repository.commit(c_md="C")
+    late, service.complete = service.contents.pop("a.md"), False
+
+    def indexed(*_arguments, wait_s=None, **_other):
+        if service.log[-1][1] == "c.md":
+            service.contents.setdefault("a.md", late)
+            service.complete = True
+        return Service._list(service, *_arguments, wait_s=wait_s, **_other)
+
+    service._list = indexed
+    summary = await ingest()
+    assert (summary.failed, service.sent[-1]) == ([], ("DELETE", "a.md"))
+    assert service.contents == {"b.md": b"B", "c.md": b"C"}
+
+
 async def test_killed_while_sending_then_deleted(service, client, folder, log_path):
     write(folder, a_md="A")
 
