@@ -63,8 +63,9 @@ async def ingest_folder(
             look = await folder.look(places)
             await client.send_all(folder.uploads(look), run.log, summary, progress)
             await client.send_all(folder.removals(look.gone), run.log, summary, progress)
-            if places == {root} and await run.finish(summary):
+            if places == {root} and await run.finish():
                 await client.send_all(folder.removals(folder.gone(look, places)), run.log, summary, progress)
+            run.report(summary)
             progress(summary)
 
         if not watch:

@@ -74,9 +74,10 @@ async def ingest_git(
         commits = [seen, *await _commits_after(repository, seen)]
         while True:
             await client.send_all(_outgoing(repository, tree, commits), run.log, summary, progress)
-            if await run.finish(summary):
+            if await run.finish():
                 tree.know(run.log)
                 await client.send_all(_outgoing(repository, tree, commits[-1:] or [seen]), run.log, summary, progress)
+            run.report(summary)
             if not follow:
                 return summary
             seen = commits[-1] if commits else seen

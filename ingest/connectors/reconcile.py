@@ -5,7 +5,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final
 
-from ingest.connectors.client import Failure, IngestClient, Summary
+from ingest.connectors.client import IngestClient, Summary
 from ingest.connectors.sent_log import PERHAPS, LogIdentity, SentLog, default_log_path
 from ingest.connectors.source import Source
 from schemas.documents import ListedDocument
@@ -47,22 +47,23 @@ class SourceRun:
             for document_id in [name for name in self.log.marks if name not in listed]:
                 self.log.note(document_id, PERHAPS)
 
-    async def finish(self, summary: Summary) -> bool:
-        """List once more if the first list may have lacked documents; whether the log has new ones from it.
-
-        If this one may lack some too, the summary says so as a failure, and the next run lists again.
-        """
+    async def finish(self) -> bool:
+        """List once more if the first list may have lacked documents; whether the log has new ones from it."""
         if self.log.complete:
             return False
         known = set(self.log.marks)
         await self._list(END_WAIT_S)
-        if not self.log.complete:
-            reason = (
-                "the service has accepted documents that it has not indexed: those that are gone from the source may "
-                "not all be found. Are the workers running? Run this again when they have caught up"
-            )
-            summary.failed.append(Failure(f"source {self._source.name}", reason))
         return not known.issuperset(self.log.marks)
+
+    def report(self, summary: Summary) -> None:
+        """Say in the summary whether documents may be gone from the source unseen; then the next run lists again."""
+        what = f"source {self._source.name}"
+        summary.passed_over.pop(what, None)
+        if not self.log.complete:
+            summary.passed_over[what] = (
+                "the service has accepted documents that it has not indexed, so those that are gone from the source "
+                "may not all be found. Are the workers running? Run this again when they have caught up"
+            )
 
     async def _list(self, wait_s: float) -> dict[str, ListedDocument]:
         listed, complete = await self._client.documents_of(self._source.name, wait_s=wait_s)

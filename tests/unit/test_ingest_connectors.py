@@ -712,11 +712,11 @@ async def test_list_that_may_lack_something_is_no_evidence_and_is_asked_for_agai
     service.complete = False
     summary = await ingest_folder(client, folder, log_path=log_path)
     assert service.sent[-1] == ("DELETE", "a.md")  # what is listed is there
-    [failure] = summary.failed
-    assert "has not indexed" in failure.reason
+    [reason] = summary.passed_over.values()
+    assert "has not indexed" in reason
     service.contents["c.md"], service.complete = hidden, True
     summary = await ingest_folder(client, folder, log_path=log_path)
-    assert (service.sent[-1], summary.failed) == (("DELETE", "c.md"), [])
+    assert (service.sent[-1], summary.failed, summary.passed_over) == (("DELETE", "c.md"), [], {})
 
 
 @pytest.mark.parametrize("kind", ["folder", "git"])
@@ -742,7 +742,7 @@ async def test_what_is_listed_only_when_all_is_sent_is_found_gone_in_the_same_ru
 
     service._list = indexed
     summary = await ingest()
-    assert (summary.failed, service.sent[-1]) == ([], ("DELETE", "a.md"))
+    assert (summary.failed, summary.passed_over, service.sent[-1]) == ([], {}, ("DELETE", "a.md"))
     assert service.contents == {"b.md": b"B", "c.md": b"C"}
 
 
