@@ -103,7 +103,12 @@ def read_front_matter(text: str) -> FrontMatter | None:
 
 
 def _attributes(mapping: Mapping[str, _Node], end: int) -> FrontMatter:
-    known = {name.strip().casefold(): node for name, node in mapping.items()}
+    known: dict[str, _Node] = {}
+    for written, node in mapping.items():
+        name = written.strip().casefold()
+        # Of names that differ in letter case alone, the first with a text.
+        if _text(known.get(name)) is None:
+            known[name] = node
     title = _text(known.get(_TITLE))
     description = next(filter(None, (_text(known.get(name)) for name in _DESCRIPTIONS)), None)
     taken = {_TITLE, next((name for name in _DESCRIPTIONS if _text(known.get(name))), "")}
