@@ -130,7 +130,9 @@ def compare(
             findings[Kind.UNKNOWN].append(str(key))
         elif (kind := _disagreement(wanted[key], manifests.get(key))) is not None:
             findings[kind].append(str(key))
-    owners = {chunk_id: key for key, manifest in manifests.items() for chunk_id in manifest.chunks}
+    owners = {
+        chunk_id: one for manifest in manifests.values() for one in _versions(manifest) for chunk_id in one.chunks
+    }
     seen = set()
     for chunk in chunks:
         owner = owners.get(chunk.chunk_id)
@@ -138,13 +140,14 @@ def compare(
         passage = f"{chunk.key} {chunk.chunk_id}"
         if owner is None:
             findings[Kind.ORPHAN].append(passage)
-        elif owner != chunk.key:
+        elif owner.key != chunk.key:
             findings[Kind.FOREIGN].append(passage)
-        elif frozenset(chunk.groups) != frozenset(manifests[owner].groups):
+        elif frozenset(chunk.groups) != frozenset(owner.groups):
             findings[Kind.OTHER_GROUPS].append(passage)
-        elif chunk.version > manifests[owner].version:
+        elif chunk.version > owner.version:
             findings[Kind.NEWER].append(passage)
-    if missing := sorted({str(owners[chunk_id]) for chunk_id in owners.keys() - seen}):
+    whole = (manifest for manifest in manifests.values() if seen.issuperset(manifest.chunks) or not manifest.complete)
+    if missing := sorted(str(key) for key in manifests.keys() - {manifest.key for manifest in whole}):
         findings[Kind.MISSING_PASSAGES] = missing
     return dict(findings)
 
@@ -196,6 +199,11 @@ def _same(wanted: PassageContent, stored: PassageContent) -> bool:
     return wanted.sha256 == stored.sha256 and (wanted.version != stored.version or wanted.span == stored.span)
 
 
+def _versions(manifest: Manifest) -> tuple[Manifest, ...]:
+    """The versions of which passages may be there: a claim that is left does not tell which of its own are."""
+    return (manifest.previous, manifest) if manifest.previous is not None else (manifest,)
+
+
 def _gave_way(event: DocumentEvent, outcome: Outcome | None, refused: int) -> bool:
     return outcome is Outcome.DEAD_LETTER or (outcome is Outcome.SUPERSEDED and event.version <= refused)
 
@@ -210,8 +218,7 @@ def _disagreement(event: DocumentEvent | None, manifest: Manifest | None) -> Kin
         return Kind.OUTDATED
     if not manifest.complete:
         return Kind.UNFINISHED
-    # A version that the index refused is spent: the manifest then has its number, and the content from before it.
-    if manifest.version > event.version and manifest.failure is None:
+    if manifest.version > event.version:
         return Kind.AHEAD
     return _other_state(event, manifest)
 

@@ -2,7 +2,7 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from freshline import invariants
@@ -58,6 +58,7 @@ class Observed:
         self.outcomes: dict[Position, Outcome] = {}
         self.violations: list[Violation] = []
         self._places: dict[Position, tuple[DocumentKey, Version]] = {}
+        self._given_up: list[Version] = []
         self._manifests: dict[DocumentKey, int] = {}
         self._assigned: dict[DocumentKey, int] = {}
         self.partitions: dict[DocumentKey, int] = {}
@@ -88,6 +89,36 @@ class Observed:
         if searchable is not None and not invariants.told_is_true(version, self.accepted[key], searchable):
             self._violated("I3", Harm.STALE, f"{key} {version} was told, and {dict(searchable)} is searchable")
 
+    def gave_up(self, position: Position) -> None:
+        """A version ended as dead letter that could have been read: from now on it counts as one that could not."""
+        key, version = self._places[position]
+        if not version.readable:
+            return
+        unreadable = replace(version, readable=False)
+        self._given_up.append(unreadable)
+        self.accepted[key] = [unreadable if one is version else one for one in self.accepted[key]]
+        self._places[position] = (key, unreadable)
+
+    def advanced(self, tenant: str, positions: Mapping[int, int], searchable: Mapping[DocumentKey, Passages]) -> None:
+        """What the index says of how far everything has ended, and what was searchable at that instant."""
+        for key in [key for key in searchable if key.tenant == tenant]:
+            reached = [
+                one
+                for one in self.accepted[key]
+                if one.readable and one.place <= positions.get(self.partitions[key], -1)
+            ]
+            if not invariants.never_gone(reached, self.accepted[key], searchable[key]):
+                found = dict(searchable[key])
+                self._violated(
+                    "I4", Harm.STALE, f"the index is told to be at {dict(positions)}, and has {found} of {key}"
+                )
+
+    def reached_the_end(self, tenant: str, positions: Mapping[int, int]) -> None:
+        """Every event has ended, and this is how far the index says that everything has."""
+        for position, (key, version) in self._places.items():
+            if key.tenant == tenant and positions.get(position.partition, -1) < position.offset:
+                self._violated("I4", Harm.LOST, f"{key} {version} at {position} is beyond {dict(positions)}")
+
     def done_so_far(self) -> dict[DocumentKey, tuple[Version, ...]]:
         """What a look at the index that begins now must respect."""
         return {key: tuple(versions) for key, versions in self.done.items()}
@@ -111,6 +142,10 @@ class Observed:
             self._violated("I1", Harm.STALE, f"{key} went back from version {self._manifests[key]} to {version}")
         self._manifests[key] = version
 
+    def manifest_lost(self, key: DocumentKey) -> None:
+        """Something else took a document's manifest away: of what stood, only its passages can tell from now on."""
+        self._manifests.pop(key, None)
+
     def committed(self, lane: str, offset: int, ended: Collection[int]) -> None:
         """A group's offset was seen.
 
@@ -127,7 +162,7 @@ class Observed:
         self, as_of: Mapping[int, int], tenant: str, groups: Collection[str], key: DocumentKey, passages: Passages
     ) -> None:
         """An answer was served to a reader of a tenant; what it holds of one document is to be judged."""
-        mine = self.accepted[key] if key.tenant == tenant else []
+        mine = [self._as_of(as_of, key, one) for one in self.accepted[key]] if key.tenant == tenant else []
         applied = [one for one in self.done[key] if one in mine and self._covers(as_of, key, one)]
         claimed = f"answer as of {dict(as_of)} has {dict(passages)} of {key} after {applied}"
         if not invariants.tenants_never_meet(applied, mine, groups, passages):
@@ -195,6 +230,11 @@ class Observed:
     def lost(self, what: str) -> None:
         """An event was promised and is not in the stream, or is there as another."""
         self._violated("I5", Harm.LOST, what)
+
+    def _as_of(self, as_of: Mapping[int, int], key: DocumentKey, version: Version) -> Version:
+        """Until it was given up, searches may have found what there was of it; not as of its position."""
+        was_readable = any(one is version for one in self._given_up) and not self._covers(as_of, key, version)
+        return replace(version, readable=True) if was_readable else version
 
     def _covers(self, as_of: Mapping[int, int], key: DocumentKey, version: Version) -> bool:
         return as_of.get(self.partitions[key], -1) >= version.place

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from schemas.documents import DocumentKey
 from schemas.events import PlannedChunk
-from schemas.index import StoredChunk
+from schemas.index import StoredChunk, original_id
 
 
 class Shown(NamedTuple):
@@ -27,8 +27,23 @@ def planned_passages(title: str | None, source: str | None, chunks: Iterable[Pla
 
 
 def stored_passages(chunks: Iterable[StoredChunk]) -> dict[str, int]:
-    """Name of each stored passage of one document → version that wrote it."""
-    return _named(Shown(one.title, one.source, one.heading_path, one.text, one.version) for one in chunks)
+    """Name of each stored passage of one document → version that wrote it.
+
+    Passages are there twice while a version replaces them that shows the same: copies, and those that differ in what
+    readers do not see. Of these the oldest counts.
+    """
+    oldest: dict[str, StoredChunk] = {}
+    for one in sorted(chunks, key=lambda one: one.version):
+        oldest.setdefault(original_id(one.chunk_id), one)
+    alike: dict[str, list[Shown]] = defaultdict(list)
+    for one in oldest.values():
+        unseen = json.dumps([one.groups, one.metadata], sort_keys=True)
+        alike[unseen].append(Shown(one.title, one.source, one.heading_path, one.text, one.version))
+    named: dict[str, int] = {}
+    for shown in alike.values():
+        for name, version in _named(shown).items():
+            named[name] = min(version, named.get(name, version))
+    return named
 
 
 def served_passages(results: Sequence[Mapping[str, Any]], tenant: str) -> dict[DocumentKey, dict[str, int]]:

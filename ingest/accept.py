@@ -216,25 +216,27 @@ class Acceptance:
             self._index_is_missing = True
             return 0
         self._index_is_missing = False
-        return manifest.version if manifest else 0
+        return max(0, manifest.newest_version) if manifest else 0
 
 
 def _conflict(request: DocumentRequest, manifest: Manifest | None) -> ProblemRaised | None:
     connector = request.connector
-    if connector is None or manifest is None:
+    # A claim may yet be given up: until then, the document is what it was.
+    standing = manifest.completed if manifest is not None else None
+    if connector is None or standing is None:
         return None
-    owner = other_owner(manifest, connector, take_over=request.take_over)
+    owner = other_owner(standing, connector, take_over=request.take_over)
     if owner is not None:
         return ProblemRaised(ProblemType.CONFLICT, owner_refusal(request.document_id, owner, connector))
     if (
         request.revision is not None
-        and request.revision <= manifest.version
-        and manifest.connector not in {None, connector}
+        and request.revision <= standing.version
+        and standing.connector not in {None, connector}
     ):
         # An older revision of the same source is a replay, which is superseded. This one was never searchable, and
         # would not become so.
         detail = (
-            f"document {request.document_id!r} has version {manifest.version}, which another source gave it: revision "
+            f"document {request.document_id!r} has version {standing.version}, which another source gave it: revision "
             f"{request.revision} would never be searchable. Put a prefix before the ids of this source (--prefix), or "
             "send larger revisions, or none"
         )

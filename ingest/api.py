@@ -39,7 +39,7 @@ from schemas.documents import (
     DocumentText,
     Version,
 )
-from schemas.index import Manifest
+from schemas.index import NEVER_COMPLETED, Manifest
 from schemas.problems import ProblemType
 
 Check = Callable[[], Awaitable[None]]
@@ -140,7 +140,7 @@ def _add_documents(app: FastAPI, settings: Settings, stores: Stores, acceptance:
         """What is searchable of a document now."""
         key = DocumentKey(access.tenant, document_id)
         manifest = (await stores.index.manifests([key])).get(key)
-        if manifest is None:
+        if manifest is None or manifest.version == NEVER_COMPLETED:
             raise ProblemRaised(ProblemType.NOT_FOUND, f"no document {document_id!r} was ever indexed")
         return _state(manifest)
 

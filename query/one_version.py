@@ -7,28 +7,15 @@ only for documents whose passages were written by several versions, and once for
 
 from collections import OrderedDict
 from collections.abc import Iterable
-from typing import Final, NamedTuple
+from typing import Final
 
 from infra.opensearch.port import Hit, SearchIndex
-from query.core.one_version import belong_together, in_doubt, replaced_versions
+from query.core.one_version import belong_together, in_doubt
 from schemas.documents import DocumentKey
 from schemas.index import Manifest, StoredChunk
 
 IDS_KEPT: Final = 200_000
 """Ids of passages known to belong together, in all; about 20 MB."""
-
-
-class Serving(NamedTuple):
-    """The version of a document that serves while a claim is under way.
-
-    Attributes:
-        passages: ids of all of them; they are there.
-        was_whole: it was complete once, before anything of the claim was written, so it has been there all the time.
-            Where not, it is what a writer left that was stopped, and may have become whole only now.
-    """
-
-    passages: frozenset[str]
-    was_whole: bool
 
 
 class VersionCheck:
@@ -58,20 +45,21 @@ class VersionCheck:
             self._remember(manifest)
         return [found for key, found in manifests.items() if not belong_together(doubtful[key], found)]
 
-    async def serving(self, claim: Manifest) -> Serving | None:
-        """The version that serves while the claim is under way.
+    async def serving(self, claim: Manifest) -> frozenset[str] | None:
+        """Ids of all passages of the version that serves while the claim is under way; they are there.
 
-        None if its removals have begun: all of its own passages were written before, and whoever searches from now on
+        They have been there all the time: that version was complete before anything of the claim was written. None if
+        the claim's removals have begun: all of its own passages were written before, and whoever searches from now on
         finds them.
 
         Raises:
             IndexUnavailable: see there.
         """
-        for number, (version, uncertain) in enumerate(replaced_versions(claim)):
-            found = await self._index.fetch([Hit(chunk_id, claim.key, 0.0) for chunk_id in uncertain])
-            if len(found) == len(uncertain):
-                return Serving(version, was_whole=number == 0)
-        return None
+        if claim.previous is None:
+            return None
+        version = frozenset(claim.previous.chunks)
+        hits = [Hit(chunk_id, claim.key, 0.0) for chunk_id in claim.removed if chunk_id in version]
+        return version if len(await self._index.fetch(hits)) == len(hits) else None
 
     def _known(self, key: DocumentKey) -> frozenset[str]:
         if key in self._together:

@@ -181,9 +181,10 @@ class Retrieval:
                 return tuple(passages), whole
             for manifest in mixed:
                 serving = None if manifest.complete else await self._versions.serving(manifest)
-                serves = serving.passages if serving else frozenset(manifest.chunks)
-                if serving is None or not serving.was_whole:
-                    # The search may have come before the last of them was written.
+                serves = frozenset(manifest.chunks) if serving is None else serving
+                if serving is None or (manifest.previous and manifest.previous.gone):
+                    # The search may have come before the last of them was written, also where a writer was stopped
+                    # and another one has found all of them.
                     whole = whole and written.get(manifest.key) == serves
                     written[manifest.key] = serves
                 kept[manifest.key] = serves

@@ -36,8 +36,25 @@ GC_DELETES: Final = "1h"
 writing; the default of 60 s is not. Past it, manifests still know (I2)."""
 
 
-MAX_REWRITES: Final = 127
-"""How often one version can be written anew and still be told apart. External versions have 63 bits, versions 53."""
+FENCES_PER_VERSION: Final = 128
+"""Distance of the lowest fencing tokens of two versions: external versions have 63 bits, document versions 53."""
+
+COPY_MARK: Final = "~"
+"""In ids of passages: behind it stands which copy of the passage it is."""
+
+NEVER_COMPLETED: Final = -1
+"""Version of a manifest of which no version has completed yet."""
+
+MAX_GONE: Final = 20_000
+"""Ids of passages that failed versions had written: so many are remembered at most, besides those of the last one."""
+
+MAX_FAILED_VERSIONS: Final = 32
+"""Failed versions that a manifest remembers; beyond it, the first are forgotten, and tried again if they come again."""
+
+
+def original_id(chunk_id: str) -> str:
+    """Id of the passage that this is, or is a copy of: it follows from all stored content."""
+    return chunk_id.partition(COPY_MARK)[0]
 
 
 class StoredChunk(Message):
@@ -68,20 +85,38 @@ class StoredChunk(Message):
         return DocumentKey(self.tenant, self.document_id)
 
 
+class FailedVersion(Message):
+    """A version that was given up. It changed nothing, and is given up again whenever its event comes again."""
+
+    version: int
+    position: PositionText
+    kind: str = Field(description="Kind of the dead letter.")
+    reason: str
+    removed: tuple[str, ...] = Field(
+        default=(), description="Ids of passages that its tries had written: a search may have found them meanwhile."
+    )
+
+
 class Manifest(Message):
     """What is, or is being made, searchable of one document; the arbiter between writers.
 
-    A change writes it twice: first as a claim (``complete`` false), then, when the passages are searchable, as
-    complete. Each write replaces exactly the manifest that it was made from. A writer whose claim is refused knew of an
-    older state and must not write passages. One that finds an incomplete claim knows from it every passage that may or
-    may not be there.
+    It is in one of three states:
+
+    - *complete*: exactly ``chunks`` are searchable, as ``version`` wrote them.
+    - *claim* (``complete`` false): a writer makes ``version`` searchable in place of ``previous``. Nothing is
+      superseded by a claim. Whoever finds one takes it over and settles it: it is rolled back to ``previous``, or,
+      where the removals have begun and so all its passages are there, rolled forward.
+    - *closed*: as complete, of the version before; ``failed`` has the versions that were given up since.
+
+    Each write replaces exactly the manifest that it was made from. A writer whose claim is refused knew of an older
+    state and must not write passages.
 
     A delete leaves it as tombstone: that is what keeps an old event from resurrecting the document, however late (I2).
     """
 
     tenant: str
     document_id: str
-    version: int
+    version: int = Field(description="Of the content, or of the claim; -1 where no version has completed.")
     complete: bool
     state: LifeState
     position: PositionText
@@ -99,13 +134,21 @@ class Manifest(Message):
     chunks: tuple[str, ...] = Field(default=(), description="Ids of all passages of this version, in order.")
     added: tuple[str, ...] = Field(default=(), description="Those that this version wrote.")
     removed: tuple[str, ...] = Field(default=(), description="Ids of earlier passages that this version took away.")
-    before: tuple[tuple[str, ...], ...] = Field(
+    gone: tuple[str, ...] = Field(
         default=(),
-        description="Of a claim: ids of all passages of the version that serves until this one is complete, oldest "
-        "first. It is one of several where a writer before this one was stopped in the middle of its change.",
+        description="Ids of passages that were taken away when claims before this one were settled, for which no index "
+        "change is certain yet to tell it.",
     )
-    failure: str | None = Field(default=None, description="Why this version's content was refused; the old one stays.")
-    rewrites: int = Field(default=0, description="How often this version was written anew by a later event of it.")
+    previous: "Manifest | None" = Field(
+        default=None, description="Of a claim: the manifest of the version that serves until this one is complete."
+    )
+    failed: tuple[FailedVersion, ...] = Field(
+        default=(), description="Versions above this one that were given up, in the order in which they were."
+    )
+    fence: int | None = Field(
+        default=None, description="Fencing token: the index refuses writes of passages under a lower one."
+    )
+    writer: str | None = Field(default=None, description="Of a claim: the worker that made it.")
     updated_ms: float
 
     @property
@@ -115,8 +158,24 @@ class Manifest(Message):
 
     @property
     def write_version(self) -> int:
-        """What OpenSearch orders the writes of passages by: the version, and which writing of it this is."""
-        return (MAX_REWRITES + 1) * self.version + self.rewrites
+        """What OpenSearch orders the writes of passages by: the fencing token; it only grows."""
+        # Manifests of earlier releases have none; the external versions that those used are below this.
+        return self.fence if self.fence is not None else FENCES_PER_VERSION * (self.version + 1) - 1
+
+    @property
+    def newest_version(self) -> int:
+        """The highest version that was claimed, completed or given up."""
+        return max(self.version, *(one.version for one in self.failed)) if self.failed else self.version
+
+    @property
+    def completed(self) -> "Manifest | None":
+        """The version that has completed last: this one, or the one that a claim is to replace."""
+        return self if self.complete else self.previous
+
+    @property
+    def listed(self) -> "Manifest":
+        """What a list of documents tells: a claim may be given up, but where nothing was before it is all there is."""
+        return self.completed or self
 
 
 def metadata_terms(metadata: Mapping[str, object]) -> list[str]:

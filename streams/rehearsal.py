@@ -24,7 +24,7 @@ from schemas.documents import MetadataValue
 from schemas.events import Change as ChangeKind
 from schemas.events import ChunkPlan, DocumentEvent
 from streams.core.chunk_identity import stored_chunks
-from streams.core.document_change import Write, decide
+from streams.core.document_change import Write, decide, found_again
 from streams.core.invalidation.entrants import entrant
 from streams.core.invalidation.evidence import Change, Evidence, Passage, Statistics, TermCounts
 from streams.core.outcomes import DeadLetter
@@ -155,15 +155,21 @@ class Rehearsal:
         standing = (await self._index.standing([event.key])).get(event.key)
         manifest = standing.manifest if standing else None
         if manifest is not None:
-            event = event.model_copy(update={"version": max(event.version, manifest.version + 1)})
+            event = event.model_copy(update={"version": max(event.version, manifest.newest_version + 1)})
         plan = await self._planned(event)
         chunks = plan.chunks if plan.chunks_blob is None else load_chunks(await self._blobs.get(plan.chunks_blob))
-        strays = await self._index.chunk_ids(event.key) if manifest is None else ()
         passages = stored_chunks(plan, chunks)
         ids = [passage.chunk_id for passage in passages]
-        write = decide(plan, ids, manifest, now_ms=time.time() * 1_000, strays=strays)
+        before = manifest.completed if manifest is not None else None
+        lost = False
+        if manifest is None and (there := (await self._index.passages([event.key])).get(event.key)):
+            before = found_again([one.chunk for one in there], fence=0, now_ms=time.time() * 1_000)
+            lost = True
+        write = decide(plan, ids, before, now_ms=time.time() * 1_000, lost=lost)
         if not isinstance(write, Write):
             raise NotNow("a newer version was sent meanwhile: try again")
+        named = zip(passages, write.claim.chunks, strict=True)
+        passages = tuple(passage.model_copy(update={"chunk_id": name}) for passage, name in named)
         stored = [passages[number] for number in write.add]
         vectors = await self._embedder.embed_passages([embedding_text(plan.title, one) for one in stored])
         counts = [TermCounts.of(terms) for terms in await self._terms.analysed([lexical_text(one) for one in stored])]

@@ -76,6 +76,18 @@ class Step(Protocol):
         """The records that carry the news of a dead letter onward."""
         ...
 
+    async def close(self, task: Task, kind: str, reason: str) -> Outcome | None:
+        """Take back what tries of a record have left in stores, before it is told as a dead letter.
+
+        Returns:
+            How it ends, where that is more than a dead letter with what ``give_up`` tells, or where it turns out to
+            have ended otherwise.
+
+        Raises:
+            one of UNAVAILABLE: a store cannot serve now; it is tried again.
+        """
+        ...
+
 
 class TooManyDeadLetters(Exception):
     """Most of what came lately would be given up: the fault is rather in this deployment than in the records."""
@@ -202,12 +214,24 @@ class Runner:
                 log.exception("a record failed", step=self._step.name, offset=task.offset, attempt=attempt)
                 if attempt == self._settings.attempts:
                     reason = f"failed {attempt} times, at last with {type(error).__name__}: {error}"
-                    reason = reason[:MAX_REASON_CHARS]
-                    return DeadLetter("failed", reason, self._step.give_up(task, reason))
+                    return await self._given_up(task, "failed", reason[:MAX_REASON_CHARS])
             else:
                 return outcome
             await asyncio.sleep(self._pause_s(attempt))
             attempt += 1
+
+    async def _given_up(self, task: Task, kind: str, reason: str) -> Outcome:
+        for attempt in range(1, self._settings.attempts + 1):
+            try:
+                ended = await self._until_available(lambda: self._step.close(task, kind, reason))
+            except Exception as error:
+                self._on_retry(self._step.name, error)
+                log.exception("a record was not closed", step=self._step.name, offset=task.offset, attempt=attempt)
+                await asyncio.sleep(self._pause_s(attempt))
+            else:
+                return ended or DeadLetter(kind, reason, self._step.give_up(task, reason))
+        # What is left does no harm: whoever comes next to it finds out what it is.
+        return DeadLetter(kind, reason, self._step.give_up(task, reason))
 
     async def _attempt(self, tasks: Sequence[Task]) -> AsyncGenerator[Sequence[Outcome], None]:
         """Outcomes of all tasks, whatever waiting for stores that takes."""

@@ -165,7 +165,8 @@ class Judge:
         # Not under faults: a read in real time may see a write that the node holding it has not replicated yet, and
         # that is lost, unacknowledged, with that node.
         for key, manifest in (await self._index.manifests(list(self.observed.accepted))).items():
-            self.observed.manifest(key, manifest.version)
+            if manifest.completed is not None:
+                self.observed.manifest(key, manifest.completed.version)
         await self._judge_promises(self._seen.promises[self._judged_promises :])
         self._judged_promises = len(self._seen.promises)
         self.observed.rested(passages)

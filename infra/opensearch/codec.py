@@ -8,7 +8,15 @@ from typing import Any, Final
 
 import numpy as np
 
-from infra.opensearch.port import ChunkWrite, FieldStatistics, Hit, HybridSearch, ScannedChunk, Vector
+from infra.opensearch.port import (
+    ChunkWrite,
+    FieldStatistics,
+    FoundPassage,
+    Hit,
+    HybridSearch,
+    ScannedChunk,
+    Vector,
+)
 from schemas.documents import DocumentKey, LifeState
 from schemas.index import PUBLIC_GROUP, Manifest, StoredChunk, metadata_term, metadata_terms, metadata_text
 from schemas.positions import Position
@@ -24,6 +32,11 @@ MAX_RESULTS: Final = 10_000
 """Hits that OpenSearch gives for one request, at most."""
 
 _MAX_ID_BYTES: Final = 512
+
+_POSITION_STATE: Final = "position"
+"""In place of a document's state, of what is no manifest but a position."""
+
+PASSAGES_PAGE: Final = 1_000
 
 _TERMS_ONLY: Final = {
     "fields": ["lexical"],
@@ -89,14 +102,15 @@ def manifest_id(key: DocumentKey) -> str:
 
 
 def manifest_body(manifest: Manifest) -> dict[str, Any]:
-    """The stored form of a manifest: the model as one opaque object beside the fields that operators search."""
+    """The stored form of a manifest: the model as one opaque object beside the fields that are searched."""
     position = Position.parse(manifest.position)
+    listed = manifest.listed
     return {
         "tenant": manifest.tenant,
         "document_id": manifest.document_id,
         "version": manifest.version,
-        "state": manifest.state,
-        "connector": manifest.connector,
+        "state": listed.state,
+        "connector": listed.connector,
         "complete": manifest.complete,
         "partition": position.partition,
         "offset": position.offset,
@@ -121,6 +135,31 @@ def live_documents(tenant: str, connector: str | None, after: str | None, limit:
 def read_manifest(source: Mapping[str, Any]) -> Manifest:
     """A manifest from its stored form."""
     return Manifest.model_validate(source["manifest"])
+
+
+ALL_MANIFESTS: Final[Mapping[str, Any]] = {
+    "_source": ["manifest"],
+    "query": {"bool": {"must_not": [{"term": {"state": _POSITION_STATE}}]}},
+}
+"""Search for manifests alone: positions lie in the same index."""
+
+
+def position_lines(tenant: str, partition: int, offset: int) -> list[dict[str, Any]]:
+    """Bulk lines that advance a tenant's position in a partition; a lower offset than the one stored is refused."""
+    # A manifest's id has a slash or is a hash: neither has a colon without a slash.
+    action = {"index": {"_id": f"{tenant}:{partition}", "version": offset, "version_type": "external_gte"}}
+    return [action, {"tenant": tenant, "state": _POSITION_STATE, "partition": partition, "offset": offset}]
+
+
+def positions_of(tenant: str) -> dict[str, Any]:
+    """Request body for a tenant's positions."""
+    mine = [{"term": {"tenant": tenant}}, {"term": {"state": _POSITION_STATE}}]
+    return {"size": MAX_RESULTS, "_source": ["partition", "offset"], "query": {"bool": {"filter": mine}}}
+
+
+def read_positions(response: Mapping[str, Any]) -> dict[int, int]:
+    """Partition → offset."""
+    return {one["_source"]["partition"]: one["_source"]["offset"] for one in response["hits"]["hits"]}
 
 
 def vector_body(vector: Vector, stored_ms: int) -> dict[str, Any]:
@@ -209,6 +248,28 @@ def chunks_of(key: DocumentKey, after: str | None = None) -> tuple[dict[str, Any
 def read_ids(response: Mapping[str, Any]) -> tuple[str, ...]:
     """Ids of the passages that were found."""
     return tuple(hit["fields"]["chunk_id"][0] for hit in response["hits"]["hits"])
+
+
+def passages_of(keys: Sequence[DocumentKey], after: Sequence[Any] | None) -> dict[str, Any]:
+    """Request body for a page of all passages of documents; some of other tenants' documents may be among them."""
+    own = [
+        {"terms": {"tenant": sorted({key.tenant for key in keys})}},
+        {"terms": {"document_id": sorted({key.document_id for key in keys})}},
+    ]
+    page = {
+        "size": PASSAGES_PAGE,
+        "version": True,
+        "sort": [{"chunk_id": "asc"}],
+        "track_total_hits": False,
+        "_source": {"excludes": ["vector", "lexical", "text"]},
+        "query": {"bool": {"filter": own}},
+    }
+    return page if after is None else page | {"search_after": list(after)}
+
+
+def read_found(hit: Mapping[str, Any]) -> FoundPassage:
+    """A passage without text, and the version of its last write."""
+    return FoundPassage(read_chunk(hit["_source"]), int(hit["_version"]))
 
 
 def _filters(search: HybridSearch) -> list[dict[str, Any]]:

@@ -15,6 +15,7 @@ from infra.opensearch.port import (
     ChunkChange,
     ChunkWrite,
     FieldStatistics,
+    FoundPassage,
     Hit,
     HybridSearch,
     IndexUnavailable,
@@ -27,7 +28,6 @@ from infra.opensearch.port import (
 )
 from schemas.documents import DocumentKey, LifeState
 from schemas.index import Manifest, StoredChunk
-from schemas.positions import Position
 
 _WORD: Final = re.compile(r"\w+")
 _STOP_WORDS: Final = frozenset(("a", "an", "and", "are", "for", "in", "is", "it", "of", "on", "or", "the", "to"))
@@ -87,6 +87,7 @@ class MemoryIndex:
         self._searchable: dict[str, ChunkWrite] = {}
         self._manifests: dict[DocumentKey, Standing] = {}
         self._manifest_writes = 0
+        self._positions: dict[tuple[str, int], int] = {}
         self._vectors: dict[str, Vector] = {}
 
     # Read side
@@ -110,17 +111,7 @@ class MemoryIndex:
     async def positions(self, tenant: str) -> dict[int, int]:
         """See ``SearchIndex.positions``; of this instant; the real index may be ``MANIFESTS_REFRESH_S`` behind."""
         self._check_available()
-        done: dict[int, int] = {}
-        under_way: dict[int, int] = {}
-        for manifest in [standing.manifest for standing in self._manifests.values()]:
-            if manifest.tenant == tenant:
-                partition, offset = Position.parse(manifest.position)
-                if manifest.complete:
-                    done[partition] = max(offset, done.get(partition, offset))
-                else:
-                    under_way[partition] = min(offset, under_way.get(partition, offset))
-        certain = {at: min(offset, under_way.get(at, offset + 1) - 1) for at, offset in done.items()}
-        return {partition: offset for partition, offset in certain.items() if offset >= 0}
+        return {partition: offset for (whose, partition), offset in self._positions.items() if whose == tenant}
 
     async def live_documents(
         self, tenant: str, *, connector: str | None, after: str | None, limit: int
@@ -128,11 +119,11 @@ class MemoryIndex:
         """See ``DocumentIndex.live_documents``."""
         self._check_available()
         found = [
-            one.manifest
+            one.manifest.listed
             for key, one in self._manifests.items()
             if key.tenant == tenant
-            and one.manifest.state is LifeState.LIVE
-            and connector in {None, one.manifest.connector}
+            and one.manifest.listed.state is LifeState.LIVE
+            and connector in {None, one.manifest.listed.connector}
             and (after is None or key.document_id.encode() > after.encode())
         ]
         return sorted(found, key=lambda manifest: manifest.document_id.encode())[:limit]
@@ -193,13 +184,42 @@ class MemoryIndex:
         refused: list[str | None] = []
         for change in changes:
             refused.append(await self._put(change.put, change.version))
-            for chunk_id in change.remove if refused[-1] is None else change.put_ids:
-                await self._pause()
-                if self._version(chunk_id) <= change.version:
-                    self._written[chunk_id] = _Deleted(change.version, self._now_s())
+            await self._remove(change.remove if refused[-1] is None else change.put_ids, change.version)
         await self._pause()
         self._refresh(change.key for change in changes)
         return refused
+
+    async def enforce(self, change: ChunkChange) -> None:
+        """See ``DocumentIndex.enforce``."""
+        self._check_available()
+        if (refusal := await self._put(change.put, change.version)) is not None:
+            raise IndexUnavailable(f"the index refuses what it had taken: {refusal}")
+        await self._remove(change.remove, change.version)
+        await self._pause()
+        self._refresh([change.key])
+
+    async def read_passages(self, hits: Sequence[Hit]) -> dict[str, ChunkWrite]:
+        """See ``DocumentIndex.read_passages``."""
+        self._check_available()
+        found = {hit.chunk_id: self._written.get(hit.chunk_id) for hit in hits}
+        return {chunk_id: one.write for chunk_id, one in found.items() if isinstance(one, _Written)}
+
+    async def passages(self, keys: Sequence[DocumentKey]) -> dict[DocumentKey, list[FoundPassage]]:
+        """See ``DocumentIndex.passages``."""
+        self._check_available()
+        found: dict[DocumentKey, list[FoundPassage]] = {}
+        for chunk_id, write in self._searchable.items():
+            if write.chunk.key in keys:
+                bare = write.chunk.model_copy(update={"text": ""})
+                found.setdefault(bare.key, []).append(FoundPassage(bare, self._version(chunk_id)))
+        return found
+
+    async def advance(self, positions: Mapping[tuple[str, int], int]) -> None:
+        """See ``DocumentIndex.advance``."""
+        self._check_available()
+        for lane, offset in positions.items():
+            await self._pause()
+            self._positions[lane] = max(offset, self._positions.get(lane, offset))
 
     async def chunk_ids(self, key: DocumentKey) -> tuple[str, ...]:
         """See ``DocumentIndex.chunk_ids``."""
@@ -239,6 +259,12 @@ class MemoryIndex:
             # Deleting without a version of one's own counts the stored one up.
             self._written[hit.chunk_id] = _Deleted(self._version(hit.chunk_id) + 1, self._now_s())
         self._refresh(hit.key for hit in hits)
+
+    async def _remove(self, chunk_ids: Sequence[str], version: int) -> None:
+        for chunk_id in chunk_ids:
+            await self._pause()
+            if self._version(chunk_id) <= version:
+                self._written[chunk_id] = _Deleted(version, self._now_s())
 
     async def _put(self, writes: Sequence[ChunkWrite], version: int) -> str | None:
         refused = None

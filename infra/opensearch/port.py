@@ -123,6 +123,14 @@ class ScannedChunk:
     consistent: bool = True
 
 
+@dataclass(frozen=True, slots=True)
+class FoundPassage:
+    """A searchable passage, without text, and what the index orders its writes by."""
+
+    chunk: StoredChunk
+    write_version: int
+
+
 class Revision(NamedTuple):
     """Names one write of a manifest; the next write of it has another."""
 
@@ -174,7 +182,7 @@ class SearchIndex(Protocol):
         ...
 
     async def positions(self, tenant: str) -> dict[int, int]:
-        """Partition → highest offset of a complete change of the tenant: what is certainly searchable."""
+        """Partition → offset that was told to ``advance`` for the tenant: up to there everything has ended."""
         ...
 
 
@@ -238,8 +246,34 @@ class DocumentIndex(Protocol):
     async def apply(self, changes: Sequence[ChunkChange]) -> list[str | None]:
         """Write and remove passages and make the touched shards searchable before returning.
 
-        Stale writes (a newer version stands) count as done. Per change: None, or why the index refuses its content; a
-        refused change removes nothing, and leaves what was there before it.
+        Stale writes (a newer version stands) count as done. Nothing is removed before all passages of its change are
+        taken. Per change: None, or why the index refuses its content; of a refused change nothing is left, and what it
+        was to remove is there.
+        """
+        ...
+
+    async def enforce(self, change: ChunkChange) -> None:
+        """As ``apply``, for passages that were in the index before: none of them is taken back.
+
+        Raises:
+            IndexUnavailable: see there; also if the index refuses one.
+        """
+        ...
+
+    async def read_passages(self, hits: Sequence[Hit]) -> dict[str, ChunkWrite]:
+        """Passages in real time, searchable or not, by chunk id; one that is not there is absent."""
+        ...
+
+    async def passages(self, keys: Sequence[DocumentKey]) -> dict[DocumentKey, list[FoundPassage]]:
+        """All searchable passages of documents, for want of a manifest; a document without any is absent."""
+        ...
+
+    async def advance(self, positions: Mapping[tuple[str, int], int]) -> None:
+        """Note that everything in a lane has ended, and is searchable as it ended.
+
+        Args:
+            positions: (tenant, partition) → offset of the last event that has. One that is lower than what was told
+                before changes nothing.
         """
         ...
 
@@ -260,7 +294,8 @@ class DocumentIndex(Protocol):
     ) -> list[Manifest]:
         """Manifests of the tenant's live documents in the order of their ids (by code points), some at a time.
 
-        A claim counts as what it is to become. The first page (``after`` None) reflects every write before the call.
+        A claim counts as what it is to replace, or else as what it is to become. The first page (``after`` None)
+        reflects every write before the call.
 
         Args:
             tenant: whose.

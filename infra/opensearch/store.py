@@ -14,6 +14,7 @@ from infra.opensearch.client import connect, unavailable_is_said
 from infra.opensearch.port import (
     ChunkChange,
     ChunkWrite,
+    FoundPassage,
     Hit,
     HybridSearch,
     IndexUnavailable,
@@ -36,6 +37,7 @@ _BULK_BYTES: Final = 8_000_000
 _REQUESTS: Final = 4
 """Requests with searches under way; what comes meanwhile makes the next one."""
 _SEARCHES_OF_ONE: Final = 16
+_PASSAGES_A_REQUEST: Final = 500
 _WHOLE_PIT: Final = {"keep_alive": "5m", "allow_partial_pit_creation": "false"}
 
 
@@ -115,25 +117,11 @@ class OpenSearchIndex:
 
     async def positions(self, tenant: str) -> dict[int, int]:
         """See ``SearchIndex.positions``."""
-        offset = {"field": "offset"}
-        done = {"filter": {"term": {"complete": True}}, "aggs": {"highest": {"max": offset}}}
-        under_way = {"filter": {"term": {"complete": False}}, "aggs": {"lowest": {"min": offset}}}
-        by_partition = {
-            "terms": {"field": "partition", "size": 10_000},
-            "aggs": {"done": done, "under_way": under_way},
-        }
-        body = {"size": 0, "query": {"term": {"tenant": tenant}}, "aggs": {"partitions": by_partition}}
+        body = codec.positions_of(tenant)
         with unavailable_is_said():
             answer = await self._client.search(index=self._manifests, body=body)
         check_whole(answer)
-        positions = {}
-        for bucket in answer["aggregations"]["partitions"]["buckets"]:
-            highest, lowest = bucket["done"]["highest"]["value"], bucket["under_way"]["lowest"]["value"]
-            # Nothing at or beyond a change that is under way is certain.
-            certain = highest if lowest is None or highest is None else min(highest, lowest - 1)
-            if certain is not None and certain >= 0:
-                positions[int(bucket["key"])] = int(certain)
-        return positions
+        return codec.read_positions(answer)
 
     async def live_documents(
         self, tenant: str, *, connector: str | None, after: str | None, limit: int
@@ -145,7 +133,7 @@ class OpenSearchIndex:
                 await self._client.indices.refresh(index=self._manifests)
             answer = await self._client.search(index=self._manifests, body=body)
         check_whole(answer)
-        return [codec.read_manifest(hit["_source"]) for hit in answer["hits"]["hits"]]
+        return [codec.read_manifest(hit["_source"]).listed for hit in answer["hits"]["hits"]]
 
     # Write side
 
@@ -224,6 +212,52 @@ class OpenSearchIndex:
                 refused[owner] = f"{result['error'].get('type')}: {result['error'].get('reason')}"
         return refused
 
+    async def enforce(self, change: ChunkChange) -> None:
+        """See ``DocumentIndex.enforce``."""
+        for start in range(0, len(change.put), _PASSAGES_A_REQUEST):
+            lines = _writes(change, change.put[start : start + _PASSAGES_A_REQUEST])
+            for result in await self._bulk(self._chunks, lines, refresh=not change.remove):
+                _raise_if_unavailable(result)
+                if result["status"] == _BAD_REQUEST:
+                    raise IndexUnavailable(f"the index refuses what it had taken: {result['error']}")
+        for result in await self._bulk(self._chunks, _deletes(change, change.remove), refresh=True):
+            _raise_if_unavailable(result)
+
+    async def read_passages(self, hits: Sequence[Hit]) -> dict[str, ChunkWrite]:
+        """See ``DocumentIndex.read_passages``."""
+        found: dict[str, ChunkWrite] = {}
+        for start in range(0, len(hits), _PASSAGES_A_REQUEST):
+            some = hits[start : start + _PASSAGES_A_REQUEST]
+            docs = [{"_id": hit.chunk_id, "routing": str(hit.key)} for hit in some]
+            with unavailable_is_said():
+                answer = await self._client.mget(index=self._chunks, body={"docs": docs})
+            there = [doc for doc in map(_got, answer["docs"]) if doc is not None]
+            found |= {doc["_id"]: codec.read_passage(doc["_source"]) for doc in there}
+        return found
+
+    async def passages(self, keys: Sequence[DocumentKey]) -> dict[DocumentKey, list[FoundPassage]]:
+        """See ``DocumentIndex.passages``."""
+        found: dict[DocumentKey, list[FoundPassage]] = {}
+        after: list[Any] | None = None
+        while keys:
+            with unavailable_is_said():
+                answer = await self._client.search(index=self._chunks, body=codec.passages_of(keys, after))
+            check_whole(answer)
+            hits = answer["hits"]["hits"]
+            for one in map(codec.read_found, hits):
+                if one.chunk.key in keys:
+                    found.setdefault(one.chunk.key, []).append(one)
+            if len(hits) < codec.PASSAGES_PAGE:
+                break
+            after = hits[-1]["sort"]
+        return found
+
+    async def advance(self, positions: Mapping[tuple[str, int], int]) -> None:
+        """See ``DocumentIndex.advance``."""
+        lines = [line for lane, offset in positions.items() for line in codec.position_lines(*lane, offset)]
+        for result in await self._bulk(self._manifests, lines, refresh=False):
+            _raise_if_unavailable(result)
+
     async def chunk_ids(self, key: DocumentKey) -> tuple[str, ...]:
         """See ``DocumentIndex.chunk_ids``."""
         return await named_chunks(self._client, self._chunks, key)
@@ -252,7 +286,7 @@ class OpenSearchIndex:
         """See ``DocumentIndex.scan_manifests``."""
         with unavailable_is_said():
             await self._client.indices.refresh(index=self._manifests)
-        async for source in self._scan(self._manifests, {"_source": ["manifest"]}):
+        async for source in self._scan(self._manifests, dict(codec.ALL_MANIFESTS)):
             yield codec.read_manifest(source)
 
     async def scan_chunks(self) -> AsyncIterator[ScannedChunk]:

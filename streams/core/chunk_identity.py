@@ -53,24 +53,22 @@ def stored_chunks(plan: ChunkPlan, chunks: Sequence[PlannedChunk]) -> tuple[Stor
         )
         for chunk in chunks
     ]
-    return with_ids(bare, plan.profile, plan.position if event.rewrite else None)
+    return with_ids(bare, plan.profile)
 
 
-def with_ids(chunks: Sequence[StoredChunk], profile: str, rewritten_at: str | None = None) -> tuple[StoredChunk, ...]:
+def with_ids(chunks: Sequence[StoredChunk], profile: str) -> tuple[StoredChunk, ...]:
     """All passages of one document version, in order, with their ids.
 
     Args:
         chunks: the passages; the ids they have are ignored.
         profile: parser, splitter and model; they determine text and vector.
-        rewritten_at: position of the event that rewrites the version, if one does. Its passages have ids that none had
-            before: for an id that was used, the index may remember a later removal, and refuse the passage.
     """
     attributes = attributes_sha256(chunks[0]) if chunks else ""
     seen: Counter[str] = Counter()
     named = []
     for chunk in chunks:
         content = content_sha256(chunk, attributes)
-        name = chunk_id(chunk.key, profile, content, seen[content], rewritten_at)
+        name = chunk_id(chunk.key, profile, content, seen[content])
         named.append(chunk.model_copy(update={"chunk_id": name}))
         seen[content] += 1
     return tuple(named)
@@ -91,7 +89,7 @@ def content_sha256(chunk: StoredChunk, attributes: str) -> str:
     return sha256(_encoded([attributes, chunk.model_dump(mode="json", include=_OWN)])).hexdigest()
 
 
-def chunk_id(key: DocumentKey, profile: str, content: str, occurrence: int, rewritten_at: str | None = None) -> str:
+def chunk_id(key: DocumentKey, profile: str, content: str, occurrence: int) -> str:
     """Id of one passage: 26 characters of ``a-z2-7``.
 
     Args:
@@ -99,9 +97,8 @@ def chunk_id(key: DocumentKey, profile: str, content: str, occurrence: int, rewr
         profile: see ``with_ids``.
         content: its ``content_sha256``.
         occurrence: how many passages of the document before it have the same content.
-        rewritten_at: see ``with_ids``.
     """
-    named = _encoded([*key, profile, content, occurrence, rewritten_at])
+    named = _encoded([*key, profile, content, occurrence])
     return b32encode(blake2b(named, digest_size=16).digest()).decode().rstrip("=").lower()
 
 

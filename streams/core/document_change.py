@@ -1,6 +1,7 @@
 """What one document version changes in the index, given the manifest that stands there.
 
-This is where I1 (newer wins), I2 (no resurrection) and I6 (replay is harmless) are decided.
+This is where I1 (newer wins), I2 (no resurrection) and I6 (replay is harmless) are decided. Only what has completed
+decides: a claim is settled before (``streams.recovery``), and a version that was given up changes nothing.
 """
 
 from collections.abc import Sequence
@@ -8,9 +9,19 @@ from dataclasses import dataclass
 
 from schemas.documents import DocumentKey, LifeState
 from schemas.events import Change, ChunkPlan, DocumentEvent
-from schemas.index import MAX_REWRITES, Manifest
+from schemas.index import (
+    FENCES_PER_VERSION,
+    MAX_FAILED_VERSIONS,
+    MAX_GONE,
+    NEVER_COMPLETED,
+    FailedVersion,
+    Manifest,
+    StoredChunk,
+    original_id,
+)
 from schemas.ownership import other_owner
 from schemas.positions import Position
+from streams.core.chunk_copies import copy_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +30,7 @@ class Write:
 
     Attributes:
         claim: manifest to write before any passage.
-        add: numbers of the planned chunks to write, in order.
+        add: numbers of the planned chunks to write, in order. Nothing stands under their ids.
         remove: ids of passages to take away.
     """
 
@@ -30,7 +41,7 @@ class Write:
 
 @dataclass(frozen=True, slots=True)
 class Superseded:
-    """A newer version stands; nothing is to be done."""
+    """A newer version is searchable; nothing is to be done."""
 
     by_version: int
 
@@ -49,66 +60,160 @@ class OwnedByOther:
     owner: str
 
 
+@dataclass(frozen=True, slots=True)
+class AlreadyFailed:
+    """This event was given up; only the news of it may still be missing."""
+
+    failure: FailedVersion
+
+
+Settled = Superseded | AlreadyDone | AlreadyFailed | OwnedByOther
+"""Why a version has nothing to write."""
+
+
 def decide(
     plan: ChunkPlan,
     chunk_ids: Sequence[str],
     standing: Manifest | None,
     *,
     now_ms: float,
-    strays: Sequence[str] = (),
-) -> Write | Superseded | AlreadyDone | OwnedByOther:
-    """Compare a plan with the standing manifest.
+    writer: str = "",
+    lost: bool = False,
+) -> Write | Settled:
+    """Compare a plan with what is searchable.
 
     Args:
         plan: the document version, parsed and split.
         chunk_ids: id of each planned chunk, which stands for all its stored content; empty for a delete.
-        standing: the current manifest in real time, or None.
+        standing: the current manifest in real time, complete; or None.
         now_ms: epoch milliseconds, for the record.
-        strays: ids of passages that are there although nothing stands.
+        writer: names the worker that will write.
+        lost: the manifest itself is gone, and ``standing`` was made from the passages that are there: they may be of a
+            change that was not finished.
     """
-    event = plan.event
-    if standing is not None:
-        if standing.version > event.version:
-            return Superseded(standing.version)
-        if standing.version == event.version and standing.complete and standing.position == plan.position:
-            return AlreadyDone(standing)
-        # Another event that was given the same version: the first stays (I1), unless this one is to write it anew. A
-        # rewrite stands as soon as it is claimed, since what was there before it is not trusted.
-        stands = standing.complete or standing.rewrites
-        if standing.version == event.version and stands and not _rewrites(plan, standing):
-            return Superseded(standing.version)
-    owner = other_owner(standing, event.connector, take_over=event.take_over)
-    if owner is not None:
-        return OwnedByOther(owner)
-    surely_there, maybe_there = _present(standing, strays)
-    claim = _claim(plan, chunk_ids, standing, now_ms=now_ms)
-    keep = frozenset[str]() if event.rewrite else surely_there
-    add = tuple(number for number, chunk_id in enumerate(chunk_ids) if chunk_id not in keep)
+    settled = _settled(plan, standing, lost=lost)
+    if settled is not None:
+        return settled
+    claim = _claim(plan, standing, writer=writer, now_ms=now_ms)
+    anew = plan.event.rewrite or lost
+    there = {original_id(chunk_id): chunk_id for chunk_id in (standing.chunks if standing else ())}
+    # What is there is not trusted, and is not written over. Nor is it enough that nothing is there: under an id that
+    # was used before, the index may remember a later removal, and refuse to take the passage again.
+    writing = f"{plan.position} {claim.write_version}"
+    names: list[str] = []
+    add: list[int] = []
+    for number, chunk_id in enumerate(chunk_ids):
+        if not anew and chunk_id in there:
+            names.append(there[chunk_id])
+        else:
+            names.append(copy_id(chunk_id, writing) if anew else chunk_id)
+            add.append(number)
+    wanted = frozenset(names)
     # In the manifest's order, so that equal inputs give equal plans.
-    wanted = frozenset(chunk_ids)
-    remove = tuple(chunk_id for chunk_id in maybe_there if chunk_id not in wanted)
-    added = tuple(chunk_ids[number] for number in add)
-    changed = {"added": added, "removed": remove, "before": _before(standing)}
-    return Write(claim.model_copy(update=changed), add, remove)
+    remove = tuple(chunk_id for chunk_id in (standing.chunks if standing else ()) if chunk_id not in wanted)
+    added = tuple(names[number] for number in add)
+    changed = {"chunks": tuple(names), "added": added, "removed": remove}
+    return Write(claim.model_copy(update=changed), tuple(add), remove)
 
 
 def completed(claim: Manifest, *, now_ms: float) -> Manifest:
-    """The manifest once its passages are searchable."""
-    return claim.model_copy(update={"complete": True, "before": (), "updated_ms": now_ms})
+    """The manifest once the claim's passages are searchable."""
+    return claim.model_copy(
+        update={
+            "complete": True,
+            "removed": _joined((*claim.removed, *claim.gone), but=claim.chunks),
+            "gone": (),
+            "previous": None,
+            "writer": None,
+            "failed": tuple(one for one in claim.failed if one.version > claim.version),
+            "updated_ms": now_ms,
+        }
+    )
 
 
-def refused(claim: Manifest, standing: Manifest | None, reason: str, *, now_ms: float) -> Manifest:
-    """The manifest after the index refused the new content: the version is spent, the old content stays (I3)."""
-    spent = {"complete": True, "before": (), "failure": reason, "updated_ms": now_ms}
-    if standing is None:
-        return claim.model_copy(update=spent | {"state": LifeState.DELETED, "chunks": (), "content": None})
-    # Where it was certain what stood, the index has undone the refused change. Else what that touched stays
-    # uncertain, and the next version writes or removes it in any case.
-    surely_there, maybe_there = _present(standing)
-    certain = surely_there.issuperset(maybe_there)
-    touched = {"added": (), "removed": ()} if certain else {"added": claim.added, "removed": claim.removed}
-    taken = {"version": claim.version, "rewrites": claim.rewrites, "position": claim.position}
-    return standing.model_copy(update=spent | touched | taken)
+def rolled_forward(claim: Manifest, *, now_ms: float) -> Manifest:
+    """The manifest once somebody else has found the claim's passages searchable, and all others are taken away."""
+    manifest = completed(claim, now_ms=now_ms)
+    # Its event may be told as superseded, by whatever comes next: that has to tell of these too.
+    return manifest.model_copy(update={"gone": manifest.removed})
+
+
+def rolled_back(claim: Manifest, *, now_ms: float) -> Manifest:
+    """The manifest once nothing of the claim is left: what the claim was to replace, under the claim's fence."""
+    before = claim.previous or _nothing(claim.key, claim.position, claim.profile, now_ms=now_ms)
+    gone = _joined((*claim.gone, *claim.added), but=before.chunks)
+    return before.model_copy(update={"failed": claim.failed, "gone": gone, "fence": claim.write_version})
+
+
+def closed(
+    standing: Manifest | None,
+    plan: ChunkPlan,
+    kind: str,
+    reason: str,
+    *,
+    now_ms: float,
+    refused: Manifest | None = None,
+) -> Manifest:
+    """The manifest after a version was given up: what is searchable stays as it is (I3), and nothing is superseded.
+
+    Args:
+        standing: what is searchable, complete; or None.
+        plan: of the version.
+        kind: of the dead letter.
+        reason: for people.
+        now_ms: epoch milliseconds, for the record.
+        refused: the version's claim, of which the index has undone everything, if that is why.
+    """
+    # Nothing else of the event: what is in it may be what no store takes.
+    before = standing or _nothing(plan.event.key, plan.position, plan.profile, now_ms=now_ms)
+    failure = FailedVersion(
+        version=plan.event.version,
+        position=plan.position,
+        kind=kind,
+        reason=reason.encode("utf-8", "replace").decode(),
+        removed=_joined((*before.gone, *(refused.added if refused else ())), but=before.chunks),
+    )
+    failed = [*before.failed, failure][-MAX_FAILED_VERSIONS:]
+    # The news of earlier ones is most likely told; it is kept while that takes little room.
+    room = MAX_GONE
+    for at in range(len(failed) - 2, -1, -1):
+        room -= len(failed[at].removed)
+        if room < 0:
+            failed[at] = failed[at].model_copy(update={"removed": ()})
+    fence = refused.write_version if refused else before.write_version
+    return before.model_copy(update={"failed": tuple(failed), "gone": (), "fence": fence})
+
+
+def taken_over(claim: Manifest, writer: str) -> Manifest:
+    """The claim as another writer takes it over, to settle it: writes of the one before it are refused from now on."""
+    return claim.model_copy(update={"fence": claim.write_version + 1, "writer": writer})
+
+
+def found_again(passages: Sequence[StoredChunk], *, fence: int, now_ms: float) -> Manifest:
+    """A manifest in place of one that was lost, from the document's passages; of those there must be one at least.
+
+    Args:
+        passages: all that are searchable.
+        fence: highest version that the index has of one of them.
+        now_ms: epoch milliseconds, for the record.
+    """
+    newest = max(passages, key=lambda one: one.version)
+    return Manifest(
+        tenant=newest.tenant,
+        document_id=newest.document_id,
+        version=newest.version,
+        complete=True,
+        state=LifeState.LIVE,
+        position=newest.position,
+        profile="",
+        title=newest.title,
+        source=newest.source,
+        groups=newest.groups,
+        metadata=newest.metadata,
+        chunks=tuple(one.chunk_id for one in sorted(passages, key=lambda one: (one.start, one.chunk_id))),
+        fence=fence,
+        updated_ms=now_ms,
+    )
 
 
 def runs(events: Sequence[DocumentEvent]) -> list[tuple[DocumentKey, int]]:
@@ -128,14 +233,14 @@ def runs(events: Sequence[DocumentEvent]) -> list[tuple[DocumentKey, int]]:
 
 
 def supersede_within(versions: Sequence[tuple[object, int]]) -> list[int | None]:
-    """Of several events on their way together, which need not be processed at all.
+    """Of several events on their way together, which wait for another one.
 
     Args:
         versions: (run, version; see ``runs``) of each event in stream order.
 
     Returns:
-        For each event, the version that supersedes it, or None. The newest version of a run is processed; of equal
-        versions the first.
+        For each event, the version that supersedes it if it completes, or None. The newest version of a run is
+        processed; of equal versions the first.
     """
     newest: dict[object, tuple[int, int]] = {}
     for number, (key, version) in enumerate(versions):
@@ -144,24 +249,23 @@ def supersede_within(versions: Sequence[tuple[object, int]]) -> list[int | None]
     return [None if newest[key][1] == number else newest[key][0] for number, (key, _) in enumerate(versions)]
 
 
-def _present(standing: Manifest | None, strays: Sequence[str] = ()) -> tuple[frozenset[str], tuple[str, ...]]:
-    """Which passages are surely searchable, and which may be, in a stable order."""
-    if standing is None:
-        return frozenset(), tuple(strays)
-    if standing.complete and standing.failure is None:
-        return frozenset(standing.chunks), standing.chunks
-    # Its writer was stopped somewhere, or refused: what it added may be missing, what it removed may still be there.
-    touched = (*standing.added, *standing.removed)
-    return frozenset(standing.chunks).difference(touched), tuple(dict.fromkeys((*standing.chunks, *touched)))
-
-
-def _before(standing: Manifest | None) -> tuple[tuple[str, ...], ...]:
-    """The versions of which one is searchable now, as ids of their passages."""
-    if standing is None:
-        return ()
-    if standing.complete:
-        return (standing.chunks,)
-    return tuple(dict.fromkeys((*standing.before, standing.chunks)))
+def _settled(plan: ChunkPlan, standing: Manifest | None, *, lost: bool) -> Settled | None:
+    """Why the version has nothing to write, if it has not; the arguments are those of ``decide``."""
+    event = plan.event
+    if standing is not None:
+        for failure in standing.failed:
+            if (failure.version, failure.position) == (event.version, plan.position):
+                return AlreadyFailed(failure)
+        if standing.version > event.version:
+            return Superseded(standing.version)
+        if standing.version == event.version and not lost:
+            if standing.position == plan.position:
+                return AlreadyDone(standing)
+            # Another event that was given the same version: the first stays (I1), unless this one writes it anew.
+            if not _rewrites(plan, standing):
+                return Superseded(standing.version)
+    owner = other_owner(standing, event.connector, take_over=event.take_over)
+    return OwnedByOther(owner) if owner is not None else None
 
 
 def _rewrites(plan: ChunkPlan, standing: Manifest) -> bool:
@@ -169,21 +273,10 @@ def _rewrites(plan: ChunkPlan, standing: Manifest) -> bool:
     return plan.event.rewrite and Position.parse(plan.position) >= Position.parse(standing.position)
 
 
-def _number_of_rewrite(plan: ChunkPlan, standing: Manifest | None) -> int:
-    """Which writing of its version this is.
-
-    Each has a number of its own, so that a late writer of an earlier one is refused; one that was stopped and comes
-    again keeps its number.
-    """
-    if standing is None or standing.version != plan.event.version:
-        return 0
-    begun = not standing.complete and standing.position == plan.position
-    return min(MAX_REWRITES, standing.rewrites + int(plan.event.rewrite and not begun))
-
-
-def _claim(plan: ChunkPlan, chunk_ids: Sequence[str], standing: Manifest | None, *, now_ms: float) -> Manifest:
+def _claim(plan: ChunkPlan, standing: Manifest | None, *, writer: str, now_ms: float) -> Manifest:
     event = plan.event
     deleted = event.change is Change.DELETED
+    lowest = FENCES_PER_VERSION * event.version
     return Manifest(
         tenant=event.tenant,
         document_id=event.document_id,
@@ -200,7 +293,31 @@ def _claim(plan: ChunkPlan, chunk_ids: Sequence[str], standing: Manifest | None,
         content=event.content,
         content_type=event.content_type,
         connector=event.connector,
-        chunks=tuple(chunk_ids),
-        rewrites=_number_of_rewrite(plan, standing),
+        previous=standing,
+        gone=standing.gone if standing else (),
+        failed=standing.failed if standing else (),
+        fence=max(lowest, standing.write_version + 1) if standing else lowest,
+        writer=writer,
         updated_ms=now_ms,
     )
+
+
+def _nothing(key: DocumentKey, position: str, profile: str, *, now_ms: float) -> Manifest:
+    """The manifest of a document of which no version has completed."""
+    return Manifest(
+        tenant=key.tenant,
+        document_id=key.document_id,
+        version=NEVER_COMPLETED,
+        complete=True,
+        state=LifeState.DELETED,
+        position=position,
+        profile=profile,
+        fence=0,
+        updated_ms=now_ms,
+    )
+
+
+def _joined(chunk_ids: Sequence[str], *, but: Sequence[str]) -> tuple[str, ...]:
+    """Each id once, without those of passages that are there."""
+    there = frozenset(but)
+    return tuple(chunk_id for chunk_id in dict.fromkeys(chunk_ids) if chunk_id not in there)

@@ -2,20 +2,23 @@
 
 The order, and why a stop anywhere is harmless:
 
-1. Read the standing manifests in real time and decide what each version changes.
-2. Embed, then claim: write the manifests as incomplete. A claim that is refused belongs to a version that is not the
-   newest. Whoever finds an incomplete claim knows every passage that may or may not be there.
-3. Write the new passages; if the index takes all of them, remove the old ones; refresh. Until then the old ones serve.
-4. Complete the manifests, and produce the index changes: each may come first. A change that was completed but not
-   produced is produced when its record comes again.
+1. Read the standing manifests in real time; settle claims that stand; decide what each version changes. Only what has
+   completed supersedes: of versions that come together with equal rights, older ones wait until the newest is through,
+   and are next if it is given up or refused.
+2. Embed, then claim: write the manifests as incomplete, with what they replace. A claim that is refused belongs to a
+   writer that knew of an older state.
+3. Write the new passages, all under ids under which nothing stands; if the index takes all of them, remove the old
+   ones; refresh. Until then the old ones serve. If it refuses one, remove the new ones.
+4. Complete the manifests, or close the claims of what was refused; advance the positions; produce the index changes. A
+   change that was completed but not produced is produced when its record comes again.
 """
 
 import asyncio
 import time
-from collections import defaultdict
+import uuid
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import zip_longest
 from typing import cast
 
@@ -25,21 +28,24 @@ from infra.blobs.port import BlobCorrupt, BlobMissing, BlobStore
 from infra.embedding.port import Embedder, Vector
 from infra.kafka.codec import encode_change
 from infra.kafka.port import Record
-from infra.opensearch.port import ChunkChange, ChunkWrite, DocumentIndex, ManifestWrite, Revision, Standing
+from infra.opensearch.port import ChunkChange, ChunkWrite, DocumentIndex, ManifestWrite, Revision
+from schemas.documents import DocumentKey, Stage
 from schemas.documents import Outcome as EventOutcome
-from schemas.documents import Stage
 from schemas.events import Change, ChunkPlan, IndexChange, StageTimes
-from schemas.index import Manifest, StoredChunk
+from schemas.index import FailedVersion, Manifest, StoredChunk
 from schemas.ownership import owner_refusal
+from schemas.positions import Position
 from streams.core.chunk_identity import stored_chunks
 from streams.core.document_change import (
     AlreadyDone,
+    AlreadyFailed,
     OwnedByOther,
+    Settled,
     Superseded,
     Write,
+    closed,
     completed,
     decide,
-    refused,
     runs,
     supersede_within,
 )
@@ -48,6 +54,7 @@ from streams.core.outcomes import DeadLetter, Finished, Outcome
 from streams.core.planned_chunks import load_chunks
 from streams.core.splitting import embedding_text
 from streams.progress import ProgressLog
+from streams.recovery import Found, Recovery
 from streams.runner import Task
 from streams.topology import StepName
 
@@ -59,11 +66,12 @@ class _Change:
     task: Task
     plan: ChunkPlan
     passages: tuple[StoredChunk, ...]
-    standing: Standing | None
+    found: Found
     write: Write
     embedded_ms: float = 0.0
     searchable_ms: float = 0.0
     refusal: str | None = None
+    manifest: Manifest | None = None
 
     @property
     def to_add(self) -> list[StoredChunk]:
@@ -78,6 +86,7 @@ class Index:
         generation: index generation that is written.
         batch_chunks: most passages that are embedded and written at once; a change is never divided.
         report: told when an event is embedded and when it is searchable.
+        writer: names this worker in its claims.
     """
 
     index: DocumentIndex
@@ -86,6 +95,7 @@ class Index:
     generation: str
     batch_chunks: int
     report: ProgressLog
+    writer: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     name = StepName.INDEX
 
@@ -93,54 +103,77 @@ class Index:
         """See ``Step.run``."""
         plans = [cast("ChunkPlan", task.message) for task in tasks]
         versions = _versions(plans)
-        newer = supersede_within(versions)
-        taken = {
-            number: task for number, (task, version) in enumerate(zip(tasks, newer, strict=True)) if version is None
-        }
-        older: dict[object, list[int]] = defaultdict(list)
-        for number, version in enumerate(newer):
-            if version is not None:
-                older[versions[number][0]].append(number)
         told = InOrder()
-        async with aclosing(self._in_turn(taken)) as results:
-            async for ended in results:
-                told.end(ended)
-                for newest in ended:
-                    for number in older.pop(versions[newest][0], ()):
-                        news = self._superseded(tasks[number], Superseded(plans[newest].event.version)).emit
-                        # Of the same event, delivered twice, the news is told already, and is not this.
-                        same = plans[number].position == plans[newest].position
-                        told.end_with(number, newest, *(() if same else news))
-                if ready := told.ready():
-                    yield ready
+        count = 0
+        while waiting := [number for number in range(len(tasks)) if number not in told]:
+            older = _next(versions, waiting)
+            async with aclosing(self._ended({number: tasks[number] for number in older})) as results:
+                async for ended in results:
+                    told.end(ended)
+                    for newest, outcome in ended.items():
+                        for number in older[newest]:
+                            if plans[number].position == plans[newest].position:
+                                # The same event, delivered twice: its news is told already.
+                                told.end_with(number, newest)
+                            elif self._supersedes(outcome):
+                                superseded = Superseded(plans[newest].event.version)
+                                told.end_with(number, newest, *self._superseded(tasks[number], superseded).emit)
+                    if ready := told.ready():
+                        await self._advance(tasks[count : count + len(ready)])
+                        count += len(ready)
+                        yield ready
 
     def give_up(self, task: Task, reason: str) -> tuple[Record, ...]:
         """See ``Step.give_up``."""
         return self._news(task, EventOutcome.DEAD_LETTER, reason).emit
 
-    async def _in_turn(self, tasks: Mapping[int, Task]) -> AsyncGenerator[dict[int, Outcome], None]:
-        """As ``_ended``; of one document one after the other, since the first may change who owns it."""
-        waiting = dict(tasks)
-        while waiting:
-            first: dict[object, int] = {}
-            for number, task in waiting.items():
-                plan = cast("ChunkPlan", task.message)
-                first.setdefault(plan.event.key if plan.outcome is None else number, number)
-            async with aclosing(self._ended({number: waiting.pop(number) for number in first.values()})) as results:
-                async for ended in results:
-                    yield ended
+    async def close(self, task: Task, kind: str, reason: str) -> Outcome | None:
+        """See ``Step.close``: settles a claim that stands, and remembers the version as one that was given up."""
+        plan = cast("ChunkPlan", task.message)
+        ended: Outcome | None = None
+        while plan.outcome is None:
+            found = (await self._found([plan.event.key]))[plan.event.key]
+            manifest = found.manifest
+            decision = decide(plan, (), manifest, now_ms=_now_ms(), lost=found.lost)
+            if isinstance(decision, Write):
+                manifest = closed(manifest, plan, kind, reason, now_ms=_now_ms())
+                ended = self._failed(task, manifest.failed[-1])
+            else:
+                ended = self._ended_before(task, decision)
+            if manifest is found.manifest and found.saved:
+                break
+            if await self._put(cast("Manifest", manifest), found.replaces):
+                break
+        await self._advance([task])
+        return ended
+
+    def _supersedes(self, outcome: Outcome) -> bool:
+        """Whether versions before the one that ended like this need not be processed: it is there in their place."""
+        return not isinstance(outcome, DeadLetter)
+
+    async def _advance(self, tasks: Sequence[Task]) -> None:
+        """Note how far everything has ended, so that it can be read where Redis has lost it.
+
+        Tasks end in the order of their lanes, so whatever is below them has ended.
+        """
+        positions: dict[tuple[str, int], int] = {}
+        for plan in [cast("ChunkPlan", task.message) for task in tasks]:
+            partition, offset = Position.parse(plan.position)
+            lane = (plan.event.tenant, partition)
+            positions[lane] = max(offset, positions.get(lane, offset))
+        await self.index.advance(positions)
 
     async def _ended(self, tasks: Mapping[int, Task]) -> AsyncGenerator[dict[int, Outcome], None]:
         """How tasks end, by their numbers, as that becomes known; no two are versions of one document."""
         plans = {number: cast("ChunkPlan", task.message) for number, task in tasks.items()}
-        standing = await self.index.standing([plan.event.key for plan in plans.values() if plan.outcome is None])
+        found = await self._found([plan.event.key for plan in plans.values() if plan.outcome is None])
         outcomes: dict[int, Outcome] = {}
         changes: dict[int, _Change] = {}
         for number, plan in plans.items():
             if plan.outcome is not None:
                 outcomes[number] = self._news(tasks[number], plan.outcome, plan.reason)
                 continue
-            decided = await self._decide(tasks[number], standing.get(plan.event.key))
+            decided = await self._decide(tasks[number], found[plan.event.key])
             if isinstance(decided, _Change):
                 changes[number] = decided
             else:
@@ -150,30 +183,56 @@ class Index:
             async for group in groups:
                 yield group
 
-    async def _decide(self, task: Task, standing: Standing | None) -> _Change | Outcome:
+    async def _found(self, keys: Sequence[DocumentKey]) -> dict[DocumentKey, Found]:
+        return await Recovery(self.index, self.writer).found(keys, now_ms=_now_ms())
+
+    async def _decide(self, task: Task, found: Found) -> _Change | Outcome:
         plan = cast("ChunkPlan", task.message)
         try:
             chunks = plan.chunks if plan.chunks_blob is None else load_chunks(await self.blobs.get(plan.chunks_blob))
         except (BlobMissing, BlobCorrupt) as failure:
-            return DeadLetter("content-lost", str(failure), self.give_up(task, str(failure)))
-        manifest = standing.manifest if standing else None
-        strays: tuple[str, ...] = ()
-        if manifest is None and plan.event.change is Change.DELETED:
-            # It was never there, or its manifest was lost: what is deleted must be gone all the same (I2).
-            strays = await self.index.chunk_ids(plan.event.key)
+            return await self._given_up(task, "content-lost", str(failure))
         passages = stored_chunks(plan, chunks)
         names = [passage.chunk_id for passage in passages]
-        decision = decide(plan, names, manifest, now_ms=_now_ms(), strays=strays)
+        decision = decide(plan, names, found.manifest, now_ms=_now_ms(), writer=self.writer, lost=found.lost)
+        if isinstance(decision, Write):
+            named = zip(passages, decision.claim.chunks, strict=True)
+            passages = tuple(passage.model_copy(update={"chunk_id": name}) for passage, name in named)
+            return _Change(task, plan, passages, found, decision)
+        if not found.saved and not await self._put(cast("Manifest", found.manifest), found.replaces):
+            return await self._again(task)
+        return self._ended_before(task, decision)
+
+    def _ended_before(self, task: Task, decision: Settled) -> Outcome:
         match decision:
             case Superseded():
                 return self._superseded(task, decision)
             case AlreadyDone(manifest):
-                return self._repeated(task, manifest)
+                return self._done(task, manifest)
+            case AlreadyFailed(failure):
+                return self._failed(task, failure)
             case OwnedByOther(owner):
-                reason = owner_refusal(plan.event.document_id, owner, str(plan.event.connector))
+                # It is decided anew whenever the event comes again, so nothing is to be remembered of it.
+                event = cast("ChunkPlan", task.message).event
+                reason = owner_refusal(event.document_id, owner, str(event.connector))
                 return DeadLetter("owned-by-other", reason, self.give_up(task, reason))
-            case Write():
-                return _Change(task, plan, passages, standing, decision)
+
+    def _failed(self, task: Task, failure: FailedVersion) -> DeadLetter:
+        # What searches may have found of it is in no answer any more, from its position on.
+        news = self._news(task, EventOutcome.DEAD_LETTER, failure.reason, removed=failure.removed)
+        return DeadLetter(failure.kind, failure.reason, news.emit)
+
+    async def _given_up(self, task: Task, kind: str, reason: str) -> Outcome:
+        return await self.close(task, kind, reason) or DeadLetter(kind, reason, self.give_up(task, reason))
+
+    async def _again(self, task: Task) -> Outcome:
+        """Somebody else was there meanwhile. What stands now tells what became of the task."""
+        [outcome] = [one async for some in self._ended({0: task}) for one in some.values()]
+        return outcome
+
+    async def _put(self, manifest: Manifest, replaces: Revision | None) -> bool:
+        [written] = await self.index.put_manifests([ManifestWrite(manifest, replaces)])
+        return written is not None
 
     async def _written(self, changes: Mapping[int, _Change]) -> AsyncGenerator[dict[int, Outcome], None]:
         """Write in groups: while one is written, the next is embedded, so that the model does not wait for the index.
@@ -200,10 +259,7 @@ class Index:
     ) -> list[Outcome]:
         # Only now: what cannot be embedded leaves no claim behind, so its document is as it was.
         claims = await self.index.put_manifests(
-            [
-                ManifestWrite(change.write.claim, change.standing.revision if change.standing else None)
-                for change in changes
-            ]
+            [ManifestWrite(change.write.claim, change.found.replaces) for change in changes]
         )
         mine = [(change, claim) for change, claim in zip(changes, claims, strict=True) if claim is not None]
         # Fresh vectors are kept beside the way and not on it: losing one costs an embedding, nothing else.
@@ -211,11 +267,7 @@ class Index:
             self._make_searchable([change for change, _ in mine], vectors), self.index.store_vectors(fresh)
         )
         done = await self._complete(mine)
-        # Somebody else was there meanwhile: a newer version, or another worker with this one. What stands now tells
-        # what became of it.
-        overtaken = [change.task for change in changes if id(change) not in done]
-        again = iter([outcome async for some in self.run(overtaken) for outcome in some] if overtaken else ())
-        return [self._outcome(change) if id(change) in done else next(again) for change in changes]
+        return [self._outcome(change) if id(change) in done else await self._again(change.task) for change in changes]
 
     async def _embed(self, changes: Sequence[_Change], vectors: dict[str, Vector]) -> dict[str, Vector]:
         """Add to ``vectors``, by ``text_sha256``, what the changes' new passages lack.
@@ -260,38 +312,42 @@ class Index:
         """Complete what is still ours to complete; return which changes that are, by identity."""
         now_ms = _now_ms()
         completions = []
-        for change, claim in claimed:
-            standing = change.standing.manifest if change.standing else None
+        for change, revision in claimed:
+            claim = change.write.claim
             if change.refusal is None:
-                completion = completed(change.write.claim, now_ms=now_ms)
+                change.manifest = completed(claim, now_ms=now_ms)
             else:
-                completion = refused(change.write.claim, standing, change.refusal, now_ms=now_ms)
-            completions.append(ManifestWrite(completion, claim))
+                change.manifest = closed(
+                    claim.previous, change.plan, "refused", change.refusal, now_ms=now_ms, refused=claim
+                )
+            completions.append(ManifestWrite(change.manifest, revision))
         put = await self.index.put_manifests(completions)
         return {id(change) for (change, _), written in zip(claimed, put, strict=True) if written is not None}
 
     def _outcome(self, change: _Change) -> Outcome:
+        manifest = cast("Manifest", change.manifest)
         if change.refusal is not None:
-            return DeadLetter("refused", change.refusal, self.give_up(change.task, change.refusal))
-        claim = change.write.claim
+            return self._failed(change.task, manifest.failed[-1])
         times = StageTimes(
             accepted_ms=change.plan.event.accepted_ms,
             chunked_ms=change.plan.chunked_ms,
             embedded_ms=change.embedded_ms,
             searchable_ms=change.searchable_ms,
         )
-        return self._done(change.task, claim, times)
-
-    def _repeated(self, task: Task, manifest: Manifest) -> Outcome:
-        """The news of a change that is complete already; what it changed is in the manifest."""
-        if manifest.failure is not None:
-            return DeadLetter("refused", manifest.failure, self.give_up(task, manifest.failure))
-        return self._done(task, manifest)
+        return self._done(change.task, manifest, times)
 
     def _done(self, task: Task, manifest: Manifest, times: StageTimes | None = None) -> Finished:
         # Only a plan without chunks has a reason here: why the version has no passages.
         reason = cast("ChunkPlan", task.message).reason
-        return self._news(task, EventOutcome.DONE, reason, manifest=manifest, times=times)
+        return self._news(
+            task,
+            EventOutcome.DONE,
+            reason,
+            passages=len(manifest.chunks),
+            added=manifest.added,
+            removed=manifest.removed,
+            times=times,
+        )
 
     def _superseded(self, task: Task, superseded: Superseded) -> Finished:
         version = cast("ChunkPlan", task.message).event.version
@@ -304,7 +360,9 @@ class Index:
         outcome: EventOutcome,
         reason: str | None = None,
         *,
-        manifest: Manifest | None = None,
+        passages: int | None = None,
+        added: tuple[str, ...] = (),
+        removed: tuple[str, ...] = (),
         times: StageTimes | None = None,
     ) -> Finished:
         plan = cast("ChunkPlan", task.message)
@@ -318,19 +376,41 @@ class Index:
             generation=self.generation,
             outcome=outcome,
             reason=reason,
-            passages=len(manifest.chunks) if manifest else None,
-            added=manifest.added if manifest else (),
-            removed=manifest.removed if manifest else (),
+            passages=passages,
+            added=added,
+            removed=removed,
             deleted=outcome is EventOutcome.DONE and event.change is Change.DELETED,
             times=times or StageTimes(accepted_ms=event.accepted_ms, chunked_ms=plan.chunked_ms),
         )
         return Finished((encode_change(change, task.partition, task.traceparent),))
 
 
-def _versions(plans: Sequence[ChunkPlan]) -> list[tuple[object, int]]:
-    """What supersedes what: versions that are on their way in one run; an event that has ended is for itself."""
+def _versions(plans: Sequence[ChunkPlan]) -> list[tuple[tuple[object, int], int]]:
+    """(run, version; see ``runs``) of each event; one that has ended is for itself."""
     under_way = iter(runs([plan.event for plan in plans if plan.outcome is None]))
-    return [(next(under_way) if plan.outcome is None else plan.position, plan.event.version) for plan in plans]
+    return [(next(under_way) if plan.outcome is None else (plan.position, 0), plan.event.version) for plan in plans]
+
+
+def _next(versions: Sequence[tuple[tuple[object, int], int]], waiting: Sequence[int]) -> dict[int, list[int]]:
+    """What is to be processed next: the newest version of each document's first run that is not through.
+
+    A later run waits, since the one before it may change who owns the document.
+
+    Returns:
+        Number of each, with those of the older versions of its run.
+    """
+    first: dict[object, int] = {}
+    for number in waiting:
+        (document, run), _ = versions[number]
+        first.setdefault(document, run)
+    numbers = [number for number in waiting if first[versions[number][0][0]] == versions[number][0][1]]
+    newer = supersede_within([versions[number] for number in numbers])
+    newest = {versions[number][0]: number for number, version in zip(numbers, newer, strict=True) if version is None}
+    older: dict[int, list[int]] = {number: [] for number in newest.values()}
+    for number in numbers:
+        if number not in older:
+            older[newest[versions[number][0]]].append(number)
+    return older
 
 
 def _groups(changes: Mapping[int, _Change], most_chunks: int) -> list[dict[int, _Change]]:

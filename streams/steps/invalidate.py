@@ -64,6 +64,9 @@ class Invalidate:
             for task, change in zip(tasks, changes, strict=True)
         ]
 
+    async def close(self, task: Task, kind: str, reason: str) -> None:
+        """See ``Step.close``: a try of this step leaves nothing that the next would not do as well."""
+
     def give_up(self, task: Task, reason: str) -> tuple[Record, ...]:  # noqa: ARG002 - nothing follows this step
         """See ``Step.give_up``."""
         return ()

@@ -1,13 +1,14 @@
 """documents.v1 → chunks.v1: fetch the content, parse it, split it.
 
 It does not look at the manifests: between two steps another version may be under way, so only the step that writes can
-say what a version changes. That keeps this step a function of the event alone.
+say what a version changes. That keeps this step a function of the event alone. No version gives way to a newer one
+here: that one may still be refused by the index, and then this is the newest.
 """
 
 import asyncio
 import time
-from collections import defaultdict, deque
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections import deque
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import cast
@@ -15,13 +16,11 @@ from typing import cast
 from infra.blobs.port import BlobCorrupt, BlobMissing, BlobStore
 from infra.kafka.codec import encode_plan
 from infra.kafka.port import Record
-from schemas.documents import MAX_METADATA_ENTRIES, DocumentKey, IndexedMetadataValue, Stage
+from schemas.documents import MAX_METADATA_ENTRIES, IndexedMetadataValue, Stage
 from schemas.documents import Outcome as EventOutcome
 from schemas.events import BlobRef, Change, ChunkPlan, DocumentEvent, PlannedChunk
 from schemas.positions import Position
 from schemas.topics import MAX_RECORD_BYTES
-from streams.core.document_change import runs, supersede_within
-from streams.core.in_order import InOrder
 from streams.core.outcomes import DeadLetter, Finished, Outcome
 from streams.core.planned_chunks import dump_chunks
 from streams.core.splitting import Splitter
@@ -68,52 +67,33 @@ class Prepare:
 
     async def run(self, tasks: Sequence[Task]) -> AsyncGenerator[Sequence[Outcome], None]:
         """See ``Step.run``."""
-        events = [cast("DocumentEvent", task.message) for task in tasks]
-        of_run = runs(events)
-        told = InOrder()
-        while waiting := [number for number in range(len(tasks)) if number not in told]:
-            newer = supersede_within([(of_run[number], events[number].version) for number in waiting])
-            newest = {number: tasks[number] for number, version in zip(waiting, newer, strict=True) if version is None}
-            older: dict[tuple[DocumentKey, int], list[int]] = defaultdict(list)
-            for number in waiting:
-                if number not in newest:
-                    older[of_run[number]].append(number)
-            async with aclosing(self._read(newest)) as results:
-                async for ended in results:
-                    told.end(ended)
-                    for number, outcome in ended.items():
-                        # A version that cannot be read changes nothing, so it supersedes nothing: the one before it is
-                        # next.
-                        superseded = () if isinstance(outcome, DeadLetter) else older[of_run[number]]
-                        for one in superseded:
-                            told.end_with(one, number, self._superseded(tasks[one], events[number].version))
-                    if ready := told.ready():
-                        yield ready
+        async with aclosing(self._read(tasks)) as results:
+            async for outcomes in results:
+                yield outcomes
+
+    async def close(self, task: Task, kind: str, reason: str) -> None:
+        """See ``Step.close``: a try of this step leaves nothing that the next would not do as well."""
 
     def give_up(self, task: Task, reason: str) -> tuple[Record, ...]:
         """See ``Step.give_up``."""
         return (self._ended(task, EventOutcome.DEAD_LETTER, reason),)
 
-    async def _read(self, tasks: Mapping[int, Task]) -> AsyncGenerator[dict[int, Outcome], None]:
-        """How tasks end, by their numbers and in their order: what follows begins while others are still read."""
+    async def _read(self, tasks: Sequence[Task]) -> AsyncGenerator[list[Outcome], None]:
+        """How tasks end, in their order: what follows begins while others are still read."""
         free = asyncio.Semaphore(_CONTENTS_AT_ONCE)
-        reading = deque(
-            (number, asyncio.create_task(self._outcome(task, free), name="read-content"))
-            for number, task in tasks.items()
-        )
+        reading = deque(asyncio.create_task(self._outcome(task, free), name="read-content") for task in tasks)
         try:
             while reading:
-                await reading[0][1]
-                ended: dict[int, Outcome] = {}
-                while reading and reading[0][1].done():
-                    number, one = reading.popleft()
-                    ended[number] = one.result()
+                await reading[0]
+                ended: list[Outcome] = []
+                while reading and reading[0].done():
+                    ended.append(reading.popleft().result())
                 yield ended
         finally:
             # Nothing of this try may go on beside the next one.
-            for _, one in reading:
+            for one in reading:
                 one.cancel()
-            await asyncio.gather(*(one for _, one in reading), return_exceptions=True)
+            await asyncio.gather(*reading, return_exceptions=True)
 
     async def _outcome(self, task: Task, free: asyncio.Semaphore) -> Outcome:
         event = cast("DocumentEvent", task.message)
@@ -160,11 +140,6 @@ class Prepare:
         if len(chunks) > _MAX_PASSAGES:
             raise ParseFailed("too-large", f"it has {len(chunks)} passages, the limit is {_MAX_PASSAGES}: divide it")
         return parsed, chunks, None if chunks else why_empty(content, parsed.media_type)
-
-    def _superseded(self, task: Task, newer: int) -> Record:
-        version = cast("DocumentEvent", task.message).version
-        reason = f"version {version} is not newer than version {newer}, which came with it"
-        return self._ended(task, EventOutcome.SUPERSEDED, reason)
 
     def _dead(self, task: Task, kind: str, reason: str) -> DeadLetter:
         return DeadLetter(kind, reason, self.give_up(task, reason))

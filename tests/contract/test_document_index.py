@@ -262,6 +262,65 @@ async def test_refused_content_leaves_the_old_passages(index, removing):
     await both_find(index, "tr-0", "le-0")
 
 
+async def test_of_a_refused_change_nothing_is_left(index):
+    old = write(TRAVEL, "0", 1, "hotel", (1.0, 1.0), groups=("hr",))
+    await index.apply([change(TRAVEL, 1, old, write(TRAVEL, "1", 1, "hotel, kept"))])
+    wrong = ChunkWrite(write(TRAVEL, "2", 2, "hotel, wrong").chunk, np.ones(DIMENSION - 1, np.float32))
+    copy = write(TRAVEL, "0.copy", 2, "hotel", (1.0, 1.0))
+    [reason] = await index.apply([ChunkChange(TRAVEL, 2, (copy, wrong), ("tr-0",))])
+    assert reason is not None
+    await both_find(index, "tr-1")
+    await both_find(index, "tr-0", "tr-1", search=question(groups=("hr",)))
+    assert (await index.fetch([Hit("tr-0", TRAVEL, 0.0)]))["tr-0"] == old.chunk.model_copy(update={"text_sha256": ""})
+    # Nor may a writer that comes late bring it back.
+    await index.apply([change(TRAVEL, 1, copy)])
+    await both_find(index, "tr-1")
+
+
+async def test_what_is_enforced_stands_against_whoever_had_begun_before(index):
+    there, gone = (
+        write(TRAVEL, "0", 1, "hotel", (1.0, 1.0), groups=("hr",), metadata={"n": 1}),
+        write(TRAVEL, "1", 2, ""),
+    )
+    await index.apply([change(TRAVEL, 1, there)])
+    read = await index.read_passages([Hit("tr-0", TRAVEL, 0.0), Hit("tr-1", TRAVEL, 0.0)])
+    assert {name: one.chunk for name, one in read.items()} == {"tr-0": there.chunk}
+    assert np.allclose(read["tr-0"].vector, there.vector)
+    await index.enforce(ChunkChange(TRAVEL, 5, tuple(read.values()), ("tr-1",)))
+    await index.apply([change(TRAVEL, 2, gone, remove=["tr-0"])])
+    await both_find(index, "tr-0", search=question(groups=("hr",)))
+    assert (await index.read_passages([Hit("tr-0", TRAVEL, 0.0)]))["tr-0"].chunk == there.chunk
+    for removed in ((), ("tr-0",)):
+        await index.enforce(ChunkChange(TRAVEL, 6, (gone,), removed))
+        assert "tr-1" in await index.chunk_ids(TRAVEL)
+    assert await index.chunk_ids(TRAVEL) == ("tr-1",)
+
+
+async def test_passages_are_read_before_they_are_searchable_and_not_when_they_are_removed(index):
+    """A claim is settled by what is there, whoever refreshes when."""
+    hits = [Hit(f"tr-{number:04}", TRAVEL, 0.0) for number in range(1_100)]
+    many = tuple(write(TRAVEL, f"{number:04}", 1, "hotel") for number in range(1_100))
+    await index.enforce(ChunkChange(TRAVEL, 1, many, ()))
+    assert len(await index.read_passages(hits)) == 1_100
+    [found] = (await index.passages([TRAVEL, LEAVE])).values()
+    assert {one.chunk.chunk_id for one in found} == {hit.chunk_id for hit in hits}
+    await index.apply([change(TRAVEL, 2, remove=[hit.chunk_id for hit in hits[:600]])])
+    assert set(await index.read_passages(hits)) == {hit.chunk_id for hit in hits[600:]}
+
+
+async def test_passages_of_documents_are_found_with_what_orders_their_writes(index):
+    other_tenant = DocumentKey("umbrella", TRAVEL.document_id)
+    mine = write(TRAVEL, "0", 3, "hotel", groups=("hr",), title="Travel", metadata={"n": 1})
+    await index.apply([change(TRAVEL, 384, mine), change(other_tenant, 1, write(other_tenant, "x", 1, "hotel"))])
+    await index.apply([change(LEAVE, 9, write(LEAVE, "0", 1, "hotel"))])
+    found = await index.passages([TRAVEL, LEAVE, DocumentKey("acme", "never.md")])
+    assert {key: [(one.chunk.chunk_id, one.write_version) for one in some] for key, some in found.items()} == {
+        TRAVEL: [("tr-0", 384)],
+        LEAVE: [("le-0", 9)],
+    }
+    assert found[TRAVEL][0].chunk == mine.chunk.model_copy(update={"text": ""})
+
+
 async def test_a_documents_searchable_passages_are_named_and_no_others(index):
     other_tenant = DocumentKey("umbrella", TRAVEL.document_id)
     passages = [write(TRAVEL, f"{number:02}", 1, "hotel") for number in range(25)]
@@ -497,34 +556,29 @@ async def refreshed(index) -> None:
         pass
 
 
-async def test_positions_are_the_highest_complete_ones_of_the_tenant(index):
-    other = DocumentKey("umbrella", "x")
-    named = {number: DocumentKey("acme", f"doc-{number}") for number in range(5)}
-    await put_over(
-        index,
-        complete(claim(named[0], 1, partition=0, offset=4)),
-        complete(claim(named[1], 1, partition=0, offset=9)),
-        complete(claim(named[2], 1, partition=2, offset=0)),
-        complete(claim(other, 1, partition=0, offset=99)),
-    )
+async def test_positions_are_those_that_were_told_for_the_tenant(index):
+    await index.advance({("acme", 0): 9, ("acme", 2): 0, ("umbrella", 0): 99})
+    await index.advance({})
     await refreshed(index)
     assert await index.positions("acme") == {0: 9, 2: 0}
     assert await index.positions("nobody") == {}
 
 
-async def test_nothing_at_or_beyond_a_change_under_way_is_certain(index):
-    one, two, three = (DocumentKey("acme", name) for name in ("one", "two", "three"))
-    await put_over(
-        index, complete(claim(one, 1, offset=9)), claim(two, 1, offset=6), claim(three, 1, partition=2, offset=3)
-    )
+async def test_a_position_never_goes_back(index):
+    """A worker that lost its partition goes on telling."""
+    await index.advance({("acme", 0): 9})
+    await index.advance({("acme", 0): 4, ("acme", 1): 5})
+    await index.advance({("acme", 1): 5})
     await refreshed(index)
-    assert await index.positions("acme") == {1: 5}
-    await put_over(index, claim(two, 2, offset=0))
+    assert await index.positions("acme") == {0: 9, 1: 5}
+
+
+async def test_a_manifest_is_no_position_and_a_position_no_manifest(index):
+    await put_over(index, complete(claim(TRAVEL, 1, offset=9)), claim(LEAVE, 1, offset=6))
+    await index.advance({("acme", 1): 3})
     await refreshed(index)
-    assert await index.positions("acme") == {}
-    await put_over(index, complete(claim(two, 2, offset=0)))
-    await refreshed(index)
-    assert await index.positions("acme") == {1: 9}
+    assert await index.positions("acme") == {1: 3}
+    assert {manifest.key async for manifest in index.scan_manifests()} == {TRAVEL, LEAVE}
 
 
 # Stored vectors
@@ -754,13 +808,16 @@ async def test_live_documents_of_a_connector_are_listed_by_id_in_pages(index):
             update={"state": LifeState.DELETED}
         ),
     ]
-    # A claim is on its way to be what it says.
+    # A claim is on its way to be what it says; but where there is something that it may fail to replace, that is.
     mine = [claim(key, 1, connector="mine", content=BlobRef(sha256="0" * 64, size_bytes=1)) for key in keys]
+    mine[0] = claim(keys[0], 2, connector="other", previous=complete(mine[0]))
+    mine[1] = mine[1].model_copy(update={"state": LifeState.DELETED, "previous": complete(mine[1])})
     await index.put_manifests([ManifestWrite(manifest, None) for manifest in (*mine, *others)])
     listed, after = [], None
     while page := await index.live_documents("acme", connector="mine", after=after, limit=3):
         assert len(page) <= 3
         listed += [manifest.document_id for manifest in page]
+        assert {(manifest.connector, manifest.version) for manifest in page} == {("mine", 1)}
         after = listed[-1]
     assert listed == sorted(names, key=str.encode)
     everything = await index.live_documents("acme", connector=None, after=None, limit=100)

@@ -71,7 +71,10 @@ class Reader:
         assert await self.index.apply([ChunkChange(KEY, version, (), gone)]) == [None]
 
     async def manifest(self, version, texts, *, complete=True, key=KEY, **fields):
-        manifest = Manifest(
+        await put_over(self.index, self.made(version, texts, complete=complete, key=key, **fields))
+
+    def made(self, version, texts, *, complete=True, key=KEY, **fields):
+        return Manifest(
             tenant=key.tenant,
             document_id=key.document_id,
             version=version,
@@ -83,7 +86,6 @@ class Reader:
             updated_ms=1,
             **fields,
         )
-        await put_over(self.index, manifest)
 
 
 def chunk_id(text, key=KEY):
@@ -109,7 +111,7 @@ NEW = ("kept", "hotel new", "train new")
 
 async def claim(reader, **fields):
     added, removed = ids("hotel new", "train new"), ids("hotel old", "train old")
-    claimed = {"added": added, "removed": removed, "before": (ids(*OLD),)} | fields
+    claimed = {"added": added, "removed": removed, "previous": reader.made(3, OLD)} | fields
     await reader.manifest(4, NEW, complete=False, **claimed)
 
 
@@ -152,21 +154,24 @@ async def test_a_change_that_is_complete_by_now_is_searched_again(reader):
     assert reader.calls.count("search") == 2
 
 
-async def test_of_two_changes_that_were_stopped_the_version_that_is_whole_is_served(reader):
-    """The third version was replaced as a whole, but nobody completed it; the fifth is half written."""
+def rolled_forward(reader):
+    """The fourth version as another writer has found it whole, whose first writer was stopped in its removals."""
+    return reader.made(4, NEW, gone=ids("hotel old", "train old"))
+
+
+async def test_a_version_that_another_writer_found_whole_is_served_until_the_next_one_is(reader):
     await claim(reader)
     await reader.put(4, "hotel new", "train new")
     await reader.remove(4, "hotel old", "train old")
-    newest = {"added": ids("hotel newest"), "removed": ids("hotel new", "hotel old", "train old")}
-    before = (ids(*OLD), ids(*NEW))
-    await reader.manifest(5, ("kept", "hotel newest", "train new"), complete=False, before=before, **newest)
+    newest = {"added": ids("hotel newest"), "removed": ids("hotel new"), "previous": rolled_forward(reader)}
+    await reader.manifest(5, ("kept", "hotel newest", "train new"), complete=False, **newest)
     await reader.put(5, "hotel newest")
     assert await reader.texts() == sorted(NEW)
 
 
 async def test_a_version_that_became_whole_after_the_search_is_searched_again(reader):
-    """The fourth version was claimed twice; its first writer goes on while somebody searches."""
-    await claim(reader, before=(ids(*OLD), ids(*NEW)))
+    """Its first writer goes on while somebody searches, and stops; another finds it whole and claims the next one."""
+    await claim(reader)
     await reader.put(4, "hotel new")
     assert await reader.texts(top_k=9) == sorted(OLD), "all has been read once"
     search = reader.retrieval._index.search
@@ -176,6 +181,8 @@ async def test_a_version_that_became_whole_after_the_search_is_searched_again(re
         if reader.calls.count("search") == 1:
             await reader.put(4, "train new")
             await reader.remove(4, "hotel old", "train old")
+            newest = {"added": ids("hotel newest"), "removed": ids("hotel new"), "previous": rolled_forward(reader)}
+            await reader.manifest(5, ("kept", "hotel newest", "train new"), complete=False, **newest)
         return found
 
     reader.retrieval._index.search = went_on_meanwhile

@@ -1,11 +1,25 @@
 """Stops anywhere, deliveries again, writers that come late: the newest version is what is searchable in the end."""
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from schemas.documents import LifeState
 from schemas.events import BlobRef, Change, ChunkPlan, DocumentEvent
-from streams.core.document_change import AlreadyDone, Superseded, Write, completed, decide, supersede_within
+from schemas.index import MAX_FAILED_VERSIONS, MAX_GONE, original_id
+from streams.core.document_change import (
+    AlreadyDone,
+    AlreadyFailed,
+    Superseded,
+    Write,
+    closed,
+    completed,
+    decide,
+    rolled_back,
+    rolled_forward,
+    supersede_within,
+    taken_over,
+)
 
 PASSAGES = st.lists(st.sampled_from("abcde"), max_size=4, unique=True)
 
@@ -40,6 +54,12 @@ class Index:
         self.manifest = manifest
         return True
 
+    def contents(self):
+        """Original id → title; a copy beside what it is a copy of would be too much."""
+        found = {original_id(passage): title for passage, title in self.passages.items()}
+        assert len(found) == len(self.passages)
+        return found
+
     def put(self, passage, version, title):
         if version >= self.versions.get(passage, 0):
             self.versions[passage], self.passages[passage] = version, title
@@ -56,10 +76,9 @@ class Index:
             self.versions[passage] += 1_000
 
 
-def named(passages: list[str], title: str, rewritten_at: int | None = None) -> list[str]:
-    """Ids of passages: another title gives them others, and a rewrite gives them new ones."""
-    suffix = "" if rewritten_at is None else f"@{rewritten_at}"
-    return [f"{passage}/{title}{suffix}" for passage in passages]
+def named(passages: list[str], title: str) -> list[str]:
+    """Ids of passages: another title gives them others."""
+    return [f"{passage}/{title}" for passage in passages]
 
 
 def steps(index: Index, version: int, passages: list[str] | None, title: str, rewritten_at: int | None = None):
@@ -67,27 +86,67 @@ def steps(index: Index, version: int, passages: list[str] | None, title: str, re
     one = plan(version, passages, title, rewritten_at)
     done = False
     while not done:
-        standing = index.manifest
+        standing = replaced = index.manifest
         yield
-        decision = decide(one, named(passages or [], title, rewritten_at), standing, now_ms=0)
+        if standing is not None and not standing.complete:
+            replaced = taken_over(standing, "w")
+            if not index.put_manifest(replaced, standing):
+                continue
+            standing = yield from settled(index, replaced)
+        decision = decide(one, named(passages or [], title), standing, now_ms=0)
         if not isinstance(decision, Write):
-            return
+            done = replaced is standing or index.put_manifest(standing, replaced)
+            continue
         yield
-        if index.put_manifest(decision.claim, standing):
-            yield from written(index, decision, title)
-            done = index.put_manifest(completed(decision.claim, now_ms=0), decision.claim)
+        if not index.put_manifest(decision.claim, replaced):
+            continue
+        refused = yield from written(index, decision, title, refuse=title == REFUSED)
+        if refused:
+            manifest = closed(decision.claim.previous, one, "refused", "it is", now_ms=0, refused=decision.claim)
+        else:
+            manifest = completed(decision.claim, now_ms=0)
+        done = index.put_manifest(manifest, decision.claim)
 
 
-def written(index: Index, decision: Write, title: str):
+def settled(index: Index, claim):
+    """A claim that stands, rolled back or forward (``streams.recovery``)."""
+    for _ in range(9):
+        yield
+        old = {passage: index.passages[passage] for passage in claim.removed if passage in index.passages}
+        if len(old) == len(claim.removed):
+            break
+        yield
+        new = {passage: index.passages[passage] for passage in claim.added if passage in index.passages}
+        if len(new) == len(claim.added):
+            yield from enforced(index, new, claim.removed, claim.write_version)
+            return rolled_forward(claim, now_ms=0)
+    yield from enforced(index, old, claim.added, claim.write_version)
+    return rolled_back(claim, now_ms=0)
+
+
+def enforced(index: Index, put, remove, version):
+    for passage, title in put.items():
+        yield
+        index.put(passage, version, title)
+    for passage in remove:
+        yield
+        index.remove(passage, version)
+
+
+def written(index: Index, decision: Write, title: str, *, refuse: bool):
+    version = decision.claim.write_version
     for number in decision.add:
         yield
-        index.put(decision.claim.chunks[number], decision.claim.write_version, title)
-    for passage in decision.remove:
+        index.put(decision.claim.chunks[number], version, title)
+    refuse = refuse and bool(decision.add)
+    for passage in decision.claim.added if refuse else decision.remove:
         yield
-        index.remove(passage, decision.claim.write_version)
+        index.remove(passage, version)
     yield
+    return refuse
 
 
+REFUSED = "refused"
 VERSIONS = st.lists(st.tuples(PASSAGES | st.none(), st.sampled_from(["t", "u"])), min_size=1, max_size=5)
 
 
@@ -111,10 +170,41 @@ def test_newest_version_stands_whatever_happens(versions, data):
         for _ in zombie:
             pass
     passages, title = versions[-1]
-    assert index.passages == dict.fromkeys(named(passages or [], title), title)
+    assert index.contents() == dict.fromkeys(named(passages or [], title), title)
     assert index.manifest.version == len(versions)
     assert index.manifest.complete
     assert (index.manifest.state is LifeState.DELETED) == (passages is None)
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    versions=st.lists(st.tuples(PASSAGES | st.none(), st.sampled_from(["t", "u", REFUSED])), min_size=2, max_size=6),
+    data=st.data(),
+)
+def test_versions_that_are_refused_leave_the_newest_that_is_not_whoever_stops_where(versions, data):
+    """Versions come in any order. Each is tried once or more, and only its last try is sure to come to its end."""
+    index, running = Index(), []
+    order = data.draw(st.permutations(range(len(versions))))
+    for number in order:
+        for _ in range(data.draw(st.integers(0, 2))):
+            stopped = steps(index, number, *versions[number])
+            for _ in range(data.draw(st.integers(0, 12))):
+                next(stopped, None)
+            running.append(stopped)
+        for _ in steps(index, number, *versions[number]):
+            for late in data.draw(st.lists(st.sampled_from(running), max_size=1)) if running else []:
+                next(late, None)
+    for late in running:
+        for _ in late:
+            pass
+    taken = [number for number, (passages, title) in enumerate(versions) if title != REFUSED]
+    # Of what is not refused in whole nothing is: passages that stand as they are need not be written.
+    empty = [number for number, (passages, title) in enumerate(versions) if title == REFUSED and not passages]
+    newest = max((*taken, *empty), default=None)
+    assert index.manifest.complete
+    passages, title = versions[newest] if newest is not None else (None, "t")
+    assert index.contents() == dict.fromkeys(named(passages or [], title), title)
+    assert index.manifest.version == (-1 if newest is None else newest)
 
 
 @settings(max_examples=400, deadline=None)
@@ -141,7 +231,7 @@ def test_rewrite_stands_whatever_was_damaged_and_whoever_comes_late(passages, re
     for zombie in late:
         for _ in zombie:
             pass
-    assert index.passages == dict.fromkeys(named(passages or [], "t", 20), "t")
+    assert index.contents() == dict.fromkeys(named(passages or [], "t"), "t")
     assert (index.manifest.position, index.manifest.complete) == ("documents.v1-0:20", True)
 
 
@@ -168,17 +258,42 @@ def test_changed_attribute_writes_all_passages_again():
     assert second.remove == ("a/t", "b/t")
 
 
-def test_a_claim_names_what_serves_until_it_is_complete():
-    first = decide(plan(1, ["a"]), ["a"], None, now_ms=0)
-    second = decide(plan(2, ["b"]), ["b"], completed(first.claim, now_ms=0), now_ms=0)
-    assert (first.claim.before, second.claim.before) == ((), (("a",),))
-    third = decide(plan(3, ["c"]), ["c"], second.claim, now_ms=0)
-    again = decide(plan(3, ["c"]), ["c"], third.claim, now_ms=0)
-    assert third.claim.before == (("a",), ("b",)), "its writer may have been stopped before or behind its last write"
-    assert again.claim.before == (("a",), ("b",), ("c",))
-    once_more = decide(plan(3, ["c"]), ["c"], again.claim, now_ms=0)
-    assert once_more.claim.before == again.claim.before
-    assert completed(once_more.claim, now_ms=0).before == ()
+@pytest.mark.parametrize("rewritten_at", [None, 9], ids=["over a lost manifest", "rewrite"])
+def test_what_is_not_trusted_is_replaced_by_copies(rewritten_at):
+    lost = rewritten_at is None
+    first = completed(decide(plan(1, ["a", "b"]), ["a", "b"], None, now_ms=0).claim, now_ms=0)
+    second = decide(plan(1, ["a", "b"], rewritten_at=rewritten_at), ["a", "b"], first, now_ms=0, lost=lost)
+    assert second.add == (0, 1)
+    assert second.remove == ("a", "b"), "what stands is not touched before all copies are in"
+    assert [original_id(name) for name in second.claim.chunks] == ["a", "b"]
+    assert set(second.claim.chunks).isdisjoint("ab")
+    third = decide(plan(3, ["b", "c"]), ["b", "c"], completed(second.claim, now_ms=0), now_ms=0)
+    assert third.claim.chunks == (second.claim.chunks[1], "c"), "a copy is as good as what it is a copy of"
+    assert third.add == (1,)
+
+
+def test_a_failed_version_is_known_again_and_supersedes_nothing():
+    first = completed(decide(plan(1, ["a"]), ["a"], None, now_ms=0).claim, now_ms=0)
+    after = closed(first, plan(5, ["b"]), "refused", "it is \ud800", now_ms=9)
+    assert (after.version, after.chunks, after.newest_version, after.updated_ms) == (1, ("a",), 5, 0)
+    again = decide(plan(5, ["b"]), ["b"], after, now_ms=0)
+    assert isinstance(again, AlreadyFailed)
+    assert again.failure.reason == "it is ?"
+    assert isinstance(decide(plan(3, ["c"]), ["c"], after, now_ms=0), Write)
+    rewritten = decide(plan(5, ["b"], rewritten_at=9), ["b"], after, now_ms=0)
+    assert completed(rewritten.claim, now_ms=0).failed == ()
+
+
+def test_a_document_that_fails_again_and_again_has_a_manifest_of_bounded_size():
+    manifest = None
+    for version in range(3 * MAX_FAILED_VERSIONS):
+        claim = decide(plan(version, ["a"]), ["a"], manifest, now_ms=0).claim
+        claim = claim.model_copy(update={"added": tuple(f"{version}-{number}" for number in range(5_000))})
+        manifest = closed(manifest, plan(version, ["a"]), "refused", "it is", now_ms=0, refused=claim)
+    assert len(manifest.failed) == MAX_FAILED_VERSIONS
+    assert len(manifest.failed[-1].removed) == 5_000
+    assert sum(len(one.removed) for one in manifest.failed[:-1]) <= MAX_GONE
+    assert manifest.newest_version == 3 * MAX_FAILED_VERSIONS - 1
 
 
 @given(st.lists(st.tuples(st.sampled_from("xy"), st.integers(0, 4))))

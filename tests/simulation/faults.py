@@ -20,6 +20,9 @@ class Fault(StrEnum):
     ZOMBIE = "zombie"
     REDELIVERY = "redelivery"
     DUPLICATE = "duplicate"
+    FAILURE = "failure"
+    REFUSAL = "refusal"
+    LOST_MANIFEST = "lost-manifest"
 
 
 class Mortal(Protocol):

@@ -1,6 +1,5 @@
 """Mistakes planted on purpose: histories must tell each of them, or they would not tell ours."""
 
-import asyncio
 import time
 from dataclasses import replace
 
@@ -13,14 +12,15 @@ from infra.redis.memory_answers import _Answer
 from ingest.event_status import EventStatuses
 from query.retrieval import Retrieval
 from schemas.documents import LifeState
+from schemas.index import original_id
 from streams.core.commit_guard import LaneCommits
-from streams.core.document_change import completed, supersede_within
+from streams.core.document_change import completed
 from streams.core.outcomes import Finished
+from streams.recovery import Found
 from streams.runner import Runner
 from streams.steps.index import Index
 from streams.steps.invalidate import Invalidate, ended
 from streams.steps.notify import Notify
-from streams.steps.prepare import Prepare
 
 
 class CommitsPastAHole(LaneCommits):
@@ -75,29 +75,70 @@ class ClaimsAfterwards(Index):
         await self._make_searchable(changes, vectors)
         await self.index.store_vectors(fresh)
         await self.index.put_manifests(
-            [
-                ManifestWrite(completed(one.write.claim, now_ms=0), one.standing.revision if one.standing else None)
-                for one in changes
-            ]
+            [ManifestWrite(completed(one.write.claim, now_ms=0), one.found.replaces) for one in changes]
         )
         return [self._outcome(change) for change in changes]
 
 
-class LetsABrokenVersionSupersede(Prepare):
-    async def run(self, tasks):
-        newer = supersede_within([(task.message.key, task.message.version) for task in tasks])
-        yield [
-            await self._outcome(task, asyncio.Semaphore(1))
-            if version is None
-            else Finished((self._superseded(task, version),))
-            for task, version in zip(tasks, newer, strict=True)
-        ]
+class LetsAFailedVersionSupersede(Index):
+    def _supersedes(self, outcome):  # noqa: ARG002 - that is the mistake
+        return True
+
+
+class TakesAClaimForComplete(Index):
+    """Lets what somebody has begun supersede."""
+
+    async def _found(self, keys):
+        standing = await self.index.standing(keys)
+        begun = {
+            key: Found(completed(one.manifest, now_ms=0), one.revision)
+            for key, one in standing.items()
+            if not one.manifest.complete and one.manifest.writer != self.writer
+        }
+        return await super()._found([key for key in keys if key not in begun]) | begun
+
+
+class LeavesClaimsAsTheyAre(Index):
+    """Forgets, giving up, that positions are read from the index."""
+
+    async def close(self, task, kind, reason):  # noqa: ARG002 - that is the mistake
+        return None
+
+
+class AdvancesWhatIsDoneAlone(Index):
+    async def _advance(self, tasks):
+        await super()._advance([task for task in tasks if task.message.outcome is None][-1:])
+
+
+class WritesOverWhatStands(Index):
+    """Puts passages under the ids that the same texts have, with whatever attributes, as if it could be undone."""
+
+    async def _decide(self, task, found):
+        change = await super()._decide(task, found)
+        if hasattr(change, "write"):
+            claim = change.write.claim
+            stands = [self.index._written.get(name) for name in claim.removed]
+            under = {one.write.chunk.text: name for one, name in zip(stands, claim.removed, strict=True) if one}
+            over = {one.chunk_id: under.get(one.text, original_id(one.chunk_id)) for one in change.to_add}
+            chunks = tuple(over.get(name, name) for name in claim.chunks)
+            added = tuple(over[name] for name in claim.added)
+            removed = tuple(name for name in claim.removed if name not in chunks)
+            told = claim.model_copy(update={"chunks": chunks, "added": added, "removed": removed})
+            named = zip(change.passages, chunks, strict=True)
+            change.passages = tuple(one.model_copy(update={"chunk_id": name}) for one, name in named)
+            change.write = replace(change.write, claim=told, remove=removed)
+        return change
+
+
+class ForgetsThePassagesOfALostManifest(WatchedIndex):
+    async def passages(self, keys):  # noqa: ARG002 - that is the mistake
+        return {}
 
 
 class ForgetsGroups(Index):
     async def _make_searchable(self, changes, vectors):
         for change in changes:
-            change.write = replace(change.write, claim=change.write.claim.model_copy(update={"groups": ()}))
+            change.passages = tuple(one.model_copy(update={"groups": ()}) for one in change.passages)
         await super()._make_searchable(changes, vectors)
 
 
@@ -176,7 +217,12 @@ PLANTED = {
     "removes before it writes": Parts(index=RemovesFirst),
     "ignores versions": Parts(index=IgnoresVersions),
     "manifest after delete": Parts(step=ClaimsAfterwards),
-    "lets a broken version supersede": Parts(prepare=LetsABrokenVersionSupersede),
+    "lets a failed version supersede": Parts(step=LetsAFailedVersionSupersede),
+    "takes a claim for complete": Parts(step=TakesAClaimForComplete),
+    "leaves claims as they are": Parts(step=LeavesClaimsAsTheyAre),
+    "advances for what is done alone": Parts(step=AdvancesWhatIsDoneAlone),
+    "writes over what stands": Parts(step=WritesOverWhatStands),
+    "forgets the passages of a lost manifest": Parts(index=ForgetsThePassagesOfALostManifest),
     "forgets groups": Parts(step=ForgetsGroups),
     "drops nothing": Parts(cache=DropsNothing),
     "stores whatever the epoch": Parts(cache=StoresWhateverTheEpoch),

@@ -9,7 +9,7 @@ from freshline.served import stored_passages
 from infra.blobs.memory import MemoryBlobStore
 from infra.blobs.port import BlobStoreUnavailable
 from infra.embedding.hashing import HashingEmbedder
-from infra.embedding.port import EmbeddingThrottled
+from infra.embedding.port import EmbeddingError, EmbeddingThrottled
 from infra.kafka.memory import MemoryStreams
 from infra.kafka.port import StreamUnavailable
 from infra.opensearch.memory import MemoryIndex
@@ -28,6 +28,8 @@ DIMENSION = 16
 ROOM = 50
 """More passages than there ever are."""
 BROKEN = b"%BROKEN"
+UNEMBEDDABLE = "No model takes this."
+REFUSED = "No index takes this."
 
 
 class Streams(MemoryStreams):
@@ -67,6 +69,10 @@ class Embedder(HashingEmbedder):
 
     async def embed_passages(self, texts):
         await self._faults.before(lambda why: EmbeddingThrottled(why, retry_after_s=0.2))
+        if self._faults.happens(Fault.FAILURE, 0.15):
+            raise EmbeddingError("it failed")
+        if any(UNEMBEDDABLE in text for text in texts):
+            raise EmbeddingError("it fails each time")
         return await super().embed_passages(texts)
 
 
@@ -132,9 +138,11 @@ class WatchedIndex(MemoryIndex):
     """Tells when something else may have become searchable."""
 
     on_refresh: Callable[[], None] = staticmethod(lambda: None)
+    on_advance: Callable[[], None] = staticmethod(lambda: None)
 
     def __init__(self, faults: Faults, *, gc_deletes_s: float, now_s: Callable[[], float]) -> None:
         self._faults = faults
+        self._taken: set[str] = set()
         super().__init__(
             DIMENSION, gc_deletes_s=gc_deletes_s, now_s=now_s, pause=lambda: faults.before(IndexUnavailable)
         )
@@ -167,17 +175,52 @@ class WatchedIndex(MemoryIndex):
         return put
 
     async def apply(self, changes):
+        if self._faults.happens(Fault.FAILURE, 0.05):
+            raise ValueError("the store's client failed")
         refused = await super().apply(changes)
         await self._faults.after(IndexUnavailable)
+        if self._faults.happens(Fault.FAILURE, 0.05):
+            raise ValueError("the store's client failed, afterwards")
         return refused
+
+    async def _put(self, writes, version):
+        refused = await super()._put(writes, version)
+        if any(REFUSED in one.chunk.text for one in writes):
+            return "it holds what is refused"
+        # What was in the index before is taken again.
+        known = all(one.chunk.chunk_id in self._taken for one in writes)
+        if refused is None and not known and self._faults.happens(Fault.REFUSAL, 0.1):
+            return "refused this time"
+        if refused is None:
+            self._taken |= {one.chunk.chunk_id for one in writes}
+        return refused
+
+    async def read_passages(self, hits):
+        await self._faults.before(IndexUnavailable)
+        found = await super().read_passages(hits)
+        await self._faults.after(IndexUnavailable)  # what was read may be old by now
+        return found
+
+    async def passages(self, keys):
+        await self._faults.before(IndexUnavailable)
+        return await super().passages(keys)
+
+    async def advance(self, positions):
+        await super().advance(positions)
+        self.on_advance()
+        await self._faults.after(IndexUnavailable)
 
     def _refresh(self, keys):
         super()._refresh(keys)
         self.on_refresh()
 
-    def passages(self, key: DocumentKey) -> dict[str, int]:
+    def seen(self, key: DocumentKey) -> dict[str, int]:
         """What is searchable of a document now."""
         return stored_passages(one.chunk for _, one in sorted(self._searchable.items()) if one.chunk.key == key)
+
+    def lose_manifest(self, key: DocumentKey) -> None:
+        """Something else removes it; what is searchable stays."""
+        del self._manifests[key]
 
 
 class Parsers:

@@ -34,7 +34,9 @@ class Worker:
         self.dead = False
         self.gone = asyncio.Event()
         self._lanes = {number: world.parts.lane() for number in range(PARTITIONS)}
-        settings = StreamSettings(batch_events=world.rng.choice((1, 2, 8)), retry_first_ms=10, retry_max_ms=500)
+        settings = StreamSettings(
+            batch_events=world.rng.choice((1, 2, 8)), attempts=2, retry_first_ms=10, retry_max_ms=500
+        )
         self._runner = world.parts.runner(self._made(step), world.streams, settings, on_finished=lambda *_: None)
         token = RUNNING.set(self)  # what it starts, and what that starts, is its own
         living = [self._runner.run(), self._read(), self._commit()]

@@ -9,7 +9,19 @@ from dataclasses import dataclass
 from faults import Fault, Faults
 from readers import GROUPS, Reader
 from receivers import Receivers, Webhooks
-from shaky_twins import BROKEN, PARTITIONS, Blobs, Cache, Embedder, Splitter, States, Streams, WatchedIndex
+from shaky_twins import (
+    BROKEN,
+    PARTITIONS,
+    REFUSED,
+    UNEMBEDDABLE,
+    Blobs,
+    Cache,
+    Embedder,
+    Splitter,
+    States,
+    Streams,
+    WatchedIndex,
+)
 from worker import Worker
 
 from freshline.invariants import Version
@@ -19,7 +31,7 @@ from infra.kafka.codec import decode, encode_event
 from infra.kafka.memory import MemoryStreams
 from ingest.event_status import EventStatuses
 from query.retrieval import Retrieval
-from schemas.documents import DocumentKey, EventStatus, Stage
+from schemas.documents import DocumentKey, EventStatus, Outcome, Stage
 from schemas.events import Change, ChunkPlan, DocumentEvent, EventEnded, IndexChange
 from schemas.positions import Position
 from schemas.topics import CHUNKS, DOCUMENTS, EVENT_ENDS, INDEX_CHANGES
@@ -93,11 +105,13 @@ class World:
         self.webhooks = Webhooks(self.faults, self.tenants)
         self.receivers = Receivers(self)
         self.committed: dict[tuple[StepName, int], int] = defaultdict(int)
+        self._floor: dict[tuple[StepName, int], int] = {}
         self.observed = Observed()
         self.sent: list[tuple[str, str]] = []
         self._sent_once: list[tuple[str, str]] = []
         self._read_changes = dict.fromkeys(range(PARTITIONS), 0)
         self.index.on_refresh = self._look
+        self.index.on_advance = self._look_at_positions
         self.streams.on_placed = self._hear
         self.workers: dict[StepName, Worker] = {}
         self.zombies: list[Worker] = []
@@ -116,8 +130,12 @@ class World:
             await self._accept(number)
         await asyncio.sleep(self.rng.uniform(0, 3))
         await _end(chaos)
+        if self.faults.happens(Fault.LOST_MANIFEST, 0.5):
+            await self._lose_manifests(asking, *keeping)
         await self._settle(asking, *keeping)
         self.observed.rested(self._passages())
+        self._count_copies()
+        await self._read_positions()
         await self._ask_for_events()
         await self._wait_for_messages()
         self._stop_if_violated()
@@ -126,17 +144,28 @@ class World:
         await self._end_workers()
         self._stop_if_violated()
 
-    async def _accept(self, number: int) -> None:
-        """What ingest does: content first, then the event; sometimes twice, as after a lost acknowledgement."""
-        key = DocumentKey(self.rng.choice(self.tenants), f"doc-{self.rng.randrange(DOCUMENTS_ALIVE)}")
+    async def _accept(self, number: int, again: DocumentKey | None = None, *, deleted: bool | None = None) -> None:
+        """What ingest does: content first, then the event; sometimes twice, as after a lost acknowledgement.
+
+        Args:
+            number: of the event.
+            again: the document, for a version that is newer than all before; any, if None.
+            deleted: whether it is deleted; as it happens, if None.
+        """
+        key = again or DocumentKey(self.rng.choice(self.tenants), f"doc-{self.rng.randrange(DOCUMENTS_ALIVE)}")
         versions = [one.number for one in self.observed.accepted[key]]
         # Mostly growing; now and then an old revision, or one that was there already.
         version = max(versions, default=0) + 1
-        if versions and self.rng.random() < 0.2:
+        if versions and again is None and self.rng.random() < 0.2:
             version = self.rng.choice((*versions, max(versions) - 1, max(versions) + 3))
-        deleted = self.rng.random() < 0.25
-        content = b"" if deleted else "\n".join(self.rng.sample(SENTENCES, self.rng.randrange(4))).encode()
-        broken = not deleted and self.rng.random() < 0.15
+        if deleted is None:
+            deleted = self.rng.random() < 0.25
+        lines = [] if deleted else self.rng.sample(SENTENCES, self.rng.randrange(4))
+        if lines and self.rng.random() < 0.2:
+            lines.insert(self.rng.randrange(len(lines) + 1), self.rng.choice((UNEMBEDDABLE, REFUSED)))
+        taken = UNEMBEDDABLE not in lines  # Of what is refused searches may find a part, until it is
+        content = "\n".join(lines).encode()
+        broken = not deleted and again is None and self.rng.random() < 0.15
         event = DocumentEvent(
             event_id=f"event-{number}",
             tenant=key.tenant,
@@ -156,9 +185,34 @@ class World:
         for _ in range(1 + twice):
             [placed] = await MemoryStreams.send_all(self.streams, [encode_event(event)])
             passages = planned_passages(event.title, event.source, planned)
-            one = Version(event.version, placed.offset, not broken, deleted, passages, frozenset(event.groups))
+            readable = not broken and taken
+            one = Version(event.version, placed.offset, readable, deleted, passages, frozenset(event.groups))
             self.observed.accept(Position(*placed), key, one)
         await self.states.begin(key.tenant, _accepted(event, Position(*placed)))
+
+    async def _lose_manifests(self, *living: asyncio.Task[None]) -> None:
+        """At rest manifests vanish. Then documents are uploaded for others to see, and most are deleted, under faults.
+
+        Not those of deleted documents: nothing else would tell that they were.
+        """
+        await self._settle(*living)
+        lost = [
+            key for key in self._passages() if self.index.seen(key) and self.index._manifests[key].manifest.complete
+        ]
+        # What came before is not read again at once: without a manifest older versions stand until the newer ones do.
+        self._floor = dict(self.committed)
+        for key in lost:
+            self.index.lose_manifest(key)
+            self.observed.manifest_lost(key)
+        self.faults.calm = False
+        chaos = asyncio.create_task(self._chaos())
+        number = self.plan.events
+        for key in lost:
+            for deleted in (False, True) if self.rng.random() < 0.8 else (False,):
+                await self._accept(number, key, deleted=deleted)
+                number += 1
+                await asyncio.sleep(self.rng.choice((0, self.rng.uniform(0, 3))))
+        await _end(chaos)
 
     async def _chaos(self) -> None:
         """Workers that die between awaits, not only at them, and such as lose their partitions and do not know."""
@@ -184,7 +238,9 @@ class World:
             for number in range(PARTITIONS):
                 # From what is committed; now and then from anywhere before it, as after an operator's reset.
                 if self.faults.happens(Fault.REDELIVERY, 0.3):
-                    self.committed[step, number] = self.rng.randint(0, self.committed[step, number])
+                    self.committed[step, number] = self.rng.randint(
+                        self._floor.get((step, number), 0), self.committed[step, number]
+                    )
             self.workers[step] = Worker(self, step)
 
     async def _settle(self, *living: asyncio.Task[None]) -> None:
@@ -255,7 +311,7 @@ class World:
             raise Violated(str(self.observed.violations[0]))
 
     def _passages(self) -> dict[DocumentKey, dict[str, int]]:
-        return {key: self.index.passages(key) for key in self.observed.accepted}
+        return {key: self.index.seen(key) for key in self.observed.accepted}
 
     def _ended(self, step: StepName, partition: int) -> set[int]:
         plans = self._messages(ChunkPlan, CHUNKS.name, partition)
@@ -289,7 +345,10 @@ class World:
             for record in lane[read:]:
                 change = decode(IndexChange, record.value, record.headers)
                 key = DocumentKey(change.tenant, change.document_id)
-                self.observed.told(Position.parse(change.position), change.outcome, self.index.passages(key))
+                position = Position.parse(change.position)
+                if change.outcome is Outcome.DEAD_LETTER:
+                    self._give_up(position)
+                self.observed.told(position, change.outcome, self.index.seen(key))
             self._read_changes[partition] = len(lane)
         self._look()
 
@@ -297,9 +356,34 @@ class World:
         """What must hold at every instant."""
         done = self.observed.done_so_far()
         for key in list(self.observed.accepted):
-            self.observed.searchable(key, self.index.passages(key), after=done.get(key, ()))
-            if (standing := self.index._manifests.get(key)) is not None:
-                self.observed.manifest(key, standing.manifest.version)
+            self.observed.searchable(key, self.index.seen(key), after=done.get(key, ()))
+            standing = self.index._manifests.get(key)
+            if standing is not None and standing.manifest.completed is not None:
+                self.observed.manifest(key, standing.manifest.completed.version)
+
+    def _look_at_positions(self) -> None:
+        """Whoever has lost all positions reads them from the index: what they cover is there."""
+        for standing in self.index._manifests.values():
+            for failure in standing.manifest.failed:
+                self._give_up(Position.parse(failure.position))
+        for tenant in self.tenants:
+            positions = {at: offset for (of, at), offset in self.index._positions.items() if of == tenant}
+            self.observed.advanced(tenant, positions, self._passages())
+
+    def _give_up(self, position: Position) -> None:
+        if position not in self.observed.outcomes:
+            self.observed.gave_up(position)
+
+    def _count_copies(self) -> None:
+        """At rest each passage is there once: of copies with other groups the invariants would see one only."""
+        for key, passages in self._passages().items():
+            there = [name for name, one in self.index._searchable.items() if one.chunk.key == key]
+            if len(there) > len(passages):
+                self.observed.lost(f"{key} has copies beside what they replace: {there}")
+
+    async def _read_positions(self) -> None:
+        for tenant in self.tenants:
+            self.observed.reached_the_end(tenant, await self.index.positions(tenant))
 
 
 def _accepted(event: DocumentEvent, position: Position) -> EventStatus:

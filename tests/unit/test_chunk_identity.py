@@ -66,14 +66,17 @@ DIFFERENT = {
     "a truth": plan(metadata={"a": True}),
     "a text": plan(metadata={"a": "1"}),
     "a null in words": plan(metadata={"a": "null"}),
-    "rewritten": plan(rewrite=True),
-    "rewritten later": plan(rewrite=True, offset=2),
 }
 
 
 def test_whatever_is_stored_is_in_the_id():
     named = {tuple(ids(one)): what for what, one in DIFFERENT.items()}
     assert sorted(named.values()) == sorted(DIFFERENT), "those that are missing have the id of another"
+
+
+def test_a_rewrite_names_the_same_content_alike():
+    """Its passages are copies, which go by these ids (``streams.core.chunk_copies``)."""
+    assert ids(plan(rewrite=True, offset=2)) == ids(plan())
 
 
 def test_headings_that_are_embedded_alike_have_ids_of_their_own():

@@ -5,7 +5,7 @@ import pytest
 from freshline.agreement import ADVICE, Kind, PassageContent, compare, compare_passages, expected, refused, to_rewrite
 from schemas.documents import DocumentKey, LifeState, Outcome
 from schemas.events import BlobRef, Change, ChunkPlan, DocumentEvent
-from schemas.index import Manifest, StoredChunk
+from schemas.index import NEVER_COMPLETED, FailedVersion, Manifest, StoredChunk
 from schemas.positions import Position
 
 KEY = DocumentKey("local", "travel.md")
@@ -132,10 +132,34 @@ def test_agreement_finds_nothing() -> None:
     assert found(event(1), manifest(1), chunk("c1"), chunk("c2")) == {}
     gone = manifest(2, state=LifeState.DELETED, content=None, chunks=())
     assert found(event(2, change=Change.DELETED), gone) == {}
-    spent = manifest(2, content=blob(1), failure="the index refused it")
-    assert found(event(1), spent, chunk("c1"), chunk("c2")) == {}
+    failed = FailedVersion(version=2, position="documents.v1-0:9", kind="refused", reason="the index refused it")
+    assert found(event(1), manifest(1, failed=(failed,)), chunk("c1"), chunk("c2")) == {}
     assert found(None, None) == {}
-    assert found(None, manifest(1, state=LifeState.DELETED, content=None, chunks=(), failure="refused")) == {}
+    nothing = manifest(1, state=LifeState.DELETED, content=None, chunks=(), failed=(failed,))
+    assert found(None, nothing.model_copy(update={"version": NEVER_COMPLETED})) == {}
+
+
+def test_a_claim_that_is_left_is_one_finding_whichever_of_its_passages_are_there() -> None:
+    """Those that it was to replace may be all that serves: they are no orphans, which a repair would remove."""
+    before = manifest(1, groups=("hr",), chunks=("c1", "c2"))
+    claim = manifest(2, complete=False, chunks=("c2", "c3"), added=("c3",), removed=("c1",), previous=before)
+    old = [chunk(name, groups=("hr",)) for name in ("c1", "c2")]
+    claim = claim.model_copy(update={"groups": ("hr",)})
+    new = chunk("c3", groups=("hr",), version=2)
+    for there in (old, [*old, new], [old[1], new], [old[1]]):
+        assert found(event(2, groups=("hr",)), claim, *there) == {Kind.UNFINISHED: ["local/travel.md"]}
+    other = chunk("c1", groups=("all",))
+    assert found(event(2, groups=("hr",)), claim, other)[Kind.OTHER_GROUPS] == ["local/travel.md c1"]
+
+
+def test_a_copy_is_compared_as_what_it_is_a_copy_of() -> None:
+    original = chunk("c1", text="Hotels cost 120.")
+    copies = {"c1~ab": PassageContent.of(original.model_copy(update={"chunk_id": "c1~ab"}))}
+    there = manifest(1, chunks=("c1~ab",))
+    assert found(event(1), there, chunk("c1~ab")) == {}
+    assert compare_passages(there, planned(), [original], copies) == {}
+    other = original.model_copy(update={"text": "Hotels cost 150."})
+    assert compare_passages(there, planned(), [other], copies) == {Kind.OTHER_PASSAGE: ["local/travel.md c1~ab"]}
 
 
 @pytest.mark.parametrize(

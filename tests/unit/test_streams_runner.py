@@ -3,6 +3,7 @@
 import asyncio
 
 import pytest
+import structlog
 
 from infra.kafka.codec import encode_event
 from infra.kafka.memory import MemoryStreams
@@ -25,6 +26,8 @@ class Fake:
 
     def __init__(self, *, one_by_one=False):
         self.failures = {}
+        self.closing = []
+        self.closed = []
         self.batches = []
         self.one_by_one = one_by_one
 
@@ -42,6 +45,11 @@ class Fake:
 
     def _outcome(self, task):
         return Finished((Record(CHUNKS.name, b"k", task.message.document_id.encode(), (), 0),))
+
+    async def close(self, task, kind, reason):  # noqa: ARG002 - nobody asks
+        self.closed.append((task.message.document_id, kind))
+        if self.closing:
+            raise self.closing.pop(0)
 
     def give_up(self, task, reason):
         return (Record(CHUNKS.name, b"k", f"gave up {task.message.document_id}: {reason}".encode(), (), 0),)
@@ -198,6 +206,18 @@ async def test_a_single_attempt_may_be_all_there_is():
     streams, done, _ = await ended(step, [record("bad"), record("d1")], settings)
     assert done == [0, 1]
     assert values(streams, CHUNKS.name)[0].startswith("gave up bad: failed 1 times, at last with ValueError")
+
+
+@pytest.mark.parametrize("failing", [0, 1, 9])
+async def test_what_tries_have_left_is_taken_back_before_a_record_is_given_up(failing):
+    step = Fake()
+    step.failures["bad"] = [POISON]
+    step.closing = [StreamUnavailable("down"), *[POISON] * failing]
+    settings = SETTINGS.model_copy(update={"attempts": 2})
+    with structlog.testing.capture_logs():  # to write so many failures takes longer than all the rest
+        streams, done, _ = await ended(step, [record("bad"), record("d1")], settings)
+    assert step.closed == [("bad", "failed")] * min(2 + failing, 3)
+    assert (done, len(streams.log[DEAD_LETTERS.name, 0])) == ([0, 1], 1), "it ends, whether or not that succeeds"
 
 
 async def test_a_strangers_record_larger_than_ours_may_be_does_not_stop_the_stream():

@@ -161,30 +161,17 @@ async def test_nothing_is_read_on_when_a_batch_is_given_up(blobs):
     assert [one for one in asyncio.all_tasks() if one.get_name() == "read-content"] == []
 
 
-async def test_only_the_newest_of_several_versions_on_their_way_is_prepared(prepare, blobs):
-    await blobs.put(b"text")
-    told = await prepared(prepare, event(1), event(3), event(2), event(7, document_id="other.md"))
-    assert [plan.outcome for _, plan in told] == [Outcome.SUPERSEDED, None, Outcome.SUPERSEDED, None]
-    assert told[2][1].reason == "version 2 is not newer than version 3, which came with it"
-    assert [plan.position for _, plan in told] == [f"documents.v1-1:{offset}" for offset in (1, 3, 2, 7)]
-    assert all(record.partition == 1 for outcome, _ in told for record in outcome.emit)
-
-
-async def test_a_superseded_version_is_told_behind_what_supersedes_it_and_in_no_case_before_its_turn(prepare, blobs):
-    """Otherwise its position would be reached while neither content is searchable, or before those in between are."""
-    await blobs.put(b"text")
-    outcomes = await outcomes_of(prepare, event(1), event(5), event(3, document_id="b.md"), event(2))
-    assert [[plan.event.version for plan in plans_in(one)] for one in outcomes] == [[], [5, 1], [3], [2]]
-
-
-@pytest.mark.parametrize("content", [None, b"text"], ids=["delete", "upload"])
-async def test_a_version_that_cannot_be_read_does_not_supersede_the_one_before_it(prepare, blobs, content):
+async def test_no_version_gives_way_to_one_that_the_index_may_still_refuse(prepare, blobs):
     for one in (b"text", b"broken"):
         await blobs.put(one)
-    told = await prepared(prepare, event(1), event(2, content), event(3, b"broken"), event(4, b"broken"))
-    assert [type(outcome) for outcome, _ in told] == [Finished, Finished, DeadLetter, DeadLetter]
-    assert [plan.outcome for _, plan in told] == [Outcome.SUPERSEDED, None, Outcome.DEAD_LETTER, Outcome.DEAD_LETTER]
-    assert (told[2][0].kind, told[2][1].reason) == ("broken", "it has no end")
+    events = (event(1), event(3), event(2, None), event(4, b"broken"), event(7, document_id="other.md"))
+    told = await prepared(prepare, *events)
+    assert [type(outcome) for outcome, _ in told] == [Finished, Finished, Finished, DeadLetter, Finished]
+    assert [plan.outcome for _, plan in told] == [None, None, None, Outcome.DEAD_LETTER, None]
+    assert (told[3][0].kind, told[3][1].reason) == ("broken", "it has no end")
+    assert [[plan.event.version for plan in plans_in(outcome)] for outcome, _ in told] == [[1], [3], [2], [4], [7]]
+    assert [plan.position for _, plan in told] == [f"documents.v1-1:{offset}" for offset in (1, 3, 2, 4, 7)]
+    assert all(record.partition == 1 for outcome, _ in told for record in outcome.emit)
 
 
 async def test_a_plan_without_passages_says_why(prepare, blobs):
@@ -353,14 +340,17 @@ async def test_refused_content_is_a_dead_letter_each_time_and_the_old_passages_s
     with monkeypatch.context() as patched:
         patched.setattr(bench.index, "apply", bench.refuse)
         [(first, change)] = await bench.run(plan(2, "b", "c"))
-    [(again, _)] = await bench.run(plan(2, "b", "c"))
+    [(again, repeated)] = await bench.run(plan(2, "b", "c"))
     assert [type(one) for one in (first, again)] == [DeadLetter, DeadLetter]
     assert (change.outcome, change.added) == (Outcome.DEAD_LETTER, ())
+    assert len(change.removed) == 1, "a search may have found it, and an answer have it"
+    assert repeated.removed == change.removed
     assert "vector has shape" in change.reason
-    assert again.reason == first.reason
+    assert (again.kind, again.reason) == (first.kind, first.reason) == ("refused", change.reason)
     assert await bench.texts() == ["a", "b"]
     manifest = await bench.manifest()
-    assert (manifest.version, manifest.complete, manifest.state) == (2, True, LifeState.LIVE)
+    assert (manifest.version, manifest.complete, manifest.state) == (1, True, LifeState.LIVE)
+    assert manifest.newest_version == 2
     await bench.run(plan(3, "b", "d"))
     assert await bench.texts() == ["b", "d"]
 
@@ -375,9 +365,215 @@ async def test_refused_content_with_other_attributes_leaves_the_old_ones_each_ti
             assert isinstance(outcome, DeadLetter)
             assert bench.searchable() == before == dict.fromkeys(("a", "b"), (("hr",), 1))
             manifest = await bench.manifest()
-            assert (manifest.version, manifest.groups, len(manifest.chunks)) == (version, ("hr",), 2)
+            assert (manifest.newest_version, manifest.groups, len(manifest.chunks)) == (version, ("hr",), 2)
     await bench.run(plan(4, "b", "c", groups=("sales",)))
     assert bench.searchable() == dict.fromkeys(("b", "c"), (("sales",), 4))
+
+
+@pytest.mark.parametrize("first", [1, 3], ids=["older first", "newer first"])
+async def test_of_versions_that_come_together_the_newest_that_does_not_fail_is_done(bench, monkeypatch, first):
+    """And those before it are superseded; none is lost for one that is refused."""
+    apply = bench.index.apply
+
+    async def refuse_third(changes):
+        return await (bench.refuse if changes[0].put[0].chunk.version == 3 else apply)(changes)
+
+    monkeypatch.setattr(bench.index, "apply", refuse_third)
+    together = [plan(version, f"text {version}", position=first * version) for version in (0, 1, 2)]
+    together.insert(len(together) if first == 1 else 0, plan(3, "text 3", position=99))
+    told = {change.version: change for _, change in await bench.run(*together)}
+    outcomes = [told[version].outcome for version in range(4)]
+    assert outcomes == [Outcome.SUPERSEDED, Outcome.SUPERSEDED, Outcome.DONE, Outcome.DEAD_LETTER]
+    assert told[1].reason == "version 1 is not newer than version 2"
+    assert await bench.texts() == ["text 2"]
+
+
+async def test_what_is_refused_for_its_owner_supersedes_nothing_and_the_next_run_waits_for_the_one_before(
+    bench, monkeypatch
+):
+    """Of the first run the newest version is refused by the index, so the one before it makes ``mine`` the owner."""
+    apply = bench.index.apply
+
+    async def refuse_second(changes):
+        return await (bench.refuse if changes[0].put and changes[0].put[0].chunk.version == 2 else apply)(changes)
+
+    monkeypatch.setattr(bench.index, "apply", refuse_second)
+    told = await bench.run(
+        plan(1, "a", connector="mine"),
+        plan(2, "b", connector="mine"),
+        plan(3, "c", connector="other"),
+        plan(4, "d", connector="other"),
+        plan(5, "e", connector="other", take_over=True),
+        plan(6, "f", connector="mine"),
+    )
+    assert [getattr(outcome, "kind", None) for outcome, _ in told] == [
+        None,
+        "refused",
+        "owned-by-other",
+        "owned-by-other",
+        None,
+        "owned-by-other",
+    ]
+    assert [change.outcome for _, change in told if change.outcome is not Outcome.DEAD_LETTER] == [Outcome.DONE] * 2
+    assert await bench.texts() == ["e"]
+    manifest = await bench.manifest()
+    assert (manifest.version, manifest.connector) == (5, "other")
+    assert await bench.index.positions(KEY.tenant) == {1: 6}
+
+
+async def test_who_is_refused_by_a_claim_that_comes_to_nothing_is_not_refused(bench):
+    await bench.run(plan(1, "a", connector="mine"))
+
+    async def stop():
+        raise IndexUnavailable("stopped")
+
+    bench.before_write = [None, stop]
+    with suppress(IndexUnavailable):
+        await bench.run(plan(3, "b", connector="other", take_over=True))
+    bench.before_write = []
+    claim = await bench.manifest()
+    assert (claim.complete, claim.connector, claim.listed.connector) == (False, "other", "mine")
+    [(_, change)] = await bench.run(plan(2, "c", connector="mine"))
+    assert (change.outcome, await bench.texts()) == (Outcome.DONE, ["c"])
+
+
+async def test_an_older_version_that_comes_after_a_failed_one_is_done(bench, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr(bench.index, "apply", bench.refuse)
+        await bench.run(plan(5, "a"))
+    manifest = await bench.manifest()
+    assert (manifest.version, manifest.newest_version, manifest.state) == (-1, 5, LifeState.DELETED)
+    [(_, change)] = await bench.run(plan(2, "b", position=9))
+    assert change.outcome is Outcome.DONE
+    assert await bench.texts() == ["b"]
+    [(outcome, _)] = await bench.run(plan(5, "a"))
+    assert (outcome.kind, await bench.texts()) == ("refused", ["b"]), "read again, it is what it was"
+
+
+@pytest.mark.parametrize("writes", range(1, 12))
+async def test_a_stop_anywhere_in_an_update_that_is_then_refused_leaves_the_old_or_the_new(bench, monkeypatch, writes):
+    await bench.run(plan(1, "a", "b", groups=("hr",)))
+
+    async def stop():
+        raise IndexUnavailable("stopped")
+
+    bench.before_write = [None] * writes + [stop]
+    with suppress(IndexUnavailable):
+        await bench.run(plan(2, "b", "a", "c", groups=("sales",)))
+    bench.before_write = []
+    with monkeypatch.context() as patched:
+        patched.setattr(bench.index, "apply", bench.refuse_last)
+        [(outcome, change)] = await bench.run(plan(2, "b", "a", "c", groups=("sales",)))
+    old, new = dict.fromkeys("ab", (("hr",), 1)), dict.fromkeys("abc", (("sales",), 2))
+    assert bench.searchable() == (old if isinstance(outcome, DeadLetter) else new)
+    assert change.outcome is (Outcome.DEAD_LETTER if isinstance(outcome, DeadLetter) else Outcome.DONE)
+    await bench.run(plan(3, deleted=True))
+    assert bench.searchable() == {}
+    assert [one for one in bench.index._written.values() if not isinstance(one, _Deleted)] == []
+
+
+@pytest.mark.parametrize("writes", range(1, 10))
+async def test_a_refusal_after_a_stopped_update_takes_nothing_from_the_version_that_serves(bench, monkeypatch, writes):
+    """What is refused has passages of both versions, of which one serves: which of them may be written again?"""
+    await bench.run(plan(1, "a", "b"))
+
+    async def stop():
+        raise IndexUnavailable("stopped")
+
+    bench.before_write = [None] * writes + [stop]
+    with suppress(IndexUnavailable):
+        await bench.run(plan(2, "b", "c"))
+    bench.before_write = []
+    with monkeypatch.context() as patched:
+        patched.setattr(bench.index, "apply", bench.refuse_last)
+        [(outcome, _)] = await bench.run(plan(3, "a", "b", "c", "d"))
+    assert isinstance(outcome, DeadLetter)
+    served = bench.searchable()
+    assert served in ({"a": ((), 1), "b": ((), 1)}, {"b": ((), 1), "c": ((), 2)})
+    assert (await bench.manifest()).version == max(version for _, version in served.values())
+    [(_, change)] = await bench.run(plan(2, "b", "c"))
+    assert change.outcome is Outcome.DONE
+    assert bench.searchable() == {"b": ((), 1), "c": ((), 2)}
+    await bench.run(plan(4, deleted=True))
+    assert [one for one in bench.index._written.values() if not isinstance(one, _Deleted)] == []
+
+
+async def test_another_workers_claim_supersedes_nothing_and_is_settled(bench):
+    """Its writer has stopped: what it had begun is told by nobody."""
+    await bench.run(plan(1, "a"))
+    other = replace(bench.step, writer="another")
+
+    async def stop():
+        raise IndexUnavailable("stopped")
+
+    bench.before_write = [None, None, stop]
+    with suppress(IndexUnavailable):
+        await outcomes_of(other, plan(5, "b", position=9))
+    bench.before_write = []
+    [(_, change)] = await bench.run(plan(2, "c"))
+    assert change.outcome is Outcome.DONE
+    assert await bench.texts() == ["c"]
+    [(_, change)] = await bench.run(plan(5, "b", position=9))
+    assert (change.outcome, await bench.texts()) == (Outcome.DONE, ["b"])
+
+
+async def test_giving_up_closes_the_claim_and_advances_the_position(bench, monkeypatch):
+    await bench.run(plan(1, "a"))
+    with monkeypatch.context() as patched:
+        patched.setattr(
+            bench.index, "apply", lambda _changes: (_ for _ in ()).throw(ValueError("the client is broken"))
+        )
+        with pytest.raises(ValueError, match="broken"):
+            await bench.run(plan(2, "b", position=16))
+    assert not (await bench.manifest()).complete
+    assert await bench.index.positions(KEY.tenant) == {1: 1}
+    outcome = await bench.step.close(task(plan(2, "b", position=16)), "failed", "failed 5 times")
+    assert (outcome.kind, outcome.reason) == ("failed", "failed 5 times")
+    manifest = await bench.manifest()
+    assert (manifest.version, manifest.complete, manifest.newest_version) == (1, True, 2)
+    assert await bench.index.positions(KEY.tenant) == {1: 16}
+    [(again, _)] = await bench.run(plan(2, "b", position=16))
+    assert (again.kind, await bench.texts()) == ("failed", ["a"])
+
+
+async def test_giving_up_what_is_done_after_all_tells_that(bench):
+    await bench.run(plan(1, "a"))
+    told = await bench.step.close(task(plan(1, "a")), "failed", "failed 5 times")
+    [change] = changes_in(told)
+    assert (change.outcome, change.added) == (Outcome.DONE, (await bench.manifest()).chunks)
+
+
+async def test_positions_cover_what_ended_in_whatever_way(bench):
+    ended = plan(3, position=30).model_copy(update={"outcome": Outcome.DEAD_LETTER, "reason": "it has no end"})
+    await bench.run(plan(2, "a", position=10), plan(1, "b", position=20), ended)
+    assert await bench.index.positions(KEY.tenant) == {1: 30}
+
+
+@pytest.mark.parametrize("refused", [False, True])
+async def test_a_delete_after_an_upload_over_a_lost_manifest_leaves_nothing(bench, monkeypatch, refused):
+    await bench.run(plan(1, "a", "b"))
+    del bench.index._manifests[KEY]
+    with monkeypatch.context() as patched:
+        if refused:
+            patched.setattr(bench.index, "apply", bench.refuse_last)
+        [(_, change)] = await bench.run(plan(2, "a", "c", groups=("hr",)))
+    if refused:
+        assert change.outcome is Outcome.DEAD_LETTER
+        assert bench.searchable() == dict.fromkeys("ab", ((), 1)), "what was there is known again"
+    else:
+        assert bench.searchable() == dict.fromkeys("ac", (("hr",), 2))
+    await bench.run(plan(3, deleted=True))
+    assert bench.searchable() == {}
+
+
+async def test_a_version_older_than_what_stands_without_a_manifest_is_superseded(bench):
+    await bench.run(plan(5, "a"))
+    del bench.index._manifests[KEY]
+    [(_, change)] = await bench.run(plan(4, "b", position=9))
+    assert (change.outcome, await bench.texts()) == (Outcome.SUPERSEDED, ["a"])
+    [(_, change)] = await bench.run(plan(5, "a"))
+    assert (change.outcome, await bench.texts()) == (Outcome.DONE, ["a"]), "its manifest is there again"
+    assert (await bench.manifest()).version == 5
 
 
 async def test_content_refused_upon_a_claim_left_half_done_hides_nothing_from_the_next_version(bench, monkeypatch):
@@ -705,9 +901,10 @@ async def test_rewrite_that_is_stopped_before_any_write_is_made_good_when_it_com
     bench.before_write = []
     # The whole log again, from its beginning.
     [(_, first)] = await bench.run(plan(1, "a", "b", position=5))
+    stood = (await bench.manifest()).position
     [(_, second)] = await bench.run(plan(1, "a", "b", position=9, rewrite=True))
     assert second.outcome is Outcome.DONE
-    assert first.outcome is (Outcome.DONE if writes == 0 else Outcome.SUPERSEDED)
+    assert first.outcome is (Outcome.SUPERSEDED if stood.endswith(":9") else Outcome.DONE)
     assert await bench.texts() == ["a", "b"]
     assert (await bench.manifest()).position == "documents.v1-1:9"
 
