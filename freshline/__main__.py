@@ -1,6 +1,6 @@
 """``python -m freshline`` is the ``freshline`` command."""
 
-from freshline.cli import main
+from freshline.cli.app import main
 
 if __name__ == "__main__":
     main()

@@ -26,11 +26,11 @@ from infra.web.credentials import Credentials
 from infra.webhooks.memory import MemoryWebhooks
 from ingest.accept import Stores
 from ingest.api import build_api
-from ingest.dead_letters import ParkedLetters
-from ingest.placing import Placing
-from query.api import build_app
-from query.core.recent import Recent
-from query.operations import Operations
+from ingest.dead_letters import DeadLetterQueue
+from ingest.event_log import EventLog
+from query.api.app import build_app
+from query.operations.endpoints import Operations
+from query.telemetry.rolling_stats import RollingStats
 from schemas.batches import BatchResponse
 from schemas.dead_letters import (
     DEAD_LETTER_HEADERS,
@@ -152,7 +152,7 @@ def _ingest_app(settings: Settings) -> FastAPI:
         streams,
     )
     credentials = Credentials(settings)
-    letters = ParkedLetters(streams.read_to_end, streams, Placing(streams, states))
+    letters = DeadLetterQueue(streams.read_to_end, streams, EventLog(streams, states))
     return build_api(
         settings,
         stores,
@@ -166,7 +166,7 @@ def _ingest_app(settings: Settings) -> FastAPI:
 
 
 def _query_app(settings: Settings) -> FastAPI:
-    nobody, credentials, operations = cast("Any", None), Credentials(settings), Operations({}, Recent())
+    nobody, credentials, operations = cast("Any", None), Credentials(settings), Operations({}, RollingStats())
     return build_app(
         nobody,
         nobody,

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from contextlib import AsyncExitStack
 
 from infra.blobs.port import ref_of
-from infra.embedding.opening import open_embedder
+from infra.embedding.factory import open_embedder
 from infra.opensearch.client import connect
 from infra.opensearch.store import OpenSearchIndex
 from infra.opensearch.terms import OpenSearchTerms
@@ -14,8 +14,8 @@ from infra.redis.connect import connect_redis
 from infra.settings import Settings
 from ingest.core.content import choose_content_type
 from schemas.events import Change, DocumentEvent
+from streams.dry_run import DryRun, DryRunResult
 from streams.parsing.sandbox import ParserPool
-from streams.rehearsal import Rehearsal, Rehearsed
 from streams.worker import fusion, profile, splitter
 
 
@@ -27,7 +27,7 @@ async def dry_run(
     file_name: str | None = None,
     title: str | None = None,
     groups: Sequence[str] = (),
-) -> Rehearsed:
+) -> DryRunResult:
     """What an upload, or a delete, would do to the cached answers of the default tenant.
 
     Args:
@@ -70,7 +70,7 @@ async def dry_run(
         parsers = ParserPool(settings.parse)
         closing.push_async_callback(parsers.close)
         await parsers.start()
-        rehearsal = Rehearsal(
+        rehearsal = DryRun(
             index=index,
             searches=index,
             terms=OpenSearchTerms(client, settings),

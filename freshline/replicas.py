@@ -12,8 +12,8 @@ import structlog
 
 from infra.settings import Settings
 from infra.telemetry.logging import configure_logging
+from infra.web.peers import PEERS_DIR
 from infra.web.server import LISTEN_FD, READY_FD, bind
-from infra.web.siblings import SIBLINGS_DIR
 
 _READY_S: Final = 120.0
 _END_S: Final = 60.0
@@ -44,8 +44,8 @@ async def serve_replicas(settings: Settings, count: int, *, options: Sequence[st
     """
     configure_logging(settings)
     bound = bind(settings.query, settings)
-    siblings = tempfile.TemporaryDirectory(prefix="freshline-")
-    replicas = [_Replica(number, bound.fileno(), options, siblings.name) for number in range(count)]
+    peers = tempfile.TemporaryDirectory(prefix="freshline-")
+    replicas = [_Replica(number, bound.fileno(), options, peers.name) for number in range(count)]
     loop = asyncio.get_running_loop()
     told, again = asyncio.Event(), asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -71,7 +71,7 @@ async def serve_replicas(settings: Settings, count: int, *, options: Sequence[st
             task.cancel()
         await asyncio.gather(*(replica.end() for replica in replicas))
         bound.close()
-        siblings.cleanup()
+        peers.cleanup()
 
 
 class _Replica:
@@ -126,7 +126,7 @@ class _Replica:
     async def _started(self) -> asyncio.subprocess.Process:
         ready, tell = os.pipe()
         os.set_blocking(ready, False)
-        own = {LISTEN_FD: str(self._listen_fd), READY_FD: str(tell), SIBLINGS_DIR: self._siblings_dir}
+        own = {LISTEN_FD: str(self._listen_fd), READY_FD: str(tell), PEERS_DIR: self._siblings_dir}
         environment = os.environ | own
         try:
             process = await asyncio.create_subprocess_exec(

@@ -10,7 +10,7 @@ from urllib.parse import quote
 import httpx
 from pydantic import ValidationError
 
-from freshline.load.lines import Target
+from freshline.loadtest.lines import Target
 from infra.settings import HttpSettings, Settings
 from ingest.connectors.client import IngestClient, connect_ingest
 from ingest.connectors.encoding import upload_headers, upload_path

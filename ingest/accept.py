@@ -16,8 +16,8 @@ from infra.redis.port import CacheUnavailable, EventStates, Versions
 from infra.telemetry.tracing import Tracing
 from infra.web.problems import RETRY_AFTER_S, ProblemRaised, as_problem, invalid
 from ingest.core.changes import DocumentRequest, Upload
+from ingest.event_log import EventLog, new_event_id
 from ingest.metrics import IngestMetrics
-from ingest.placing import Placing, new_event_id
 from schemas.documents import MAX_VERSION, Accepted, DocumentKey
 from schemas.events import Change, DocumentEvent
 from schemas.index import Manifest
@@ -82,7 +82,7 @@ class Acceptance:
     def __init__(self, stores: Stores, metrics: IngestMetrics) -> None:
         self._stores = stores
         self._metrics = metrics
-        self._placing = Placing(stores.producer, stores.states, stores.tracing)
+        self._placing = EventLog(stores.producer, stores.states, stores.tracing)
         self._index_is_missing = False
 
     async def accept(self, tenant: str, request: DocumentRequest, traceparent: str | None = None) -> Accepted:

@@ -8,7 +8,6 @@ import structlog
 from fastapi import Depends, FastAPI, Header, Query, Request, Response
 from prometheus_client import CollectorRegistry
 
-from infra.opensearch.port import Access
 from infra.settings import Settings
 from infra.web.audit import install_audit
 from infra.web.credentials import AccessOf, Credentials
@@ -19,7 +18,7 @@ from ingest.accept import Acceptance, Stores
 from ingest.batches import NDJSON, BatchLimits, accept_batch, read_batch
 from ingest.core.attributes import FIELDS, header_name
 from ingest.core.changes import Removal
-from ingest.dead_letters import ParkedLetters
+from ingest.dead_letters import DeadLetterQueue
 from ingest.dead_letters_api import dead_letter_routes
 from ingest.event_status import EventStatuses
 from ingest.events_api import event_routes
@@ -41,6 +40,7 @@ from schemas.documents import (
 )
 from schemas.index import NEVER_COMPLETED, Manifest
 from schemas.problems import ProblemType
+from schemas.search import Access
 
 Check = Callable[[], Awaitable[None]]
 """Raises where a store cannot be used now."""
@@ -57,7 +57,7 @@ _log = structlog.get_logger(__name__)
 def build_api(
     settings: Settings,
     stores: Stores,
-    letters: ParkedLetters,
+    letters: DeadLetterQueue,
     webhooks: WebhookStore,
     *,
     credentials: Credentials,

@@ -5,19 +5,20 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Final
 
-from infra.kafka.letters import Letter, ReadTopic, encode_resolution, open_letters
-from infra.kafka.port import Producer, Record
-from ingest.placing import Placing
+from infra.kafka.dead_letters import DeadLetterRecord, ReadTopic, encode_resolution, open_letters
+from infra.kafka.port import Producer
+from ingest.event_log import EventLog
 from schemas.dead_letters import DeadLetter, DeadLetterContent, DeadLetters, LetterResolved, Replayed, Resolution
+from schemas.records import Record
 
 MAX_SHOWN_CHARS: Final = 20_000
 
 
-class NoSuchLetter(LookupError):
+class NoSuchDeadLetter(LookupError):
     """No open dead letter has this name."""
 
 
-class ParkedLetters:
+class DeadLetterQueue:
     """The open dead letters of an installation.
 
     Args:
@@ -26,12 +27,12 @@ class ParkedLetters:
         placing: of events that are sent again.
     """
 
-    def __init__(self, read: ReadTopic, producer: Producer, placing: Placing) -> None:
+    def __init__(self, read: ReadTopic, producer: Producer, placing: EventLog) -> None:
         self._read = read
         self._producer = producer
         self._placing = placing
 
-    async def open(self, *, tenant: str | None = None, kind: str | None = None) -> list[Letter]:
+    async def open(self, *, tenant: str | None = None, kind: str | None = None) -> list[DeadLetterRecord]:
         """All open letters, of a tenant or a kind where one is named. A tenant sees none that cannot be decoded."""
         return [
             letter
@@ -40,18 +41,18 @@ class ParkedLetters:
             and (kind is None or letter.kind == kind)
         ]
 
-    async def find(self, letter_id: str, *, tenant: str | None = None) -> Letter:
+    async def find(self, letter_id: str, *, tenant: str | None = None) -> DeadLetterRecord:
         """One open letter.
 
         Raises:
-            NoSuchLetter: see there.
+            NoSuchDeadLetter: see there.
         """
         for letter in await self.open(tenant=tenant):
             if letter.letter_id == letter_id:
                 return letter
-        raise NoSuchLetter(f"there is no open dead letter {letter_id}")
+        raise NoSuchDeadLetter(f"there is no open dead letter {letter_id}")
 
-    async def replay(self, letter: Letter) -> Replayed:
+    async def replay(self, letter: DeadLetterRecord) -> Replayed:
         """Send it once more and close it. A stop between the two leaves it open, and sending it again is harmless.
 
         An event begins its way anew, as a new event of the same version: where the document has moved on, it is
@@ -61,7 +62,7 @@ class ParkedLetters:
             StreamUnavailable: it was not acknowledged.
         """
         if letter.event is not None:
-            accepted = await self._placing.place_again(letter.event)
+            accepted = await self._placing.republish(letter.event)
             done = Replayed(letter_id=letter.letter_id, event_id=accepted.event_id, position=accepted.position)
         else:
             again = Record(letter.topic, letter.key, letter.value, letter.original_headers, letter.partition)
@@ -70,7 +71,7 @@ class ParkedLetters:
         await self._close(letter, Resolution.REPLAYED)
         return done
 
-    async def drop(self, letter: Letter) -> None:
+    async def drop(self, letter: DeadLetterRecord) -> None:
         """Close it, and do nothing else: its document stays as it is.
 
         Raises:
@@ -78,12 +79,12 @@ class ParkedLetters:
         """
         await self._close(letter, Resolution.DROPPED)
 
-    async def _close(self, letter: Letter, resolution: Resolution) -> None:
+    async def _close(self, letter: DeadLetterRecord, resolution: Resolution) -> None:
         resolved = LetterResolved(letter_id=letter.letter_id, resolution=resolution, at_ms=time.time() * 1000)
         await self._producer.send(encode_resolution(letter, resolved))
 
 
-def listed(letters: Sequence[Letter], limit: int) -> DeadLetters:
+def listed(letters: Sequence[DeadLetterRecord], limit: int) -> DeadLetters:
     """The counts of all letters, and the first of them."""
     return DeadLetters(
         total=len(letters),
@@ -93,7 +94,7 @@ def listed(letters: Sequence[Letter], limit: int) -> DeadLetters:
     )
 
 
-def told(letter: Letter) -> DeadLetter:
+def told(letter: DeadLetterRecord) -> DeadLetter:
     """A letter without its content."""
     subject = letter.subject
     return DeadLetter(
@@ -109,7 +110,7 @@ def told(letter: Letter) -> DeadLetter:
     )
 
 
-def shown(letter: Letter) -> DeadLetterContent:
+def shown(letter: DeadLetterRecord) -> DeadLetterContent:
     """A letter with its content, as text."""
     text = letter.value.decode("utf-8", "replace")
     return DeadLetterContent(

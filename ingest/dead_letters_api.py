@@ -4,26 +4,26 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query, Response
 
-from infra.kafka.letters import Letter
-from infra.opensearch.port import Access
+from infra.kafka.dead_letters import DeadLetterRecord
 from infra.web.credentials import AccessOf
 from infra.web.problems import ProblemRaised, problems_told
-from ingest.dead_letters import NoSuchLetter, ParkedLetters, listed, shown
+from ingest.dead_letters import DeadLetterQueue, NoSuchDeadLetter, listed, shown
 from schemas.dead_letters import DeadLetterContent, DeadLetters, LetterId, Replayed
 from schemas.problems import ProblemType
+from schemas.search import Access
 
 MAX_LISTED = 1_000
 
 
-def dead_letter_routes(letters: ParkedLetters, writer: AccessOf) -> APIRouter:
+def dead_letter_routes(letters: DeadLetterQueue, writer: AccessOf) -> APIRouter:
     """The routes. Records that cannot be decoded name no tenant for certain: they are for the command line alone."""
     router = APIRouter(prefix="/v1/dead-letters")
     reader = Depends(writer)
 
-    async def find(access: Access, letter_id: str) -> Letter:
+    async def find(access: Access, letter_id: str) -> DeadLetterRecord:
         try:
             return await letters.find(letter_id, tenant=access.tenant)
-        except NoSuchLetter as error:
+        except NoSuchDeadLetter as error:
             raise ProblemRaised(ProblemType.NOT_FOUND, str(error)) from error
 
     @router.get("", responses=problems_told(401, 403, 422, 503))

@@ -9,7 +9,6 @@ from fastapi import APIRouter, Depends, Request, Response
 from fastapi.sse import EventSourceResponse, format_sse_event
 from pydantic import ValidationError
 
-from infra.opensearch.port import Access
 from infra.redis.port import CacheUnavailable
 from infra.web.bodies import read_body
 from infra.web.credentials import AccessOf
@@ -29,6 +28,7 @@ from schemas.documents import (
     Stage,
 )
 from schemas.problems import ProblemType
+from schemas.search import Access
 
 LOOK_S: Final = 0.1
 """How often the state of a followed event is read: sooner than a person notices, and one small read each."""

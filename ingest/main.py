@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry, ProcessCollector
 
 from infra.blobs import open_blob_store
 from infra.blobs.port import BlobStore, ref_of
-from infra.credentials.opening import opened_credentials
+from infra.credentials.factory import opened_credentials
 from infra.kafka.document_log import KafkaDocumentLog
 from infra.kafka.producer import KafkaProducer
 from infra.kafka.reading import read_lane, read_to_end
@@ -27,8 +27,8 @@ from infra.telemetry.tracing import open_tracing
 from infra.web.server import listening, until_told_to_stop
 from ingest.accept import Stores
 from ingest.api import build_api
-from ingest.dead_letters import ParkedLetters
-from ingest.placing import Placing
+from ingest.dead_letters import DeadLetterQueue
+from ingest.event_log import EventLog
 
 _log = structlog.get_logger(__name__)
 
@@ -89,7 +89,7 @@ async def opened(settings: Settings) -> AsyncIterator[FastAPI]:
                 KafkaDocumentLog(settings),
                 tracing,
             ),
-            ParkedLetters(partial(read_to_end, settings), producer, Placing(producer, states, tracing)),
+            DeadLetterQueue(partial(read_to_end, settings), producer, EventLog(producer, states, tracing)),
             OpenSearchWebhooks(search, settings.names),
             credentials=credentials,
             required={"kafka": producer.ready, "blobs": lambda: _answers(blobs)},

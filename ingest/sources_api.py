@@ -5,11 +5,11 @@ from typing import Annotated, Final
 from fastapi import APIRouter, Depends, Query
 
 from infra.kafka.port import DocumentLog
-from infra.opensearch.port import Access
 from infra.web.credentials import AccessOf
 from infra.web.problems import problems_told
 from ingest.accept import Documents
 from schemas.documents import ConnectorName, DocumentId, DocumentList, InstallationState, ListedDocument
+from schemas.search import Access
 
 MAX_PAGE: Final = 1_000
 MAX_WAIT_S: Final = 20.0

@@ -6,7 +6,6 @@ from typing import Annotated, Final
 
 from fastapi import APIRouter, Depends, Response
 
-from infra.opensearch.port import Access
 from infra.settings import WebhookSettings
 from infra.web.credentials import AccessOf
 from infra.web.problems import ProblemRaised, invalid, problems_told
@@ -14,6 +13,7 @@ from infra.webhooks.port import WebhookStore
 from infra.webhooks.signing import SECRET_BYTES, key_of, made_secret
 from infra.webhooks.targets import TargetRefused, checked_url
 from schemas.problems import InvalidField, ProblemType
+from schemas.search import Access
 from schemas.webhooks import (
     MAX_WEBHOOKS,
     SIGNED_HEADERS,

@@ -12,14 +12,14 @@ from fastapi import FastAPI
 from prometheus_client import CollectorRegistry, generate_latest
 from redis.asyncio import Redis
 
-from infra.alerts.opening import open_channels
-from infra.collecting import collect_less
-from infra.credentials.opening import opened_credentials
-from infra.embedding.opening import open_embedder
+from infra.alerts.factory import open_channels
+from infra.credentials.factory import opened_credentials
+from infra.embedding.factory import open_embedder
 from infra.embedding.port import Embedder
-from infra.generation.opening import open_generator
+from infra.gc_tuning import tune_gc
+from infra.generation.factory import open_generator
 from infra.generation.port import AnswerWithheld
-from infra.opensearch.port import Access, IndexUnavailable
+from infra.opensearch.port import IndexUnavailable
 from infra.opensearch.store import OpenSearchIndex
 from infra.redis.answers import RedisAnswerCache
 from infra.redis.connect import connect_redis, redis_errors
@@ -29,31 +29,32 @@ from infra.settings import GenerationSettings, OpenSearchSettings, Settings
 from infra.tasks import ended
 from infra.telemetry.logging import configure_logging
 from infra.telemetry.tracing import open_tracing
-from infra.web.at_once import AtOnce
+from infra.web.inline_responder import InlineResponder
 from infra.web.metrics import METRICS, http_seconds
+from infra.web.peers import PeerProcesses
 from infra.web.server import listening, until_told_to_stop
-from infra.web.siblings import Siblings
-from query.admission import Admission
-from query.alerting import Alerting
-from query.answering import Answering
-from query.api import build_app, question_limit
-from query.auditor import Auditor
-from query.budget import GenerationBudget
-from query.core.cache_key import AnswerMaker
-from query.explaining import Explaining
-from query.guard import Guard
-from query.guarded import GuardedGenerator, GuardedIndex
-from query.hit_counts import HitCounts
-from query.hit_path import URLS, HitPath, Keys, counted_in
-from query.lag import InvalidationLag, LagWatch
-from query.metrics import QueryMetrics
-from query.near import NearCache
-from query.operations import Operations, Part
-from query.refill import Refills
-from query.retrieval import Retrieval
-from query.standing import Standings
-from query.streamed import StreamedAnswers
-from query.watch import AppliedWatch
+from query.answers.answer import AnswerService
+from query.answers.refresh_ahead import RefreshAhead
+from query.answers.stream import AnswerStreams
+from query.api.app import build_app, question_limit
+from query.api.fast_path import URLS, FastPath, Keys, counted_in
+from query.api.hit_counts import HitCounts
+from query.cache.freshness import FreshnessReader
+from query.cache.invalidation_lag import InvalidationLag, InvalidationLagMonitor
+from query.cache.key import AnswerMaker
+from query.cache.near_cache import NearCache
+from query.cache.subscription import InvalidationSubscription
+from query.operations.alerting import Alerting
+from query.operations.auditor import Auditor
+from query.operations.endpoints import Operations, Part
+from query.operations.explain import AnswerExplainer
+from query.overload.admission import Admission
+from query.overload.bulkhead import Bulkhead
+from query.overload.guarded_stores import GuardedGenerator, GuardedIndex
+from query.overload.token_budget import GenerationBudget
+from query.retrieval.retrieve import Retrieval
+from query.telemetry.metrics import QueryMetrics
+from schemas.search import Access
 
 _WARM_UP: Final = "what is new"
 
@@ -69,7 +70,7 @@ async def serve(settings: Settings) -> None:
     """
     configure_logging(settings)
     async with serving(settings):
-        collect_less()
+        tune_gc()
         await until_told_to_stop()
 
 
@@ -94,14 +95,14 @@ async def serving(settings: Settings) -> AsyncIterator[str]:
         states = RedisEventStates(redis, settings.names)
         refills = _refills(settings, metrics)
         near = _near(cache, settings, refills, metrics)
-        watch = AppliedWatch(cache, near)
+        watch = InvalidationSubscription(cache, near)
         _in_background(ending, watch.run(), "applied-watch")
 
         fusion = f"rrf {settings.query.rrf_k} of {settings.query.window}"
         maker = AnswerMaker(settings.generation, embedder.model.fingerprint, generator.name, fusion)
-        lag = LagWatch(cache, opensearch, metrics)
+        lag = InvalidationLagMonitor(cache, opensearch, metrics)
         _in_background(ending, lag.run(), "lag-watch")
-        standings = Standings(
+        freshness = FreshnessReader(
             cache=cache,
             near=near,
             index=index,
@@ -131,8 +132,8 @@ async def serving(settings: Settings) -> AsyncIterator[str]:
             metrics=metrics,
         )
         _in_background(ending, auditor.run(), "auditor")
-        answering = Answering(
-            standings=standings,
+        answering = AnswerService(
+            freshness=freshness,
             retrieval=retrieval,
             generator=generator,
             cache=cache,
@@ -148,7 +149,7 @@ async def serving(settings: Settings) -> AsyncIterator[str]:
         )
         ending.push_async_callback(answering.close)
         _in_background(ending, refills.run(answering, lambda: retrieval.has_room), "refills")
-        streamed = _closed_by(ending, StreamedAnswers(answering=answering, generator=generator, metrics=metrics))
+        streamed = _closed_by(ending, AnswerStreams(answering=answering, generator=generator, metrics=metrics))
         credentials = await ending.enter_async_context(opened_credentials(settings))
         await _warm_up(embedder, opensearch, retrieval, settings.tenant.default)
         parts = _parts(opensearch, redis, watch, generator_guard) | {
@@ -166,25 +167,25 @@ async def serving(settings: Settings) -> AsyncIterator[str]:
             seconds=seconds,
             tracer=tracing.tracer,
             operations=operations,
-            explaining=Explaining(
+            explaining=AnswerExplainer(
                 cache=cache,
                 slices=cache,
                 near=near,
                 states=states,
                 maker=maker,
                 window=settings.query.window,
-                behind=standings.left_aside,
+                behind=freshness.left_aside,
             ),
             registry=registry,
-            siblings=operations.siblings,
+            peers=operations.peers,
         )
         hits = None
         if not _looks_at_each(settings):
             counts = HitCounts(metrics, counted_in(seconds))
             ending.callback(counts.flush)
-            hits = HitPath(
+            hits = FastPath(
                 app,
-                near=standings.near_hit,
+                near=freshness.near_hit,
                 keys=Keys(maker),
                 credentials=credentials,
                 limit=limit,
@@ -192,8 +193,8 @@ async def serving(settings: Settings) -> AsyncIterator[str]:
                 counts=counts,
                 audit=auditor.saw,
                 full=retrieval.is_full,
-                shared=standings.shared_hit,
-                proof=standings.near_proof,
+                shared=freshness.shared_hit,
+                proof=freshness.near_proof,
             )
         base_url = await ending.enter_async_context(_listening(app, hits, settings))
         _log.info("query_serving", url=base_url, namespace=settings.namespace)
@@ -216,14 +217,14 @@ def _closed_by(ending: AsyncExitStack, part: _Part) -> _Part:
     return part
 
 
-def _near(cache: RedisAnswerCache, settings: Settings, refills: Refills, metrics: QueryMetrics) -> NearCache:
+def _near(cache: RedisAnswerCache, settings: Settings, refills: RefreshAhead, metrics: QueryMetrics) -> NearCache:
     near = NearCache(slices=cache.count, max_bytes=settings.query.near_bytes, dropped=refills.dropped)
     metrics.near_bytes.set_function(lambda: near.size_bytes)
     return near
 
 
-def _refills(settings: Settings, metrics: QueryMetrics) -> Refills:
-    return Refills(
+def _refills(settings: Settings, metrics: QueryMetrics) -> RefreshAhead:
+    return RefreshAhead(
         per_s=settings.query.refills_per_s,
         hits=settings.query.refill_hits,
         # An extract costs no more than the retrieval.
@@ -233,7 +234,7 @@ def _refills(settings: Settings, metrics: QueryMetrics) -> Refills:
     )
 
 
-def _admission(settings: Settings, metrics: QueryMetrics, lag: LagWatch) -> Admission:
+def _admission(settings: Settings, metrics: QueryMetrics, lag: InvalidationLagMonitor) -> Admission:
     return Admission(
         target_ms=settings.query.miss_target_ms,
         queue_ms=settings.query.miss_queue_ms,
@@ -243,10 +244,10 @@ def _admission(settings: Settings, metrics: QueryMetrics, lag: LagWatch) -> Admi
     )
 
 
-def _listening(app: FastAPI, hits: HitPath | None, settings: Settings) -> AbstractAsyncContextManager[str]:
+def _listening(app: FastAPI, hits: FastPath | None, settings: Settings) -> AbstractAsyncContextManager[str]:
     if hits is None:
         return listening(app, settings.query, settings)
-    return listening(hits, settings.query, settings, at_once=AtOnce(URLS, hits.at_once))
+    return listening(hits, settings.query, settings, at_once=InlineResponder(URLS, hits.at_once))
 
 
 def _looks_at_each(settings: Settings) -> bool:
@@ -265,11 +266,11 @@ async def _operations(
         parts,
         metrics.recent,
         memory_limit_bytes=settings.query.memory_limit_bytes or None,
-        siblings=Siblings.of_this_process(),
+        peers=PeerProcesses.of_this_process(),
     )
     _begin_alerting(ending, operations, settings, metrics)
     told = {METRICS: lambda _: generate_latest(registry), **operations.told}
-    await ending.enter_async_context(operations.siblings.listening(told))
+    await ending.enter_async_context(operations.peers.listening(told))
     return operations
 
 
@@ -283,13 +284,13 @@ def _begin_alerting(ending: AsyncExitStack, operations: Operations, settings: Se
         _in_background(ending, alerting.run(), "alerting")
 
 
-def _guarded_generator(settings: GenerationSettings, metrics: QueryMetrics) -> tuple[Guard, GuardedGenerator]:
-    guard = Guard("generator", places=settings.concurrency, metrics=metrics, harmless=(AnswerWithheld,))
+def _guarded_generator(settings: GenerationSettings, metrics: QueryMetrics) -> tuple[Bulkhead, GuardedGenerator]:
+    guard = Bulkhead("generator", places=settings.concurrency, metrics=metrics, harmless=(AnswerWithheld,))
     return guard, GuardedGenerator(open_generator(settings), guard=guard, limit_s=settings.timeout_s)
 
 
 def _guarded_index(index: OpenSearchIndex, settings: OpenSearchSettings, metrics: QueryMetrics) -> GuardedIndex:
-    guard = Guard("index", places=settings.connections, metrics=metrics)
+    guard = Bulkhead("index", places=settings.connections, metrics=metrics)
     return GuardedIndex(index, guard=guard, metrics=metrics, limit_s=settings.timeout_s)
 
 
@@ -303,7 +304,9 @@ async def _warm_up(embedder: Embedder, index: OpenSearchIndex, retrieval: Retrie
         _log.warning("index_not_warmed", reason=str(error))
 
 
-def _parts(index: OpenSearchIndex, redis: Redis, watch: AppliedWatch, generator: Guard) -> dict[str, Part]:
+def _parts(
+    index: OpenSearchIndex, redis: Redis, watch: InvalidationSubscription, generator: Bulkhead
+) -> dict[str, Part]:
     async def redis_answers() -> None:
         with redis_errors():
             await redis.ping()

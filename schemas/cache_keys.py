@@ -1,6 +1,7 @@
 """Where the answers of a tenant lie in Redis."""
 
 from dataclasses import dataclass
+from typing import Final
 from zlib import crc32
 
 from schemas.names import Names
@@ -64,3 +65,7 @@ class AnswerKeys:
 def slice_of(key: str, slices: int) -> int:
     """The slice that an answer belongs to."""
     return crc32(key.encode()) % slices
+
+
+ENTRY_VERSION: Final = 5
+"""Part of every cache key, so that processes of two releases never read each other's entries."""

@@ -1,5 +1,6 @@
 """Questions and answers as end users speak of them."""
 
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated, Final
 
@@ -90,3 +91,15 @@ class QueryResponse(Message):
     query_time_ms: float
     cached: bool
     as_of: AsOf
+
+
+@dataclass(frozen=True, slots=True)
+class GeneratedAnswer:
+    """An answer in Markdown.
+
+    ``[n]`` in ``text`` stands for source ``n``. ``citations`` has each cited place, its quote exactly as the source
+    has it.
+    """
+
+    text: str
+    citations: tuple[Citation, ...] = ()

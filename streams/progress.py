@@ -1,4 +1,4 @@
-"""News of how far events are, for the people who wait for them: best effort, never in the way of the events."""
+"""ChangeLoader of how far events are, for the people who wait for them: best effort, never in the way of the events."""
 
 import asyncio
 from collections.abc import Sequence

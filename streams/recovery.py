@@ -16,14 +16,14 @@ from infra.opensearch.port import (
     ChunkChange,
     ChunkWrite,
     DocumentIndex,
-    Hit,
     IndexUnavailable,
     ManifestWrite,
     Revision,
-    Standing,
+    StoredManifest,
 )
 from schemas.documents import DocumentKey
 from schemas.index import Manifest
+from schemas.search import Hit
 from streams.core.document_change import found_again, rolled_back, rolled_forward, taken_over
 
 PATIENCE_S: Final = 1.0
@@ -84,9 +84,9 @@ class Recovery:
                 found[key] = Found(None, None)
         return found
 
-    async def _settled(self, standing: Standing, *, now_ms: float) -> Found | None:
+    async def _settled(self, standing: StoredManifest, *, now_ms: float) -> Found | None:
         """What is searchable, whoever has written last; None if the manifest is gone by now."""
-        one: Standing | None = standing
+        one: StoredManifest | None = standing
         for _ in range(_LOOKS):
             if one is None:
                 return None
@@ -105,7 +105,7 @@ class Recovery:
             one = await self._read(claim.key)
         raise IndexUnavailable(f"other workers keep writing {standing.manifest.key}: it is tried again")
 
-    async def _read(self, key: DocumentKey) -> Standing | None:
+    async def _read(self, key: DocumentKey) -> StoredManifest | None:
         return (await self.index.standing([key])).get(key)
 
     async def _settle(self, claim: Manifest, *, now_ms: float) -> Manifest:

@@ -17,13 +17,14 @@ import structlog
 from infra.blobs.port import BlobStoreUnavailable
 from infra.embedding.port import EmbeddingThrottled
 from infra.kafka.codec import TRACEPARENT, Undecodable, decode, header
-from infra.kafka.letters import MAX_REASON_CHARS, encode_letter
-from infra.kafka.port import Headers, Producer, Record, StreamUnavailable
+from infra.kafka.dead_letters import MAX_REASON_CHARS, encode_letter
+from infra.kafka.port import Producer, StreamUnavailable
 from infra.opensearch.port import IndexUnavailable
 from infra.redis.port import CacheUnavailable
 from infra.settings import StreamSettings
 from infra.telemetry.tracing import OpenSpan, Tracing
 from schemas.events import StreamMessage
+from schemas.records import Headers, Record
 from streams.core.outcomes import MAYBE_OUR_FAULT, DeadLetter, Outcome
 from streams.topology import TOPOLOGY, StepName
 
@@ -93,7 +94,7 @@ class TooManyDeadLetters(Exception):
     """Most of what came lately would be given up: the fault is rather in this deployment than in the records."""
 
 
-class LetterShare:
+class DeadLetterRateLimit:
     """How much of what a step finished lately it gave up."""
 
     def __init__(self, step: StepName, settings: StreamSettings) -> None:
@@ -143,7 +144,7 @@ class Runner:
         self._tracing = tracing or Tracing()
         self._spans: dict[tuple[int, int], OpenSpan] = {}
         self._queue: asyncio.Queue[Delivery] = asyncio.Queue(maxsize=2 * settings.batch_events)
-        self._letters = LetterShare(step.name, settings)
+        self._letters = DeadLetterRateLimit(step.name, settings)
         self.waiting_for: str | None = None
         self.finished_count = 0
 

@@ -8,8 +8,8 @@ import structlog
 from prometheus_client import CollectorRegistry, start_http_server
 
 from infra.blobs import open_blob_store
-from infra.collecting import collect_less
-from infra.embedding.opening import open_embedder, open_tokenizer
+from infra.embedding.factory import open_embedder, open_tokenizer
+from infra.gc_tuning import tune_gc
 from infra.kafka.producer import KafkaProducer
 from infra.kafka.provision import StreamAdmin
 from infra.opensearch.client import connect
@@ -28,14 +28,12 @@ from infra.web.server import until_told_to_stop
 from infra.webhooks.sender import HttpSender
 from streams.core.invalidation.compiling import compile_loops
 from streams.core.splitting import SPLITTER_VERSION, Splitter
-from streams.courier import Courier
+from streams.evaluation import Fusion, SliceEvaluators
 from streams.faust_app import FaustWorker
-from streams.judging import Fusion, Judges
 from streams.metrics import WorkerMetrics
 from streams.parsing.parse import PARSER_VERSION
 from streams.parsing.sandbox import ParserPool
 from streams.progress import StatesProgress
-from streams.redelivery import Redelivery
 from streams.runner import Runner, Step
 from streams.steps.index import Index
 from streams.steps.invalidate import Invalidate
@@ -43,6 +41,8 @@ from streams.steps.notify import Notify
 from streams.steps.prepare import Prepare
 from streams.topology import StepName
 from streams.watchdog import Watched, measure_lag, watch
+from streams.webhook_delivery import WebhookDelivery
+from streams.webhook_retries import WebhookRetries
 
 log = structlog.get_logger(__name__)
 
@@ -83,7 +83,7 @@ async def work(settings: Settings, steps: Sequence[StepName]) -> None:
             )
             metrics.watch(step.name, runner)
             watched.append(await _start(settings, step.name, runner, closing))
-        collect_less()
+        tune_gc()
         log.info("worker started", steps=[str(step) for step in steps])
         watching = asyncio.create_task(watch(settings, watched), name="watchdog")
         told = asyncio.create_task(until_told_to_stop(), name="signals")
@@ -149,18 +149,18 @@ async def _build_notify(settings: Settings, closing: AsyncExitStack, metrics: Wo
     closing.push_async_callback(client.close)
     sender = await closing.enter_async_context(HttpSender(settings.webhooks))
     store = OpenSearchWebhooks(client, settings.names)
-    courier = Courier(store, sender, settings.webhooks, metrics.webhook_messages)
-    redelivering = asyncio.create_task(Redelivery(courier, metrics.webhooks_waiting).run(), name="redelivery")
+    courier = WebhookDelivery(store, sender, settings.webhooks, metrics.webhook_messages)
+    redelivering = asyncio.create_task(WebhookRetries(courier, metrics.webhooks_waiting).run(), name="redelivery")
     closing.push_async_callback(ended, redelivering)
     return Notify(courier)
 
 
-async def _judges(settings: Settings, slices: RedisAnswerCache, closing: AsyncExitStack) -> Judges:
+async def _judges(settings: Settings, slices: RedisAnswerCache, closing: AsyncExitStack) -> SliceEvaluators:
     client = connect(settings.opensearch)
     closing.push_async_callback(client.close)
     index, terms = OpenSearchIndex(client, settings), OpenSearchTerms(client, settings)
     await asyncio.to_thread(compile_loops)
-    judges = Judges(slices, index, terms, fusion=fusion(settings), settings=settings.answers)
+    judges = SliceEvaluators(slices, index, terms, fusion=fusion(settings), settings=settings.answers)
     following = asyncio.create_task(judges.follow(), name="judges")
 
     async def stop() -> None:

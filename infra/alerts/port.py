@@ -1,16 +1,9 @@
 """What the rest of Freshline knows of alerts."""
 
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Protocol
 
-
-class Severity(StrEnum):
-    """How bad it is."""
-
-    RESOLVED = "resolved"
-    WARNING = "warning"
-    CRITICAL = "critical"
+from schemas.alerts import Severity
 
 
 class AlertNotSent(Exception):

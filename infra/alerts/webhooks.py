@@ -7,7 +7,8 @@ from typing import Any, Final
 import httpx
 from pydantic import SecretStr
 
-from infra.alerts.port import Alert, AlertNotSent, Severity
+from infra.alerts.port import Alert, AlertNotSent
+from schemas.alerts import Severity
 
 _TIMEOUT_S: Final = 5.0
 _MARKS: Final[Mapping[Severity, str]] = {

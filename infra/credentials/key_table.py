@@ -9,8 +9,8 @@ import structlog
 
 from infra.credentials.api_keys import Token, valid_until_ms
 from infra.credentials.port import CredentialRefused, CredentialsUnavailable, KeyStore, Principal, Verified
-from infra.opensearch.port import Access
 from schemas.credentials import ApiKey
+from schemas.search import Access
 
 RECHECK_S: Final = 1.0
 """How long a key that was found valid is taken for so without another look at the table."""

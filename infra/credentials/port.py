@@ -4,8 +4,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from infra.opensearch.port import Access
 from schemas.credentials import ApiKey, Scope
+from schemas.search import Access
 
 
 class CredentialRefused(Exception):

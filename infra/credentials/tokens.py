@@ -11,10 +11,10 @@ from pydantic import TypeAdapter, ValidationError
 
 from infra.credentials.issuer_keys import IssuerKeys
 from infra.credentials.port import CredentialRefused, Principal, Verified
-from infra.opensearch.port import Access
 from infra.settings import JwtSettings
 from schemas.credentials import Scope
 from schemas.documents import Groups, TenantId
+from schemas.search import Access
 
 RECHECK_S: Final = 60.0
 """How long a token that was found valid is taken for so without looking at its signature again."""

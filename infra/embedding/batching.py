@@ -7,8 +7,9 @@ from typing import Final
 
 import numpy as np
 
-from infra.embedding.port import Embedder, EmbeddingError, EmbeddingThrottled, Matrix, ModelInfo, Vector
-from infra.embedding.turns import Turns
+from infra.embedding.port import Embedder, EmbeddingError, EmbeddingThrottled, Matrix, ModelInfo
+from infra.embedding.round_robin import RoundRobinQueue
+from schemas.search import Vector
 
 GOES: Final = 2
 """At a time, so that the tail of one does not leave the model idle."""
@@ -53,7 +54,7 @@ class BatchingEmbedder:
         self._goes = goes
         self._door = asyncio.Semaphore(calls)
         self._jobs: dict[str, _Job] = {}
-        self._turns = Turns()
+        self._turns = RoundRobinQueue()
         self._running: set[asyncio.Task[None]] = set()
         self._closed = False
 

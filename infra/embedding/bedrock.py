@@ -10,8 +10,9 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
-from infra.embedding.lanes import Lanes
-from infra.embedding.port import EmbeddingError, EmbeddingThrottled, Matrix, ModelInfo, Vector
+from infra.embedding.port import EmbeddingError, EmbeddingThrottled, Matrix, ModelInfo
+from infra.embedding.thread_pools import EmbeddingThreadPools
+from schemas.search import Vector
 
 if TYPE_CHECKING:
     from mypy_boto3_bedrock_runtime import BedrockRuntimeClient
@@ -72,7 +73,7 @@ class BedrockEmbedder:
             raise ValueError(f"embedding.dimension is {dimension}; {TITAN} has {', '.join(map(str, DIMENSIONS))}")
         self._client = client
         self.model = ModelInfo(TITAN, dimension, max_tokens=_MAX_TOKENS, fingerprint=f"{TITAN}@{dimension}")
-        self._lanes = Lanes(self._embed, dimension=dimension, threads=calls)
+        self._lanes = EmbeddingThreadPools(self._embed, dimension=dimension, threads=calls)
 
     async def embed_passages(self, texts: Sequence[str]) -> Matrix:
         """See ``Embedder``."""

@@ -7,7 +7,8 @@ from typing import Final
 
 import numpy as np
 
-from infra.embedding.port import Matrix, ModelInfo, Vector
+from infra.embedding.port import Matrix, ModelInfo
+from schemas.search import Vector
 
 _WORD: Final = re.compile(r"\w+")
 

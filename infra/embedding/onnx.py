@@ -34,8 +34,9 @@ import numpy as np
 import onnxruntime as ort
 from tokenizers import Tokenizer
 
-from infra.embedding.lanes import Lanes
-from infra.embedding.port import EmbeddingError, Matrix, ModelInfo, Vector
+from infra.embedding.port import EmbeddingError, Matrix, ModelInfo
+from infra.embedding.thread_pools import EmbeddingThreadPools
+from schemas.search import Vector
 
 MODEL_FILE: Final = "model.onnx"
 TOKENIZER_FILE: Final = "tokenizer.json"
@@ -99,7 +100,7 @@ class OnnxEmbedder:
             fingerprint=f"{name}@{_fingerprint(recipe, weights, self._tokenizer)}",
             query_prefix=recipe.query_prefix,
         )
-        self._lanes = Lanes(self._embed, dimension=self.model.dimension, threads=threads)
+        self._lanes = EmbeddingThreadPools(self._embed, dimension=self.model.dimension, threads=threads)
 
     async def embed_passages(self, texts: Sequence[str]) -> Matrix:
         """See ``Embedder``."""

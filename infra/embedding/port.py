@@ -7,8 +7,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-Vector = NDArray[np.float32]
-"""Shape ``(dimension,)``, of unit length: a dot product is the cosine."""
+from schemas.search import Vector
 
 Matrix = NDArray[np.float32]
 """Shape ``(n, dimension)``, rows of unit length."""

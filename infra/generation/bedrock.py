@@ -12,18 +12,11 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 from urllib3.exceptions import HTTPError as Urllib3Error
 
-from infra.embedding.port import Vector
-from infra.generation.port import (
-    AnswerPart,
-    AnswerWithheld,
-    GeneratedAnswer,
-    GenerationError,
-    GenerationThrottled,
-    SourceText,
-    Written,
-)
+from infra.generation.port import AnswerPart, AnswerWithheld, GenerationError, GenerationThrottled, SourceText, Written
 from infra.generation.prompt import Prompt, build_prompt
 from infra.generation.reading import AnswerReader, read_answer
+from schemas.queries import GeneratedAnswer
+from schemas.search import Vector
 
 if TYPE_CHECKING:
     from mypy_boto3_bedrock_runtime import BedrockRuntimeClient

@@ -4,10 +4,11 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import replace
 from typing import Final
 
-from infra.embedding.port import Embedder, Vector
-from infra.generation.port import NO_ANSWER, AnswerPart, GeneratedAnswer, SourceText, Written
+from infra.embedding.port import Embedder
+from infra.generation.port import NO_ANSWER, AnswerPart, SourceText, Written
 from infra.generation.ranking import Ranking, choose_sentences, rank_sentences
-from schemas.queries import Citation
+from schemas.queries import Citation, GeneratedAnswer
+from schemas.search import Vector
 
 _COMPARED: Final = 8
 """Best sentences whose vectors are compared: each costs a run of the model."""

@@ -8,19 +8,12 @@ from typing import Any, Final
 import httpx
 from pydantic import SecretStr, ValidationError
 
-from infra.embedding.port import Vector
-from infra.generation.port import (
-    AnswerPart,
-    AnswerWithheld,
-    GeneratedAnswer,
-    GenerationError,
-    GenerationThrottled,
-    SourceText,
-    Written,
-)
+from infra.generation.port import AnswerPart, AnswerWithheld, GenerationError, GenerationThrottled, SourceText, Written
 from infra.generation.prompt import build_prompt
 from infra.generation.reading import AnswerReader, read_answer
 from schemas.models import Message
+from schemas.queries import GeneratedAnswer
+from schemas.search import Vector
 
 _BUSY: Final = frozenset({httpx.codes.TOO_MANY_REQUESTS, httpx.codes.SERVICE_UNAVAILABLE})
 _DEFAULT_RETRY_AFTER_S: Final = 1.0

@@ -4,8 +4,8 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-from infra.embedding.port import Vector
-from schemas.queries import Citation
+from schemas.queries import Citation, GeneratedAnswer
+from schemas.search import Vector
 
 NO_ANSWER: Final = "The sources do not answer this question."
 """The whole text of an answer where the sources hold nothing that bears on the question; it has no citations."""
@@ -38,18 +38,6 @@ class SourceText:
     number: int
     text: str
     title: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class GeneratedAnswer:
-    """An answer in Markdown.
-
-    ``[n]`` in ``text`` stands for source ``n``. ``citations`` has each cited place, its quote exactly as the source
-    has it.
-    """
-
-    text: str
-    citations: tuple[Citation, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,9 +4,9 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from infra.generation.port import NO_ANSWER, AnswerPart, AnswerWithheld, GeneratedAnswer, SourceText
+from infra.generation.port import NO_ANSWER, AnswerPart, AnswerWithheld, SourceText
 from infra.generation.sentences import split_sentences, words
-from schemas.queries import Citation
+from schemas.queries import Citation, GeneratedAnswer
 
 _CITED: Final = re.compile(r"\[(\d{1,4}(?:\s*,\s*\d{1,4})*)\]")
 _NUMBER: Final = re.compile(r"\d+")

@@ -9,9 +9,9 @@ from typing import Final, TypeVar, cast
 
 from pydantic import ValidationError
 
-from infra.kafka.port import Headers, Record
 from schemas.documents import DocumentKey
 from schemas.events import EVENT_TYPES, ChunkPlan, DocumentEvent, EventEnded, IndexChange, StreamMessage
+from schemas.records import Headers, Record
 from schemas.topics import CHUNKS, DOCUMENTS, EVENT_ENDS, INDEX_CHANGES
 
 TRACEPARENT: Final = "traceparent"

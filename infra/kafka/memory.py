@@ -7,7 +7,8 @@ from typing import Any
 from uuid import uuid4
 from zlib import crc32
 
-from infra.kafka.port import Placed, Record, check_sizes
+from infra.kafka.port import Placed, check_sizes
+from schemas.records import Record
 from schemas.topics import Topic
 
 

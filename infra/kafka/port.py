@@ -1,12 +1,10 @@
 """What the rest of Freshline asks of the streams."""
 
 from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
+from schemas.records import Record
 from schemas.topics import MAX_RECORD_BYTES, Topic
-
-Headers = tuple[tuple[str, bytes], ...]
 
 
 class StreamUnavailable(Exception):
@@ -15,25 +13,6 @@ class StreamUnavailable(Exception):
 
 class RecordTooLarge(Exception):
     """The record exceeds what the stream takes; larger content travels by blob reference."""
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """A record to produce.
-
-    Attributes:
-        topic: logical topic name; the namespace is added by the producer.
-        key: document key; equal keys share a partition and an order.
-        value: encoded message.
-        headers: CloudEvents attributes and trace context.
-        partition: set on derived topics to the partition of the source record, so that lanes stay lanes.
-    """
-
-    topic: str
-    key: bytes
-    value: bytes
-    headers: Headers = ()
-    partition: int | None = None
 
 
 def check_sizes(records: Sequence[Record]) -> None:

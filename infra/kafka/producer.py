@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Final, Self
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError, MessageSizeTooLargeError
 
-from infra.kafka.port import Placed, Record, RecordTooLarge, StreamUnavailable, check_sizes
+from infra.kafka.port import Placed, RecordTooLarge, StreamUnavailable, check_sizes
 from infra.kafka.security import client_options
 from infra.settings import Settings
+from schemas.records import Record
 from schemas.topics import MAX_RECORD_BYTES
 
 if TYPE_CHECKING:

@@ -8,18 +8,11 @@ from typing import Any, Final
 
 import numpy as np
 
-from infra.opensearch.port import (
-    ChunkWrite,
-    FieldStatistics,
-    FoundPassage,
-    Hit,
-    HybridSearch,
-    ScannedChunk,
-    Vector,
-)
+from infra.opensearch.port import ChunkWrite, FieldStatistics, FoundPassage, ScannedChunk
 from schemas.documents import DocumentKey, LifeState
 from schemas.index import PUBLIC_GROUP, Manifest, StoredChunk, metadata_term, metadata_terms, metadata_text
 from schemas.positions import Position
+from schemas.search import Hit, HybridSearch, Vector
 
 CHUNK_SOURCE: Final = [name for name in StoredChunk.model_fields if name != "text_sha256"]
 """What an answer needs of a passage: everything but its vector, its lexical field and its text's hash."""

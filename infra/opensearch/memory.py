@@ -10,24 +10,20 @@ from typing import Final
 
 import numpy as np
 
-from infra.opensearch.access import allows
 from infra.opensearch.port import (
     ChunkChange,
     ChunkWrite,
     FieldStatistics,
     FoundPassage,
-    Hit,
-    HybridSearch,
     IndexUnavailable,
     ManifestWrite,
     Revision,
     ScannedChunk,
-    Standing,
-    Vector,
-    Windows,
+    StoredManifest,
 )
 from schemas.documents import DocumentKey, LifeState
 from schemas.index import Manifest, StoredChunk
+from schemas.search import Hit, HybridSearch, Vector, Windows, allows
 
 _WORD: Final = re.compile(r"\w+")
 _STOP_WORDS: Final = frozenset(("a", "an", "and", "are", "for", "in", "is", "it", "of", "on", "or", "the", "to"))
@@ -85,7 +81,7 @@ class MemoryIndex:
         self._pause = pause
         self._written: dict[str, _Written | _Deleted] = {}
         self._searchable: dict[str, ChunkWrite] = {}
-        self._manifests: dict[DocumentKey, Standing] = {}
+        self._manifests: dict[DocumentKey, StoredManifest] = {}
         self._manifest_writes = 0
         self._positions: dict[tuple[str, int], int] = {}
         self._vectors: dict[str, Vector] = {}
@@ -157,7 +153,7 @@ class MemoryIndex:
         """See ``DocumentIndex.manifests``."""
         return {key: found.manifest for key, found in (await self.standing(keys)).items()}
 
-    async def standing(self, keys: Sequence[DocumentKey]) -> dict[DocumentKey, Standing]:
+    async def standing(self, keys: Sequence[DocumentKey]) -> dict[DocumentKey, StoredManifest]:
         """See ``DocumentIndex.standing``."""
         self._check_available()
         return {key: self._manifests[key] for key in keys if key in self._manifests}
@@ -174,7 +170,7 @@ class MemoryIndex:
             if (standing.revision if standing else None) == write.replaces:
                 self._manifest_writes += 1
                 revision = Revision(self._manifest_writes, 1)
-                self._manifests[key] = Standing(write.manifest, revision)
+                self._manifests[key] = StoredManifest(write.manifest, revision)
             put.append(revision)
         return put
 

@@ -1,16 +1,12 @@
 """What the write path and the read path ask of the index, and in which words it answers."""
 
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
-from schemas.documents import DocumentKey, MetadataValue
+from schemas.documents import DocumentKey
 from schemas.index import Manifest, StoredChunk
-
-Vector = NDArray[np.float32]
+from schemas.search import Hit, HybridSearch, Vector, Windows
 
 
 class IndexUnavailable(Exception):
@@ -25,61 +21,6 @@ class IndexUnavailable(Exception):
     def __init__(self, message: str, *, retry_after_s: float = 0.0) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
-
-
-@dataclass(frozen=True, slots=True)
-class Access:
-    """What a reader may see: one tenant, and in it the documents of these groups and those without groups."""
-
-    tenant: str
-    groups: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class HybridSearch:
-    """A question for both legs.
-
-    Attributes:
-        text: the question, for the lexical leg.
-        vector: its embedding, unit length, shape (dimension,).
-        access: enforced inside both legs.
-        window: places of each leg to return.
-        filters: exact matches, all of which must hold; a tuple means any of.
-        exact: the vector leg scores every passage that may be found, instead of walking a graph that misses some. Takes
-            time by their number: not for questions, but for those who check.
-    """
-
-    text: str
-    vector: Vector
-    access: Access
-    window: int
-    filters: Mapping[str, MetadataValue | tuple[MetadataValue, ...]] = field(default_factory=dict)
-    exact: bool = False
-
-
-class Hit(NamedTuple):
-    """A place in a leg's window. Hundreds are made for each question.
-
-    Attributes:
-        chunk_id: of the passage.
-        key: of its document.
-        score: in that leg.
-        written: index and position of the write that was found: the same passage of the same write has the same
-            content. None where nobody knows.
-    """
-
-    chunk_id: str
-    key: DocumentKey
-    score: float
-    written: tuple[str, str] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Windows:
-    """What each leg found, best first."""
-
-    vector: tuple[Hit, ...]
-    lexical: tuple[Hit, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +80,7 @@ class Revision(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class StoredManifest:
     """A manifest as it was read, to be replaced."""
 
     manifest: Manifest
@@ -232,7 +173,7 @@ class DocumentIndex(Protocol):
         """Current manifests, in real time; one that never was is absent."""
         ...
 
-    async def standing(self, keys: Sequence[DocumentKey]) -> dict[DocumentKey, Standing]:
+    async def standing(self, keys: Sequence[DocumentKey]) -> dict[DocumentKey, StoredManifest]:
         """As ``manifests``, for a writer."""
         ...
 

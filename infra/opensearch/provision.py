@@ -6,10 +6,7 @@ from opensearchpy import AsyncOpenSearch
 from opensearchpy.exceptions import RequestError
 
 from infra.opensearch.client import connect, unavailable_is_said
-from infra.settings import Settings
-from schemas.index import (
-    LAYOUT,
-    MANIFESTS_REFRESH,
+from infra.opensearch.index_bodies import (
     chunks_index_body,
     keys_index_body,
     manifests_index_body,
@@ -17,6 +14,8 @@ from schemas.index import (
     waiting_index_body,
     webhooks_index_body,
 )
+from infra.settings import Settings
+from schemas.index import LAYOUT, MANIFESTS_REFRESH
 
 
 class IndexMismatch(Exception):

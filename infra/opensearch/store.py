@@ -15,19 +15,16 @@ from infra.opensearch.port import (
     ChunkChange,
     ChunkWrite,
     FoundPassage,
-    Hit,
-    HybridSearch,
     IndexUnavailable,
     ManifestWrite,
     Revision,
     ScannedChunk,
-    Standing,
-    Vector,
-    Windows,
+    StoredManifest,
 )
 from infra.settings import Settings
 from schemas.documents import DocumentKey
 from schemas.index import Manifest, StoredChunk
+from schemas.search import Hit, HybridSearch, Vector, Windows
 
 _CONFLICT: Final = 409
 _NOT_FOUND: Final = 404
@@ -141,7 +138,7 @@ class OpenSearchIndex:
         """See ``DocumentIndex.manifests``."""
         return {key: found.manifest for key, found in (await self.standing(keys)).items()}
 
-    async def standing(self, keys: Sequence[DocumentKey]) -> dict[DocumentKey, Standing]:
+    async def standing(self, keys: Sequence[DocumentKey]) -> dict[DocumentKey, StoredManifest]:
         """See ``DocumentIndex.standing``."""
         if not keys:
             return {}
@@ -149,7 +146,7 @@ class OpenSearchIndex:
         with unavailable_is_said():
             answer = await self._client.mget(index=self._manifests, body={"docs": docs})
         found = [doc for doc in map(_got, answer["docs"]) if doc is not None]
-        standing = [Standing(codec.read_manifest(doc["_source"]), _revision(doc)) for doc in found]
+        standing = [StoredManifest(codec.read_manifest(doc["_source"]), _revision(doc)) for doc in found]
         return {one.manifest.key: one for one in standing}
 
     async def put_manifests(self, writes: Sequence[ManifestWrite]) -> list[Revision | None]:

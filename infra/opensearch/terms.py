@@ -9,10 +9,11 @@ from opensearchpy import AsyncOpenSearch
 from infra.coalescing import Coalescer
 from infra.opensearch import codec
 from infra.opensearch.client import unavailable_is_said
-from infra.opensearch.port import ChunkWrite, FieldStatistics, Hit, IndexUnavailable
+from infra.opensearch.port import ChunkWrite, FieldStatistics, IndexUnavailable
 from infra.opensearch.store import named_chunks
 from infra.settings import Settings
 from schemas.documents import DocumentKey
+from schemas.search import Hit
 
 _DOCUMENTS_AT_ONCE: Final = 200
 """Documents of one request: a passage is analysed anew for each, which takes some tenths of a millisecond."""

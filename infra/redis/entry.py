@@ -18,11 +18,9 @@ from typing import Any, Final
 import numpy as np
 import orjson
 
-from infra.opensearch.port import Access, Hit, HybridSearch
+from schemas.cache_keys import ENTRY_VERSION
 from schemas.documents import DocumentKey
-
-ENTRY_VERSION: Final = 5
-"""Part of every cache key, so that processes of two releases never read each other's entries."""
+from schemas.search import Access, Hit, HybridSearch
 
 _HEAD: Final = struct.Struct("<BdIII")
 _FLOAT: Final = np.dtype("<f4")

@@ -15,11 +15,11 @@ from infra.credentials.api_keys import Token
 from infra.credentials.key_table import KeyTable
 from infra.credentials.port import CredentialRefused, Principal, Verified
 from infra.credentials.tokens import TokenVerifier
-from infra.opensearch.port import Access
 from infra.settings import Settings
 from infra.web.problems import ProblemRaised
 from schemas.credentials import Scope
 from schemas.problems import ProblemType
+from schemas.search import Access
 
 REMEMBERED: Final = 10_000
 """Credentials that need no second verification for a while."""

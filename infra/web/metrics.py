@@ -10,7 +10,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from infra.web.siblings import Siblings
+from infra.web.peers import PeerProcesses
 from schemas.telemetry import HTTP_SECONDS, HTTP_SECONDS_BUCKETS
 
 METRICS: Final = "metrics"
@@ -67,7 +67,7 @@ def install_metrics(
     service: str,
     registry: CollectorRegistry,
     seconds: Histogram | None = None,
-    siblings: Siblings | None = None,
+    peers: PeerProcesses | None = None,
 ) -> None:
     """Time every request of ``app``, and serve ``registry`` at ``/metrics``.
 
@@ -79,16 +79,16 @@ def install_metrics(
         service: its name.
         registry: what is served.
         seconds: where times go, if others note there too; by default made and registered here.
-        siblings: other processes of the address; they answer ``METRICS`` by ``generate_latest``.
+        peers: other processes of the address; they answer ``METRICS`` by ``generate_latest``.
     """
     app.add_middleware(HttpMetrics, service=service, seconds=seconds or http_seconds(registry))
-    siblings = siblings or Siblings()
+    peers = peers or PeerProcesses()
 
     @app.get("/metrics", include_in_schema=False)
     async def metrics() -> Response:
         page = generate_latest(registry)
-        if siblings.shares:
-            page = page_of_all({siblings.pid: page, **await siblings.ask(METRICS)})
+        if peers.shares:
+            page = page_of_all({peers.pid: page, **await peers.ask(METRICS)})
         return Response(page, headers={"Content-Type": CONTENT_TYPE_LATEST})
 
 

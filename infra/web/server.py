@@ -14,9 +14,9 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from infra.settings import HttpSettings, Settings
-from infra.web.at_once import AtOnce, AtOnceProtocol
 from infra.web.credentials import require_safe_bind
 from infra.web.http_protocol import HttpProtocol
+from infra.web.inline_responder import InlineProtocol, InlineResponder
 
 GRACE_S: Final = 10
 """Time that requests under way have to finish after the process was told to stop."""
@@ -131,7 +131,7 @@ class _Server(uvicorn.Server):
 
 @asynccontextmanager
 async def listening(
-    app: ASGIApp, http: HttpSettings, settings: Settings, *, at_once: AtOnce | None = None
+    app: ASGIApp, http: HttpSettings, settings: Settings, *, at_once: InlineResponder | None = None
 ) -> AsyncIterator[str]:
     """Serve ``app``; yields its base URL once requests are taken. ``at_once`` is asked before ``app``.
 
@@ -145,7 +145,7 @@ async def listening(
     config = uvicorn.Config(
         app,
         loop="none",
-        http=HttpProtocol if at_once is None else cast("Any", partial(AtOnceProtocol, at_once=at_once)),
+        http=HttpProtocol if at_once is None else cast("Any", partial(InlineProtocol, at_once=at_once)),
         ws="none",
         lifespan="off",
         access_log=False,

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from infra.kafka.port import Record
+from schemas.records import Record
 from streams.core.outcomes import Finished, Outcome
 
 

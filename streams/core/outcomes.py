@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Final
 
-from infra.kafka.port import Record
+from schemas.records import Record
 
 
 @dataclass(frozen=True, slots=True)

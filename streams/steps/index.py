@@ -25,9 +25,8 @@ from typing import cast
 import numpy as np
 
 from infra.blobs.port import BlobCorrupt, BlobMissing, BlobStore
-from infra.embedding.port import Embedder, Vector
+from infra.embedding.port import Embedder
 from infra.kafka.codec import encode_change
-from infra.kafka.port import Record
 from infra.opensearch.port import ChunkChange, ChunkWrite, DocumentIndex, ManifestWrite, Revision
 from schemas.documents import DocumentKey, Stage
 from schemas.documents import Outcome as EventOutcome
@@ -35,6 +34,8 @@ from schemas.events import Change, ChunkPlan, IndexChange, StageTimes
 from schemas.index import FailedVersion, Manifest, StoredChunk
 from schemas.ownership import owner_refusal
 from schemas.positions import Position
+from schemas.records import Record
+from schemas.search import Vector
 from streams.core.chunk_identity import stored_chunks
 from streams.core.document_change import (
     AlreadyDone,

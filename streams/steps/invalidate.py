@@ -15,15 +15,15 @@ from typing import cast
 import structlog
 
 from infra.kafka.codec import encode_ended
-from infra.kafka.port import Record
 from infra.redis.port import AnswerSlices, CacheUnavailable, EventStates, Progress, reached_by_all
 from schemas.documents import EventStatus, Stage
 from schemas.documents import Outcome as EventOutcome
 from schemas.events import EventEnded, IndexChange
 from schemas.positions import Position
-from streams.core.invalidation.mentions import written
+from schemas.records import Record
+from streams.core.invalidation.change_log import written
 from streams.core.outcomes import Finished, Outcome
-from streams.judging import Judges
+from streams.evaluation import SliceEvaluators
 from streams.runner import Task
 from streams.topology import StepName
 
@@ -35,7 +35,7 @@ class Invalidate:
     """The step."""
 
     slices: AnswerSlices
-    judges: Judges
+    judges: SliceEvaluators
     states: EventStates
 
     name = StepName.INVALIDATE

@@ -14,13 +14,13 @@ from typing import cast
 
 import structlog
 
-from infra.kafka.port import Record
 from schemas.events import EventEnded
+from schemas.records import Record
 from schemas.webhooks import KeptWebhook, WaitingMessage, WebhookMessage, WebhookState
 from streams.core.outcomes import Finished, Outcome
-from streams.courier import Courier, Tried
 from streams.runner import Task
 from streams.topology import StepName
+from streams.webhook_delivery import DeliveryAttempt, WebhookDelivery
 
 log = structlog.get_logger(__name__)
 
@@ -30,7 +30,7 @@ class Notify:
 
     name = StepName.NOTIFY
 
-    def __init__(self, courier: Courier) -> None:
+    def __init__(self, courier: WebhookDelivery) -> None:
         self._courier = courier
         self._webhooks: dict[str, KeptWebhook] = {}
         self._read_s = float("-inf")
@@ -89,9 +89,9 @@ class Notify:
                     wanted[webhook.webhook_id].setdefault(end.event_id, told(end, webhook))
         return {webhook_id: list(messages.values()) for webhook_id, messages in wanted.items()}
 
-    async def _tried(self, webhook: KeptWebhook, messages: Sequence[WaitingMessage]) -> Tried:
+    async def _tried(self, webhook: KeptWebhook, messages: Sequence[WaitingMessage]) -> DeliveryAttempt:
         if webhook.state is WebhookState.FAILING or webhook.webhook_id in self._set_aside:
-            return Tried((), messages, None)
+            return DeliveryAttempt((), messages, None)
         tried = await self._courier.deliver(webhook, messages, patience_s=self._courier.settings.patience_s)
         if tried.left and tried.failure is None:
             self._set_aside.add(webhook.webhook_id)

@@ -15,11 +15,11 @@ from typing import cast
 
 from infra.blobs.port import BlobCorrupt, BlobMissing, BlobStore
 from infra.kafka.codec import encode_plan
-from infra.kafka.port import Record
 from schemas.documents import MAX_METADATA_ENTRIES, IndexedMetadataValue, Stage
 from schemas.documents import Outcome as EventOutcome
 from schemas.events import BlobRef, Change, ChunkPlan, DocumentEvent, PlannedChunk
 from schemas.positions import Position
+from schemas.records import Record
 from schemas.topics import MAX_RECORD_BYTES
 from streams.core.outcomes import DeadLetter, Finished, Outcome
 from streams.core.planned_chunks import dump_chunks

@@ -16,7 +16,7 @@ PLACES = {
     "FRESHLINE_TEST_HOME",
     "FRESHLINE_LISTEN_FD",
     "FRESHLINE_READY_FD",
-    "FRESHLINE_SIBLINGS_DIR",
+    "FRESHLINE_PEERS_DIR",
 }
 """Read before there are settings."""
 

@@ -45,7 +45,7 @@ def test_the_wheel_has_every_file_of_the_rooms_and_no_other(wheel):
 
 
 @pytest.mark.parametrize(
-    "name", ["infra/local/pom.xml", "infra/local/checksums.sha256", "query/console.html", "streams/py.typed"]
+    "name", ["infra/local/pom.xml", "infra/local/checksums.sha256", "query/api/console.html", "streams/py.typed"]
 )
 def test_the_wheel_has_what_is_not_python(wheel, name):
     assert name in wheel

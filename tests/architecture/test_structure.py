@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import typer.main
 
-from freshline.cli import app
+from freshline.cli.app import app
 from freshline.contracts import main as compare_contracts
 from infra.settings import Section, Settings
 

@@ -8,8 +8,8 @@ import click
 import pytest
 import typer.main
 
-from freshline.bench.cli import app as bench_app
-from freshline.cli import app
+from bench.cli import app as bench_app
+from freshline.cli.app import app
 
 ROOT = Path(__file__).parents[2]
 TEXTS = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]

@@ -8,7 +8,7 @@ import pytest
 from only_writer import put_over
 from playwright.async_api import expect
 
-from infra.embedding.opening import open_embedder
+from infra.embedding.factory import open_embedder
 from infra.opensearch.port import ChunkChange, ChunkWrite
 from infra.opensearch.provision import create_indices
 from infra.opensearch.store import OpenSearchIndex

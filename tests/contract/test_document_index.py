@@ -10,20 +10,10 @@ from index_servers import DIMENSION, small
 from only_writer import put_over
 from pydantic import TypeAdapter
 
-from infra.opensearch.access import allows
 from infra.opensearch.client import connect
+from infra.opensearch.index_bodies import chunks_index_body
 from infra.opensearch.memory import MemoryIndex
-from infra.opensearch.port import (
-    Access,
-    ChunkChange,
-    ChunkWrite,
-    Hit,
-    HybridSearch,
-    IndexUnavailable,
-    ManifestWrite,
-    ScannedChunk,
-    Standing,
-)
+from infra.opensearch.port import ChunkChange, ChunkWrite, IndexUnavailable, ManifestWrite, ScannedChunk, StoredManifest
 from infra.opensearch.provision import IndexMismatch, create_indices
 from infra.opensearch.store import OpenSearchIndex
 from infra.settings import Settings
@@ -37,7 +27,8 @@ from schemas.documents import (
     LifeState,
 )
 from schemas.events import BlobRef
-from schemas.index import LAYOUT, Manifest, StoredChunk, chunks_index_body
+from schemas.index import LAYOUT, Manifest, StoredChunk
+from schemas.search import Access, Hit, HybridSearch, allows
 
 TRAVEL, LEAVE = DocumentKey("acme", "hr/travel.md"), DocumentKey("acme", "hr/leave ä.md")
 
@@ -142,14 +133,14 @@ async def test_a_manifest_replaces_exactly_the_one_that_was_read(index):
     [first] = await index.put_manifests([ManifestWrite(claim(TRAVEL, 5), None)])
     assert await index.put_manifests([ManifestWrite(claim(TRAVEL, 6), None)]) == [None], "there is one by now"
     standing = (await index.standing([TRAVEL, LEAVE]))[TRAVEL]
-    assert standing == Standing(claim(TRAVEL, 5), first)
+    assert standing == StoredManifest(claim(TRAVEL, 5), first)
     [second] = await index.put_manifests([ManifestWrite(claim(TRAVEL, 6), first)])
     late = ManifestWrite(complete(claim(TRAVEL, 5)), first)
     assert await index.put_manifests([late]) == [None]
     assert await index.manifests([TRAVEL]) == {TRAVEL: claim(TRAVEL, 6)}
     [third] = await index.put_manifests([ManifestWrite(complete(claim(TRAVEL, 6)), second)])
     assert len({first, second, third}) == 3
-    assert await index.standing([TRAVEL]) == {TRAVEL: Standing(complete(claim(TRAVEL, 6)), third)}
+    assert await index.standing([TRAVEL]) == {TRAVEL: StoredManifest(complete(claim(TRAVEL, 6)), third)}
 
 
 async def test_one_refused_manifest_does_not_stop_the_others(index):

@@ -5,13 +5,14 @@ import pytest
 from index_servers import DIMENSION, small
 
 from infra.opensearch.client import connect
-from infra.opensearch.port import Access, HybridSearch, IndexUnavailable
+from infra.opensearch.index_bodies import chunks_index_body
+from infra.opensearch.port import IndexUnavailable
 from infra.opensearch.provision import create_indices
 from infra.opensearch.store import OpenSearchIndex
 from infra.opensearch.terms import OpenSearchTerms
 from infra.settings import Settings
 from schemas.documents import DocumentKey
-from schemas.index import chunks_index_body
+from schemas.search import Access, HybridSearch
 
 pytestmark = pytest.mark.stack
 

@@ -9,11 +9,12 @@ from only_writer import put_over
 from prometheus_client import CollectorRegistry
 
 from infra.embedding.hashing import HashingEmbedder
-from infra.opensearch.port import Access, ChunkChange, ChunkWrite
-from query.metrics import QueryMetrics
-from query.retrieval import Retrieval
+from infra.opensearch.port import ChunkChange, ChunkWrite
+from query.retrieval.retrieve import Retrieval
+from query.telemetry.metrics import QueryMetrics
 from schemas.documents import DocumentKey, LifeState
 from schemas.index import Manifest, StoredChunk
+from schemas.search import Access
 
 KEY = DocumentKey("acme", "travel.md")
 OLD = {"kept": 1, "hotel old": 2, "train old": 3}

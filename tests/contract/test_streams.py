@@ -11,13 +11,14 @@ from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
 from infra.kafka.codec import decode, encode_change, encode_event, encode_plan, header
 from infra.kafka.memory import MemoryStreams
-from infra.kafka.port import Placed, Record, RecordTooLarge, StreamUnavailable
+from infra.kafka.port import Placed, RecordTooLarge, StreamUnavailable
 from infra.kafka.producer import KafkaProducer
 from infra.kafka.provision import PartitionLag, StreamAdmin, TopicMismatch
 from infra.kafka.reading import read_lane, read_to_end
 from infra.settings import KafkaSettings, Settings
 from schemas.documents import Outcome
 from schemas.events import BlobRef, Change, ChunkPlan, DocumentEvent, IndexChange, PlannedChunk, StageTimes
+from schemas.records import Record
 from schemas.topics import CHUNKS, DOCUMENTS, INDEX_CHANGES, MAX_RECORD_BYTES, TOPICS
 
 PARTITIONS = 3

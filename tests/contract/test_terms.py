@@ -9,13 +9,14 @@ import pytest
 from infra.opensearch import codec
 from infra.opensearch.client import connect
 from infra.opensearch.memory import MemoryIndex
-from infra.opensearch.port import Access, ChunkChange, ChunkWrite, Hit, HybridSearch, IndexUnavailable
+from infra.opensearch.port import ChunkChange, ChunkWrite, IndexUnavailable
 from infra.opensearch.provision import create_indices
 from infra.opensearch.store import OpenSearchIndex
 from infra.opensearch.terms import OpenSearchTerms
 from infra.settings import Settings
 from schemas.documents import DocumentKey
 from schemas.index import StoredChunk
+from schemas.search import Access, Hit, HybridSearch
 from streams.core.invalidation.bm25 import idf, inverse_norms, length_code, share
 from streams.core.invalidation.compiled import product
 from streams.core.invalidation.sweep import DOUBT

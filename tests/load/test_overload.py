@@ -9,8 +9,8 @@ import orjson
 import psutil
 import pytest
 
-from freshline.bench.installation import installed
-from freshline.bench.overload import overload
+from bench.installation import installed
+from bench.overload import overload
 from freshline.services import connect_services, query_target
 
 pytestmark = pytest.mark.stack

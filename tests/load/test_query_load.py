@@ -17,13 +17,13 @@ import psutil
 import pytest
 from only_writer import put_over
 
-from infra.embedding.opening import open_embedder
+from infra.embedding.factory import open_embedder
 from infra.opensearch.port import ChunkChange, ChunkWrite
 from infra.opensearch.provision import create_indices
 from infra.opensearch.store import OpenSearchIndex
 from infra.redis.answers import RedisAnswerCache
 from infra.redis.connect import connect_redis
-from query.near import PROOF_S
+from query.cache.near_cache import PROOF_S
 from schemas.documents import LifeState
 from schemas.index import Manifest, StoredChunk
 from schemas.queries import QueryResponse

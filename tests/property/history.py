@@ -12,15 +12,16 @@ import numpy as np
 from prometheus_client import CollectorRegistry
 
 from infra.embedding.hashing import HashingEmbedder
-from infra.opensearch.port import Access, ChunkChange, ChunkWrite
+from infra.opensearch.port import ChunkChange, ChunkWrite
 from infra.redis.entry import Entry
-from query.core.cache_key import normalised
-from query.metrics import QueryMetrics
-from query.retrieval import Retrieval
+from query.cache.key import normalised
+from query.retrieval.retrieve import Retrieval
+from query.telemetry.metrics import QueryMetrics
 from schemas.documents import DocumentKey, Outcome
 from schemas.events import IndexChange, StageTimes
 from schemas.index import StoredChunk
-from streams.judging import Fusion, Judges
+from schemas.search import Access
+from streams.evaluation import Fusion, SliceEvaluators
 from streams.runner import Task
 from streams.steps.invalidate import Invalidate
 
@@ -88,7 +89,7 @@ class History:
 
     def hire(self):
         """A worker more, which knows nothing."""
-        judges = Judges(self.cache, self.index, self.terms, fusion=FUSION, settings=self.settings)
+        judges = SliceEvaluators(self.cache, self.index, self.terms, fusion=FUSION, settings=self.settings)
         self.workers.append(Invalidate(self.cache, judges, self.states))
 
     async def fill(self):

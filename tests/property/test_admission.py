@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
 from infra.opensearch.port import IndexUnavailable
-from query.admission import Admission, Overloaded
-from query.core.admission import AdaptiveLimit, FairQueue, places_in_line
-from query.metrics import QueryMetrics
+from query.overload.adaptive_limit import AdaptiveLimit, FairQueue, places_in_line
+from query.overload.admission import Admission, Overloaded
+from query.telemetry.metrics import QueryMetrics
 
 
 def settle(limit, *, capacity_per_s, rounds=400):

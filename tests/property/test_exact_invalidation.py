@@ -12,10 +12,10 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from infra.opensearch.port import Access, Hit, HybridSearch, Windows
-from query.core.fusion import fuse
+from query.retrieval.fusion import fuse
 from schemas.documents import DocumentKey
 from schemas.index import StoredChunk
+from schemas.search import Access, Hit, HybridSearch, Windows
 from streams.core.invalidation.compiled import MOST_COUNTED
 from streams.core.invalidation.evidence import Change, Evidence, Passage, Statistics, TermCounts
 from streams.core.invalidation.exact import MAX_TERMS, Exact

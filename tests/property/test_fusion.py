@@ -1,9 +1,9 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infra.opensearch.port import Hit, Windows
-from query.core.fusion import ABSENT, fuse
+from query.retrieval.fusion import ABSENT, fuse
 from schemas.documents import DocumentKey
+from schemas.search import Hit, Windows
 
 CHUNKS = st.lists(st.sampled_from([f"c{number}" for number in range(12)]), unique=True, max_size=12)
 KS = st.integers(0, 200)

@@ -13,8 +13,8 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 from uvicorn.server import ServerState
 
-from infra.web.at_once import AtOnce, AtOnceProtocol
 from infra.web.http_protocol import HttpProtocol
+from infra.web.inline_responder import InlineProtocol, InlineResponder
 
 QUICK = b"/v1/query"
 OFFER = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAEAAEAAAAIAAAABAAMAAABk\r\n"
@@ -96,7 +96,7 @@ class Connection:
         config = uvicorn.Config(application, loop="none", ws="none", lifespan="off", access_log=False, log_config=None)
         make = HttpProtocol
         if kind == "at once":
-            make = partial(AtOnceProtocol, at_once=AtOnce(frozenset({QUICK}), at_once))
+            make = partial(InlineProtocol, at_once=InlineResponder(frozenset({QUICK}), at_once))
         self.protocol = make(config=config, server_state=self.state, app_state={})
         self.protocol.connection_made(self.transport)
 

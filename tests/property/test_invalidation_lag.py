@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
 from infra.redis.memory_answers import MemoryAnswerCache
-from query.lag import LOOK_S, OBJECTIVE_S, LagWatch
-from query.metrics import QueryMetrics
+from query.cache.invalidation_lag import LOOK_S, OBJECTIVE_S, InvalidationLagMonitor
+from query.telemetry.metrics import QueryMetrics
 from schemas.index import MANIFESTS_REFRESH_S
 
 STEP_S = 0.01
@@ -45,7 +45,7 @@ class World:
 async def replay(world, look_every_s, told):
     cache = MemoryAnswerCache()
     await cache.seed("acme", {})
-    watch = LagWatch(cache, world, QueryMetrics(CollectorRegistry()), monotonic_s=lambda: world.now_s)
+    watch = InvalidationLagMonitor(cache, world, QueryMetrics(CollectorRegistry()), monotonic_s=lambda: world.now_s)
     look_at_s, applied = 0.0, -1
     while world.now_s < world.applied_s[-1] + 2:
         world.now_s += STEP_S

@@ -13,7 +13,7 @@ import pytest
 
 from infra.redis.memory_answers import MemoryAnswerCache
 from infra.redis.port import Applied, Lookup
-from query.near import NearCache
+from query.cache.near_cache import NearCache
 
 TENANT, KEY = "acme", "k"
 STEP_S = 0.001

@@ -10,7 +10,7 @@ from infra.kafka.codec import encode_ended
 from infra.opensearch.port import ManifestWrite
 from infra.redis.memory_answers import _Answer
 from ingest.event_status import EventStatuses
-from query.retrieval import Retrieval
+from query.retrieval.retrieve import Retrieval
 from schemas.documents import LifeState
 from schemas.index import original_id
 from streams.core.commit_guard import LaneCommits

@@ -7,16 +7,17 @@ import orjson
 from prometheus_client import CollectorRegistry
 from shaky_twins import ROOM
 
-from freshline.served import served_passages
+from freshline.verify.served import served_passages
 from infra.generation.extractive import ExtractiveGenerator
-from infra.opensearch.port import Access, IndexUnavailable
-from query.answering import Answering
-from query.core.cache_key import AnswerMaker
-from query.metrics import QueryMetrics
-from query.near import NearCache
-from query.standing import Standings
-from query.watch import AppliedWatch
+from infra.opensearch.port import IndexUnavailable
+from query.answers.answer import AnswerService
+from query.cache.freshness import FreshnessReader
+from query.cache.key import AnswerMaker
+from query.cache.near_cache import NearCache
+from query.cache.subscription import InvalidationSubscription
+from query.telemetry.metrics import QueryMetrics
 from schemas.queries import QueryRequest
+from schemas.search import Access
 
 if TYPE_CHECKING:
     from world import World
@@ -32,9 +33,9 @@ class Reader:
         loop = asyncio.get_running_loop()
         metrics = QueryMetrics(CollectorRegistry())
         near = NearCache(slices=world.cache.count, max_bytes=1_000_000, monotonic_s=loop.time)
-        self._watch = watch = AppliedWatch(world.cache, near)
-        self._answering = Answering(
-            standings=Standings(
+        self._watch = watch = InvalidationSubscription(world.cache, near)
+        self._answering = AnswerService(
+            freshness=FreshnessReader(
                 cache=world.cache,
                 index=world.index,
                 near=near,

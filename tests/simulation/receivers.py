@@ -12,7 +12,7 @@ from infra.webhooks.port import NotDelivered
 from schemas.documents import Outcome
 from schemas.positions import Position
 from schemas.webhooks import KeptWebhook
-from streams.courier import Courier
+from streams.webhook_delivery import WebhookDelivery
 
 if TYPE_CHECKING:
     from world import World
@@ -80,6 +80,6 @@ class Receivers:
         return NotDelivered("no answer") if not world.faults.calm and world.rng.random() < 0.1 else None
 
 
-def courier(world: "World") -> Courier:
+def courier(world: "World") -> WebhookDelivery:
     """A courier of a worker in the world."""
-    return Courier(world.webhooks, world.receivers, SETTINGS, now_ms=world.now_ms)
+    return WebhookDelivery(world.webhooks, world.receivers, SETTINGS, now_ms=world.now_ms)

@@ -5,7 +5,7 @@ from hashlib import sha256
 
 from faults import Fault, Faults
 
-from freshline.served import stored_passages
+from freshline.verify.served import stored_passages
 from infra.blobs.memory import MemoryBlobStore
 from infra.blobs.port import BlobStoreUnavailable
 from infra.embedding.hashing import HashingEmbedder

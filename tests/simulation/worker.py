@@ -9,11 +9,11 @@ from receivers import courier
 from shaky_twins import DIMENSION, PARTITIONS, ROOM, Parsers, Splitter
 
 from infra.settings import AnswerSettings, StreamSettings
-from streams.judging import Fusion, Judges
+from streams.evaluation import Fusion, SliceEvaluators
 from streams.progress import StatesProgress
-from streams.redelivery import Redelivery
 from streams.runner import Delivery, Step
 from streams.topology import TOPOLOGY, StepName
+from streams.webhook_retries import WebhookRetries
 
 if TYPE_CHECKING:
     from world import World
@@ -41,7 +41,7 @@ class Worker:
         token = RUNNING.set(self)  # what it starts, and what that starts, is its own
         living = [self._runner.run(), self._read(), self._commit()]
         if step is StepName.NOTIFY:
-            living.append(Redelivery(courier(world)).run())
+            living.append(WebhookRetries(courier(world)).run())
         self._tasks = [asyncio.create_task(one) for one in living]
         RUNNING.reset(token)
 
@@ -74,7 +74,7 @@ class Worker:
         if step is StepName.NOTIFY:
             return parts.notify(courier(world))
         fusion = Fusion(DIMENSION, kept=ROOM, fused=ROOM, rrf_k=60)
-        judges = Judges(world.cache, world.index, world.index, fusion=fusion, settings=AnswerSettings())
+        judges = SliceEvaluators(world.cache, world.index, world.index, fusion=fusion, settings=AnswerSettings())
         return parts.invalidate(world.cache, judges, world.states)
 
     async def _read(self) -> None:

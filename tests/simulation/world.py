@@ -24,13 +24,13 @@ from shaky_twins import (
 )
 from worker import Worker
 
-from freshline.invariants import Version
-from freshline.observed import Observed
-from freshline.served import planned_passages
+from freshline.verify.invariants import Version
+from freshline.verify.observed import Observed
+from freshline.verify.served import planned_passages
 from infra.kafka.codec import decode, encode_event
 from infra.kafka.memory import MemoryStreams
 from ingest.event_status import EventStatuses
-from query.retrieval import Retrieval
+from query.retrieval.retrieve import Retrieval
 from schemas.documents import DocumentKey, EventStatus, Outcome, Stage
 from schemas.events import Change, ChunkPlan, DocumentEvent, EventEnded, IndexChange
 from schemas.positions import Position

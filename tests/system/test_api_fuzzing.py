@@ -10,7 +10,7 @@ from hypothesis.errors import Unsatisfiable
 from schemathesis import GenerationMode, checks
 from schemathesis.core.failures import Failure, FailureGroup
 
-from freshline.bench.installation import Installation, installed
+from bench.installation import Installation, installed
 from infra.local import Stack
 from ingest.batches import NDJSON
 from schemas.content_types import SUPPORTED_TYPES

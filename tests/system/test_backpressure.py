@@ -10,10 +10,10 @@ import pytest
 from aiohttp import ClientSession, web
 from aiohttp.test_utils import unused_port
 
-from freshline.bench.backlog import backlog
-from freshline.bench.installation import installed
+from bench.backlog import backlog
+from bench.installation import installed
 from freshline.services import connect_services
-from freshline.verify import verify
+from freshline.verify.run import verify
 from infra.kafka.provision import StreamAdmin
 from streams.topology import TOPOLOGY, StepName
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from freshline.bench.cache import POLICIES, bench_cache
+from bench.cache import POLICIES, bench_cache
 
 pytestmark = pytest.mark.stack
 

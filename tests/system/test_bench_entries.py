@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from freshline.bench.entries import bench_entries
-from freshline.bench.installation import BenchmarkFailed
+from bench.entries import bench_entries
+from bench.installation import BenchmarkFailed
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(240)]
 

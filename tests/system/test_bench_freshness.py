@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from freshline.bench.freshness import bench_freshness
-from freshline.bench.installation import BenchmarkFailed
+from bench.freshness import bench_freshness
+from bench.installation import BenchmarkFailed
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(240)]
 

@@ -4,9 +4,9 @@ import httpx
 import pytest
 from rooms import write_questions, write_rooms
 
-from freshline.bench.beside import beside
-from freshline.bench.loaded import Ground, loaded
-from freshline.bench.misses import bench_misses
+from bench.beside import beside
+from bench.loaded import Ground, loaded
+from bench.misses import bench_misses
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(240)]
 

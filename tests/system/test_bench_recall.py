@@ -3,8 +3,8 @@
 import pytest
 from rooms import write_questions, write_rooms
 
-from freshline.bench.loaded import Ground
-from freshline.bench.recall import bench_recall
+from bench.loaded import Ground
+from bench.recall import bench_recall
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(240)]
 

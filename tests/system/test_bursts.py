@@ -7,9 +7,9 @@ import httpx
 import orjson
 import pytest
 
-from freshline.bench.installation import Installation, installed
+from bench.installation import Installation, installed
 from freshline.services import Services, connect_services
-from freshline.verify import verify
+from freshline.verify.run import verify
 from infra.blobs import open_blob_store
 from infra.kafka.codec import decode, encode_event
 from infra.kafka.producer import KafkaProducer

@@ -5,9 +5,9 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
 
-from infra.kafka.port import Record
 from infra.kafka.producer import KafkaProducer
 from infra.kafka.provision import StreamAdmin
+from schemas.records import Record
 from schemas.topics import DOCUMENTS
 from streams.faust_app import FaustWorker
 from streams.topology import StepName

@@ -7,10 +7,10 @@ import sys
 
 import pytest
 
-from freshline.bench.installation import installed
+from bench.installation import installed
 from freshline.dry_run import dry_run
 from freshline.services import connect_services
-from streams.rehearsal import Unprocessable
+from streams.dry_run import Unprocessable
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(240)]
 

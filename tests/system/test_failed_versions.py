@@ -13,9 +13,9 @@ import httpx
 import pytest
 from redis.asyncio import Redis
 
-from freshline.bench.installation import Installation, installed
+from bench.installation import Installation, installed
 from freshline.services import Services, connect_services
-from freshline.verify import verify
+from freshline.verify.run import verify
 from infra.local import Stack
 from schemas.index import PUBLIC_GROUP
 

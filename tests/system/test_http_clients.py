@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from freshline.bench.installation import Installation, installed
+from bench.installation import Installation, installed
 from freshline.services import Services, connect_services
 from infra.local import Stack, java
 from schemas.positions import Position

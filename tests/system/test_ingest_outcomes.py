@@ -14,7 +14,7 @@ import httpx
 import pytest
 import redis.asyncio
 
-from freshline.bench.installation import Installation, installed
+from bench.installation import Installation, installed
 from freshline.services import Services, connect_services
 from infra.local import Stack
 

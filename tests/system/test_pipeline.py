@@ -7,12 +7,12 @@ from collections.abc import AsyncIterator
 import httpx
 import pytest
 
-from freshline.bench.installation import Installation, installed
-from freshline.chaos.judge import judging
-from freshline.chaos.traffic import Seen
-from freshline.observed import Harm
+from bench.installation import Installation, installed
+from chaos.judge import judging
+from chaos.traffic import Seen
 from freshline.services import Services, connect_services
-from freshline.verify import verify
+from freshline.verify.observed import Harm
+from freshline.verify.run import verify
 from infra.local import Stack
 from schemas.documents import DocumentKey
 

@@ -11,13 +11,12 @@ from functools import partial
 import httpx
 import pytest
 
-from freshline.bench.installation import Installation, installed
+from bench.installation import Installation, installed
 from freshline.services import Services, connect_services
-from freshline.verify import verify
+from freshline.verify.run import verify
 from infra.blobs.port import ref_of
 from infra.kafka.codec import encode_event, encode_plan
-from infra.kafka.letters import open_letters
-from infra.kafka.port import Headers, Record
+from infra.kafka.dead_letters import open_letters
 from infra.kafka.producer import KafkaProducer
 from infra.kafka.provision import StreamAdmin
 from infra.kafka.reading import read_to_end
@@ -25,6 +24,7 @@ from infra.local import Stack
 from infra.settings import Settings
 from schemas.dead_letters import DEAD_LETTER_HEADERS
 from schemas.events import BlobRef, Change, ChunkPlan, DocumentEvent
+from schemas.records import Headers, Record
 from schemas.topics import CHUNKS, DEAD_LETTERS, DOCUMENTS, EVENT_ENDS, INDEX_CHANGES
 from streams.topology import StepName
 

@@ -11,7 +11,7 @@ from uuid import uuid4
 import httpx
 import pytest
 
-from infra.embedding.opening import open_embedder
+from infra.embedding.factory import open_embedder
 from infra.local.stack import Stack
 from infra.opensearch.port import ChunkChange, ChunkWrite
 from infra.opensearch.provision import create_indices, delete_indices

@@ -12,7 +12,7 @@ import pytest
 from only_writer import put_over
 from structlog.testing import capture_logs
 
-from infra.embedding.opening import open_embedder
+from infra.embedding.factory import open_embedder
 from infra.local.stack import Stack
 from infra.opensearch.port import ChunkChange, ChunkWrite
 from infra.opensearch.provision import create_indices, delete_indices

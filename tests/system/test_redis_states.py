@@ -2,7 +2,7 @@
 
 import pytest
 
-from freshline.bench.redis_states import bench_redis_states
+from bench.redis_states import bench_redis_states
 from infra.local.stack import Stack
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(240)]

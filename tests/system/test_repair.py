@@ -5,10 +5,10 @@ from collections.abc import AsyncIterator
 import httpx
 import pytest
 
-from freshline.agreement import Kind
-from freshline.bench.installation import Installation, installed
+from bench.installation import Installation, installed
 from freshline.services import Services, connect_services
-from freshline.verify import Report, verify
+from freshline.verify.agreement import Kind
+from freshline.verify.run import Report, verify
 from infra.local import Stack
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(300)]

@@ -17,7 +17,7 @@ import httpx
 import orjson
 import pytest
 
-from freshline.bench.installation import Installation, installed
+from bench.installation import Installation, installed
 from freshline.services import Services, connect_services
 from infra.local import Stack
 

@@ -12,7 +12,7 @@ import psutil
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from freshline.bench.installation import installed
+from bench.installation import installed
 
 pytestmark = pytest.mark.stack
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from freshline.bench.installation import Installation, installed
+from bench.installation import Installation, installed
 from freshline.services import Services, connect_services
 from infra.local import Stack
 

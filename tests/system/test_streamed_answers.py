@@ -10,7 +10,7 @@ import httpx
 import pytest
 from model_endpoint import FACT, ON_TOPIC, model_endpoint
 
-from infra.embedding.opening import open_embedder
+from infra.embedding.factory import open_embedder
 from infra.local.stack import Stack
 from infra.opensearch.port import ChunkChange, ChunkWrite
 from infra.opensearch.provision import create_indices, delete_indices

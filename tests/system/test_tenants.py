@@ -18,7 +18,7 @@ import pytest
 from joserfc import jwt
 from joserfc.jwk import KeySet, RSAKey
 
-from freshline.bench.installation import Installation, installed
+from bench.installation import Installation, installed
 from infra.local import Stack
 
 pytestmark = pytest.mark.stack

@@ -9,7 +9,7 @@ import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
-from freshline.bench.installation import installed
+from bench.installation import installed
 from freshline.services import connect_services
 from infra.local import Stack
 

@@ -12,7 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import httpx
 import pytest
 
-from freshline.bench.installation import installed
+from bench.installation import installed
 from freshline.services import connect_services
 from infra.settings import WebhookSettings
 from infra.webhooks.port import NotDelivered

@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from freshline.bench.cli import app
-from freshline.bench.corpus import read_questions
-from freshline.bench.installation import BenchmarkFailed
-from freshline.bench.plot import stale_shares
-from freshline.bench.staleness import Answers, Judge, Moment, State, state_of
-from freshline.bench.traffic import Pace, Traffic
-from freshline.bench.truth import Question, Truth, coarse_length
-from infra.opensearch.port import Access, HybridSearch
+from bench.cli import app
+from bench.corpus import read_questions
+from bench.installation import BenchmarkFailed
+from bench.plot import stale_shares
+from bench.staleness import Answers, Judge, Moment, State, state_of
+from bench.traffic import Pace, Traffic
+from bench.truth import Question, Truth, coarse_length
 from schemas.index import StoredChunk
+from schemas.search import Access, HybridSearch
 from streams.core.invalidation.bm25 import LENGTHS, length_code
 from streams.core.invalidation.evidence import Change, Evidence, Passage, TermCounts
 from streams.core.invalidation.exact import Exact

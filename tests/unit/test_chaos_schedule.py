@@ -1,8 +1,8 @@
 from collections import Counter
 from itertools import islice
 
-from freshline.chaos.documents import generated
-from freshline.chaos.schedule import LONGEST_HOLD_S, NETWORK, SHORTEST_HOLD_S, Kind, schedule
+from chaos.documents import generated
+from chaos.schedule import LONGEST_HOLD_S, NETWORK, SHORTEST_HOLD_S, Kind, schedule
 from ingest.core.changes import Removal
 
 PROCESSES = ("index-1", "index-2", "kafka-1", "kafka-2", "kafka-3", "redis")

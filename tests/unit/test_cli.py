@@ -10,8 +10,8 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from freshline.cli import app, main
-from freshline.terminal import explain
+from freshline.cli.app import app, main
+from freshline.cli.terminal import explain
 from infra.local import StackError
 from infra.settings import Settings
 
@@ -97,7 +97,7 @@ def test_help_of_every_command_has_examples_line_by_line(name: str) -> None:
 
 def test_help_imports_nothing_heavy() -> None:
     heavy = ["pydantic", "httpx", "aiokafka", "faust", "numpy", "onnxruntime", "fastapi"]
-    script = f"import sys, freshline.cli; print([name for name in {heavy} if name in sys.modules])"
+    script = f"import sys, freshline.cli.app; print([name for name in {heavy} if name in sys.modules])"
     assert subprocess.check_output([sys.executable, "-c", script], text=True).strip() == "[]"
 
 

@@ -2,7 +2,16 @@ from typing import Any
 
 import pytest
 
-from freshline.agreement import ADVICE, Kind, PassageContent, compare, compare_passages, expected, refused, to_rewrite
+from freshline.verify.agreement import (
+    ADVICE,
+    Kind,
+    PassageContent,
+    compare,
+    compare_passages,
+    expected,
+    refused,
+    to_rewrite,
+)
 from schemas.documents import DocumentKey, LifeState, Outcome
 from schemas.events import BlobRef, Change, ChunkPlan, DocumentEvent
 from schemas.index import NEVER_COMPLETED, FailedVersion, Manifest, StoredChunk

@@ -7,8 +7,8 @@ from infra.credentials.api_keys import ID_BYTES, SECRET_BYTES, Token, issue, rev
 from infra.credentials.key_table import RECHECK_S, KeyTable
 from infra.credentials.memory_keys import MemoryKeys
 from infra.credentials.port import CredentialRefused, CredentialsUnavailable
-from infra.opensearch.port import Access
 from schemas.credentials import Scope
+from schemas.search import Access
 
 HOUR_MS = 3_600_000.0
 

@@ -14,9 +14,9 @@ from joserfc.jwk import ECKey, KeySet, OctKey, RSAKey
 from infra.credentials.issuer_keys import REFRESH_S, STALE_S, UNKNOWN_KEY_S, IssuerKeys
 from infra.credentials.port import CredentialRefused, CredentialsUnavailable
 from infra.credentials.tokens import RECHECK_S, TokenVerifier
-from infra.opensearch.port import Access
 from infra.settings import JwtSettings
 from schemas.credentials import Scope
+from schemas.search import Access
 
 NOW_S = 1_800_000_000.0
 KEYS = {kid: RSAKey.generate_key(2_048, {"kid": kid}, private=True) for kid in ("one", "two")}

@@ -12,7 +12,7 @@ from botocore.response import StreamingBody
 from botocore.stub import Stubber
 
 from infra.embedding.bedrock import TITAN, BedrockEmbedder, connect
-from infra.embedding.opening import open_tokenizer
+from infra.embedding.factory import open_tokenizer
 from infra.embedding.port import EmbeddingError, EmbeddingThrottled
 from infra.settings import EmbeddingSettings
 from streams.core.splitting import Splitter

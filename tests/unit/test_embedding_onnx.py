@@ -8,8 +8,8 @@ import numpy as np
 import onnxruntime
 import pytest
 
+from infra.embedding.factory import open_embedder
 from infra.embedding.onnx import RECIPES, OnnxEmbedder, load_tokenizer
-from infra.embedding.opening import open_embedder
 from infra.settings import EmbeddingSettings, Settings
 
 

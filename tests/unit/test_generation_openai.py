@@ -10,8 +10,8 @@ import pytest
 from pydantic import SecretStr
 
 from infra.generation.extractive import ExtractiveGenerator
+from infra.generation.factory import open_generator
 from infra.generation.openai import OpenAIGenerator
-from infra.generation.opening import open_generator
 from infra.generation.port import GenerationError, GenerationThrottled, SourceText
 from infra.generation.prompt import build_prompt
 from infra.settings import GenerationSettings

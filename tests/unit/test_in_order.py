@@ -1,6 +1,6 @@
 """Outcomes are told in order, and none before the one that carries its news."""
 
-from infra.kafka.port import Record
+from schemas.records import Record
 from streams.core.in_order import InOrder
 from streams.core.outcomes import DeadLetter, Finished
 

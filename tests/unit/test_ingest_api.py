@@ -10,9 +10,9 @@ from prometheus_client import CollectorRegistry
 
 from infra.blobs.memory import MemoryBlobStore
 from infra.kafka.codec import decode, encode_ended, encode_event, header
-from infra.kafka.letters import encode_letter
+from infra.kafka.dead_letters import encode_letter
 from infra.kafka.memory import MemoryStreams
-from infra.kafka.port import Record, StreamUnavailable
+from infra.kafka.port import StreamUnavailable
 from infra.redis.memory_answers import MemoryAnswerCache
 from infra.redis.memory_states import MemoryEventStates, MemoryVersions
 from infra.redis.port import Progress
@@ -23,14 +23,15 @@ from ingest.accept import Stores
 from ingest.api import build_api
 from ingest.batches import NDJSON
 from ingest.connectors.encoding import header_value
-from ingest.dead_letters import ParkedLetters
+from ingest.dead_letters import DeadLetterQueue
+from ingest.event_log import EventLog
 from ingest.events_api import LOOK_S, follow
-from ingest.placing import Placing
 from schemas.documents import MAX_EVENTS_PER_REQUEST, DocumentKey, EventStatus, LifeState, Outcome, Stage
 from schemas.events import Change, DocumentEvent, EventEnded
 from schemas.index import Manifest
 from schemas.positions import Position
 from schemas.problems import PROBLEM_MEDIA_TYPE, Problem
+from schemas.records import Record
 from schemas.topics import DEAD_LETTERS, DOCUMENTS
 
 MAX_BYTES = 1_000
@@ -83,7 +84,7 @@ class World:
         self.app = build_api(
             SETTINGS,
             stores,
-            ParkedLetters(self.streams.read_to_end, self.streams, Placing(self.streams, self.states)),
+            DeadLetterQueue(self.streams.read_to_end, self.streams, EventLog(self.streams, self.states)),
             self.webhooks,
             credentials=Credentials(SETTINGS),
             required={"kafka": self.check("kafka"), "blobs": self.check("blobs")},

@@ -468,7 +468,7 @@ async def test_what_is_passed_over_is_named_with_the_reason(client, folder, log_
     }
 
 
-# Guard and log
+# Bulkhead and log
 
 
 @pytest.mark.parametrize(

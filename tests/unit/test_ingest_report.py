@@ -2,7 +2,7 @@
 
 import pytest
 
-from freshline.ingest_report import Report
+from freshline.cli.ingest_report import Report
 from ingest.connectors.client import Failure, SentEvent, Summary
 from ingest.connectors.outcomes import EndedEvent, EventOutcomes, find, wait_for_outcomes
 from schemas.documents import MAX_EVENTS_PER_REQUEST, EventStatus, Outcome, Stage

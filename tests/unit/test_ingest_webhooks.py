@@ -4,12 +4,12 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from infra.opensearch.port import Access
 from infra.settings import WebhookSettings
 from infra.web.problems import install_problems
 from infra.webhooks.memory import MemoryWebhooks
 from ingest.webhooks_api import TenantWebhooks, webhook_routes
 from schemas.documents import Outcome
+from schemas.search import Access
 from schemas.webhooks import MAX_WEBHOOKS
 
 URL = "https://example.com/hook"

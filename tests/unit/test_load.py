@@ -8,14 +8,14 @@ from collections import Counter
 
 import pytest
 
-from freshline.bench.users import other_questions
-from freshline.load.drive import arrivals_ask, users_ask
-from freshline.load.edits import history_of, last_state_of, snapshot_of
-from freshline.load.lines import TRANSPORT_FAILED, Exchange, Target
-from freshline.load.questions import BadQuestionFile, Zipf, read_questions
-from freshline.load.report import markdown, plot, write_report
-from freshline.load.run import Crowd, ask_as
-from freshline.load.tally import Ledger, Tally
+from bench.users import other_questions
+from freshline.loadtest.drive import arrivals_ask, users_ask
+from freshline.loadtest.edits import history_of, last_state_of, snapshot_of
+from freshline.loadtest.lines import TRANSPORT_FAILED, Exchange, Target
+from freshline.loadtest.questions import BadQuestionFile, Zipf, read_questions
+from freshline.loadtest.report import markdown, plot, write_report
+from freshline.loadtest.run import Crowd, ask_as
+from freshline.loadtest.tally import Ledger, Tally
 from schemas.positions import Position
 
 

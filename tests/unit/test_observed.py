@@ -2,8 +2,8 @@
 
 import pytest
 
-from freshline.invariants import Version
-from freshline.observed import Harm, Observed
+from freshline.verify.invariants import Version
+from freshline.verify.observed import Harm, Observed
 from schemas.documents import DocumentKey, Outcome
 from schemas.positions import Position
 

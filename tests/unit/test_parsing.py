@@ -230,9 +230,9 @@ def test_csv_and_json_and_notebook():
 
 
 def test_feeds_and_other_xml():
-    feed = b"<rss version='2.0'><channel><title>News</title><item><title>One</title></item></channel></rss>"
+    feed = b"<rss version='2.0'><channel><title>ChangeLoader</title><item><title>One</title></item></channel></rss>"
     for media_type in (RSS, XML):
-        assert parse(feed, media_type).title == "News"
+        assert parse(feed, media_type).title == "ChangeLoader"
     assert parse(b"<a><b>text</b></a>", XML).text == "<a><b>text</b></a>"
 
 

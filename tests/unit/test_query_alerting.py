@@ -10,15 +10,16 @@ import pytest
 from prometheus_client import CollectorRegistry
 from pydantic import SecretStr
 
-from infra.alerts.opening import open_channels
-from infra.alerts.port import Alert, AlertNotSent, Severity
+from infra.alerts.factory import open_channels
+from infra.alerts.port import Alert, AlertNotSent
 from infra.settings import AlertSettings
-from query import alerting as alerting_module
-from query.alerting import Alerting
-from query.core.alarms import Alarms, Reading
-from query.core.recent import Ended, Recent
-from query.metrics import QueryMetrics
-from query.operations import Operations, Part
+from query.operations import alerting as alerting_module
+from query.operations.alert_rules import Alarms, Reading
+from query.operations.alerting import Alerting
+from query.operations.endpoints import Operations, Part
+from query.telemetry.metrics import QueryMetrics
+from query.telemetry.rolling_stats import Ended, RollingStats
+from schemas.alerts import Severity
 
 ALERT = Alert("errors", Severity.CRITICAL, "9 % <b>failed</b>", "query on x", 1_800_000_000_000.0)
 
@@ -89,7 +90,7 @@ class Channel:
 class World:
     def __init__(self, channel, *, memory_limit_bytes=None):
         self.fault = None
-        self.recent = Recent()
+        self.recent = RollingStats()
         self.registry = CollectorRegistry()
 
         async def check():

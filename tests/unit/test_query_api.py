@@ -11,18 +11,19 @@ from prometheus_client import CollectorRegistry
 from pydantic import SecretStr
 
 from infra.embedding.port import EmbeddingError, EmbeddingThrottled
-from infra.opensearch.port import Access, IndexUnavailable
+from infra.opensearch.port import IndexUnavailable
 from infra.redis.port import CacheUnavailable
 from infra.settings import Settings, TenantSettings
 from infra.web.credentials import Credentials
 from infra.web.limits import OverLimit, TenantLimit
-from query.api import build_app, question_limit
-from query.core.recent import Recent
-from query.operations import Operations, Part
-from query.standing import PositionNotReached
+from query.api.app import build_app, question_limit
+from query.cache.freshness import PositionNotReached
+from query.operations.endpoints import Operations, Part
+from query.telemetry.rolling_stats import RollingStats
 from schemas.positions import AsOf, Position
 from schemas.problems import Problem
 from schemas.queries import QueryRequest, QueryResponse
+from schemas.search import Access
 
 ANSWER = QueryResponse(
     results=(), query_time_ms=1, cached=False, as_of=AsOf(positions={3: 42}, checked_ms=1)
@@ -30,7 +31,7 @@ ANSWER = QueryResponse(
 
 
 class Answers:
-    """Stands in for Answering: notes what it was asked, then gives the answer or the error."""
+    """Stands in for AnswerService: notes what it was asked, then gives the answer or the error."""
 
     def __init__(self):
         self.asked: list[tuple[QueryRequest, Access]] = []
@@ -44,7 +45,7 @@ class Answers:
 
 
 class Streamed:
-    """Stands in for StreamedAnswers."""
+    """Stands in for AnswerStreams."""
 
     async def begin(self, _request, _access):
         raise AssertionError("not asked for here")
@@ -71,7 +72,7 @@ def faults():
 def client_of(answers, faults, tenant, **options):
     parts = {name: Part(fault.check, needed=name == "index") for name, fault in faults.items()}
     credentials = Credentials(Settings(tenant=tenant))
-    operations = Operations(parts, Recent())
+    operations = Operations(parts, RollingStats())
     app = build_app(
         answers,
         Streamed(),

@@ -9,19 +9,19 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from infra.opensearch.memory import MemoryIndex
-from infra.opensearch.port import Access, Hit, HybridSearch, Windows
 from infra.redis.entry import Entry
 from infra.redis.memory_answers import MemoryAnswerCache
 from infra.redis.memory_states import MemoryEventStates
 from infra.redis.port import Progress
-from query.auditor import WAITING, Auditor, Seen
-from query.core.audit import Altered, Verdict, difference, judged
-from query.core.fusion import Candidate
-from query.metrics import QueryMetrics
-from query.retrieval import Retrieved
+from query.operations.auditor import WAITING, Auditor, Seen
+from query.retrieval.fusion import Candidate
+from query.retrieval.retrieve import Retrieved
+from query.telemetry.audit_verdicts import Altered, Verdict, difference, judged
+from query.telemetry.metrics import QueryMetrics
 from schemas.documents import DocumentKey, EventStatus, Stage
 from schemas.index import StoredChunk
 from schemas.positions import Position
+from schemas.search import Access, Hit, HybridSearch, Windows
 
 OLD, KEPT, NEW = ("old", 1), ("kept", 1), ("new", 2)
 SERVED, FILLED_AT, AS_OF = (OLD, KEPT), {0: 10}, {0: 20, 1: 5}

@@ -4,16 +4,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from infra.generation.port import GeneratedAnswer
-from infra.opensearch.port import Access, Hit, HybridSearch
 from infra.redis.entry import Entry, UnreadableEntry, stored_response
-from query.core.cache_key import AnswerMaker, cache_key, normalised
-from query.core.fusion import Candidate
-from query.core.response import response_body, stamped
+from query.answers.response import response_body, stamped
+from query.cache.key import AnswerMaker, cache_key, normalised
+from query.retrieval.fusion import Candidate
 from schemas.documents import DocumentKey
 from schemas.index import StoredChunk
 from schemas.positions import AsOf
-from schemas.queries import Citation, QueryRequest, QueryResponse
+from schemas.queries import Citation, GeneratedAnswer, QueryRequest, QueryResponse
+from schemas.search import Access, Hit, HybridSearch
 
 MAKER = AnswerMaker("g1", "bge@1", "extractive", "rrf 60 of 50")
 READER = Access("acme", ("hr", "it"))

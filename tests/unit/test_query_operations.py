@@ -10,13 +10,19 @@ from infra.opensearch.port import IndexUnavailable
 from infra.redis.memory_answers import MemoryAnswerCache
 from infra.settings import Settings, TenantSettings
 from infra.web.credentials import Credentials
-from query.api import build_app
-from query.core.audit import Verdict
-from query.core.health import PartState, health
-from query.core.recent import LONGEST_S, Ended, Recent, Served, Tally
-from query.lag import GIVE_UP_S, OBJECTIVE_S, InvalidationLag, InvalidationLags, LagWatch
-from query.metrics import QueryMetrics
-from query.operations import Operations, Part
+from query.api.app import build_app
+from query.cache.invalidation_lag import (
+    GIVE_UP_S,
+    OBJECTIVE_S,
+    InvalidationLag,
+    InvalidationLagMonitor,
+    InvalidationLags,
+)
+from query.operations.endpoints import Operations, Part
+from query.operations.health import PartState, health
+from query.telemetry.audit_verdicts import Verdict
+from query.telemetry.metrics import QueryMetrics
+from query.telemetry.rolling_stats import LONGEST_S, Ended, RollingStats, Served, Tally
 from schemas.operations import PerformanceSummary
 from schemas.positions import AsOf
 from schemas.queries import QueryResponse
@@ -25,7 +31,7 @@ WELL = PartState(needed=True, fault=None)
 
 
 def test_a_window_counts_what_is_in_it_and_nothing_else():
-    recent = Recent()
+    recent = RollingStats()
     for second in range(100):
         recent.note_end(Ended.ANSWERED, 10.0, now_s=second)
         recent.note_served(Served.HIT if second % 2 else Served.FILLED, 1.0, now_s=second)
@@ -38,7 +44,7 @@ def test_a_window_counts_what_is_in_it_and_nothing_else():
 
 
 def test_an_hour_later_a_second_is_counted_anew():
-    recent = Recent()
+    recent = RollingStats()
     recent.note_end(Ended.ANSWERED, 10.0, now_s=5)
     recent.note_end(Ended.INTERNAL, 10.0, now_s=5 + LONGEST_S)
     window = recent.window(LONGEST_S, now_s=5 + LONGEST_S)
@@ -46,7 +52,7 @@ def test_an_hour_later_a_second_is_counted_anew():
 
 
 def test_percentiles_are_off_by_a_twentieth_at_most():
-    recent = Recent()
+    recent = RollingStats()
     for number in range(1, 10_001):
         recent.note_end(Ended.ANSWERED, number / 10, now_s=number % 50)
     times = recent.window(60, now_s=50).times
@@ -56,7 +62,7 @@ def test_percentiles_are_off_by_a_twentieth_at_most():
 
 
 def busy(*, first_ms):
-    recent = Recent()
+    recent = RollingStats()
     for number in range(100):
         recent.note_end(Ended.ANSWERED, first_ms + number, now_s=1)
         recent.note_served(Served.HIT, 5.0, now_s=1)
@@ -76,7 +82,7 @@ def test_what_processes_counted_adds_up():
 
 @pytest.mark.parametrize("change", [{"ended": [1]}, {"times": None}, {"times": [[1, 2], 3.0]}, {"served": ["many"]}])
 def test_what_another_release_counted_is_refused(change):
-    told = Recent().tally(60, now_s=1).told()
+    told = RollingStats().tally(60, now_s=1).told()
     with pytest.raises(ValueError, match=r"not a tally|invalid literal"):
         Tally.read(told | change)
     with pytest.raises(ValueError, match="not a tally"):
@@ -85,7 +91,7 @@ def test_what_another_release_counted_is_refused(change):
 
 @pytest.mark.parametrize("ms", [0.0, 0.01, 1e9])
 def test_times_beyond_all_buckets_are_counted(ms):
-    recent = Recent()
+    recent = RollingStats()
     recent.note_end(Ended.ANSWERED, ms, now_s=1)
     assert recent.window(1, now_s=1).requests == 1
 
@@ -98,7 +104,7 @@ def test_a_status_says_who_is_at_fault(status, ended):
 
 
 def window_of(**counts):
-    recent = Recent()
+    recent = RollingStats()
     for name, count in counts.items():
         for _ in range(count):
             recent.note_end(Ended(name), 10.0, now_s=1)
@@ -127,7 +133,7 @@ def test_points_are_lost_for_reasons(window, parts, score, reason):
 
 
 def test_slowness_costs_points():
-    recent = Recent()
+    recent = RollingStats()
     for _ in range(100):
         recent.note_end(Ended.ANSWERED, 1_500.0, now_s=1)
     scored = health(recent.window(60, now_s=1), {})
@@ -150,7 +156,7 @@ class World:
         self.fault: Exception | None = None
         self.answers = Answers()
         self.operations = Operations(
-            {"index": Part(self.check, needed=True)}, Recent(), memory_limit_bytes=memory_limit_bytes
+            {"index": Part(self.check, needed=True)}, RollingStats(), memory_limit_bytes=memory_limit_bytes
         )
         credentials = Credentials(Settings(tenant=TenantSettings(api_key=SecretStr("k"))))
         app = build_app(
@@ -256,7 +262,7 @@ async def test_invalidation_lags_when_a_change_stays_unapplied():
 async def test_a_tenant_that_falls_behind_is_told_until_it_has_caught_up():
     cache, index, clock, registry = MemoryAnswerCache(), Index(), [100.0], CollectorRegistry()
     await cache.seed("acme", {})
-    watch = LagWatch(cache, index, QueryMetrics(registry), monotonic_s=lambda: clock[0])
+    watch = InvalidationLagMonitor(cache, index, QueryMetrics(registry), monotonic_s=lambda: clock[0])
     index.at = {0: 5}
     assert not watch.behind("acme")
     await watch.look()
@@ -278,7 +284,7 @@ async def test_a_tenant_that_falls_behind_is_told_until_it_has_caught_up():
 async def test_what_nobody_applies_any_more_costs_all_answers_once():
     """The cache has forgotten what was applied to it, and was told an older position of the index."""
     cache, index, clock, registry = MemoryAnswerCache(), Index(), [100.0], CollectorRegistry()
-    watch = LagWatch(cache, index, QueryMetrics(registry), monotonic_s=lambda: clock[0])
+    watch = InvalidationLagMonitor(cache, index, QueryMetrics(registry), monotonic_s=lambda: clock[0])
     index.at = {0: 5}
     await cache.seed("acme", {0: 4})
     look = await cache.lookup("acme", "a")
@@ -307,7 +313,7 @@ async def test_what_nobody_applies_any_more_costs_all_answers_once():
 
 async def test_after_an_outage_of_the_cache_what_is_searchable_has_to_be_applied_first():
     cache, index, clock, registry = MemoryAnswerCache(), Index(), [100.0], CollectorRegistry()
-    watch = LagWatch(cache, index, QueryMetrics(registry), monotonic_s=lambda: clock[0])
+    watch = InvalidationLagMonitor(cache, index, QueryMetrics(registry), monotonic_s=lambda: clock[0])
     index.at = {0: 5}
     await cache.seed("acme", {0: 5})
     watch.behind("acme")
@@ -333,7 +339,7 @@ async def test_after_an_outage_of_the_cache_what_is_searchable_has_to_be_applied
 
 async def test_who_stops_asking_is_forgotten():
     cache, index, clock, registry = MemoryAnswerCache(), Index(), [100.0], CollectorRegistry()
-    watch = LagWatch(cache, index, QueryMetrics(registry), monotonic_s=lambda: clock[0])
+    watch = InvalidationLagMonitor(cache, index, QueryMetrics(registry), monotonic_s=lambda: clock[0])
     index.at = {0: 5}
     cache.available = False
     watch.behind("acme")

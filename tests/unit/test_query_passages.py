@@ -1,9 +1,9 @@
 """Passages that are read once for each write of them."""
 
-from infra.opensearch.port import Hit
-from query.passages import PassageCache
+from query.retrieval.passage_cache import PassageCache
 from schemas.documents import DocumentKey
 from schemas.index import StoredChunk
+from schemas.search import Hit
 
 TRAVEL = DocumentKey("acme", "travel.md")
 

@@ -13,7 +13,7 @@ from infra.settings import StreamSettings
 from schemas.events import Change, DocumentEvent
 from schemas.topics import CHUNKS, DEAD_LETTERS, MAX_RECORD_BYTES
 from streams.core.outcomes import DeadLetter, Finished
-from streams.runner import Delivery, LetterShare, Record, Runner, TooManyDeadLetters
+from streams.runner import DeadLetterRateLimit, Delivery, Record, Runner, TooManyDeadLetters
 from streams.topology import StepName
 
 SETTINGS = StreamSettings(retry_first_ms=1, retry_max_ms=2, attempts=3, batch_events=4)
@@ -289,7 +289,7 @@ async def test_some_failures_among_many_records_stop_nothing():
 
 
 def test_documents_that_cannot_be_read_stop_nothing_however_many():
-    share = LetterShare(StepName.PREPARE, LIMITED)
+    share = DeadLetterRateLimit(StepName.PREPARE, LIMITED)
     share.count([DeadLetter("unsupported", "an image")] * 1_000)
     with pytest.raises(TooManyDeadLetters):
         share.count([DeadLetter("content-lost", "no blob")] * 4)

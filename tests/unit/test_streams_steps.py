@@ -24,7 +24,7 @@ from schemas.topics import MAX_RECORD_BYTES
 from streams.core.outcomes import DeadLetter, Finished
 from streams.core.planned_chunks import load_chunks
 from streams.core.splitting import embedding_text
-from streams.judging import Fusion, Judges, SliceJudge
+from streams.evaluation import Fusion, SliceEvaluator, SliceEvaluators
 from streams.parsing.emptiness import why_empty
 from streams.parsing.parse import ParsedDocument
 from streams.parsing.sandbox import ParseFailed
@@ -755,7 +755,7 @@ def changed(offset, outcome=Outcome.DONE, *, tenant="acme", added=("x",), partit
 
 def invalidating(cache, states):
     index = MemoryIndex(DIMENSION)
-    judges = Judges(cache, index, index, fusion=Fusion(DIMENSION, 12, 5, 60), settings=AnswerSettings())
+    judges = SliceEvaluators(cache, index, index, fusion=Fusion(DIMENSION, 12, 5, 60), settings=AnswerSettings())
     return Invalidate(cache, judges, states)
 
 
@@ -837,7 +837,9 @@ async def test_states_out_of_reach_do_not_hold_back_invalidation():
 
 async def test_evidence_is_read_ahead_also_after_a_mistake(monkeypatch):
     index = MemoryIndex(DIMENSION)
-    judges = Judges(MemoryAnswerCache(), index, index, fusion=Fusion(DIMENSION, 12, 5, 60), settings=AnswerSettings())
+    judges = SliceEvaluators(
+        MemoryAnswerCache(), index, index, fusion=Fusion(DIMENSION, 12, 5, 60), settings=AnswerSettings()
+    )
     await judges.catch_up("acme", 0)
     looks, went_on = [], asyncio.Event()
 
@@ -847,7 +849,7 @@ async def test_evidence_is_read_ahead_also_after_a_mistake(monkeypatch):
             raise ValueError("a mistake")
         went_on.set()
 
-    monkeypatch.setattr(SliceJudge, "catch_up", looked)
+    monkeypatch.setattr(SliceEvaluator, "catch_up", looked)
     following = asyncio.create_task(judges.follow())
     try:
         async with asyncio.timeout(5):

@@ -13,7 +13,7 @@ from infra.opensearch.port import IndexUnavailable
 from infra.redis.memory_states import MemoryEventStates
 from infra.settings import StreamSettings
 from infra.telemetry.tracing import Tracing
-from ingest.placing import Placing
+from ingest.event_log import EventLog
 from schemas.events import Change, DocumentEvent
 from schemas.telemetry import RECORDS_FINISHED, RECORDS_WAITING, RETRIES, STEP_WAITING
 from schemas.topics import CHUNKS, DOCUMENTS
@@ -63,7 +63,7 @@ async def run_one(runner: Runner, record: Record) -> None:
 async def passed_on(tracing: Tracing) -> str | None:
     """The trace context of what the step writes, for an event that is placed below the sender's span."""
     streams = MemoryStreams(1)
-    await Placing(streams, MemoryEventStates(), tracing).place(EVENT, SENDER)
+    await EventLog(streams, MemoryEventStates(), tracing).place(EVENT, SENDER)
     [placed] = streams.log[DOCUMENTS.name, 0]
     runner = Runner(Step(), streams, StreamSettings(), on_finished=lambda *_: None, tracing=tracing)
     await run_one(runner, placed)

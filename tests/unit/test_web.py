@@ -18,7 +18,7 @@ from infra.credentials.api_keys import issue, revoked
 from infra.credentials.key_table import RECHECK_S, KeyTable
 from infra.credentials.memory_keys import MemoryKeys
 from infra.kafka.port import StreamUnavailable
-from infra.opensearch.port import Access, IndexUnavailable
+from infra.opensearch.port import IndexUnavailable
 from infra.redis.port import CacheUnavailable
 from infra.settings import HttpSettings, Settings, TenantSettings
 from infra.web.audit import install_audit
@@ -29,6 +29,7 @@ from infra.web.problems import ProblemRaised, install_problems
 from infra.web.server import CannotListen, listening, until_told_to_stop
 from schemas.credentials import Scope
 from schemas.problems import PROBLEM_MEDIA_TYPE, InvalidField, Problem, ProblemType
+from schemas.search import Access
 
 LIMIT_BYTES = 100
 KEY = "correct horse"

@@ -20,10 +20,10 @@ from schemas.events import EventEnded
 from schemas.webhooks import KeptWebhook, WebhookState
 from streams.core import webhook_health
 from streams.core.outcomes import Finished
-from streams.courier import PARALLEL, Courier
-from streams.redelivery import BATCH, Redelivery
 from streams.runner import Task
 from streams.steps.notify import Notify
+from streams.webhook_delivery import PARALLEL, WebhookDelivery
+from streams.webhook_retries import BATCH, WebhookRetries
 
 SECRET = made_secret(bytes(range(32)))
 SETTINGS = WebhookSettings(
@@ -201,8 +201,8 @@ class World:
         self.store, self.receivers, self.now_ms = MemoryWebhooks(), Receivers(), 1_000_000.0
         self.store._webhooks = {one.webhook_id: one for one in webhooks}
         self.counted: dict[str, int] = {}
-        self.courier = Courier(self.store, self.receivers, SETTINGS, self._count, now_ms=lambda: self.now_ms)
-        self.step, self.redelivery = Notify(self.courier), Redelivery(self.courier)
+        self.courier = WebhookDelivery(self.store, self.receivers, SETTINGS, self._count, now_ms=lambda: self.now_ms)
+        self.step, self.redelivery = Notify(self.courier), WebhookRetries(self.courier)
 
     def _count(self, result, count):
         self.counted[result] = self.counted.get(result, 0) + count
@@ -384,7 +384,7 @@ async def test_only_one_of_several_workers_tries_a_webhook():
     await world.tell(end(1))
     del world.receivers.wrong[ID]
     world.now_ms += 1_001
-    several = [Redelivery(world.courier) for _ in range(4)]
+    several = [WebhookRetries(world.courier) for _ in range(4)]
     await asyncio.gather(*(one.look() for one in several))
     await asyncio.gather(*(one.settled() for one in several))
     assert world.receivers.taken[ID] == ["e1"]

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from infra.opensearch.port import Access, HybridSearch
 from schemas.index import StoredChunk
+from schemas.search import Access, HybridSearch
 from streams.core.invalidation.evidence import Change, Evidence, Passage, Statistics, TermCounts
 from streams.core.invalidation.exact import Exact
 

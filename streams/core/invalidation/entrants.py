@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from infra.opensearch.access import allows
+from schemas.search import allows
 from streams.core.invalidation.bm25 import idf, inverse_norms, length_code, share
 from streams.core.invalidation.evidence import Change, Evidence, Passage, Statistics, TermCounts
 

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from infra.opensearch.port import HybridSearch, Vector
 from schemas.index import StoredChunk
+from schemas.search import HybridSearch, Vector
 
 
 @dataclass(frozen=True, slots=True)

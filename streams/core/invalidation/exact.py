@@ -18,8 +18,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from infra.opensearch.access import allows
-from infra.opensearch.port import HybridSearch
+from schemas.search import HybridSearch, allows
 from streams.core.invalidation.bm25 import idf, inverse_norms, length_code, share
 from streams.core.invalidation.compiled import (
     MOST_COUNTED,

@@ -1,0 +1,367 @@
+"""What becomes of answers in each state that Redis may be in: true or not, cached or not, how fast.
+
+A whole installation runs on a Redis of this run's own, and each state comes over that. Meanwhile documents are edited,
+one after the other, and questions about them are asked all the time. Each answer shows the number of the edit that it
+was made from, so it is known by itself how old it is:
+
+- *stale*: it lacks an edit at or before its ``as_of``;
+- *past the objective*: it lacks an edit that had been searchable for longer than one second when it was asked for. The
+  index itself is asked, in real time, when an edit is.
+
+Questions, edits and all servers share the cores: times are to be compared with each other.
+"""
+
+import asyncio
+import random
+import re
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, Final
+
+import httpx
+import orjson
+import psutil
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from bench.installation import BenchmarkFailed, Installation, installed
+from infra.local import Stack, fetch
+from infra.opensearch.store import OpenSearchIndex
+from query.cache.invalidation_lag import OBJECTIVE_S
+from schemas.documents import DocumentKey
+from schemas.positions import Position
+
+DOCUMENTS: Final = 40
+QUESTIONS: Final = 200
+READERS: Final = 4
+SKEW: Final = 1.0
+
+_EDIT_EVERY_S: Final = 0.5
+_REST_S: Final = 0.005
+_READY_S: Final = 30.0
+_SLOW_S: Final = 0.03
+_SEED: Final = 1
+_SHOWN: Final = re.compile(r"Room (\d+) has the code c(\d+)\.")
+
+Say = Callable[[str, str], None]
+
+
+@dataclass(slots=True)
+class _Edit:
+    number: int
+    position: Position
+    searchable_s: float | None = None
+
+
+@dataclass(slots=True)
+class _Seen:
+    """Of one state."""
+
+    hit_ms: list[float] = field(default_factory=list)
+    other_ms: list[float] = field(default_factory=list)
+    failed: int = 0
+    stale: int = 0
+    past_objective: int = 0
+
+    def figures(self) -> dict[str, Any]:
+        answered = len(self.hit_ms) + len(self.other_ms)
+        return {
+            "questions": answered + self.failed,
+            "failed": self.failed,
+            "stale": self.stale,
+            "served_past_objective": self.past_objective,
+            "hit_share": round(len(self.hit_ms) / answered, 4) if answered else 0.0,
+            "hit_ms": _percentiles(self.hit_ms),
+            "other_ms": _percentiles(self.other_ms),
+        }
+
+
+async def bench_redis_states(stack: Stack, *, seconds: float, say: Say) -> dict[str, Any]:
+    """Figures for each state, each of which lasts ``seconds``.
+
+    Raises:
+        BenchmarkFailed: Redis or the installation does not start.
+    """
+    async with _Servers.running() as servers:
+        environment = {"FRESHLINE_REDIS__URL": servers.url, "FRESHLINE_REDIS__TIMEOUT_S": "0.5"}
+        async with installed(stack, environment) as installation, _Traffic.running(installation) as traffic:
+            figures = {}
+            states = servers.states() | {"judges paused": lambda: _paused(installation.pids["worker invalidate"])}
+            for name, enter in states.items():
+                async with enter():
+                    say(name, f"{seconds:g} s")
+                    figures[name] = (await traffic.measured(seconds)).figures()
+            return {"seconds": seconds, "questions": QUESTIONS, "zipf_s": SKEW, "states": figures}
+
+
+class _Servers:
+    """The Redis of this run, and what can be done to it."""
+
+    def __init__(self, home: Path) -> None:
+        self._home = home
+        self._port = _free_port()
+        self._process = self._start(self._port)
+
+    @classmethod
+    @asynccontextmanager
+    async def running(cls) -> AsyncIterator["_Servers"]:
+        with tempfile.TemporaryDirectory(prefix="freshline-bench-") as home:
+            servers = cls(Path(home))
+            try:
+                await servers._ready(servers._port)
+                yield servers
+            finally:
+                servers._end()
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self._port}/0"
+
+    def states(self) -> dict[str, Callable[[], Any]]:
+        """In this order: each begins where the one before has left Redis."""
+        return {
+            "healthy": self._healthy,
+            "slow": self._slow,
+            "hanging": self._hanging,
+            "full": self._full,
+            "down": self._down,
+            "wiped": self._wiped,
+            "failed over": self._failed_over,
+            "healthy again": self._healthy,
+        }
+
+    @asynccontextmanager
+    async def _healthy(self) -> AsyncIterator[None]:
+        yield
+
+    @asynccontextmanager
+    async def _slow(self) -> AsyncIterator[None]:
+        """It does nothing for 30 ms, again and again."""
+
+        async def keep_busy() -> None:
+            async with Redis.from_url(self.url) as client:
+                while True:
+                    await _command(client, "DEBUG", "SLEEP", str(_SLOW_S))
+                    await asyncio.sleep(_REST_S)
+
+        busy = asyncio.create_task(keep_busy())
+        try:
+            yield
+        finally:
+            busy.cancel()
+            await asyncio.gather(busy, return_exceptions=True)
+
+    @asynccontextmanager
+    async def _hanging(self) -> AsyncIterator[None]:
+        self._process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self._process.send_signal(signal.SIGCONT)
+
+    @asynccontextmanager
+    async def _full(self) -> AsyncIterator[None]:
+        """No room, and nothing is evicted."""
+        async with Redis.from_url(self.url) as client:
+            used = (await client.info("memory"))["used_memory"]
+            await client.config_set("maxmemory", max(used - 1_000_000, 1))
+            try:
+                yield
+            finally:
+                await client.config_set("maxmemory", 0)
+
+    @asynccontextmanager
+    async def _down(self) -> AsyncIterator[None]:
+        self._end()
+        try:
+            yield
+        finally:
+            self._process = self._start(self._port)
+            await self._ready(self._port)
+
+    @asynccontextmanager
+    async def _wiped(self) -> AsyncIterator[None]:
+        """All data lost, all connections kept."""
+        async with Redis.from_url(self.url) as client:
+            await client.flushall()
+        yield
+
+    @asynccontextmanager
+    async def _failed_over(self) -> AsyncIterator[None]:
+        """A replica takes the place of the first, which dies."""
+        port = _free_port()
+        replica = self._start(port, "--replicaof", f"127.0.0.1 {self._port}")
+        await self._ready(port)
+        async with Redis.from_url(f"redis://127.0.0.1:{port}/0") as client:
+            async with asyncio.timeout(_READY_S):
+                while (await client.info("replication")).get("master_link_status") != "up":  # noqa: ASYNC110 - Redis does not tell
+                    await asyncio.sleep(_REST_S)
+            self._end()
+            await _command(client, "REPLICAOF", "NO", "ONE")
+            await client.config_set("port", self._port)
+        self._process = replica
+        yield
+
+    def _start(self, port: int, *more: str) -> subprocess.Popen[bytes]:
+        home = self._home / str(port)
+        home.mkdir(exist_ok=True)
+        options = ["--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(home)]
+        command = [str(fetch.redis_server()), *options, "--enable-debug-command", "local", *more]
+        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # noqa: S603 - our own
+
+    def _end(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+    async def _ready(self, port: int) -> None:
+        async with Redis.from_url(f"redis://127.0.0.1:{port}/0") as client:
+            deadline_s = time.monotonic() + _READY_S
+            while True:
+                with suppress(RedisError):
+                    await client.ping()
+                    return
+                if time.monotonic() > deadline_s:
+                    raise BenchmarkFailed("a Redis of this run did not start")
+                await asyncio.sleep(_REST_S)
+
+
+class _Traffic:
+    """One who edits, and some who ask."""
+
+    def __init__(self, installation: Installation, index: OpenSearchIndex, http: httpx.AsyncClient) -> None:
+        self._installation = installation
+        self._index = index
+        self._http = http
+        self._tenant = installation.settings.tenant.default
+        self._edits: dict[int, list[_Edit]] = {number: [] for number in range(DOCUMENTS)}
+        self._rng = random.Random(_SEED)  # noqa: S311 - a sample
+        self._revision = 0
+        self._seen = _Seen()
+        self._weights = list(accumulate(1 / rank**SKEW for rank in range(1, QUESTIONS + 1)))
+
+    @classmethod
+    @asynccontextmanager
+    async def running(cls, installation: Installation) -> AsyncIterator["_Traffic"]:
+        index = OpenSearchIndex.open(installation.settings)
+        async with httpx.AsyncClient(timeout=30.0) as http:
+            traffic = cls(installation, index, http)
+            try:
+                await asyncio.gather(*(traffic._edit(number) for number in range(DOCUMENTS)))
+                async with asyncio.timeout(_READY_S), asyncio.TaskGroup() as group:
+                    for number, edits in traffic._edits.items():
+                        group.create_task(traffic._note_searchable(edits[0], number))
+                yield traffic
+            finally:
+                await index.close()
+
+    async def measured(self, seconds: float) -> _Seen:
+        """Edit and ask for so long."""
+        self._seen = _Seen()
+        tasks = [asyncio.create_task(self._for_ever(self._ask_one)) for _ in range(READERS)]
+        tasks.append(asyncio.create_task(self._for_ever(self._edit_one)))
+        await asyncio.wait(tasks, timeout=seconds)
+        for task in tasks:
+            task.cancel()
+        for ended in await asyncio.gather(*tasks, return_exceptions=True):
+            if isinstance(ended, Exception):
+                raise ended
+        return self._seen
+
+    async def _for_ever(self, once: Callable[[], Awaitable[None]]) -> None:
+        while True:
+            await once()
+
+    async def _edit_one(self) -> None:
+        number = self._rng.randrange(DOCUMENTS)
+        edit = await self._edit(number)
+        if edit is not None:
+            await self._note_searchable(edit, number)
+        await asyncio.sleep(_EDIT_EVERY_S)
+
+    async def _edit(self, number: int) -> _Edit | None:
+        """The source numbers its revisions, so that edits are taken without Redis too."""
+        self._revision += 1
+        revision = self._revision
+        headers = {"Content-Type": "text/markdown", "Freshline-Revision": str(revision)}
+        url = f"{self._installation.ingest_url}/v1/documents/room-{number}.md"
+        content = f"Room {number} has the code c{revision}."
+        response = await self._http.put(url, content=content, headers=headers)
+        if not response.is_success:
+            return None
+        edit = _Edit(revision, Position.parse(response.json()["position"]))
+        self._edits[number].append(edit)
+        return edit
+
+    async def _note_searchable(self, edit: _Edit, number: int) -> None:
+        key = DocumentKey(self._tenant, f"room-{number}.md")
+        while True:
+            manifest = (await self._index.manifests([key])).get(key)
+            if manifest is not None and manifest.complete and manifest.version >= edit.number:
+                edit.searchable_s = time.monotonic()
+                return
+            await asyncio.sleep(_REST_S)
+
+    async def _ask_one(self) -> None:
+        [place] = self._rng.choices(range(QUESTIONS), cum_weights=self._weights)
+        room = place % DOCUMENTS
+        question = {"query": f"what code does room {room} have {'please ' * (place // DOCUMENTS)}", "top_k": 3}
+        asked_s = time.monotonic()
+        response = await self._http.post(f"{self._installation.query_url}/v1/query", json=question)
+        took_ms = (time.monotonic() - asked_s) * 1_000
+        if response.is_success:
+            self._judge(orjson.loads(response.content), asked_s, took_ms)
+        else:
+            self._seen.failed += 1
+        await asyncio.sleep(_REST_S)
+
+    def _judge(self, answer: dict[str, Any], asked_s: float, took_ms: float) -> None:
+        (self._seen.hit_ms if answer["cached"] else self._seen.other_ms).append(took_ms)
+        reflected = {int(partition): offset for partition, offset in answer["as_of"]["positions"].items()}
+        for result in answer["results"]:
+            shown = _SHOWN.search(result["text"])
+            if shown is None:
+                continue
+            lacking = [edit for edit in self._edits[int(shown[1])] if edit.number > int(shown[2])]
+            self._seen.stale += any(
+                reflected.get(edit.position.partition, -1) >= edit.position.offset for edit in lacking
+            )
+            self._seen.past_objective += any(
+                edit.searchable_s is not None and edit.searchable_s < asked_s - OBJECTIVE_S for edit in lacking
+            )
+
+
+@asynccontextmanager
+async def _paused(pid: int) -> AsyncIterator[None]:
+    """Redis is well, but nobody judges."""
+    process = psutil.Process(pid)
+    process.suspend()
+    try:
+        yield
+    finally:
+        process.resume()
+
+
+async def _command(client: Redis, *words: str) -> None:
+    execute: Callable[..., Awaitable[object]] = client.execute_command
+    await execute(*words)
+
+
+def _percentiles(times_ms: list[float]) -> dict[str, float] | None:
+    if not times_ms:
+        return None
+    ordered = sorted(times_ms)
+    return {name: round(ordered[int(share * (len(ordered) - 1))], 1) for name, share in (("p50", 0.5), ("p99", 0.99))}
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

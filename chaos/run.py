@@ -1,0 +1,250 @@
+"""A run: faults one after the other under load, and after each the judge. Then the whole stream once more."""
+
+import asyncio
+import os
+import signal
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.errors import KafkaError
+
+from chaos.cluster import WORKERS, Cluster, running
+from chaos.documents import generated, recorded
+from chaos.faults import LINKS, TARGETS, impossible, injected, single_targets
+from chaos.judge import Judge, judging
+from chaos.recovery import NotRecovered
+from chaos.schedule import Fault, schedule
+from chaos.traffic import Readers, Seen, Senders
+from freshline.verify.observed import Harm, Passages
+from infra.kafka.provision import StreamAdmin
+from infra.kafka.security import client_options
+from infra.local import Say
+from infra.opensearch.client import connect
+from schemas.documents import DocumentKey
+from schemas.topics import DOCUMENTS
+from streams.topology import StepName
+
+RECOVERY_S: Final = 120.0
+"""Longest time from the end of a fault until no step is behind."""
+
+_EVENTS_PER_S: Final = 6.0
+_LEAD_S: Final = 3.0
+"""Traffic before each fault, so that it strikes in the middle of something."""
+_GC_DELETES_S: Final = 5
+"""How long this installation remembers versions of deleted passages: late writers meet an index without memory."""
+_REWIND_S: Final = 60.0
+_REPLAY: Final = "full replay"
+_POLL_S: Final = 0.2
+
+
+@dataclass(slots=True)
+class Row:
+    """All faults of one name."""
+
+    times: int = 0
+    in_flight: int = 0
+    harms: Counter[Harm] = field(default_factory=Counter)
+    recovery_s: float = 0.0
+    failed_queries: int = 0
+
+    def figures(self) -> dict[str, Any]:
+        """For the report."""
+        harms = {str(harm): self.harms[harm] for harm in (Harm.LOST, Harm.STALE, Harm.RESURRECTED)}
+        other = sum(self.harms.values()) - sum(harms.values())
+        return {
+            "times": self.times,
+            "in_flight": self.in_flight,
+            **harms,
+            "other": other,
+            "recovery_s": round(self.recovery_s, 1),
+            "failed_queries": self.failed_queries,
+        }
+
+
+class Run:
+    """One run on a running installation."""
+
+    def __init__(self, cluster: Cluster, judge: Judge, seen: Seen, *, seed: int, events: Path | None, say: Say) -> None:
+        self._cluster = cluster
+        self._seed = seed
+        self._say = say
+        self._seen = seen
+        requests = recorded(events) if events else generated(seed)
+        self._senders = Senders(cluster.ingest_urls, requests, _EVENTS_PER_S, self._seen)
+        self._readers = Readers(cluster.query_urls, seed, self._seen)
+        self._judge = judge
+        self._rows: dict[str, Row] = {}
+        self._told_violations = 0
+        self._not_recovered: list[str] = []
+
+    async def go(self, *, minutes: float) -> dict[str, Any]:
+        """Faults for that long; the report."""
+        await self._cluster.whole(timeout_s=RECOVERY_S)
+        await self._forget_deletes_soon()
+        sending = asyncio.create_task(self._senders.run())
+        watching = asyncio.create_task(self._judge.watch())
+        try:
+            async with self._readers.asking():
+                await self._under_faults(minutes, (sending, watching))
+                if not self._not_recovered:
+                    await self._replay_all()
+        finally:
+            for task in (sending, watching):
+                task.cancel()
+            await asyncio.gather(sending, watching, return_exceptions=True)
+        return self._report()
+
+    async def _under_faults(self, minutes: float, alive: tuple[asyncio.Task[None], ...]) -> None:
+        self._senders.go()
+        until_s = time.monotonic() + minutes * 60
+        faults = schedule(self._seed, processes=TARGETS, links=LINKS, single=single_targets(self._cluster))
+        for fault in faults:
+            if time.monotonic() >= until_s or self._not_recovered:
+                return
+            await self._row(fault.name, partial(self._strike, fault))
+            for task in alive:
+                if task.done():
+                    task.result()
+
+    async def _row(
+        self, name: str, happen: Callable[[], Awaitable[int]], before: Mapping[DocumentKey, Passages] | None = None
+    ) -> None:
+        """Let something happen, wait until everything has ended, and have it judged.
+
+        Args:
+            name: of the row in the table.
+            happen: does it, and tells how many records were in flight.
+            before: what is searchable now, where that must not change.
+        """
+        row = self._rows.setdefault(name, Row())
+        failed, harms = sum(self._seen.failed.values()), self._judge.observed.harms()
+        try:
+            row.in_flight += await happen()
+            began_s = time.monotonic()
+            await self._senders.rest()
+            await self._cluster.settled(timeout_s=RECOVERY_S)
+            took_s = time.monotonic() - began_s
+            await self._cluster.whole(timeout_s=RECOVERY_S)
+            after = await self._judge.rest(self._readers.ask)
+            if before is not None:
+                self._judge.observed.replayed(before, after)
+        except NotRecovered as error:
+            self._not_recovered.append(f"{name}: {error}")
+            took_s = RECOVERY_S
+        row.times += 1
+        row.recovery_s = max(row.recovery_s, took_s)
+        row.failed_queries += sum(self._seen.failed.values()) - failed
+        row.harms += self._judge.observed.harms() - harms
+        for violation in self._judge.observed.violations[self._told_violations :]:
+            self._say("violation", str(violation))
+        self._told_violations = len(self._judge.observed.violations)
+        self._say(name, f"recovered in {took_s:.1f} s")
+
+    async def _strike(self, fault: Fault) -> int:
+        self._senders.go()
+        await asyncio.sleep(_LEAD_S)
+        in_flight = await self._cluster.lag()
+        self._say(fault.name, f"{fault.target}, {in_flight} records in flight")
+        async with injected(self._cluster, fault):
+            await asyncio.sleep(fault.hold_s)
+        return in_flight
+
+    async def _replay_all(self) -> None:
+        """The whole stream once more, when versions of what was deleted are forgotten."""
+        before = await self._judge.rest(self._readers.ask)
+        await asyncio.sleep(2 * _GC_DELETES_S)
+        await self._row(_REPLAY, self._begin_again, before)
+
+    async def _begin_again(self) -> int:
+        pids = [await self._cluster.pid(name) for name in WORKERS if name.startswith(StepName.PREPARE)]
+        try:
+            # A group's offsets can be set while it has no member: paused ones are none when their sessions are over.
+            for pid in pids:
+                os.kill(pid, signal.SIGSTOP)
+            await self._rewind()
+        finally:
+            for pid in pids:
+                os.kill(pid, signal.SIGCONT)
+        count = len(self._judge.observed.outcomes)
+        self._say(_REPLAY, f"{count} events again")
+        return count
+
+    async def _rewind(self) -> None:
+        settings = self._cluster.settings
+        topic = settings.names.topic(DOCUMENTS.name)
+        start = {TopicPartition(topic, number): 0 for number in range(settings.kafka.partitions)}
+        group = settings.names.group(StepName.PREPARE)
+        consumer = AIOKafkaConsumer(**client_options(settings.kafka), group_id=group, enable_auto_commit=False)
+        await consumer.start()
+        try:
+            consumer.assign(list(start))
+            async with asyncio.timeout(_REWIND_S):
+                while True:
+                    try:
+                        await consumer.commit(start)
+                    except KafkaError:  # it still has members
+                        await asyncio.sleep(_POLL_S)
+                    else:
+                        break
+        finally:
+            await consumer.stop()
+        async with StreamAdmin(settings) as admin:
+            committed = [lag.committed for lag in await admin.lag(DOCUMENTS, group)]
+        if any(committed):
+            raise AssertionError(f"the group is at {committed}, not at the start")
+
+    async def _forget_deletes_soon(self) -> None:
+        client = connect(self._cluster.settings.opensearch)
+        try:
+            index = self._cluster.settings.names.chunks_alias
+            await client.indices.put_settings(index=index, body={"index.gc_deletes": f"{_GC_DELETES_S}s"})
+        finally:
+            await client.close()
+
+    def _report(self) -> dict[str, Any]:
+        observed = self._judge.observed
+        harms = observed.harms()
+        outcomes = Counter(str(outcome) for outcome in observed.outcomes.values())
+        return {
+            "ok": not observed.violations and not self._not_recovered,
+            "seed": self._seed,
+            "faults": sum(row.times for name, row in self._rows.items() if name != _REPLAY),
+            "lost": harms[Harm.LOST],
+            "stale": harms[Harm.STALE],
+            "resurrected": harms[Harm.RESURRECTED],
+            "other_violations": harms[Harm.LEAKED] + harms[Harm.MISTOLD],
+            "failed_queries": sum(self._seen.failed.values()),
+            "recovery_s": max((round(row.recovery_s, 1) for row in self._rows.values()), default=0.0),
+            "accepted": len(self._seen.promises),
+            "sent_again": self._seen.sent_again,
+            "events": len(observed.outcomes),
+            "outcomes": dict(sorted(outcomes.items())),
+            "untold_outcomes": self._judge.untold,
+            "queries": self._seen.asked,
+            "answered_at_second_try": sum(self._seen.repeated.values()),
+            "slowest_answer_s": round(self._seen.slowest_s, 1),
+            "looks_at_index": self._judge.looks,
+            "failed_because": dict(self._seen.failed),
+            "repeated_because": dict(self._seen.repeated),
+            "not_recovered": self._not_recovered,
+            "not_possible_here": impossible(self._cluster),
+            "violations": [str(violation) for violation in observed.violations[:20]],
+            "by_fault": {name: row.figures() for name, row in sorted(self._rows.items())},
+        }
+
+
+async def run(home: Path, *, seed: int, minutes: float, events: Path | None, say: Say) -> dict[str, Any]:
+    """Start an installation in an empty directory, put it under faults, and end it.
+
+    Raises:
+        StackError: it cannot start, or a program that faults are made with is missing.
+    """
+    seen = Seen()
+    async with running(home, say) as cluster, judging(cluster.settings, seen) as judge:
+        return await Run(cluster, judge, seen, seed=seed, events=events, say=say).go(minutes=minutes)

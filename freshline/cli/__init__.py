@@ -1,0 +1,1 @@
+"""The ``freshline`` command, one module for each group of commands."""

@@ -1,0 +1,208 @@
+"""``keys``: issuing, listing, rotating and revoking API keys."""
+
+import asyncio
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+from freshline.cli.terminal import MISUSED, Data, Json, add_command, err, fail, out, print_json
+
+if TYPE_CHECKING:  # heavy, and only there when a command has run
+    from infra.opensearch.keys import OpenSearchKeys
+    from infra.settings import Settings
+    from schemas.credentials import ApiKey
+
+_DAY_MS: Final = 86_400_000.0
+_HOUR_MS: Final = 3_600_000.0
+
+keys = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="""API keys: who may ask, upload and operate, for which tenant.
+
+\b
+Examples:
+  freshline keys create "search page" --tenant acme --scope query
+  freshline keys list
+""",
+)
+
+KeyId = Annotated[str, typer.Argument(help="Id of the key: the sixteen characters after `fl_`.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the group."""
+    for command in (create, list_, rotate, revoke):
+        add_command(keys, command, name=command.__name__.rstrip("_"))
+    app.add_typer(keys, name="keys")
+
+
+def create(
+    *,
+    label: Annotated[str, typer.Argument(help="Who gets it, for people.")],
+    tenant: Annotated[str | None, typer.Option(help="Whose documents; by default the default tenant's.")] = None,
+    scope: Annotated[
+        list[str] | None, typer.Option(help="query, ingest or admin; repeatable. By default query.")
+    ] = None,
+    group: Annotated[list[str] | None, typer.Option(help="A group whose documents it may find; repeatable.")] = None,
+    expires_days: Annotated[
+        float | None, typer.Option(min=0.0, help="When it ends by itself; never if not given.")
+    ] = None,
+    data: Data = None,
+    as_json: Json = False,
+) -> None:
+    """Issue a key and print it, this once: only its hash is kept. Every process knows it within a few seconds.
+
+    Examples:
+      freshline keys create "search page" --tenant acme --scope query --group staff
+      freshline keys create "content team" --tenant acme --scope ingest --expires-days 90 --json
+    """
+    from infra.credentials.api_keys import ID_BYTES, SECRET_BYTES, issue  # noqa: PLC0415 - heavy
+    from schemas.credentials import Scope  # noqa: PLC0415 - as above
+
+    settings, now_ms = _found(data), time.time() * 1_000
+    known = [str(one) for one in Scope]
+    for name in scope or ():
+        if name not in known:
+            raise fail(f"there is no scope {name!r}: use {', '.join(known)}", MISUSED)
+    key, token = issue(
+        secrets.token_bytes(ID_BYTES + SECRET_BYTES),
+        label=label,
+        tenant=tenant or settings.tenant.default,
+        groups=group or (),
+        scopes=[Scope(name) for name in scope or ("query",)],
+        now_ms=now_ms,
+        expires_ms=None if expires_days is None else now_ms + expires_days * _DAY_MS,
+    )
+
+    async def keep() -> None:
+        from infra.opensearch.provision import create_keys_index  # noqa: PLC0415 - heavy
+
+        await create_keys_index(settings)
+        async with _opened(settings) as store:
+            await store.add(key)
+
+    asyncio.run(keep())
+    _show_token(settings, key, str(token), as_json=as_json)
+
+
+def list_(*, data: Data = None, as_json: Json = False) -> None:
+    """Show all keys, revoked ones too; never a secret, which nobody knows but its holder.
+
+    Examples:
+      freshline keys list
+      freshline keys list --json
+    """
+
+    async def read() -> "Sequence[ApiKey]":
+        async with _opened(_found(data)) as store:
+            return await store.keys()
+
+    found = asyncio.run(read())
+    if as_json:
+        print_json({"keys": [_public(key) for key in found]})
+        return
+    for key in found:
+        scopes, groups = ",".join(key.scopes), ",".join(key.groups) or "-"
+        out.print(f"{key.key_id}  {_state(key):8} {key.tenant:16} {scopes:20} {groups:16} {key.label}")
+    if not found:
+        err.print("there are no keys: `freshline keys create` issues one")
+
+
+def rotate(
+    *,
+    key_id: KeyId,
+    overlap_hours: Annotated[float, typer.Option(min=0.0, help="How long the present secret goes on.")] = 24.0,
+    data: Data = None,
+    as_json: Json = False,
+) -> None:
+    """Give a key another secret and print it, this once. Both are taken until the overlap ends.
+
+    Examples:
+      freshline keys rotate 8f14e45fceea167a
+      freshline keys rotate 8f14e45fceea167a --overlap-hours 0 --json
+    """
+    from infra.credentials.api_keys import SECRET_BYTES, Token, rotated  # noqa: PLC0415 - heavy
+
+    settings, random, now_ms = _found(data), secrets.token_bytes(SECRET_BYTES), time.time() * 1_000
+    tokens: dict[str, Token] = {}
+
+    def change(key: "ApiKey") -> "ApiKey":
+        if key.revoked_ms is not None:
+            raise fail(f"key {key_id} is revoked, and stays so: issue another with `freshline keys create`")
+        changed, tokens[key_id] = rotated(key, random, now_ms=now_ms, overlap_ms=overlap_hours * _HOUR_MS)
+        return changed
+
+    key = _changed(settings, key_id, change)
+    _show_token(settings, key, str(tokens[key_id]), as_json=as_json)
+
+
+def revoke(*, key_id: KeyId, data: Data = None, as_json: Json = False) -> None:
+    """End a key for good. Every process refuses it within a few seconds.
+
+    Examples:
+      freshline keys revoke 8f14e45fceea167a
+    """
+    from infra.credentials.api_keys import revoked  # noqa: PLC0415 - heavy
+
+    now_ms = time.time() * 1_000
+    key = _changed(_found(data), key_id, lambda key: revoked(key, now_ms=now_ms))
+    if as_json:
+        print_json(_public(key))
+    else:
+        out.print(f"revoked: {key.key_id}  {key.label}")
+
+
+def _found(data: Path | None) -> "Settings":
+    from freshline.installation import find  # noqa: PLC0415 - heavy
+
+    return find(data)
+
+
+@asynccontextmanager
+async def _opened(settings: "Settings") -> "AsyncIterator[OpenSearchKeys]":
+    from infra.opensearch.client import connect  # noqa: PLC0415 - heavy
+    from infra.opensearch.keys import OpenSearchKeys  # noqa: PLC0415 - as above
+
+    client = connect(settings.opensearch)
+    try:
+        yield OpenSearchKeys(client, settings.names)
+    finally:
+        await client.close()
+
+
+def _changed(settings: "Settings", key_id: str, change: "Callable[[ApiKey], ApiKey]") -> "ApiKey":
+    async def run() -> "ApiKey | None":
+        async with _opened(settings) as store:
+            return await store.change(key_id, change)
+
+    key = asyncio.run(run())
+    if key is None:
+        raise fail(f"there is no key {key_id!r}: `freshline keys list` shows all")
+    return key
+
+
+def _show_token(settings: "Settings", key: "ApiKey", token: str, *, as_json: bool) -> None:
+    if as_json:
+        print_json(_public(key) | {"token": token})
+        return
+    out.print(token)
+    wait_s = settings.credentials.refresh_s
+    err.print(
+        f"Keep it now, it is shown this once. Key {key.key_id} of {key.tenant}, known everywhere in {wait_s:g} s."
+    )
+
+
+def _public(key: "ApiKey") -> dict[str, Any]:
+    return key.model_dump(mode="json", exclude={"secrets"}) | {"state": _state(key), "secrets": len(key.secrets)}
+
+
+def _state(key: "ApiKey") -> str:
+    if key.revoked_ms is not None:
+        return "revoked"
+    return "expired" if key.expires_ms is not None and key.expires_ms <= time.time() * 1_000 else "valid"

@@ -1,0 +1,1 @@
+"""``freshline demo``: the complete pipeline on local servers, with local documents."""

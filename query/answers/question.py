@@ -1,0 +1,49 @@
+"""Reading a question from the body of a request."""
+
+from typing import Any, Final
+
+from fastapi import Request
+from pydantic import ValidationError
+
+from infra.web.bodies import read_body
+from infra.web.problems import ProblemRaised, invalid, invalid_fields
+from query.cache.key import normalised
+from schemas.problems import InvalidField, ProblemType
+from schemas.queries import QueryRequest
+
+MAX_BODY_BYTES: Final = 256_000
+"""A question and its filters at their own limits fit."""
+
+_JSON: Final = "application/json"
+_EXAMPLE: Final = {
+    "query": "How long can I work from abroad?",
+    "top_k": 3,
+    "generate": True,
+    "filters": {"metadata.department": ["people", "legal"]},
+    "min_position": "documents.v1-3:42",
+}
+
+
+async def read_question(request: Request) -> QueryRequest:
+    """The question in a request's body.
+
+    Raises:
+        ProblemRaised: it is no JSON, too large, or has wrong fields.
+    """
+    # Also keeps other web pages from asking in a reader's browser: they may send JSON only after asking us.
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != _JSON:
+        raise ProblemRaised(ProblemType.UNSUPPORTED_TYPE, f"send the question as Content-Type: {_JSON}")
+    try:
+        question = QueryRequest.model_validate_json(await read_body(request, MAX_BODY_BYTES))
+    except ValidationError as error:
+        fields = invalid_fields([{"loc": found["loc"], "msg": found["msg"]} for found in error.errors()])
+        raise invalid("the question has wrong fields", fields) from None
+    if not normalised(question.query):
+        raise invalid("the question has wrong fields", [InvalidField(field="query", message="has no text")])
+    return question
+
+
+def question_described() -> dict[str, Any]:
+    """Its part of a route's description, for ``openapi_extra``."""
+    schema = QueryRequest.model_json_schema(mode="validation")
+    return {"requestBody": {"required": True, "content": {_JSON: {"schema": schema, "example": _EXAMPLE}}}}

@@ -1,0 +1,1 @@
+"""Health and readiness, statistics, alerting, the freshness auditor, and explanations of answers."""

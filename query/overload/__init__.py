@@ -1,0 +1,1 @@
+"""Overload protection: admission control, bulkheads, circuit breakers, deadlines, retry and token budgets."""

@@ -1,0 +1,1 @@
+"""Metrics and rolling statistics of the query service."""

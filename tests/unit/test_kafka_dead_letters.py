@@ -1,0 +1,96 @@
+"""Dead letters in their topic: what is open, and that a letter fits whatever it holds."""
+
+import pytest
+
+from infra.kafka.codec import encode_change, encode_event, encode_plan
+from infra.kafka.dead_letters import encode_letter, encode_resolution, open_letters
+from infra.kafka.memory import MemoryStreams
+from schemas.dead_letters import DEAD_LETTER_HEADERS, LetterResolved, Resolution
+from schemas.documents import DocumentKey, Outcome
+from schemas.events import Change, ChunkPlan, DocumentEvent, IndexChange, StageTimes
+from schemas.records import Record
+from schemas.topics import CHUNKS, DEAD_LETTERS, DOCUMENTS, INDEX_CHANGES, MAX_RECORD_BYTES, Topic
+
+EVENT = DocumentEvent(event_id="e1", tenant="acme", document_id="a.md", version=3, change=Change.DELETED, accepted_ms=0)
+PLAN = ChunkPlan(event=EVENT, position="documents.v1-0:7", profile="p", chunked_ms=0)
+CHANGE = IndexChange(
+    event_id="e1",
+    tenant="acme",
+    document_id="a.md",
+    version=3,
+    position="documents.v1-0:7",
+    generation="g1",
+    outcome=Outcome.DONE,
+    times=StageTimes(accepted_ms=0),
+)
+
+
+def letter(record: Record, topic: Topic = DOCUMENTS, offset: int = 7) -> Record:
+    parked = Record(DEAD_LETTERS.name, record.key, record.value, record.headers, 0)
+    return encode_letter(parked, topic=topic, offset=offset, step="prepare", kind="failed", reason="why")
+
+
+def closing(open_letter) -> Record:
+    resolved = LetterResolved(letter_id=open_letter.letter_id, resolution=Resolution.DROPPED, at_ms=0)
+    return encode_resolution(open_letter, resolved)
+
+
+async def test_letter_is_open_until_it_is_closed_and_again_when_it_comes_back():
+    streams = MemoryStreams(1)
+    await streams.send_all(
+        [letter(encode_event(EVENT)), letter(encode_event(EVENT)), letter(encode_event(EVENT), offset=8)]
+    )
+    first, second = await open_letters(streams.read_to_end)
+    assert (first.letter_id, second.letter_id) == ("documents.v1-0:7", "documents.v1-0:8")
+    await streams.send(closing(first))
+    assert [one.letter_id for one in await open_letters(streams.read_to_end)] == ["documents.v1-0:8"]
+    await streams.send(letter(encode_event(EVENT)))
+    assert [one.offset for one in await open_letters(streams.read_to_end)] == [8, 7]
+
+
+@pytest.mark.parametrize(
+    ("record", "topic", "event"),
+    [
+        (encode_event(EVENT), DOCUMENTS, EVENT),
+        (encode_plan(PLAN, 0), CHUNKS, EVENT),
+        (encode_change(CHANGE, 0), INDEX_CHANGES, None),
+    ],
+)
+async def test_letter_tells_of_its_document(record, topic, event):
+    streams = MemoryStreams(1)
+    await streams.send(letter(record, topic))
+    [found] = await open_letters(streams.read_to_end)
+    assert found.event == event
+    assert found.document == DocumentKey("acme", "a.md")
+    assert (found.subject.event_id, found.subject.version) == ("e1", 3)
+    assert found.original_headers == record.headers
+    assert (found.topic, found.step, found.kind, found.reason) == (topic.name, "prepare", "failed", "why")
+
+
+async def test_record_that_cannot_be_decoded_is_a_letter_of_no_document():
+    streams = MemoryStreams(1)
+    await streams.send(letter(Record("documents.v1", b"\xff", b"\x00\xff", (("ce_type", b"\xff"),))))
+    [found] = await open_letters(streams.read_to_end)
+    assert (found.message, found.document, found.value) == (None, None, b"\x00\xff")
+
+
+async def test_what_strangers_write_is_no_letter():
+    streams = MemoryStreams(1)
+    resolved = (("ce_type", b"freshline.dead-letter.resolved.v1"),)
+    told = tuple((name, b"x") for name in DEAD_LETTER_HEADERS)
+    for headers in ((), resolved, told, (("__connect.errors.topic", b"documents.v1"),)):
+        await streams.send(Record(DEAD_LETTERS.name, b"k", b"no JSON", headers, 0))
+    assert await open_letters(streams.read_to_end) == []
+
+
+def test_letter_of_a_record_of_any_shape_fits_and_says_why():
+    told = (("__connect.errors.topic", b"mine"), ("note", b"kept"), ("huge", b"h" * 200_000), ("small", b"s"))
+    huge = Record(DOCUMENTS.name, b"k" * 500_000, b"v" * 2_000_000, told, 0)
+    parked = letter(huge)
+    size = len(parked.key) + len(parked.value) + sum(len(name) + len(value) for name, value in parked.headers)
+    assert size < MAX_RECORD_BYTES + 100_000  # what topics take
+    assert len(parked.value) == MAX_RECORD_BYTES
+    headers = dict(parked.headers)
+    assert headers["__connect.errors.topic"] == b"documents.v1"
+    assert headers["note"] == b"kept"
+    assert "huge" not in headers
