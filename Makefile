@@ -29,7 +29,7 @@ format: setup ## Format the code, and mend what lint can mend
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
 
-schemas: setup ## Generate docs/contracts and docs/configuration.md again
+schemas: setup ## Generate docs/contracts, docs/configuration.md and docs/cli.md
 	@$(BIN)/python -m freshline.contracts
 
 lock: $(VENV)/locked ## Resolve requirements.lock anew from pyproject.toml; versions that still fit stay

@@ -1,1 +1,1 @@
-"""Benchmarks: each starts an installation of its own on the local stack, measures, and says what shared the cores."""
+"""Benchmarks. Each starts its own installation on the local stack and reports what shared the processor cores."""

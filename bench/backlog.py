@@ -1,4 +1,4 @@
-"""A worker's memory while far more events wait than it could hold."""
+"""Memory of the workers during a backlog."""
 
 import asyncio
 import contextlib
@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import psutil
 
-from bench.installation import Installation, installed
+from bench.installation import BenchInstallation, installed
 from infra.blobs import open_blob_store
 from infra.kafka.codec import encode_event
 from infra.kafka.producer import KafkaProducer
@@ -19,54 +19,54 @@ from schemas.events import Change, DocumentEvent
 from streams.topology import TOPOLOGY
 
 _TEXTS: Final = 500
-"""Different contents: embedding each of many documents would take the time, and tell nothing of memory."""
+"""Distinct contents. More would spend the time on embedding without affecting memory."""
 
-_AT_ONCE: Final = 1_000
+_BATCH: Final = 1_000
 _SAMPLED_S: Final = 0.25
 _LIMIT_S: Final = 3_600.0
 _MIB: Final = 1024 * 1024
 
 
 async def bench_backlog(stack: Stack, *, waiting: Sequence[int], say: Callable[[str, str], None]) -> dict[str, Any]:
-    """Put events into the stream much faster than they are processed, and watch the workers until all are.
+    """Send events much faster than they are processed, and sample worker memory until the lag is zero.
 
     Args:
         stack: a running stack.
-        waiting: how many events, for each round; the documents of a round are its own.
-        say: told of progress.
+        waiting: number of events of each round; each round has its own documents.
+        say: reports progress.
 
     Raises:
-        BenchmarkFailed: the installation did not start, or has not caught up in an hour.
+        BenchmarkFailed: the installation did not start, or still lags after an hour.
     """
     async with installed(stack) as installation:
         return {"rounds": [await backlog(installation, number, events, say) for number, events in enumerate(waiting)]}
 
 
 async def backlog(
-    installation: Installation, number: int, events: int, say: Callable[[str, str], None]
+    installation: BenchInstallation, number: int, events: int, say: Callable[[str, str], None]
 ) -> dict[str, Any]:
-    """One round: what waited at most, and the resident memory of each worker before, at most, and after."""
+    """One round: maximum lag, and resident memory of each worker before, at maximum, and after."""
     workers = {name: psutil.Process(pid) for name, pid in installation.pids.items() if name.startswith("worker")}
     before = {name: process.memory_info().rss for name, process in workers.items()}
-    most = dict(before)
-    behind: dict[str, int] = {}
+    maximum = dict(before)
+    max_lag: dict[str, int] = {}
     began_s = time.monotonic()
-    async with _watched(installation, workers, most, behind):
+    async with _sampled(installation, workers, maximum, max_lag):
         await _send(installation, number, events)
         sent_s = time.monotonic() - began_s
         say("events", f"{events} sent in {sent_s:.1f} s")
-        await installation.caught_up(timeout_s=_LIMIT_S, told=lambda left: say("waiting", str(left)))
+        await installation.caught_up(timeout_s=_LIMIT_S, on_lag=lambda lag: say("lag", str(lag)))
     took_s = time.monotonic() - began_s
     return {
         "events": events,
         "sent_s": round(sent_s, 1),
         "seconds": round(took_s, 1),
         "events_per_s": round(events / took_s, 1),
-        "waiting_most": behind,
+        "max_lag": max_lag,
         "rss_mib": {
             name: {
                 "before": round(before[name] / _MIB, 1),
-                "most": round(most[name] / _MIB, 1),
+                "max": round(maximum[name] / _MIB, 1),
                 "after": round(process.memory_info().rss / _MIB, 1),
             }
             for name, process in workers.items()
@@ -74,7 +74,7 @@ async def backlog(
     }
 
 
-async def _send(installation: Installation, number: int, events: int) -> None:
+async def _send(installation: BenchInstallation, number: int, events: int) -> None:
     settings = installation.settings
     blobs = open_blob_store(settings.blobs)
     producer = await KafkaProducer.open(settings)
@@ -83,7 +83,7 @@ async def _send(installation: Installation, number: int, events: int) -> None:
             await blobs.put(f"# Page {text}\n\nThe page {text} of round {number} says {text * 7}.\n".encode())
             for text in range(_TEXTS)
         ]
-        for start in range(0, events, _AT_ONCE):
+        for start in range(0, events, _BATCH):
             await producer.send_all(
                 [
                     encode_event(
@@ -98,7 +98,7 @@ async def _send(installation: Installation, number: int, events: int) -> None:
                             accepted_ms=time.time() * 1_000,
                         )
                     )
-                    for at in range(start, min(start + _AT_ONCE, events))
+                    for at in range(start, min(start + _BATCH, events))
                 ]
             )
     finally:
@@ -107,23 +107,26 @@ async def _send(installation: Installation, number: int, events: int) -> None:
 
 
 @asynccontextmanager
-async def _watched(
-    installation: Installation, workers: dict[str, psutil.Process], most: dict[str, int], behind: dict[str, int]
+async def _sampled(
+    installation: BenchInstallation,
+    workers: dict[str, psutil.Process],
+    maximum: dict[str, int],
+    max_lag: dict[str, int],
 ) -> AsyncIterator[None]:
-    async def watch() -> None:
+    async def sample() -> None:
         async with StreamAdmin(installation.settings) as admin:
             while True:
                 for name, process in workers.items():
-                    most[name] = max(most[name], process.memory_info().rss)
+                    maximum[name] = max(maximum[name], process.memory_info().rss)
                 for step, row in TOPOLOGY.items():
                     lags = await admin.lag(row.reads, installation.settings.names.group(step))
-                    behind[str(step)] = max(behind.get(str(step), 0), sum(lag.behind for lag in lags))
+                    max_lag[str(step)] = max(max_lag.get(str(step), 0), sum(lag.behind for lag in lags))
                 await asyncio.sleep(_SAMPLED_S)
 
-    watching = asyncio.create_task(watch())
+    sampling = asyncio.create_task(sample())
     try:
         yield
     finally:
-        watching.cancel()
+        sampling.cancel()
         with contextlib.suppress(asyncio.CancelledError):
-            await watching
+            await sampling

@@ -1,7 +1,10 @@
-"""What the service is compared with, each a server of its own.
+"""Baseline servers that the service is compared with. Started by ``bench.baseline_server``.
 
-Hits with an ASGI application that does nothing else, and with the usual way to cache; both answer the questions of one
-file with the bytes that the service gave. Misses with the usual way to search by vectors. Started by ``beside``.
+- ``bare``: an ASGI application that looks up the response of a request body.
+- ``usual``: FastAPI with a cache in Redis.
+- ``vectors``: FastAPI with one k-NN query, for cache misses.
+
+``bare`` and ``usual`` serve responses recorded from the service.
 """
 
 import sys
@@ -28,15 +31,15 @@ _CONNECTIONS: Final = 64
 _HEADERS: Final = ((b"content-type", b"application/json"),)
 
 
-class Question(BaseModel):
-    """What is asked."""
+class QuestionBody(BaseModel):
+    """Request."""
 
     query: str
     top_k: int = 5
 
 
-class Passage(BaseModel):
-    """A result."""
+class PassageBody(BaseModel):
+    """Result of a search."""
 
     text: str
     score: float
@@ -49,10 +52,10 @@ class Passage(BaseModel):
     metadata: dict[str, Any] | None
 
 
-class Answer(BaseModel):
-    """An answer."""
+class AnswerBody(BaseModel):
+    """Response."""
 
-    results: list[Passage]
+    results: list[PassageBody]
     answer: str | None
     citations: list[dict[str, Any]] | None
     unanswered: str | None
@@ -61,8 +64,8 @@ class Answer(BaseModel):
     as_of: dict[str, Any]
 
 
-class Bare:
-    """The least that an ASGI application can do: read the body, look it up, send the bytes."""
+class BareApp:
+    """The minimal ASGI application: read the body, look it up, send the response."""
 
     def __init__(self, answers: dict[bytes, bytes]) -> None:
         self._answers = {
@@ -71,7 +74,7 @@ class Bare:
         }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a question."""
+        """Serve a request."""
         if scope["type"] != "http":
             return
         body = b""
@@ -85,35 +88,35 @@ class Bare:
         await send({"type": "http.response.body", "body": answer})
 
 
-def usual(redis: Redis) -> FastAPI:
-    """FastAPI with models in and out, and one GET of Redis under a time to live."""
+def conventional_cache(redis: Redis) -> FastAPI:
+    """FastAPI with request and response models, and one Redis GET of entries with a TTL."""
     app = FastAPI()
 
     @app.post("/v1/query")
-    async def query(question: Question) -> Answer:
+    async def query(question: QuestionBody) -> AnswerBody:
         stored = await redis.get(f"usual:{question.query}:{question.top_k}")
-        return Answer.model_validate_json(stored or b"")
+        return AnswerBody.model_validate_json(stored or b"")
 
     return app
 
 
-class Found(BaseModel):
-    """What a search by vectors found."""
+class SearchBody(BaseModel):
+    """Response of a vector search."""
 
-    results: list[Passage]
+    results: list[PassageBody]
     query_time_ms: float
 
 
-def by_vectors(client: AsyncOpenSearch, embedder: Embedder, index: str) -> FastAPI:
-    """FastAPI with models in and out, the question's vector, and one k-NN query.
+def vector_search(client: AsyncOpenSearch, embedder: Embedder, index: str) -> FastAPI:
+    """FastAPI with request and response models, query embedding, and one k-NN query.
 
-    Less than the service does: one leg of two, as wide as what is wanted of it, and nobody learns what the answer is
-    true for. Model, client and index are the service's.
+    It does less than the service: one retriever of two, exactly ``top_k`` results, and no freshness information. Model,
+    client and index are those of the service.
     """
     app = FastAPI()
 
     @app.post("/v1/query")
-    async def query(question: Question) -> Found:
+    async def query(question: QuestionBody) -> SearchBody:
         began_s = time.perf_counter()
         vector = (await embedder.embed_query(question.query)).tolist()
         body = {
@@ -123,10 +126,10 @@ def by_vectors(client: AsyncOpenSearch, embedder: Embedder, index: str) -> FastA
         }
         hits = (await client.search(index=index, body=body))["hits"]["hits"]
         results = [
-            Passage(score=hit["_score"], span=(hit["_source"]["start"], hit["_source"]["end"]), **hit["_source"])
+            PassageBody(score=hit["_score"], span=(hit["_source"]["start"], hit["_source"]["end"]), **hit["_source"])
             for hit in hits
         ]
-        return Found(results=results, query_time_ms=(time.perf_counter() - began_s) * 1_000)
+        return SearchBody(results=results, query_time_ms=(time.perf_counter() - began_s) * 1_000)
 
     return app
 
@@ -134,19 +137,19 @@ def by_vectors(client: AsyncOpenSearch, embedder: Embedder, index: str) -> FastA
 async def _app(kind: str, settings: Settings, answers: dict[bytes, bytes]) -> ASGIApp:
     match kind:
         case "bare":
-            return Bare(answers)
+            return BareApp(answers)
         case "usual":
-            # A pool that raises when all its connections are in use would fail most requests at thousands of them.
+            # Blocking: other pools fail a request if all connections are in use.
             pool = BlockingConnectionPool.from_url(settings.redis.url, max_connections=_CONNECTIONS, timeout=30)
             redis = Redis.from_pool(pool)
             for body, answer in answers.items():
-                question = Question.model_validate_json(body)
+                question = QuestionBody.model_validate_json(body)
                 await redis.set(f"usual:{question.query}:{question.top_k}", answer, ex=_TTL_S)
-            return usual(redis)
+            return conventional_cache(redis)
         case "vectors":
             index = settings.names.chunks_alias
-            return by_vectors(connect(settings.opensearch), open_embedder(settings.embedding), index)
-    raise ValueError(f"no baseline {kind!r}")
+            return vector_search(connect(settings.opensearch), open_embedder(settings.embedding), index)
+    raise ValueError(f"unknown baseline {kind!r}")
 
 
 async def _serve(kind: str, port: int, answers: dict[bytes, bytes]) -> None:
@@ -166,7 +169,7 @@ async def _serve(kind: str, port: int, answers: dict[bytes, bytes]) -> None:
 
 
 def main() -> None:
-    """``python -m bench.baselines KIND PORT [FILE]``; each line of the file: question, answer."""
+    """``python -m bench.baselines KIND PORT [FILE]``; each line of the file is a JSON array of question and answer."""
     kind, port, *files = sys.argv[1:]
     answers = {}
     for file in files:

@@ -1,4 +1,4 @@
-"""``freshline bench``: measurements that anyone can repeat."""
+"""``freshline bench``: reproducible measurements."""
 
 from pathlib import Path
 from typing import Annotated, Final
@@ -10,28 +10,26 @@ from bench.backlog import bench_backlog
 from bench.cache import POLICIES, bench_cache
 from bench.corpus import read_questions
 from bench.entries import bench_entries
+from bench.evaluation import bench_evaluation
 from bench.freshness import bench_freshness
+from bench.harness import Data, Events, Figures, Json, Model, measure, overrides, say
 from bench.ingest import bench_ingest
-from bench.judge import bench_judge
-from bench.measuring import Data, Events, Figures, Json, Model, measure, overrides, say
-from bench.plot import stale_shares
+from bench.plot import stale_rates
 from bench.redis_states import bench_redis_states
 from bench.retrieval import MODELS, bench_retrieval
-from bench.traffic import Pace
+from bench.traffic import SimulationTiming
 from freshline.cli.terminal import add_command
 from infra.local import Stack
 
 app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
-    help="Measure Freshline on this machine; each figure in docs/benchmarks.md names its command.",
+    help="Benchmarks. docs/benchmarks describes each of them, with results.",
 )
 
 _Questions = Annotated[
     list[Path],
-    typer.Option(
-        exists=True, dir_okay=False, help="Questions, .jsonl or .jsonl.gz; each line has a text. Repeat for several."
-    ),
+    typer.Option(exists=True, dir_okay=False, help="Questions, .jsonl or .jsonl.gz, lines with `text`; repeatable."),
 ]
 _WAITING: Final = (100_000,)
 _ENTRIES: Final = (10_000, 25_000, 50_000, 100_000)
@@ -40,11 +38,11 @@ _ENTRIES: Final = (10_000, 25_000, 50_000, 100_000)
 def ingest(
     events: Events,
     model: Model = None,
-    cold: Annotated[bool, typer.Option(help="Do not warm the servers up before.")] = False,  # noqa: FBT002 - an option
+    cold: Annotated[bool, typer.Option(help="Measure without warm-up.")] = False,  # noqa: FBT002 - an option
     data: Data = None,
     as_json: Json = False,  # noqa: FBT002 - an option
 ) -> None:
-    """Run a whole history through the pipeline, beside its embedder alone, and verify the end.
+    """Throughput of a complete history through the pipeline, relative to the embedder alone; verifies the result.
 
     Examples:
       freshline bench ingest --events history.jsonl.gz
@@ -59,12 +57,12 @@ def ingest(
 
 def freshness(
     events: Events,
-    edits: Annotated[int, typer.Option(min=1, help="Single edits to time.")] = 40,
+    edits: Annotated[int, typer.Option(min=1, help="Number of measured edits.")] = 40,
     model: Model = None,
     data: Data = None,
     as_json: Json = False,  # noqa: FBT002 - an option
 ) -> None:
-    """Time single edits and deletes, from the 202 to the first answer that has them.
+    """Time from the 202 response of edits and deletes to the first answer that reflects them.
 
     Examples:
       freshline bench freshness --events history.jsonl.gz
@@ -79,14 +77,14 @@ def retrieval(
     collection: Annotated[
         Path,
         typer.Argument(
-            exists=True, file_okay=False, help="Directory with corpus.jsonl[.gz], queries.jsonl, qrels.tsv."
+            exists=True, file_okay=False, help="Directory with corpus.jsonl[.gz], queries.jsonl and qrels.tsv."
         ),
     ],
-    model: Annotated[list[str] | None, typer.Option(help="Model to measure; repeat for several.")] = None,
+    model: Annotated[list[str] | None, typer.Option(help="Model; repeatable.")] = None,
     data: Data = None,
     as_json: Json = False,  # noqa: FBT002 - an option
 ) -> None:
-    """Measure nDCG@10 of the lexical leg, the vector leg and both on a judged collection.
+    """nDCG@10 of the lexical retriever, the vector retriever and their fusion on a judged collection.
 
     Examples:
       freshline bench retrieval beir/scifact
@@ -96,11 +94,11 @@ def retrieval(
 
 
 def redis_states(
-    seconds: Annotated[float, typer.Option(min=1, help="Length of each state.")] = 10.0,
+    seconds: Annotated[float, typer.Option(min=1, help="Seconds for each state.")] = 10.0,
     data: Data = None,
     as_json: Json = False,  # noqa: FBT002 - an option
 ) -> None:
-    """Ask and edit while Redis is slow, hanging, full, down, wiped, failed over; judge each answer.
+    """Answers and edits while Redis is slow, hanging, out of memory, down, wiped or failed over; checks each answer.
 
     Examples:
       freshline bench redis-states
@@ -111,12 +109,12 @@ def redis_states(
 
 def backlog(
     waiting: Annotated[
-        list[int] | None, typer.Option(min=1, help="Events to send at once; repeat for several rounds.")
+        list[int] | None, typer.Option(min=1, help="Number of events; repeatable, one round each.")
     ] = None,
     data: Data = None,
     as_json: Json = False,  # noqa: FBT002 - an option
 ) -> None:
-    """Send far more events than can be processed at once, and watch the memory of each worker until all are done.
+    """Memory of the workers during a backlog of events.
 
     Examples:
       freshline bench backlog --waiting 100000
@@ -132,30 +130,26 @@ def cache(  # noqa: PLR0917 - options of a command
         typer.Option(
             exists=True,
             dir_okay=False,
-            help="Questions, .jsonl or .jsonl.gz; each line has a text. Repeat for several.",
+            help="Questions, .jsonl or .jsonl.gz, lines with `text`; repeatable.",
         ),
     ],
-    policy: Annotated[
-        list[str] | None, typer.Option(help=f"{', '.join(POLICIES)}; repeat for several. By default every one.")
-    ] = None,
-    edits: Annotated[int | None, typer.Option(min=1, help="Events after the snapshot; by default all.")] = None,
+    policy: Annotated[list[str] | None, typer.Option(help=f"{', '.join(POLICIES)}; repeatable. Default: all.")] = None,
+    edits: Annotated[int | None, typer.Option(min=1, help="Events after the snapshot; default: all.")] = None,
     minutes: Annotated[
-        float | None, typer.Option(min=0.1, help="Stop the replay after so long, and say how far it came.")
+        float | None,
+        typer.Option(min=0.1, help="Time limit of the replay in minutes; the figures contain the number of edits."),
     ] = None,
-    requests: Annotated[int, typer.Option(min=1, help="Questions asked in all, under Zipf's skew.")] = 10_000,
-    change_every: Annotated[
-        float, typer.Option(min=0.01, help="Seconds between two changes on the clock of what is asked.")
-    ] = 1.0,
+    requests: Annotated[int, typer.Option(min=1, help="Questions asked in total, Zipf-distributed.")] = 10_000,
+    change_every: Annotated[float, typer.Option(min=0.01, help="Seconds between changes in simulated time.")] = 1.0,
     plot: Annotated[
-        Path | None, typer.Option(dir_okay=False, help="Draw the content-stale share over the edits, as SVG.")
+        Path | None, typer.Option(dir_okay=False, help="Plot content-stale answers over the edits, as SVG.")
     ] = None,
     data: Data = None,
     as_json: Json = False,  # noqa: FBT002 - an option
 ) -> None:
-    """Compare cached answers with the truth after each edit of a history, for each policy of invalidation.
+    """Accuracy of invalidation policies after each edit of a history, compared with the ground truth.
 
-    With --json, one line for each policy. --policy all is the policy that drops all answers; every policy is measured
-    where none is named.
+    With --json, one line per policy. The policy `all` invalidates all answers. By default, every policy is measured.
 
     Examples:
       freshline bench cache --events history.jsonl.gz --questions commits.jsonl --questions headings.jsonl
@@ -164,7 +158,7 @@ def cache(  # noqa: PLR0917 - options of a command
     """
     if unknown := set(policy or ()).difference(POLICIES):
         raise typer.BadParameter(
-            f"{', '.join(sorted(unknown))}: choose of {', '.join(POLICIES)}", param_hint="--policy"
+            f"{', '.join(sorted(unknown))}: choose from {', '.join(POLICIES)}", param_hint="--policy"
         )
 
     async def run(stack: Stack) -> list[Figures]:
@@ -176,11 +170,11 @@ def cache(  # noqa: PLR0917 - options of a command
             edits=edits,
             minutes=minutes,
             requests=requests,
-            pace=Pace(change_every_s=change_every),
+            timing=SimulationTiming(change_every_s=change_every),
             say=say,
         )
         if plot is not None:
-            plot.write_bytes(stale_shares(figures))
+            plot.write_bytes(stale_rates(figures))
         return figures
 
     measure(run, data, as_json=as_json)
@@ -189,51 +183,50 @@ def cache(  # noqa: PLR0917 - options of a command
 def entries(  # noqa: PLR0917 - options of a command
     events: Events,
     questions: _Questions,
-    distinct: Annotated[int, typer.Option(min=1, help="Questions that are asked, the first of the files.")] = 300,
-    edits: Annotated[int, typer.Option(min=1, help="Edits that drop an answer, to be timed.")] = 40,
-    listeners: Annotated[int, typer.Option(min=1, help="Near caches that hear of drops.")] = 4,
+    distinct: Annotated[int, typer.Option(min=1, help="Number of questions, the first of the files.")] = 300,
+    edits: Annotated[int, typer.Option(min=1, help="EditSender that drop an answer, to be timed.")] = 40,
+    near_caches: Annotated[int, typer.Option(min=1, help="Number of near caches.")] = 4,
     data: Data = None,
     as_json: Json = False,  # noqa: FBT002 - an option
 ) -> None:
-    """Time hits and fills beside those of a plain cache, and how soon the last near cache has heard of a drop.
+    """Time of cache hits and fills relative to a plain cache, and time to invalidate the last near-cache entry.
 
     Examples:
       freshline bench entries --events history.jsonl.gz --questions headings.jsonl
-      freshline bench entries --events history.jsonl.gz --questions commits.jsonl --edits 100 --listeners 8 --json
+      freshline bench entries --events history.jsonl.gz --questions commits.jsonl --edits 100 --near-caches 8 --json
     """
 
     async def run(stack: Stack) -> Figures:
         asked = read_questions(questions)[:distinct]
-        return await bench_entries(stack, events, asked, edits=edits, listeners=listeners, say=say)
+        return await bench_entries(stack, events, asked, edits=edits, near_caches=near_caches, say=say)
 
     measure(run, data, as_json=as_json)
 
 
-def judge(  # noqa: PLR0917 - options of a command
+def evaluation(  # noqa: PLR0917 - options of a command
     events: Events,
     questions: _Questions,
     entries: Annotated[
-        list[int] | None, typer.Option(min=1, help="Cached answers; repeat for several. By default 10000 to 100000.")
+        list[int] | None, typer.Option(min=1, help="Cached answers; repeatable. Default: 10000 to 100000.")
     ] = None,
-    changes: Annotated[int, typer.Option(min=1, help="Changes to judge, the first that add a passage.")] = 24,
+    changes: Annotated[int, typer.Option(min=1, help="Number of changes, the first that add a passage.")] = 24,
     data: Data = None,
     as_json: Json = False,  # noqa: FBT002 - an option
 ) -> None:
-    """Time how long exact invalidation takes to judge a change, by the number of cached answers.
+    """Time of exact invalidation to evaluate a change, by the number of cached answers.
 
-    With --json, one line for each number. The product of vectors takes as many cores as it is given;
-    OPENBLAS_NUM_THREADS=1 measures one.
+    With --json, one line for each number. Matrix products use all available cores; OPENBLAS_NUM_THREADS=1 measures one.
 
     Examples:
-      OPENBLAS_NUM_THREADS=1 freshline bench judge --events history.jsonl.gz --questions questions.jsonl --json
-      freshline bench judge --events history.jsonl.gz --questions questions.jsonl --entries 20000 --changes 10
+      OPENBLAS_NUM_THREADS=1 freshline bench evaluation --events history.jsonl.gz --questions questions.jsonl --json
+      freshline bench evaluation --events history.jsonl.gz --questions questions.jsonl --entries 20000 --changes 10
     """
     measure(
-        lambda stack: bench_judge(stack, events, questions, entries=entries or _ENTRIES, changes=changes, say=say),
+        lambda stack: bench_evaluation(stack, events, questions, entries=entries or _ENTRIES, changes=changes, say=say),
         data,
         as_json=as_json,
     )
 
 
-for _command in (ingest, freshness, retrieval, cache, judge, entries, redis_states, backlog, *cli_load.COMMANDS):
+for _command in (ingest, freshness, retrieval, cache, evaluation, entries, redis_states, backlog, *cli_load.COMMANDS):
     add_command(app, _command)

@@ -1,24 +1,24 @@
-"""``freshline bench users|…``: the query tier under load, and what it finds."""
+"""Benchmarks of the query tier: ``freshline bench users``, ``misses``, ``hits``, ``overload`` and ``recall``."""
 
 from typing import Annotated
 
 import typer
 
+from bench.harness import Data, Events, Json, Model, Questions, measure, overrides, say
 from bench.hits import bench_hits
-from bench.loaded import Ground
-from bench.measuring import Data, Events, Json, Model, Questions, measure, overrides, say
 from bench.misses import IN_FLIGHT, bench_misses
 from bench.overload import bench_overload
-from bench.recall import WIDTHS, bench_recall
+from bench.preloaded import BenchmarkSetup
+from bench.recall import CANDIDATE_COUNTS, bench_recall
 from bench.users import bench_users
 
 Processes = Annotated[int, typer.Option(min=1, help="Query processes behind one address.")]
-Warm = Annotated[float, typer.Option(min=0, help="Seconds of other questions before, for servers to warm up.")]
+Warm = Annotated[float, typer.Option(min=0, help="Seconds of warm-up with other questions.")]
 Keep = Annotated[
     str | None,
     typer.Option(
-        help="Leave the documents on the stack under this name, and use those that an earlier run left; by default "
-        "they are loaded anew and removed.",
+        help="Keep the documents on the stack under this name, and reuse those of an earlier run. By default they "
+        "are loaded for this run and removed.",
     ),
 ]
 
@@ -26,23 +26,23 @@ Keep = Annotated[
 def users(  # noqa: PLR0917 - options of a command
     events: Events,
     questions: Questions,
-    users: Annotated[list[int] | None, typer.Option(min=1, help="Users at a time; repeat for several.")] = None,
+    users: Annotated[list[int] | None, typer.Option(min=1, help="Concurrent users; repeatable.")] = None,
     think_s: Annotated[float, typer.Option(min=0.1, help="Mean seconds between an answer and the next question.")] = 10,
     minutes: Annotated[float, typer.Option(min=0.05, help="Minutes for each number of users.")] = 10,
-    ramp_s: Annotated[float, typer.Option(min=0, help="Seconds over which the users come, with an empty cache.")] = 60,
+    ramp_s: Annotated[float, typer.Option(min=0, help="Seconds over which users start, with an empty cache.")] = 60,
     warm_s: Warm = 60,
-    skew: Annotated[float, typer.Option(min=0, help="Zipf's s over the questions; 0 makes all equally frequent.")] = 1,
-    edits_per_s: Annotated[float, typer.Option(min=0, help="Edits of the history in a second.")] = 1,
+    skew: Annotated[float, typer.Option(min=0, help="Zipf's s over the questions; 0 for uniform.")] = 1,
+    edits_per_s: Annotated[float, typer.Option(min=0, help="EditSender of the history in a second.")] = 1,
     processes: Processes = 1,
     keep: Keep = None,
     model: Model = None,
     data: Data = None,
     as_json: Json = False,  # noqa: FBT002 - an option
 ) -> None:
-    """Let thousands of users ask, each with pauses to think, while the documents are edited.
+    """Load with thousands of users with think time, while documents are edited.
 
-    An answer counts as served past the objective if it lacks a change that has been searchable for more than a
-    second when it arrives. With --json, one line for each number of users.
+    A response violates the SLO if it lacks a change that has been searchable for more than a second. With --json, one
+    line for each number of users.
 
     Examples:
       freshline bench users --events history.jsonl.gz --questions questions.jsonl.gz --users 5000
@@ -50,7 +50,7 @@ def users(  # noqa: PLR0917 - options of a command
     """
     measure(
         lambda stack: bench_users(
-            Ground(stack, events, say, overrides(model), keep, processes),
+            BenchmarkSetup(stack, events, say, overrides(model), keep, processes),
             questions,
             users=users or [5_000],
             think_s=think_s,
@@ -68,7 +68,7 @@ def users(  # noqa: PLR0917 - options of a command
 def misses(  # noqa: PLR0917 - options of a command
     events: Events,
     questions: Questions,
-    in_flight: Annotated[list[int] | None, typer.Option(min=1, help="Questions at a time; repeat for several.")] = None,
+    in_flight: Annotated[list[int] | None, typer.Option(min=1, help="Concurrent questions; repeatable.")] = None,
     seconds: Annotated[float, typer.Option(min=1, help="Seconds for each number of questions.")] = 20,
     warm_s: Warm = 30,
     processes: Processes = 1,
@@ -77,7 +77,7 @@ def misses(  # noqa: PLR0917 - options of a command
     data: Data = None,
     as_json: Json = False,  # noqa: FBT002 - an option
 ) -> None:
-    """Ask what nobody has asked before, beside the index alone and a usual search service in the same run.
+    """Throughput and latency of cache misses, compared with the index alone and a usual search service.
 
     Examples:
       freshline bench misses --events history.jsonl.gz --questions questions.jsonl.gz
@@ -85,7 +85,7 @@ def misses(  # noqa: PLR0917 - options of a command
     """
     measure(
         lambda stack: bench_misses(
-            Ground(stack, events, say, overrides(model), keep, processes),
+            BenchmarkSetup(stack, events, say, overrides(model), keep, processes),
             questions,
             in_flight=in_flight or IN_FLIGHT,
             seconds=seconds,
@@ -99,18 +99,18 @@ def misses(  # noqa: PLR0917 - options of a command
 def hits(  # noqa: PLR0917 - options of a command
     events: Events,
     questions: Questions,
-    distinct: Annotated[int, typer.Option(min=1, help="Different questions, drawn under Zipf's skew.")] = 100,
-    connections: Annotated[int, typer.Option(min=1, help="Connections at a time.")] = 5_000,
-    seconds: Annotated[float, typer.Option(min=1, help="Seconds for each of the three.")] = 60,
+    distinct: Annotated[int, typer.Option(min=1, help="Distinct questions, Zipf-distributed.")] = 100,
+    connections: Annotated[int, typer.Option(min=1, help="Concurrent connections.")] = 5_000,
+    seconds: Annotated[float, typer.Option(min=1, help="Seconds for each of the three servers.")] = 60,
     processes: Processes = 1,
     keep: Keep = None,
     model: Model = None,
     data: Data = None,
     as_json: Json = False,  # noqa: FBT002 - an option
 ) -> None:
-    """Ask what is cached as fast as wrk can, beside a bare ASGI application with the same bytes, and the usual cache.
+    """Throughput and latency of cache hits with wrk, compared with a bare ASGI application and a usual cache.
 
-    The usual one is FastAPI with models, one GET of Redis and a time to live.
+    The usual cache is FastAPI with models, one Redis GET and a TTL.
 
     Examples:
       freshline bench hits --events history.jsonl.gz --questions questions.jsonl.gz
@@ -118,7 +118,7 @@ def hits(  # noqa: PLR0917 - options of a command
     """
     measure(
         lambda stack: bench_hits(
-            Ground(stack, events, say, overrides(model), keep, processes),
+            BenchmarkSetup(stack, events, say, overrides(model), keep, processes),
             questions,
             distinct=distinct,
             connections=connections,
@@ -132,7 +132,7 @@ def hits(  # noqa: PLR0917 - options of a command
 def overload(  # noqa: PLR0917 - options of a command
     events: Events,
     questions: Questions,
-    times: Annotated[float, typer.Option(min=1, help="How many times its capacity the service is asked.")] = 3,
+    times: Annotated[float, typer.Option(min=1, help="Offered load as a multiple of the capacity.")] = 3,
     seconds: Annotated[float, typer.Option(min=4, help="Seconds of overload.")] = 60,
     warm_s: Warm = 30,
     processes: Processes = 1,
@@ -141,7 +141,7 @@ def overload(  # noqa: PLR0917 - options of a command
     data: Data = None,
     as_json: Json = False,  # noqa: FBT002 - an option
 ) -> None:
-    """Ask several times what can be answered of questions that nobody has asked before, and see what is left after.
+    """Offer a multiple of the capacity for cache misses; measure goodput, latency and recovery.
 
     Examples:
       freshline bench overload --events history.jsonl.gz --questions questions.jsonl.gz
@@ -149,7 +149,7 @@ def overload(  # noqa: PLR0917 - options of a command
     """
     measure(
         lambda stack: bench_overload(
-            Ground(stack, events, say, overrides(model), keep, processes),
+            BenchmarkSetup(stack, events, say, overrides(model), keep, processes),
             questions,
             times=times,
             seconds=seconds,
@@ -164,17 +164,17 @@ def recall(  # noqa: PLR0917 - options of a command
     events: Events,
     questions: Questions,
     ef_search: Annotated[
-        list[int] | None, typer.Option(min=1, max=10_000, help="Candidates of the walk; repeat for several.")
+        list[int] | None, typer.Option(min=1, max=10_000, help="Candidates of the graph search; repeatable.")
     ] = None,
-    sample: Annotated[int, typer.Option(min=1, help="Questions that are drawn.")] = 150,
+    sample: Annotated[int, typer.Option(min=1, help="Number of sampled questions.")] = 150,
     keep: Keep = None,
     model: Model = None,
     data: Data = None,
     as_json: Json = False,  # noqa: FBT002 - an option
 ) -> None:
-    """Compare what the vector leg finds with an exact search, by the width of its walk through the graph.
+    """Recall and latency of the vector retriever by number of candidates, compared with an exact search.
 
-    With --json, one line for each width.
+    With --json, one line for each number.
 
     Examples:
       freshline bench recall --events history.jsonl.gz --questions questions.jsonl.gz
@@ -182,9 +182,9 @@ def recall(  # noqa: PLR0917 - options of a command
     """
     measure(
         lambda stack: bench_recall(
-            Ground(stack, events, say, overrides(model), keep),
+            BenchmarkSetup(stack, events, say, overrides(model), keep),
             questions,
-            widths=ef_search or WIDTHS,
+            candidate_counts=ef_search or CANDIDATE_COUNTS,
             sample=sample,
         ),
         data,

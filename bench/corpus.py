@@ -1,7 +1,7 @@
-"""The documents of a recorded history as they are after each event, in a real index of the run's own.
+"""The documents of a recorded history after each event, in a real, dedicated index.
 
-Contents are parsed, split and embedded by the product's code; terms of passages and questions are those of the index's
-analyser.
+Contents are parsed, split and embedded by the product's code. The analyzer of the index produces the terms of passages
+and questions.
 """
 
 import asyncio
@@ -15,8 +15,9 @@ from typing import Final, Self
 import orjson
 from opensearchpy import AsyncOpenSearch
 
+from bench.ground_truth import AnalyzedQuestion
 from bench.installation import BenchmarkFailed
-from bench.truth import Question
+from bench.policies import DocumentChange
 from infra.embedding.factory import open_embedder, open_tokenizer
 from infra.embedding.port import Embedder
 from infra.opensearch.client import connect
@@ -30,23 +31,23 @@ from schemas.documents import DocumentKey
 from schemas.index import StoredChunk
 from schemas.search import Access, HybridSearch, Windows
 from streams.core.chunk_identity import with_ids
-from streams.core.invalidation.evidence import Change, Passage, TermCounts
+from streams.core.invalidation.evidence import Passage, TermCounts
 from streams.core.splitting import Splitter, embedding_text
 from streams.parsing.parse import ParseFailed
 from streams.parsing.sandbox import ParserPool
 
 TENANT: Final = "bench"
 ACCESS: Final = Access(TENANT)
-_ANALYSED_AT_ONCE: Final = 8
+_CONCURRENT_ANALYSES: Final = 8
 _PROFILE: Final = "bench"
 """One run has one parser, splitter and model."""
 
 
 def read_questions(paths: Sequence[Path]) -> list[str]:
-    """Distinct questions of all files, as they are searched.
+    """Distinct normalised questions of all files.
 
     Raises:
-        BenchmarkFailed: a line is no question, or there is none.
+        BenchmarkFailed: a line is no question, or there are none.
     """
     texts: dict[str, None] = {}
     for path in paths:
@@ -65,11 +66,11 @@ def read_questions(paths: Sequence[Path]) -> list[str]:
 
 
 def parts_of(events: Path, edits: int | None) -> tuple[list[RecordedEvent], list[RecordedEvent]]:
-    """The snapshot, which is the creations that a history begins with, and as many events after it as are wanted.
+    """The snapshot (the leading creations of the history) and the following events, at most ``edits``.
 
     Raises:
-        BenchmarkFailed: nothing follows the snapshot.
-        BadEventFile: see there.
+        BenchmarkFailed: no event follows the snapshot.
+        BadEventFile: a line is no event.
     """
     snapshot: list[RecordedEvent] = []
     history: list[RecordedEvent] = []
@@ -87,80 +88,80 @@ def parts_of(events: Path, edits: int | None) -> tuple[list[RecordedEvent], list
 
 @dataclass(slots=True)
 class Corpus:
-    """The documents as they are now, in a real index too."""
+    """The current documents, also in a real index."""
 
     index: OpenSearchIndex
     client: AsyncOpenSearch
     embedder: Embedder
     parsers: ParserPool
     splitter: Splitter
-    analysed_in: str
+    analyzer_index: str
     _contents: dict[str, bytes] = field(default_factory=dict)
-    _standing: dict[str, dict[str, StoredChunk]] = field(default_factory=dict)
+    _chunks: dict[str, dict[str, StoredChunk]] = field(default_factory=dict)
 
     @classmethod
     @asynccontextmanager
     async def opened(cls, settings: Settings) -> AsyncIterator[Self]:
-        """Make the index and start the parsers; both end with the context."""
+        """Create the index and start the parsers, for the duration of the context."""
         tokenizer = open_tokenizer(settings.embedding)
         splitter = Splitter(tokenizer, settings.split.chunk_tokens, settings.split.overlap_tokens)
-        async with AsyncExitStack() as leaving:
-            leaving.push_async_callback(delete_indices, settings)
+        async with AsyncExitStack() as exit_stack:
+            exit_stack.push_async_callback(delete_indices, settings)
             await create_indices(settings)
             index, client = OpenSearchIndex.open(settings), connect(settings.opensearch)
-            leaving.push_async_callback(index.close)
-            leaving.push_async_callback(client.close)
+            exit_stack.push_async_callback(index.close)
+            exit_stack.push_async_callback(client.close)
             embedder, parsers = open_embedder(settings.embedding), ParserPool(settings.parse)
-            leaving.push_async_callback(embedder.close)
-            leaving.push_async_callback(parsers.close)
+            exit_stack.push_async_callback(embedder.close)
+            exit_stack.push_async_callback(parsers.close)
             await parsers.start()
             yield cls(index, client, embedder, parsers, splitter, settings.names.chunks_alias)
 
-    async def question(self, text: str) -> Question:
+    async def question(self, text: str) -> AnalyzedQuestion:
         """A question as it is searched."""
-        return Question(await self.embedder.embed_query(text), await self._terms(text))
+        return AnalyzedQuestion(await self.embedder.embed_query(text), await self._terms(text))
 
-    async def change(self, event: RecordedEvent) -> Change:
-        """Apply an event to the index: what it changed, searchable when this returns. An unparsed content does not."""
+    async def change(self, event: RecordedEvent) -> DocumentChange:
+        """Apply an event to the index. Returns the change, searchable by then; empty for unparseable content."""
         key = DocumentKey(TENANT, event.doc_id)
         version = event.seq + 1
         try:
             wanted, texts = await self._passages(key, event, version)
         except ParseFailed:
-            return Change(frozenset(), frozenset(), ())
-        standing = self._standing.pop(event.doc_id, {})
-        kept = {chunk_id: chunk for chunk_id, chunk in standing.items() if chunk_id in wanted}
+            return DocumentChange(frozenset(), (), frozenset())
+        current = self._chunks.pop(event.doc_id, {})
+        kept = {chunk_id: chunk for chunk_id, chunk in current.items() if chunk_id in wanted}
         put = [chunk for chunk_id, chunk in wanted.items() if chunk_id not in kept]
         vectors = await self.embedder.embed_passages([texts[chunk.chunk_id] for chunk in put])
         writes = tuple(ChunkWrite(chunk, vector) for chunk, vector in zip(put, vectors, strict=True))
-        removed = frozenset(standing.keys() - wanted.keys())
-        [refusal] = await self.index.apply([ChunkChange(key, version, writes, tuple(sorted(removed)))])
-        if refusal is not None:
-            raise BenchmarkFailed(f"the index refused {event.doc_id} of event {event.seq}: {refusal}")
+        removed = frozenset(current.keys() - wanted.keys())
+        [rejection] = await self.index.apply([ChunkChange(key, version, writes, tuple(sorted(removed)))])
+        if rejection is not None:
+            raise BenchmarkFailed(f"the index rejected {event.doc_id} of event {event.seq}: {rejection}")
         if wanted:
-            self._standing[event.doc_id] = {chunk_id: kept.get(chunk_id, chunk) for chunk_id, chunk in wanted.items()}
-        free = asyncio.Semaphore(_ANALYSED_AT_ONCE)
+            self._chunks[event.doc_id] = {chunk_id: kept.get(chunk_id, chunk) for chunk_id, chunk in wanted.items()}
+        slots = asyncio.Semaphore(_CONCURRENT_ANALYSES)
 
         async def passage(write: ChunkWrite) -> Passage:
-            async with free:
-                # Title and headings stand in the lexical field in lines of their own before the text.
+            async with slots:
+                # The lexical field has title and headings on lines before the text.
                 field_text = "\n".join(
                     part for part in (write.chunk.title, *write.chunk.heading_path, write.chunk.text) if part
                 )
                 return Passage(write.chunk, write.vector, TermCounts.of(await self._terms(field_text)))
 
         added = tuple(await asyncio.gather(*map(passage, writes)))
-        return Change(frozenset((event.doc_id,)), removed, added)
+        return DocumentChange(removed, added, frozenset((event.doc_id,)))
 
     async def search(self, search: HybridSearch) -> Windows:
-        """What the real index finds."""
+        """Search the real index."""
         [windows] = await self.index.search([search])
         return windows
 
     async def _passages(
         self, key: DocumentKey, event: RecordedEvent, version: int
     ) -> tuple[dict[str, StoredChunk], dict[str, str]]:
-        """The passages of the document after the event, and what is embedded of each, by id."""
+        """The passages of the document after the event, and their embedded texts, by id."""
         if event.type == "deleted":
             self._contents.pop(event.doc_id, None)
             return {}, {}
@@ -189,6 +190,6 @@ class Corpus:
     async def _terms(self, text: str) -> Mapping[str, int]:
         body = {"field": "lexical", "text": text}
         counts: dict[str, int] = {}
-        for token in (await self.client.indices.analyze(index=self.analysed_in, body=body))["tokens"]:
+        for token in (await self.client.indices.analyze(index=self.analyzer_index, body=body))["tokens"]:
             counts[token["token"]] = counts.get(token["token"], 0) + 1
         return counts

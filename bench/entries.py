@@ -1,9 +1,9 @@
-"""What exact invalidation costs a cache: filling, looking up, memory; and how soon drops are heard everywhere.
+"""Overhead of exact invalidation on the cache: fills, hits and memory; and the propagation time of invalidations.
 
-Real answers over the snapshot of a recorded history, in Redis as the query tier stores them. Beside each operation the
-same is done as a plain cache does it (``GET``, ``SET`` with a time to live) with the same responses in the same Redis.
-Then edits follow in the history: a few listeners, as many query processes have them, hold copies of all answers, and
-note when each drop reaches them.
+Real answers over the snapshot of a recorded history are stored in Redis by the query tier's code. Each operation is
+compared with that of a plain cache (``GET``, ``SET`` with a TTL) with the same responses in the same Redis. Then edits
+of the history follow while several near caches, like those of query processes, hold all answers and record when each
+invalidation arrives.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ import stamina
 from redis.asyncio import Redis
 
 from bench.installation import BenchmarkFailed
-from bench.loaded import Ground, empty_cache, loaded
+from bench.preloaded import BenchmarkSetup, empty_cache, preloaded
 from freshline.figures import extremes, spread
 from freshline.loadtest.edits import history_of, request_of
 from freshline.services import ServiceBusy, Services, connect_services, ingest_client
@@ -41,7 +41,7 @@ _ROUNDS: Final = 5
 _TTL_S: Final = 3_600
 _NEAR_BYTES: Final = 256_000_000
 _ASKED_AT_ONCE: Final = 8
-_HEARD_S: Final = 30.0
+_RECEIVE_TIMEOUT_S: Final = 30.0
 _BUSY_FOR_S: Final = 60.0
 
 Say = Callable[[str, str], None]
@@ -53,67 +53,67 @@ async def bench_entries(
     questions: Sequence[str],
     *,
     edits: int,
-    listeners: int,
+    near_caches: int,
     say: Say,
 ) -> dict[str, Any]:
-    """Fill the cache with answers to the questions, time it beside a plain one, then edit and time the drops.
+    """Fill the cache with answers, compare it with a plain one, then edit and measure invalidations.
 
     Args:
         stack: a running stack.
         events: the history whose snapshot is searched and whose edits are sent.
-        questions: what is asked.
-        edits: how many that drop an answer are timed.
-        listeners: copies of all answers, each with a subscription of its own.
-        say: told of progress.
+        questions: questions to ask.
+        edits: number of measured edits that invalidate an answer.
+        near_caches: number of near caches, each with its own subscription.
+        say: reports progress.
 
     Raises:
         BenchmarkFailed: the installation did not start, or the history has too few edits.
     """
-    # Answers that come back by themselves would be timed as if they had not been dropped.
-    overrides = {"FRESHLINE_QUERY__REFILLS_PER_S": "0"}
+    # Refreshed answers would lookup as if they had not been invalidated.
+    overrides = {"FRESHLINE_QUERY__REFRESHES_PER_S": "0"}
     async with (
-        loaded(Ground(stack, events, say, overrides)) as installation,
+        preloaded(BenchmarkSetup(stack, events, say, overrides)) as installation,
         connect_services(installation.settings) as services,
     ):
         settings = installation.settings
-        say("answers", f"to {len(questions)} questions")
+        say("answers", f"{len(questions)} questions")
         await _ask_all(services, questions)
         async with _opened(settings) as (redis, cache):
-            costs = await _costs(redis, cache, settings)
+            overhead = await _overhead(redis, cache, settings)
         await empty_cache(installation)
-        say("drops", f"{edits} edits, {listeners} listeners")
-        last_ms, each_ms = await _drops(
+        say("invalidations", f"{edits} edits, {near_caches} near caches")
+        last_ms, each_ms = await _invalidation_times(
             settings,
             history_of(events),
             edits=edits,
-            listeners=listeners,
+            near_caches=near_caches,
             fill=partial(_ask_all, services, questions),
         )
     return {
         "questions": len(questions),
-        **costs,
+        **overhead,
         "edits": len(last_ms),
-        "listeners": listeners,
-        "dropped": len(each_ms) // listeners,
-        "last_drop_ms": spread(last_ms),
-        "each_drop_ms": spread(each_ms),
+        "near_caches": near_caches,
+        "invalidated": len(each_ms) // near_caches,
+        "last_invalidation_ms": spread(last_ms),
+        "each_invalidation_ms": spread(each_ms),
     }
 
 
 async def _ask_all(services: Services, questions: Sequence[str]) -> None:
-    places = asyncio.Semaphore(_ASKED_AT_ONCE)
+    slots = asyncio.Semaphore(_ASKED_AT_ONCE)
 
     async def ask(question: str) -> None:
-        async with places:
-            async for attempt in stamina.retry_context(on=_in_a_moment, attempts=None, timeout=_BUSY_FOR_S):
+        async with slots:
+            async for attempt in stamina.retry_context(on=_retry_after_s, attempts=None, timeout=_BUSY_FOR_S):
                 with attempt:
                     await services.ask(question, generate=False)
 
     await asyncio.gather(*map(ask, questions))
 
 
-def _in_a_moment(error: Exception) -> bool | float:
-    """SliceEvaluators that take in many answers at once may be late, and questions are refused then."""
+def _retry_after_s(error: Exception) -> bool | float:
+    """Evaluators that store many answers at once may lag; questions are rejected then."""
     return error.after_s if isinstance(error, ServiceBusy) else False
 
 
@@ -123,22 +123,22 @@ async def _opened(settings: Settings) -> AsyncIterator[tuple[Redis, RedisAnswerC
         yield redis, RedisAnswerCache(redis, settings.names, settings.answers)
 
 
-async def _standing(cache: RedisAnswerCache, tenant: str) -> dict[str, tuple[Lookup, float]]:
-    """All answers that are there, with the moment before each was looked up."""
-    found = {}
+async def _cached_answers(cache: RedisAnswerCache, tenant: str) -> dict[str, tuple[Lookup, float]]:
+    """All cached answers, with the time before each was read."""
+    answers = {}
     for number in range(cache.count):
         for _, key in (await cache.pending(tenant, number, known=0, fill=0)).fills:
-            looked_s = time.monotonic()
-            look = await cache.lookup(tenant, key, whole=True)
-            if look.entry is not None:
-                found[key] = look, looked_s
-    return found
+            read_s = time.monotonic()
+            lookup = await cache.lookup(tenant, key, whole=True)
+            if lookup.entry is not None:
+                answers[key] = lookup, read_s
+    return answers
 
 
-async def _costs(redis: Redis, cache: RedisAnswerCache, settings: Settings) -> dict[str, Any]:
+async def _overhead(redis: Redis, cache: RedisAnswerCache, settings: Settings) -> dict[str, Any]:
     tenant = settings.tenant.default
-    standing = {key: look for key, (look, _) in (await _standing(cache, tenant)).items()}
-    entries = {key: look.entry for key, look in standing.items() if look.entry is not None}
+    answers = {key: lookup for key, (lookup, _) in (await _cached_answers(cache, tenant)).items()}
+    entries = {key: lookup.entry for key, lookup in answers.items() if lookup.entry is not None}
     responses = {key: stored_response(entry) for key, entry in entries.items()}
     decoded = {key: Entry.decode(entry) for key, entry in entries.items()}
     new = itertools.count()
@@ -152,9 +152,9 @@ async def _costs(redis: Redis, cache: RedisAnswerCache, settings: Settings) -> d
 
     async def fill(key: str) -> object:
         name = f"{key}-{next(new)}"
-        look = await cache.lookup(tenant, name, lease_ms=2_000)
+        lookup = await cache.lookup(tenant, name, lease_ms=2_000)
         entry, rest = decoded[key].encode()
-        return await cache.store(tenant, name, entry, epoch=look.epoch, ttl_s=_TTL_S, rest=rest)
+        return await cache.store(tenant, name, entry, epoch=lookup.epoch, ttl_s=_TTL_S, rest=rest)
 
     async def before_a_fill(key: str) -> object:
         return await cache.lookup(tenant, f"{key}-{next(new)}", lease_ms=2_000)
@@ -170,19 +170,21 @@ async def _costs(redis: Redis, cache: RedisAnswerCache, settings: Settings) -> d
         near_hits = await _near_hits(settings, cache, keys, plain_hit)
         hits = await _compared(keys, hit, plain_hit)
         fills = await _compared(keys, fill, plain_fill)
-        waited = await _compared(keys, before_a_fill, plain_fill)
+        fill_waits = await _compared(keys, before_a_fill, plain_fill)
         tenant_slices = settings.answers.slices
-        ours = [AnswerKeys.of(settings.names, tenant, slice_of(key, tenant_slices)).answer(key) for key in keys]
-        in_redis, in_redis_plain = [await _memory(redis, names) for names in (ours, [f"{plain}:{key}" for key in keys])]
+        exact_keys = [AnswerKeys.of(settings.names, tenant, slice_of(key, tenant_slices)).answer(key) for key in keys]
+        in_redis, in_redis_plain = [
+            await _memory(redis, names) for names in (exact_keys, [f"{plain}:{key}" for key in keys])
+        ]
     finally:
         async for name in redis.scan_iter(match=f"{plain}:*", count=1_000):
             await redis.delete(name)
     return {
         "answers": len(entries),
-        "near_hit_us": near_hits,
+        "near_cache_hit_us": near_hits,
         "hit_us": hits,
         "fill_us": fills,
-        "waited_for_at_a_fill_us": waited,
+        "fill_wait_us": fill_waits,
         "bytes_per_answer": {
             "response": round(statistics.mean(map(len, responses.values()))),
             "stored": round(statistics.mean(map(len, entries.values()))),
@@ -195,30 +197,30 @@ async def _costs(redis: Redis, cache: RedisAnswerCache, settings: Settings) -> d
 async def _near_hits(
     settings: Settings, cache: RedisAnswerCache, keys: Sequence[str], plain_hit: Callable[[str], Awaitable[object]]
 ) -> dict[str, Any]:
-    """Of copies in this process, which are served only while it is proven that no drop was missed."""
+    """Hits of a near cache, served only while its subscription is provably gap-free."""
     tenant = settings.tenant.default
-    async with _listening(settings) as listener:
-        for key, (look, looked_s) in (await _standing(cache, tenant)).items():
-            listener.near.put(tenant, key, look, stored_response(look.entry or b""), looked_s=looked_s)
+    async with _subscribed_probe(settings) as probe:
+        for key, (lookup, read_s) in (await _cached_answers(cache, tenant)).items():
+            probe.near.put(tenant, key, lookup, stored_response(lookup.entry or b""), read_s=read_s)
 
         async def near_hit(key: str) -> object:
-            return listener.near.get(key)
+            return probe.near.get(key)
 
         return await _compared(keys, near_hit, plain_hit)
 
 
 async def _compared(
-    keys: Sequence[str], ours: Callable[[str], Awaitable[object]], plain: Callable[[str], Awaitable[object]]
+    keys: Sequence[str], exact_keys: Callable[[str], Awaitable[object]], plain: Callable[[str], Awaitable[object]]
 ) -> dict[str, Any]:
-    """Microseconds of each, in turns, so that both meet the same machine."""
+    """Microseconds of each operation, alternating, so that both run under the same conditions."""
     rounds: list[tuple[float, float]] = []
     for _ in range(1 + _ROUNDS):  # the first warms up
         took: tuple[list[float], list[float]] = ([], [])
         for key in keys:
-            for times, operation in zip(took, (ours, plain), strict=True):
+            for times, operation in zip(took, (exact_keys, plain), strict=True):
                 began_s = time.perf_counter()
                 if not await operation(key):
-                    raise BenchmarkFailed("an answer was not there, or was not kept: other changes came meanwhile")
+                    raise BenchmarkFailed("an answer was missing or not stored: there were concurrent changes")
                 times.append((time.perf_counter() - began_s) * 1e6)
         rounds.append((statistics.median(took[0]), statistics.median(took[1])))
     del rounds[0]
@@ -230,69 +232,71 @@ async def _compared(
 
 
 async def _memory(redis: Redis, names: Sequence[str]) -> int:
-    """Mean bytes that Redis takes for these keys."""
+    """Mean memory of these keys in Redis, in bytes."""
     return round(statistics.mean([await redis.memory_usage(name) or 0 for name in names]))
 
 
 @dataclass(slots=True)
-class _Listener:
-    """A near cache with its own subscription, which notes when what was dropped.
+class _NearCacheProbe:
+    """A near cache with its own subscription, which records invalidations.
 
     Attributes:
-        dropped_ms: key → epoch milliseconds, since it was cleared last.
-        proven_s: everything announced before was heard.
+        invalidated_ms: key → epoch milliseconds, since it was last cleared.
+        proven_s: all messages published before were received.
     """
 
     near: NearCache
-    dropped_ms: dict[str, float] = field(default_factory=dict)
+    invalidated_ms: dict[str, float] = field(default_factory=dict)
     proven_s: float = float("-inf")
-    told: asyncio.Event = field(default_factory=asyncio.Event)
+    proven: asyncio.Event = field(default_factory=asyncio.Event)
 
-    def complete(self, moment_s: float) -> None:
-        self.near.complete(moment_s)
+    def on_heartbeat(self, moment_s: float) -> None:
+        self.near.on_heartbeat(moment_s)
         self.proven_s = moment_s
-        self.told.set()
+        self.proven.set()
 
-    async def heard_all(self, until_s: float) -> None:
-        async with asyncio.timeout(_HEARD_S):
+    async def received_all(self, until_s: float) -> None:
+        async with asyncio.timeout(_RECEIVE_TIMEOUT_S):
             while self.proven_s <= until_s:
-                self.told.clear()
-                await self.told.wait()
+                self.proven.clear()
+                await self.proven.wait()
 
 
 @asynccontextmanager
-async def _listening(settings: Settings) -> AsyncIterator[_Listener]:
-    dropped_ms: dict[str, float] = {}
+async def _subscribed_probe(settings: Settings) -> AsyncIterator[_NearCacheProbe]:
+    invalidated_ms: dict[str, float] = {}
 
-    def dropped(key: str, _hits: int) -> None:
-        dropped_ms[key] = time.time() * 1_000
+    def invalidated(key: str, _hits: int) -> None:
+        invalidated_ms[key] = time.time() * 1_000
 
     async with _opened(settings) as (_, cache):
-        listener = _Listener(NearCache(slices=cache.count, max_bytes=_NEAR_BYTES, dropped=dropped), dropped_ms)
+        probe = _NearCacheProbe(
+            NearCache(slices=cache.count, max_bytes=_NEAR_BYTES, on_invalidated=invalidated), invalidated_ms
+        )
 
-        async def listen() -> None:
-            heard = cache.applied(subscribed=listener.near.subscribed, complete=listener.complete)
-            async with aclosing(heard) as announcements:
-                async for announced in announcements:
-                    listener.near.heard(announced)
+        async def receive() -> None:
+            messages = cache.applied(subscribed=probe.near.on_subscribed, complete=probe.on_heartbeat)
+            async with aclosing(messages) as received:
+                async for message in received:
+                    probe.near.on_message(message)
 
-        task = asyncio.create_task(listen(), name="listener")
+        task = asyncio.create_task(receive(), name="near-cache-probe")
         try:
-            await listener.heard_all(time.monotonic())
-            yield listener
+            await probe.received_all(time.monotonic())
+            yield probe
         finally:
             await ended(task)
 
 
-async def _drops(
+async def _invalidation_times(
     settings: Settings,
     history: Iterator[RecordedEvent],
     *,
     edits: int,
-    listeners: int,
+    near_caches: int,
     fill: Callable[[], Awaitable[None]],
 ) -> tuple[list[float], list[float]]:
-    """Milliseconds from the refresh of each edit to its last drop at the last listener; and to every drop at each."""
+    """Milliseconds from the refresh of each edit to its last invalidation, and to each one in each near cache."""
     tenant = settings.tenant.default
     last_ms: list[float] = []
     each_ms: list[float] = []
@@ -300,28 +304,28 @@ async def _drops(
         _, cache = await ending.enter_async_context(_opened(settings))
         client = await ending.enter_async_context(ingest_client(settings))
         services = await ending.enter_async_context(connect_services(settings))
-        heard = [await ending.enter_async_context(_listening(settings)) for _ in range(listeners)]
+        probes = [await ending.enter_async_context(_subscribed_probe(settings)) for _ in range(near_caches)]
         for event in history:
             request = request_of(event)
             if request is None:
                 continue
             await fill()
-            standing = await _standing(cache, tenant)
-            for listener in heard:
-                for key, (look, looked_s) in standing.items():
-                    listener.near.put(tenant, key, look, stored_response(look.entry or b""), looked_s=looked_s)
-                listener.dropped_ms.clear()
+            answers = await _cached_answers(cache, tenant)
+            for probe in probes:
+                for key, (lookup, read_s) in answers.items():
+                    probe.near.put(tenant, key, lookup, stored_response(lookup.entry or b""), read_s=read_s)
+                probe.invalidated_ms.clear()
             status = await services.ended((await client.send(request)).event_id)
             ended_s = time.monotonic()
-            for listener in heard:
-                await listener.heard_all(ended_s)
+            for probe in probes:
+                await probe.received_all(ended_s)
             if Stage.SEARCHABLE not in status["stages_ms"]:
                 continue
             searchable_ms = status["accepted_ms"] + status["stages_ms"][Stage.SEARCHABLE]
-            late_ms = [at_ms - searchable_ms for listener in heard for at_ms in listener.dropped_ms.values()]
-            if late_ms:
-                each_ms += late_ms
-                last_ms.append(max(late_ms))
+            delays_ms = [at_ms - searchable_ms for probe in probes for at_ms in probe.invalidated_ms.values()]
+            if delays_ms:
+                each_ms += delays_ms
+                last_ms.append(max(delays_ms))
             if len(last_ms) == edits:
                 return last_ms, each_ms
-    raise BenchmarkFailed(f"the history has only {len(last_ms)} edits that drop an answer to these questions")
+    raise BenchmarkFailed(f"the history has only {len(last_ms)} edits that invalidate an answer to these questions")

@@ -1,11 +1,11 @@
-"""A whole recorded history through the pipeline, beside its embedder alone in the same run.
+"""Throughput of a complete history through the pipeline, relative to the embedder alone in the same run.
 
-The pipeline's rate counts texts that it embedded, over the time from the first request until the last event is
-searchable: parsing, Kafka, OpenSearch and Redis on the same cores are the difference to the embedder alone. That embeds
-the same texts, half of them before and half after, so that a drifting machine favours neither.
+The rate counts embedded texts over the time from the first request until the last event is searchable. Parsing, Kafka,
+OpenSearch and Redis on the same cores are the difference to the embedder alone, which embeds one half of the same texts
+before and the other half after the run, so that machine drift favours neither.
 
-Servers just started compile themselves while they work, OpenSearch for longer than this takes. So the history first
-goes through an installation that is thrown away, unless a cold start is what is to be measured.
+Newly started servers compile their code while they work. Unless a cold start is to be measured, the history first
+passes through an installation that is discarded.
 """
 
 import time
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from bench.installation import Installation, installed
+from bench.installation import BenchInstallation, installed
 from freshline.services import ingest_client
 from freshline.verify.run import verify
 from infra.embedding.factory import open_embedder, open_tokenizer
@@ -36,13 +36,13 @@ _TIMEOUT_S: Final = 1_800.0
 
 @dataclass(frozen=True, slots=True)
 class _History:
-    """The recorded events, as a program without streams would process them one after the other.
+    """The result of processing the recorded events sequentially.
 
     Attributes:
         snapshot: number of events before the first that is no creation.
         chunk_counts: (document id, revision) → passages of that version.
-        texts: per distinct text that is embedded, the revision that first needs it.
-        live: ids of documents that are there at the end.
+        texts: distinct embedded text → first revision that needs it.
+        live: ids of the documents at the end.
     """
 
     snapshot: int
@@ -59,23 +59,23 @@ class _History:
 async def bench_ingest(
     stack: Stack, events: Path, *, overrides: Mapping[str, str], cold: bool, say: Callable[[str, str], None]
 ) -> dict[str, Any]:
-    """Run the history and check its end.
+    """Process the history and verify the result.
 
     Args:
         stack: a running stack.
         events: the history.
-        overrides: settings other than the stack's.
-        cold: measure the servers as they are, without a run to warm them up.
-        say: told what is being done.
+        overrides: settings that override those of the stack.
+        cold: measure without warm-up.
+        say: reports progress.
 
     Raises:
         BenchmarkFailed: the pipeline did not finish.
     """
     if not cold:
-        say("warm-up", "the history goes through once")
+        say("warm-up", "processing the history")
         async with installed(stack, overrides) as installation:
             await _run(installation, events)
-    say("measurement", "the history goes through, beside the embedder alone")
+    say("measurement", "processing the history, and the embedder alone")
     async with installed(stack, overrides) as installation:
         settings = installation.settings
         history = await _replay(events, settings)
@@ -87,7 +87,7 @@ async def bench_ingest(
         summary, sent_s, committed_s = await _run(installation, events)
         used_s = {name: round(now_s - used_s[name], 1) for name, now_s in installation.cpu_s().items()}
         alone_s += await _embed_alone(settings, texts[half:])
-        say("verification", "index, manifests, contents and stream are compared")
+        say("verification", "comparing index, manifests, contents and stream")
         embedded = await installation.embedded_count()
         changes = await _changes(settings)
         report = await verify(settings, repair=False)
@@ -114,8 +114,8 @@ async def bench_ingest(
     }
 
 
-async def _run(installation: Installation, events: Path) -> tuple[Summary, float, float]:
-    """Send the history; what was sent, seconds until all was accepted, and until every step had committed all."""
+async def _run(installation: BenchInstallation, events: Path) -> tuple[Summary, float, float]:
+    """Send the history. Returns the summary, seconds until all was accepted, and until every step had committed all."""
     settings = installation.settings
     began_s = time.perf_counter()
     async with ingest_client(settings) as client:
@@ -126,10 +126,10 @@ async def _run(installation: Installation, events: Path) -> tuple[Summary, float
 
 
 def _edit_figures(history: _History, changes: Sequence[IndexChange], embedded: int) -> dict[str, Any]:
-    """What the edits cost, against embedding all passages of every version.
+    """Embedding cost of the edits, relative to embedding all passages of every version.
 
-    Edits that come faster than they are embedded supersede each other. So there are three shares: of all versions that
-    were sent, of those that were processed, and what it would be if every version had been processed on its own.
+    Edits that arrive faster than they are embedded supersede each other. So there are three ratios: to all versions
+    sent, to the processed versions, and the ratio if every version had been processed on its own.
     """
     edits = [one for one in changes if one.outcome is Outcome.DONE and one.version > history.snapshot]
     full = sum(history.chunk_counts.get((change.document_id, change.version), 0) for change in edits)
@@ -177,7 +177,7 @@ async def _replay(events: Path, settings: Settings) -> _History:
 
 
 async def _embed_alone(settings: Settings, texts: Sequence[str]) -> float:
-    """Seconds to embed the texts with nothing else to do, handed over in one go."""
+    """Seconds to embed the texts in one call, without other work."""
     embedder = open_embedder(settings.embedding)
     try:
         await embedder.embed_passages(texts[:16])
@@ -189,7 +189,7 @@ async def _embed_alone(settings: Settings, texts: Sequence[str]) -> float:
 
 
 async def _changes(settings: Settings) -> list[IndexChange]:
-    """How each event ended: the last word on each position."""
+    """Last outcome of each event."""
     changes: dict[str, IndexChange] = {}
     async for record in read_to_end(settings, INDEX_CHANGES):
         change = decode(IndexChange, record.value, record.headers)
@@ -198,7 +198,7 @@ async def _changes(settings: Settings) -> list[IndexChange]:
 
 
 async def _live(settings: Settings) -> frozenset[str]:
-    """Ids of the documents that the index has."""
+    """Ids of the documents in the index."""
     index = OpenSearchIndex.open(settings)
     try:
         return frozenset([one.document_id async for one in index.scan_manifests() if one.state is LifeState.LIVE])

@@ -1,4 +1,4 @@
-"""A whole installation for one measurement: own namespace, own processes, all gone afterwards."""
+"""A complete installation for one measurement, with its own namespace and processes, removed afterwards."""
 
 import asyncio
 import os
@@ -31,32 +31,32 @@ _POLL_MAX_S: Final = 0.5
 
 
 class BenchmarkFailed(Exception):
-    """The measurement could not be made; the message says what to look at."""
+    """The measurement failed. The message says what to check."""
 
 
 @dataclass(frozen=True, slots=True)
-class Installation:
+class BenchInstallation:
     """A running installation.
 
     Attributes:
-        settings: what its processes run with.
-        ingest_url: address of the way in.
-        query_url: address of the way out.
-        pids: process id of each server and each process of the installation.
-        launcher: starts more of its processes.
-        home: what it keeps besides the servers' data.
+        settings: settings of its processes.
+        ingest_url: base URL of the ingest service.
+        query_url: base URL of the query service.
+        pids: process ids of servers and Freshline processes.
+        launcher: starts additional processes.
+        home: directory of its logs and blobs.
     """
 
     settings: Settings
     ingest_url: str
     query_url: str
     pids: Mapping[str, int]
-    launcher: "_Launcher"
+    launcher: "ProcessLauncher"
     home: Path
 
     @asynccontextmanager
     async def workers(self) -> AsyncIterator[None]:
-        """One more worker for each step, until the context is left."""
+        """One additional worker per step for the duration of the context."""
         started = [await self.launcher.start("worker", str(step)) for step in TOPOLOGY]
         try:
             yield
@@ -64,32 +64,32 @@ class Installation:
             await _end(started)
 
     def cpu_s(self) -> dict[str, float]:
-        """Processor seconds that each process has used so far, its children and this one included."""
+        """Processor time used so far by each process with its children, and by this process."""
         return {name: cpu_s(pid) for name, pid in {**self.pids, "this benchmark": os.getpid()}.items()}
 
-    async def caught_up(self, *, timeout_s: float, told: Callable[[int], None] = lambda _behind: None) -> None:
-        """Wait until every step has committed everything.
+    async def caught_up(self, *, timeout_s: float, on_lag: Callable[[int], None] = lambda _lag: None) -> None:
+        """Wait until every step has committed all records.
 
         Args:
-            timeout_s: longest wait.
-            told: called with how many records are left, at each look.
+            timeout_s: maximum time.
+            on_lag: called with the lag of a step, at each poll.
 
         Raises:
-            BenchmarkFailed: they have not within the time.
+            BenchmarkFailed: a step still lags after ``timeout_s``.
         """
         try:
             async with asyncio.timeout(timeout_s), StreamAdmin(self.settings) as admin:
                 for step, row in TOPOLOGY.items():
                     group = self.settings.names.group(step)
-                    while behind := sum(lag.behind for lag in await admin.lag(row.reads, group)):
-                        told(behind)
-                        # Asking costs the brokers time, so they are asked less while much is left.
-                        await asyncio.sleep(min(_POLL_S * (1 + behind / 10), _POLL_MAX_S))
+                    while lag := sum(one.behind for one in await admin.lag(row.reads, group)):
+                        on_lag(lag)
+                        # Polling costs the brokers time: the interval grows with the lag.
+                        await asyncio.sleep(min(_POLL_S * (1 + lag / 10), _POLL_MAX_S))
         except TimeoutError:
-            raise BenchmarkFailed(f"the workers had not caught up after {timeout_s:.0f} s") from None
+            raise BenchmarkFailed(f"the workers still lag after {timeout_s:.0f} s") from None
 
     async def embedded_count(self) -> int:
-        """How many texts were ever embedded: each leaves one stored vector."""
+        """Number of texts embedded so far. Each leaves one stored vector."""
         client = connect(self.settings.opensearch)
         try:
             index = self.settings.names.vectors_index
@@ -106,21 +106,21 @@ async def installed(
     *,
     keep: str | None = None,
     query_processes: int = 1,
-) -> AsyncIterator[Installation]:
-    """Start ingest, query and one worker for each step on a running stack; remove everything on leaving.
+) -> AsyncIterator[BenchInstallation]:
+    """Start ingest, query and one worker per step on a running stack; remove everything with the context.
 
     Args:
         stack: a running stack.
-        overrides: settings other than the stack's.
-        query_processes: behind the one address of query.
-        keep: a name under which its data stay on the stack, to be found again; without, they are removed.
+        overrides: settings that override those of the stack.
+        keep: name under which the data remains on the stack, for reuse. Without it, the data is removed.
+        query_processes: query processes behind one address.
 
     Raises:
-        BenchmarkFailed: a process did not become ready; its last lines are in the message.
+        BenchmarkFailed: a process did not become ready. The message contains the end of its log.
     """
     home = await asyncio.to_thread(_home, stack, keep)
     ports = {"INGEST": free_port(), "QUERY": free_port()}
-    told = stack.environment() | {
+    environment = stack.environment() | {
         "FRESHLINE_NAMESPACE": f"bench-{keep or secrets.token_hex(4)}",
         "FRESHLINE_BLOBS__PATH": str(home / "blobs"),
         "FRESHLINE_INGEST__PORT": str(ports["INGEST"]),
@@ -128,17 +128,17 @@ async def installed(
         "FRESHLINE_LOG_LEVEL": "warning",
         **(overrides or {}),
     }
-    launcher = _Launcher(home, os.environ | told)
-    settings = settings_from(told)
+    launcher = ProcessLauncher(home, os.environ | environment)
+    settings = settings_from(environment)
     processes: list[asyncio.subprocess.Process] = []
     try:
-        # One worker process for each step, as an installation has them.
+        # One worker process per step, as in a default installation.
         commands = [("worker", str(step)) for step in TOPOLOGY] + [("serve", "ingest"), _query_command(query_processes)]
         processes += [await launcher.start(*command) for command in commands]
         pids = {one.name: one.pid for one in stack.status().processes if one.pid is not None}
         pids |= {" ".join(command[:2]): process.pid for command, process in zip(commands, processes, strict=True)}
         ingest_url, query_url = (f"http://127.0.0.1:{ports[name]}" for name in ("INGEST", "QUERY"))
-        installation = Installation(settings, ingest_url, query_url, pids, launcher, home)
+        installation = BenchInstallation(settings, ingest_url, query_url, pids, launcher, home)
         await _await_ready(installation, processes, home)
         yield installation
     finally:
@@ -153,7 +153,7 @@ def _query_command(processes: int) -> tuple[str, ...]:
 
 
 def cpu_s(pid: int) -> float:
-    """Processor seconds that a process has used so far, with those that it started, ended ones included."""
+    """Processor time used so far by a process and its children, ended ones included."""
     root = psutil.Process(pid)
     times = root.cpu_times()
     used = times.user + times.system + times.children_user + times.children_system
@@ -170,12 +170,12 @@ def _home(stack: Stack, keep: str | None) -> Path:
 
 
 @dataclass(frozen=True, slots=True)
-class _Launcher:
+class ProcessLauncher:
     """Starts processes of an installation.
 
     Attributes:
-        home: where their logs go.
-        environment: theirs, with all settings.
+        home: directory of their logs.
+        environment: their environment, with all settings.
     """
 
     home: Path
@@ -201,7 +201,9 @@ async def _end(processes: Sequence[asyncio.subprocess.Process]) -> None:
             await process.wait()
 
 
-async def _await_ready(installation: Installation, processes: Sequence[asyncio.subprocess.Process], home: Path) -> None:
+async def _await_ready(
+    installation: BenchInstallation, processes: Sequence[asyncio.subprocess.Process], home: Path
+) -> None:
     try:
         async with (
             asyncio.timeout(_READY_S),
@@ -210,14 +212,14 @@ async def _await_ready(installation: Installation, processes: Sequence[asyncio.s
         ):
             while not await _is_ready(installation, client, admin):
                 if any(process.returncode is not None for process in processes):
-                    raise BenchmarkFailed(f"a process ended at the start:\n{_log_tails(home)}")
+                    raise BenchmarkFailed(f"a process ended while starting:\n{_log_tails(home)}")
                 await asyncio.sleep(_POLL_S)
     except TimeoutError:
         raise BenchmarkFailed(f"not ready after {_READY_S:.0f} s:\n{_log_tails(home)}") from None
 
 
-async def _is_ready(installation: Installation, client: httpx.AsyncClient, admin: StreamAdmin) -> bool:
-    """Both services answer, and each step has its partitions, so the first event does not wait for a rebalance."""
+async def _is_ready(installation: BenchInstallation, client: httpx.AsyncClient, admin: StreamAdmin) -> bool:
+    """Both services are ready, and each step has partitions, so that the first event does not wait for a rebalance."""
     for url in (installation.ingest_url, installation.query_url):
         if not await _answers(client, url):
             return False
@@ -239,7 +241,7 @@ async def _remove(settings: Settings) -> None:
 
 
 def free_port() -> int:
-    """A port of loopback that nobody uses now."""
+    """A free loopback port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

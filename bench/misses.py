@@ -1,4 +1,4 @@
-"""Questions that nobody has asked before, beside the index alone and beside the usual way to search."""
+"""Cache misses, compared with the index alone and with a usual search service."""
 
 import itertools
 import time
@@ -10,14 +10,14 @@ from typing import Any, Final
 
 import orjson
 
-from bench.beside import beside
-from bench.installation import Installation
-from bench.loaded import Ground, empty_cache, loaded
+from bench.baseline_server import baseline_server
+from bench.installation import BenchInstallation
+from bench.preloaded import BenchmarkSetup, empty_cache, preloaded
 from bench.searches import searches_of
-from freshline.loadtest.drive import straining, users_ask
-from freshline.loadtest.lines import Target
+from freshline.loadtest.connection import Target
+from freshline.loadtest.generator import measure_generator, run_users
+from freshline.loadtest.load_statistics import LoadStatistics
 from freshline.loadtest.questions import read_questions
-from freshline.loadtest.tally import Tally
 from freshline.services import query_target
 from infra.embedding.factory import open_embedder
 from infra.opensearch import codec
@@ -26,64 +26,66 @@ from query.cache.key import normalised
 
 IN_FLIGHT: Final = (1, 16, 64)
 _BODIES: Final = 1_500
-"""Searches of the index alone, sent again and again: it keeps no results of searches that have hits."""
+"""Searches of the index alone, sent repeatedly: the index does not cache results with hits."""
 
 _NDJSON: Final = "application/x-ndjson"
 
 
 async def bench_misses(
-    ground: Ground,
+    setup: BenchmarkSetup,
     questions: Path,
     *,
     in_flight: Sequence[int],
     seconds: float,
     warm_s: float,
 ) -> dict[str, Any]:
-    """For each number of questions at a time, in turns: the index alone, a usual search service, and this one.
+    """For each number of requests in flight, measure the index alone, a usual search service, and the service.
 
-    The service comes in the middle, the others before and after it. The most answers that there could be are those for
-    which index and model alone fill all cores.
+    The service is measured in the middle, the others before and after it. The upper bound of the throughput is that at
+    which index and model alone use all cores.
 
     Args:
-        ground: of whose history the last state is searched.
-        questions: what is asked, each once, then with a number behind it.
-        in_flight: questions at a time.
-        seconds: for each of the three.
-        warm_s: for so long each of the services is asked before anything is measured.
+        setup: the final state of its history is searched.
+        questions: questions, each asked once, then again with a number appended.
+        in_flight: numbers of concurrent requests.
+        seconds: duration for each of the three.
+        warm_s: warm-up time for each of the services.
 
     Raises:
-        BenchmarkFailed: the installation, or what it is compared with, did not start.
+        BenchmarkFailed: the installation or the baseline did not start.
     """
     asked = read_questions(questions)
-    found = []
-    async with loaded(ground, "last") as installation, beside("vectors", installation) as (usual, _):
+    rows = []
+    async with preloaded(setup, "final") as installation, baseline_server("vectors", installation) as (usual, _):
         target = query_target(installation.settings)
         new, usual_new = new_questions(target, asked), new_questions(usual, asked)
         index, searches = await _searches(installation, asked[:_BODIES])
         model_ms = await _model_ms(installation.settings, asked[:_BODIES])
-        ground.say("warm-up", "servers that were just started compile themselves while they work")
-        for warmed, questions_of in ((target, new), (usual, usual_new)):
-            noted, ask = Tally().note_other, partial(next, questions_of)
-            await users_ask(warmed, ask, noted, users=max(in_flight), think_s=0, seconds=warm_s)
-        for places in in_flight:
-            ground.say("misses", f"{places} at a time")
-            alone, bare = Tally(), Tally()
-            ask_usual = partial(users_ask, usual, partial(next, usual_new), bare.note_other, users=places, think_s=0)
-            ask_index = partial(users_ask, index, searches, alone.note_other, users=places, think_s=0)
-            index_s = await _spent_by_index(installation, ask_index(seconds=seconds / 2))
+        setup.say("warm-up", "newly started servers compile their code")
+        for service, requests in ((target, new), (usual, usual_new)):
+            record, ask = LoadStatistics().record_unparsed, partial(next, requests)
+            await run_users(service, ask, record, users=max(in_flight), think_s=0, seconds=warm_s)
+        for concurrency in in_flight:
+            setup.say("misses", f"{concurrency} in flight")
+            alone, bare = LoadStatistics(), LoadStatistics()
+            ask_usual = partial(
+                run_users, usual, partial(next, usual_new), bare.record_unparsed, users=concurrency, think_s=0
+            )
+            ask_index = partial(run_users, index, searches, alone.record_unparsed, users=concurrency, think_s=0)
+            index_s = await _index_cpu_s(installation, ask_index(seconds=seconds / 2))
             await ask_usual(seconds=seconds / 2)
             await empty_cache(installation)
             used_s = installation.cpu_s()
-            figures = await _drive(target, partial(next, new), places, seconds)
+            figures = await _drive(target, partial(next, new), concurrency, seconds)
             cpu_s = {name: now_s - used_s[name] for name, now_s in installation.cpu_s().items()}
             await ask_usual(seconds=seconds / 2)
-            index_s += await _spent_by_index(installation, ask_index(seconds=seconds / 2))
+            index_s += await _index_cpu_s(installation, ask_index(seconds=seconds / 2))
             alone_figures, usual_figures = alone.figures(seconds), bare.figures(seconds)
             index_ms = index_s * 1_000 / max(1, alone_figures["requests"])
             most_per_s = (cpu_count() or 1) * 1_000 / (index_ms + model_ms)
-            found.append(
+            rows.append(
                 {
-                    "in_flight": places,
+                    "in_flight": concurrency,
                     **figures,
                     "usual_service": usual_figures,
                     "ratio_to_usual": round(figures["answers_per_s"] / usual_figures["answers_per_s"], 3),
@@ -92,18 +94,18 @@ async def bench_misses(
                     "ratio_to_index": round(figures["answers_per_s"] / alone_figures["answers_per_s"], 3),
                     "index_alone_cpu_ms": round(index_ms, 2),
                     "model_cpu_ms": round(model_ms, 2),
-                    "most_answers_per_s": round(most_per_s, 1),
-                    "share_of_most": round(figures["answers_per_s"] / most_per_s, 3),
-                    "cpu_ms_each": {
+                    "max_answers_per_s": round(most_per_s, 1),
+                    "ratio_to_max": round(figures["answers_per_s"] / most_per_s, 3),
+                    "cpu_ms_per_request": {
                         name: round(used * 1_000 / max(1, figures["requests"]), 2) for name, used in cpu_s.items()
                     },
                 }
             )
-    return {"misses": found}
+    return {"misses": rows}
 
 
 async def _model_ms(settings: Settings, questions: Sequence[str]) -> float:
-    """Processor time that the model takes for a question."""
+    """Processor time of the model per question."""
     embedder = open_embedder(settings.embedding)
     try:
         await embedder.embed_query(questions[0])
@@ -115,8 +117,8 @@ async def _model_ms(settings: Settings, questions: Sequence[str]) -> float:
         await embedder.close()
 
 
-async def _spent_by_index(installation: Installation, work: Awaitable[object]) -> float:
-    """Processor seconds of all its nodes meanwhile."""
+async def _index_cpu_s(installation: BenchInstallation, work: Awaitable[object]) -> float:
+    """Processor time of all index nodes during ``work``, in seconds."""
 
     def used_s() -> float:
         return sum(used for name, used in installation.cpu_s().items() if name.startswith("opensearch"))
@@ -126,23 +128,23 @@ async def _spent_by_index(installation: Installation, work: Awaitable[object]) -
     return used_s() - began_s
 
 
-async def _drive(target: Target, ask: Callable[[], bytes], places: int, seconds: float) -> dict[str, Any]:
-    tally = Tally()
-    async with straining() as strain:
-        await users_ask(target, ask, tally.note, users=places, think_s=0, seconds=seconds)
-    return {**tally.figures(seconds), "generator": strain.figures()}
+async def _drive(target: Target, ask: Callable[[], bytes], concurrency: int, seconds: float) -> dict[str, Any]:
+    statistics = LoadStatistics()
+    async with measure_generator() as generator_load:
+        await run_users(target, ask, statistics.record, users=concurrency, think_s=0, seconds=seconds)
+    return {**statistics.figures(seconds), "generator": generator_load.figures()}
 
 
 def new_questions(target: Target, asked: Sequence[str]) -> Iterator[bytes]:
-    """Requests without end, each for a question that nobody has asked: the given ones, then with a number behind."""
-    for turn in itertools.count():
+    """Endless requests for distinct questions: the given ones, then the same with a number appended."""
+    for round_number in itertools.count():
         for question in asked:
-            text = f"{question} {turn}" if turn else question
+            text = f"{question} {round_number}" if round_number else question
             yield target.request(orjson.dumps({"query": text}))
 
 
-async def _searches(installation: Installation, asked: Sequence[str]) -> tuple[Target, Callable[[], bytes]]:
-    """The searches that the service makes of these questions, as it sends them to the index."""
+async def _searches(installation: BenchInstallation, asked: Sequence[str]) -> tuple[Target, Callable[[], bytes]]:
+    """The searches of these questions, as the service sends them to the index."""
     settings = installation.settings
     url = settings.opensearch.url.partition(",")[0]
     target = Target(f"{url}/{settings.names.chunks_alias}/_msearch")

@@ -1,7 +1,7 @@
-"""How much of what is nearest the vector leg finds, and what a wider walk of its graph costs.
+"""Recall and latency of approximate vector search, by the number of candidates of the graph search.
 
-The truth is an exact search: the index scores every passage. All widths are asked for each question in turn, so that a
-drifting machine favours none.
+An exact search is the reference. All settings are measured for each question in turn, so that machine drift affects all
+of them alike.
 """
 
 import random
@@ -15,7 +15,7 @@ from typing import Any, Final
 import orjson
 from opensearchpy import AsyncOpenSearch
 
-from bench.loaded import Ground, loaded
+from bench.preloaded import BenchmarkSetup, preloaded
 from bench.searches import searches_of
 from freshline.figures import spread
 from freshline.loadtest.questions import read_questions
@@ -25,74 +25,74 @@ from infra.opensearch.store import check_whole
 from infra.settings import Settings
 from schemas.search import HybridSearch
 
-WIDTHS: Final = (1, 200, 400, 800, 1_600)
-_PLACES: Final = (5, 50, 120)
+CANDIDATE_COUNTS: Final = (1, 200, 400, 800, 1_600)
+_CUTOFFS: Final = (5, 50, 120)
 _SEED: Final = 1
 
 
 @dataclass(slots=True)
-class _Found:
-    """What one width found.
+class _CandidateRun:
+    """Results with run number of candidates.
 
     Attributes:
-        took_ms: of each search.
-        shares: of the truth, by the number of first places that are compared.
-        same: whether the order of what is fused was that of the truth.
+        took_ms: latency of each search.
+        recalls: cutoff → recall of each search.
+        same_order: whether the fused candidates have the order of the exact search.
     """
 
     took_ms: list[float] = field(default_factory=list)
-    shares: dict[int, list[float]] = field(default_factory=lambda: {places: [] for places in _PLACES})
-    same: list[bool] = field(default_factory=list)
+    recalls: dict[int, list[float]] = field(default_factory=lambda: {cutoff: [] for cutoff in _CUTOFFS})
+    same_order: list[bool] = field(default_factory=list)
 
 
 async def bench_recall(
-    ground: Ground,
+    setup: BenchmarkSetup,
     questions: Path,
     *,
-    widths: Sequence[int],
+    candidate_counts: Sequence[int],
     sample: int,
 ) -> list[dict[str, Any]]:
-    """Compare the vector leg's windows with those of an exact search.
+    """Compare the candidates of the vector retriever with those of an exact search.
 
     Args:
-        ground: of whose history the snapshot is searched.
-        questions: what is asked.
-        widths: values of ``FRESHLINE_OPENSEARCH__EF_SEARCH``; the window itself where it is wider.
-        sample: questions that are drawn.
+        setup: the snapshot of its history is searched.
+        questions: questions to ask.
+        candidate_counts: values of ``FRESHLINE_OPENSEARCH__EF_SEARCH``; never fewer candidates than are requested.
+        sample: number of sampled questions.
 
     Raises:
         BenchmarkFailed: the installation did not start.
     """
     asked = read_questions(questions)
     random.Random(_SEED).shuffle(asked)  # noqa: S311 - a sample
-    async with loaded(ground) as installation:
+    async with preloaded(setup) as installation:
         settings = installation.settings
         searches = await searches_of(settings, asked[:sample])
-        ground.say("recall", f"{len(searches)} questions, {len(widths)} widths and an exact search for each")
+        setup.say("recall", f"{len(searches)} questions, {len(candidate_counts)} settings and an exact search for each")
         client = connect(settings.opensearch)
         try:
-            exact_ms, found = await _compared(client, settings, searches, widths)
+            exact_ms, runs = await _compared(client, settings, searches, candidate_counts)
         finally:
             await client.close()
     return [
         {
             "questions": len(searches),
-            "ef_search": width,
-            **{f"recall_at_{places}": round(statistics.mean(one.shares[places]), 4) for places in _PLACES},
-            "same_order_share": round(statistics.mean(one.same), 3),
-            "ms": spread(one.took_ms),
+            "ef_search": candidates,
+            **{f"recall_at_{cutoff}": round(statistics.mean(run.recalls[cutoff]), 4) for cutoff in _CUTOFFS},
+            "same_order_rate": round(statistics.mean(run.same_order), 3),
+            "ms": spread(run.took_ms),
             "exact_ms": spread(exact_ms),
         }
-        for width, one in found.items()
+        for candidates, run in runs.items()
     ]
 
 
 async def _compared(
-    client: AsyncOpenSearch, settings: Settings, searches: Sequence[HybridSearch], widths: Sequence[int]
-) -> tuple[list[float], dict[int, _Found]]:
+    client: AsyncOpenSearch, settings: Settings, searches: Sequence[HybridSearch], candidate_counts: Sequence[int]
+) -> tuple[list[float], dict[int, _CandidateRun]]:
     exact_ms: list[float] = []
-    found = {width: _Found() for width in widths}
-    fused = settings.query.window
+    runs = {candidates: _CandidateRun() for candidates in candidate_counts}
+    fused = settings.query.candidates
 
     async def ids(body: Mapping[str, Any], took_ms: list[float]) -> list[str]:
         began_s = time.perf_counter()
@@ -102,17 +102,17 @@ async def _compared(
         return list(codec.read_ids(answer))
 
     for search in searches:
-        truth = await ids(_vector_leg(replace(search, exact=True), 1), exact_ms)
-        for width, one in found.items():
-            told = await ids(_vector_leg(search, width), one.took_ms)
-            for places, shares in one.shares.items():
-                shares.append(len({*truth[:places]}.intersection(told[:places])) / max(1, len(truth[:places])))
-            one.same.append(told[:fused] == truth[:fused])
-    return exact_ms, found
+        truth = await ids(_vector_search(replace(search, exact=True), 1), exact_ms)
+        for candidates, run in runs.items():
+            approximate = await ids(_vector_search(search, candidates), run.took_ms)
+            for cutoff, recalls in run.recalls.items():
+                recalls.append(len({*truth[:cutoff]}.intersection(approximate[:cutoff])) / max(1, len(truth[:cutoff])))
+            run.same_order.append(approximate[:fused] == truth[:fused])
+    return exact_ms, runs
 
 
-def _vector_leg(search: HybridSearch, width: int) -> dict[str, Any]:
-    """The vector leg as it is searched."""
-    body, _ = codec.search_bodies(search, ef_search=width)
+def _vector_search(search: HybridSearch, candidates: int) -> dict[str, Any]:
+    """The search of the vector retriever, as it is sent."""
+    body, _ = codec.search_bodies(search, ef_search=candidates)
     plain: dict[str, Any] = orjson.loads(orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY))
     return plain

@@ -1,14 +1,13 @@
-"""What becomes of answers in each state that Redis may be in: true or not, cached or not, how fast.
+"""Correctness, cache hit rate and latency of answers in each state of Redis.
 
-A whole installation runs on a Redis of this run's own, and each state comes over that. Meanwhile documents are edited,
-one after the other, and questions about them are asked all the time. Each answer shows the number of the edit that it
-was made from, so it is known by itself how old it is:
+An installation runs on a dedicated Redis, which is put into each state in turn while documents are edited one by one
+and questions about them are asked continuously. Each answer contains the number of the edit that it reflects:
 
 - *stale*: it lacks an edit at or before its ``as_of``;
-- *past the objective*: it lacks an edit that had been searchable for longer than one second when it was asked for. The
-  index itself is asked, in real time, when an edit is.
+- *SLO violation*: it lacks an edit that had been searchable for more than one second when the question was asked. The
+  index itself is polled, in real time, for when an edit is searchable.
 
-Questions, edits and all servers share the cores: times are to be compared with each other.
+Load generator and servers share the cores: compare latencies with each other only.
 """
 
 import asyncio
@@ -32,7 +31,7 @@ import psutil
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from bench.installation import BenchmarkFailed, Installation, installed
+from bench.installation import BenchInstallation, BenchmarkFailed, installed
 from infra.local import Stack, fetch
 from infra.opensearch.store import OpenSearchIndex
 from query.cache.invalidation_lag import OBJECTIVE_S
@@ -49,27 +48,27 @@ _REST_S: Final = 0.005
 _READY_S: Final = 30.0
 _SLOW_S: Final = 0.03
 _SEED: Final = 1
-_SHOWN: Final = re.compile(r"Room (\d+) has the code c(\d+)\.")
+_ROOM_CODE: Final = re.compile(r"Room (\d+) has the code c(\d+)\.")
 
 Say = Callable[[str, str], None]
 
 
 @dataclass(slots=True)
-class _Edit:
+class _RoomEdit:
     number: int
     position: Position
     searchable_s: float | None = None
 
 
 @dataclass(slots=True)
-class _Seen:
-    """Of one state."""
+class _StateResults:
+    """Results of one state."""
 
     hit_ms: list[float] = field(default_factory=list)
     other_ms: list[float] = field(default_factory=list)
     failed: int = 0
     stale: int = 0
-    past_objective: int = 0
+    slo_violations: int = 0
 
     def figures(self) -> dict[str, Any]:
         answered = len(self.hit_ms) + len(self.other_ms)
@@ -77,24 +76,24 @@ class _Seen:
             "questions": answered + self.failed,
             "failed": self.failed,
             "stale": self.stale,
-            "served_past_objective": self.past_objective,
-            "hit_share": round(len(self.hit_ms) / answered, 4) if answered else 0.0,
+            "slo_violations": self.slo_violations,
+            "hit_rate": round(len(self.hit_ms) / answered, 4) if answered else 0.0,
             "hit_ms": _percentiles(self.hit_ms),
             "other_ms": _percentiles(self.other_ms),
         }
 
 
 async def bench_redis_states(stack: Stack, *, seconds: float, say: Say) -> dict[str, Any]:
-    """Figures for each state, each of which lasts ``seconds``.
+    """Figures of each state, each measured for ``seconds``.
 
     Raises:
-        BenchmarkFailed: Redis or the installation does not start.
+        BenchmarkFailed: Redis or the installation did not start.
     """
     async with _Servers.running() as servers:
         environment = {"FRESHLINE_REDIS__URL": servers.url, "FRESHLINE_REDIS__TIMEOUT_S": "0.5"}
         async with installed(stack, environment) as installation, _Traffic.running(installation) as traffic:
             figures = {}
-            states = servers.states() | {"judges paused": lambda: _paused(installation.pids["worker invalidate"])}
+            states = servers.states() | {"evaluators paused": lambda: _paused(installation.pids["worker invalidate"])}
             for name, enter in states.items():
                 async with enter():
                     say(name, f"{seconds:g} s")
@@ -103,7 +102,7 @@ async def bench_redis_states(stack: Stack, *, seconds: float, say: Say) -> dict[
 
 
 class _Servers:
-    """The Redis of this run, and what can be done to it."""
+    """The dedicated Redis and its states."""
 
     def __init__(self, home: Path) -> None:
         self._home = home
@@ -126,12 +125,12 @@ class _Servers:
         return f"redis://127.0.0.1:{self._port}/0"
 
     def states(self) -> dict[str, Callable[[], Any]]:
-        """In this order: each begins where the one before has left Redis."""
+        """In sequence: each state starts from the Redis that the previous one left."""
         return {
             "healthy": self._healthy,
             "slow": self._slow,
             "hanging": self._hanging,
-            "full": self._full,
+            "out of memory": self._out_of_memory,
             "down": self._down,
             "wiped": self._wiped,
             "failed over": self._failed_over,
@@ -144,12 +143,12 @@ class _Servers:
 
     @asynccontextmanager
     async def _slow(self) -> AsyncIterator[None]:
-        """It does nothing for 30 ms, again and again."""
+        """Redis stalls for 30 ms, repeatedly."""
 
         async def keep_busy() -> None:
             async with Redis.from_url(self.url) as client:
                 while True:
-                    await _command(client, "DEBUG", "SLEEP", str(_SLOW_S))
+                    await _execute(client, "DEBUG", "SLEEP", str(_SLOW_S))
                     await asyncio.sleep(_REST_S)
 
         busy = asyncio.create_task(keep_busy())
@@ -168,8 +167,8 @@ class _Servers:
             self._process.send_signal(signal.SIGCONT)
 
     @asynccontextmanager
-    async def _full(self) -> AsyncIterator[None]:
-        """No room, and nothing is evicted."""
+    async def _out_of_memory(self) -> AsyncIterator[None]:
+        """The memory limit is reached, without eviction."""
         async with Redis.from_url(self.url) as client:
             used = (await client.info("memory"))["used_memory"]
             await client.config_set("maxmemory", max(used - 1_000_000, 1))
@@ -189,23 +188,23 @@ class _Servers:
 
     @asynccontextmanager
     async def _wiped(self) -> AsyncIterator[None]:
-        """All data lost, all connections kept."""
+        """All data is lost, connections are kept."""
         async with Redis.from_url(self.url) as client:
             await client.flushall()
         yield
 
     @asynccontextmanager
     async def _failed_over(self) -> AsyncIterator[None]:
-        """A replica takes the place of the first, which dies."""
+        """A replica is promoted after its primary was killed."""
         port = _free_port()
         replica = self._start(port, "--replicaof", f"127.0.0.1 {self._port}")
         await self._ready(port)
         async with Redis.from_url(f"redis://127.0.0.1:{port}/0") as client:
             async with asyncio.timeout(_READY_S):
-                while (await client.info("replication")).get("master_link_status") != "up":  # noqa: ASYNC110 - Redis does not tell
+                while (await client.info("replication")).get("master_link_status") != "up":  # noqa: ASYNC110 - no notification
                     await asyncio.sleep(_REST_S)
             self._end()
-            await _command(client, "REPLICAOF", "NO", "ONE")
+            await _execute(client, "REPLICAOF", "NO", "ONE")
             await client.config_set("port", self._port)
         self._process = replica
         yield
@@ -229,27 +228,27 @@ class _Servers:
                     await client.ping()
                     return
                 if time.monotonic() > deadline_s:
-                    raise BenchmarkFailed("a Redis of this run did not start")
+                    raise BenchmarkFailed("the dedicated Redis did not start")
                 await asyncio.sleep(_REST_S)
 
 
 class _Traffic:
-    """One who edits, and some who ask."""
+    """One editor and several readers."""
 
-    def __init__(self, installation: Installation, index: OpenSearchIndex, http: httpx.AsyncClient) -> None:
+    def __init__(self, installation: BenchInstallation, index: OpenSearchIndex, http: httpx.AsyncClient) -> None:
         self._installation = installation
         self._index = index
         self._http = http
         self._tenant = installation.settings.tenant.default
-        self._edits: dict[int, list[_Edit]] = {number: [] for number in range(DOCUMENTS)}
+        self._edits: dict[int, list[_RoomEdit]] = {number: [] for number in range(DOCUMENTS)}
         self._rng = random.Random(_SEED)  # noqa: S311 - a sample
         self._revision = 0
-        self._seen = _Seen()
+        self._results = _StateResults()
         self._weights = list(accumulate(1 / rank**SKEW for rank in range(1, QUESTIONS + 1)))
 
     @classmethod
     @asynccontextmanager
-    async def running(cls, installation: Installation) -> AsyncIterator["_Traffic"]:
+    async def running(cls, installation: BenchInstallation) -> AsyncIterator["_Traffic"]:
         index = OpenSearchIndex.open(installation.settings)
         async with httpx.AsyncClient(timeout=30.0) as http:
             traffic = cls(installation, index, http)
@@ -262,20 +261,20 @@ class _Traffic:
             finally:
                 await index.close()
 
-    async def measured(self, seconds: float) -> _Seen:
-        """Edit and ask for so long."""
-        self._seen = _Seen()
-        tasks = [asyncio.create_task(self._for_ever(self._ask_one)) for _ in range(READERS)]
-        tasks.append(asyncio.create_task(self._for_ever(self._edit_one)))
+    async def measured(self, seconds: float) -> _StateResults:
+        """Edit and ask for ``seconds``."""
+        self._results = _StateResults()
+        tasks = [asyncio.create_task(self._repeat(self._ask_one)) for _ in range(READERS)]
+        tasks.append(asyncio.create_task(self._repeat(self._edit_one)))
         await asyncio.wait(tasks, timeout=seconds)
         for task in tasks:
             task.cancel()
         for ended in await asyncio.gather(*tasks, return_exceptions=True):
             if isinstance(ended, Exception):
                 raise ended
-        return self._seen
+        return self._results
 
-    async def _for_ever(self, once: Callable[[], Awaitable[None]]) -> None:
+    async def _repeat(self, once: Callable[[], Awaitable[None]]) -> None:
         while True:
             await once()
 
@@ -286,8 +285,8 @@ class _Traffic:
             await self._note_searchable(edit, number)
         await asyncio.sleep(_EDIT_EVERY_S)
 
-    async def _edit(self, number: int) -> _Edit | None:
-        """The source numbers its revisions, so that edits are taken without Redis too."""
+    async def _edit(self, number: int) -> _RoomEdit | None:
+        """Upload with a revision of the source, so that edits are accepted without Redis."""
         self._revision += 1
         revision = self._revision
         headers = {"Content-Type": "text/markdown", "Freshline-Revision": str(revision)}
@@ -296,11 +295,11 @@ class _Traffic:
         response = await self._http.put(url, content=content, headers=headers)
         if not response.is_success:
             return None
-        edit = _Edit(revision, Position.parse(response.json()["position"]))
+        edit = _RoomEdit(revision, Position.parse(response.json()["position"]))
         self._edits[number].append(edit)
         return edit
 
-    async def _note_searchable(self, edit: _Edit, number: int) -> None:
+    async def _note_searchable(self, edit: _RoomEdit, number: int) -> None:
         key = DocumentKey(self._tenant, f"room-{number}.md")
         while True:
             manifest = (await self._index.manifests([key])).get(key)
@@ -310,37 +309,37 @@ class _Traffic:
             await asyncio.sleep(_REST_S)
 
     async def _ask_one(self) -> None:
-        [place] = self._rng.choices(range(QUESTIONS), cum_weights=self._weights)
-        room = place % DOCUMENTS
-        question = {"query": f"what code does room {room} have {'please ' * (place // DOCUMENTS)}", "top_k": 3}
+        [number] = self._rng.choices(range(QUESTIONS), cum_weights=self._weights)
+        room = number % DOCUMENTS
+        question = {"query": f"what code does room {room} have {'please ' * (number // DOCUMENTS)}", "top_k": 3}
         asked_s = time.monotonic()
         response = await self._http.post(f"{self._installation.query_url}/v1/query", json=question)
         took_ms = (time.monotonic() - asked_s) * 1_000
         if response.is_success:
-            self._judge(orjson.loads(response.content), asked_s, took_ms)
+            self._evaluate(orjson.loads(response.content), asked_s, took_ms)
         else:
-            self._seen.failed += 1
+            self._results.failed += 1
         await asyncio.sleep(_REST_S)
 
-    def _judge(self, answer: dict[str, Any], asked_s: float, took_ms: float) -> None:
-        (self._seen.hit_ms if answer["cached"] else self._seen.other_ms).append(took_ms)
+    def _evaluate(self, answer: dict[str, Any], asked_s: float, took_ms: float) -> None:
+        (self._results.hit_ms if answer["cached"] else self._results.other_ms).append(took_ms)
         reflected = {int(partition): offset for partition, offset in answer["as_of"]["positions"].items()}
         for result in answer["results"]:
-            shown = _SHOWN.search(result["text"])
-            if shown is None:
+            match = _ROOM_CODE.search(result["text"])
+            if match is None:
                 continue
-            lacking = [edit for edit in self._edits[int(shown[1])] if edit.number > int(shown[2])]
-            self._seen.stale += any(
-                reflected.get(edit.position.partition, -1) >= edit.position.offset for edit in lacking
+            missing = [edit for edit in self._edits[int(match[1])] if edit.number > int(match[2])]
+            self._results.stale += any(
+                reflected.get(edit.position.partition, -1) >= edit.position.offset for edit in missing
             )
-            self._seen.past_objective += any(
-                edit.searchable_s is not None and edit.searchable_s < asked_s - OBJECTIVE_S for edit in lacking
+            self._results.slo_violations += any(
+                edit.searchable_s is not None and edit.searchable_s < asked_s - OBJECTIVE_S for edit in missing
             )
 
 
 @asynccontextmanager
 async def _paused(pid: int) -> AsyncIterator[None]:
-    """Redis is well, but nobody judges."""
+    """Redis is healthy, but the evaluators are paused."""
     process = psutil.Process(pid)
     process.suspend()
     try:
@@ -349,7 +348,7 @@ async def _paused(pid: int) -> AsyncIterator[None]:
         process.resume()
 
 
-async def _command(client: Redis, *words: str) -> None:
+async def _execute(client: Redis, *words: str) -> None:
     execute: Callable[..., Awaitable[object]] = client.execute_command
     await execute(*words)
 

@@ -1,7 +1,6 @@
-"""Retrieval quality on a judged collection (BEIR layout): nDCG@10 of each leg and of both, for each bundled model.
+"""Retrieval quality on a judged collection (BEIR layout): nDCG@10 of each retriever and of the fusion.
 
-Passages are split, embedded, written and searched by the product's own code; a document's place is that of its best
-passage.
+Passages are split, embedded, indexed and searched by the product's code. A document is ranked by its best passage.
 """
 
 import gzip
@@ -32,28 +31,28 @@ from streams.core.splitting import Splitter, embedding_text
 
 MODELS: Final = ("all-minilm-l6-v2", "bge-small-en-v1.5")
 _TENANT: Final = "bench"
-_CUT: Final = 10
+_CUTOFF: Final = 10
 _BATCH: Final = 64
 _SEED: Final = 1
 _RESAMPLES: Final = 10_000
 
 
 async def bench_retrieval(stack: Stack, collection: Path, *, models: Sequence[str] = MODELS) -> dict[str, Any]:
-    """Measure every model on ``collection`` (corpus.jsonl[.gz], queries.jsonl, qrels.tsv)."""
+    """Measure each model on ``collection`` (corpus.jsonl[.gz], queries.jsonl, qrels.tsv)."""
     queries = {str(row["_id"]): str(row["text"]) for row in _rows(collection / "queries.jsonl")}
-    judged = _judgements(collection / "qrels.tsv")
+    judgements = _judgements(collection / "qrels.tsv")
     corpus = list(_rows(_corpus(collection)))
-    measured = {model: await _measure(stack, model, corpus, queries, judged) for model in models}
+    measured = {model: await _measure(stack, model, corpus, queries, judgements) for model in models}
     figures = {model: one for model, (one, _) in measured.items()}
     first, *others = measured
     differences = {f"{other} - {first}": _difference(measured[first][1], measured[other][1]) for other in others}
-    return {"documents": len(corpus), "queries": len(judged), "models": figures, "hybrid_difference": differences}
+    return {"documents": len(corpus), "queries": len(judgements), "models": figures, "hybrid_difference": differences}
 
 
-def ndcg(ranked: Sequence[str], gains: Mapping[str, int], cut: int = _CUT) -> float:
-    """Normalised discounted cumulative gain of a ranking, with linear gains as trec_eval has them."""
-    gained = sum(gains.get(one, 0) / math.log2(place + 2) for place, one in enumerate(ranked[:cut]))
-    ideal = sum(gain / math.log2(place + 2) for place, gain in enumerate(sorted(gains.values(), reverse=True)[:cut]))
+def ndcg(ranked: Sequence[str], gains: Mapping[str, int], cutoff: int = _CUTOFF) -> float:
+    """Normalised discounted cumulative gain with linear gains, as in trec_eval."""
+    gained = sum(gains.get(one, 0) / math.log2(rank + 2) for rank, one in enumerate(ranked[:cutoff]))
+    ideal = sum(gain / math.log2(rank + 2) for rank, gain in enumerate(sorted(gains.values(), reverse=True)[:cutoff]))
     return gained / ideal if ideal else 0.0
 
 
@@ -62,11 +61,11 @@ async def _measure(
     model: str,
     corpus: Sequence[Mapping[str, Any]],
     queries: Mapping[str, str],
-    judged: Mapping[str, Mapping[str, int]],
+    judgements: Mapping[str, Mapping[str, int]],
 ) -> tuple[dict[str, Any], list[float]]:
-    """Figures of one model, and the hybrid score of each query."""
-    told = {"FRESHLINE_NAMESPACE": f"bench-{secrets.token_hex(4)}", "FRESHLINE_EMBEDDING__MODEL": model}
-    settings = settings_from(stack.environment() | told)
+    """Figures of a model, and the hybrid score of each query."""
+    overrides = {"FRESHLINE_NAMESPACE": f"bench-{secrets.token_hex(4)}", "FRESHLINE_EMBEDDING__MODEL": model}
+    settings = settings_from(stack.environment() | overrides)
     await create_indices(settings)
     index = OpenSearchIndex.open(settings)
     embedder = open_embedder(settings.embedding)
@@ -76,24 +75,24 @@ async def _measure(
         filled_s = time.perf_counter() - began_s
         scores: dict[str, list[float]] = {"bm25": [], "vector": [], "hybrid": []}
         began_s = time.perf_counter()
-        for query, gains in judged.items():
+        for query, gains in judgements.items():
             vector = await embedder.embed_query(queries[query])
-            window = settings.query.window
+            window = settings.query.candidates
             [windows] = await index.search([HybridSearch(queries[query], vector, Access(_TENANT), window)])
             fused = fuse(windows, k=settings.query.rrf_k)
-            for leg, keys in (
+            for retriever, keys in (
                 ("bm25", [hit.key for hit in windows.lexical]),
                 ("vector", [hit.key for hit in windows.vector]),
                 ("hybrid", [candidate.hit.key for candidate in fused]),
             ):
-                scores[leg].append(ndcg(_documents(keys), gains))
-        query_ms = (time.perf_counter() - began_s) * 1000 / len(judged)
+                scores[retriever].append(ndcg(_documents(keys), gains))
+        query_ms = (time.perf_counter() - began_s) * 1000 / len(judgements)
     finally:
         await embedder.close()
         await index.close()
         await delete_indices(settings)
     figures = {
-        "ndcg_at_10": {leg: round(sum(values) / len(values), 4) for leg, values in scores.items()},
+        "ndcg_at_10": {retriever: round(sum(values) / len(values), 4) for retriever, values in scores.items()},
         "chunks": chunks,
         "chunks_per_s": round(chunks / filled_s, 1),
         "mean_query_ms": round(query_ms, 1),
@@ -102,7 +101,7 @@ async def _measure(
 
 
 def _difference(first: Sequence[float], other: Sequence[float]) -> dict[str, float]:
-    """Mean paired difference and its 95 % bootstrap interval: two models that differ by less are not told apart."""
+    """Mean paired difference and its 95 % bootstrap interval."""
     paired = np.asarray(other) - np.asarray(first)
     resampled = np.random.default_rng(_SEED).choice(paired, (_RESAMPLES, len(paired))).mean(axis=1)
     low, high = np.percentile(resampled, [2.5, 97.5])
@@ -147,12 +146,12 @@ def _documents(keys: Iterable[DocumentKey]) -> list[str]:
 
 
 def _judgements(path: Path) -> dict[str, dict[str, int]]:
-    judged: dict[str, dict[str, int]] = {}
+    judgements: dict[str, dict[str, int]] = {}
     for line in path.read_text().splitlines():
         query, document, gain = line.split("\t")
         if gain.lstrip("-").isdigit() and int(gain) > 0:
-            judged.setdefault(query, {})[document] = int(gain)
-    return judged
+            judgements.setdefault(query, {})[document] = int(gain)
+    return judgements
 
 
 def _corpus(collection: Path) -> Path:

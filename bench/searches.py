@@ -1,4 +1,4 @@
-"""The searches that the query tier makes of questions."""
+"""Searches as the query tier sends them."""
 
 from collections.abc import Sequence
 
@@ -9,9 +9,9 @@ from schemas.search import Access, HybridSearch
 
 
 async def searches_of(settings: Settings, questions: Sequence[str]) -> list[HybridSearch]:
-    """One for each question, of the tenant that an installation has by default."""
+    """A search for each question, in the default tenant."""
     embedder = open_embedder(settings.embedding)
-    access, window = Access(settings.tenant.default), settings.query.window_kept
+    access, window = Access(settings.tenant.default), settings.query.candidates_kept
     try:
         return [
             HybridSearch(text, await embedder.embed_query(text), access, window) for text in map(normalised, questions)

@@ -1,8 +1,8 @@
-"""Cached answers under a policy, and what is wrong with them. Pure, but for the clock that times a judgement.
+"""Cached answers of a policy, and their staleness. Pure, except for the clock that times evaluations.
 
-An answer is *content-stale* if its sources differ from a fresh retrieval's by a passage that was removed, or added,
-since it was filled. Any other difference, of order too, is *rank drift*: term statistics moved. A drop is *needed* when
-a change makes an answer content-stale; it is right if the answer is.
+An answer is *content-stale* if its sources differ from those of a new retrieval by a passage that was removed, or
+added, since it was filled. Any other difference, also of order, is *rank drift*: term statistics have changed. An
+invalidation is *needed* if a change makes the answer content-stale, and *correct* if the answer is.
 """
 
 import statistics
@@ -12,54 +12,56 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Any
 
-from streams.core.invalidation.evidence import Change, Evidence, Statistics
-from streams.core.invalidation.policy import Policy
+from typing_extensions import override
+
+from bench.policies import DocumentChange, DocumentEvidence, Policy
+from streams.core.invalidation.evidence import Statistics
 
 Source = tuple[str, int]
 """Chunk id and version."""
 
 
-class State(Enum):
-    """What a cached answer is worth."""
+class EntryState(Enum):
+    """State of a cached answer."""
 
-    TRUE = auto()
+    FRESH = auto()
     DRIFTED = auto()
     STALE = auto()
 
 
-def state_of(cached: Sequence[Source], fresh: Sequence[Source], filled: int, born: Mapping[Source, int]) -> State:
-    """Compare a cached answer with a fresh one.
+def state_of(cached: Sequence[Source], fresh: Sequence[Source], filled: int, born: Mapping[Source, int]) -> EntryState:
+    """Compare a cached answer with a new retrieval.
 
     Args:
         cached: sources of the cached answer.
-        fresh: sources that a retrieval finds now.
+        fresh: sources of a new retrieval.
         filled: number of the change after which the answer was filled.
-        born: passage that is there → number of the change that it came with.
+        born: live passage → number of the change that added it.
     """
     if tuple(cached) == tuple(fresh):
-        return State.TRUE
+        return EntryState.FRESH
     removed = any(source not in born for source in cached)
     added = any(born[source] > filled for source in fresh if source not in cached)
-    return State.STALE if removed or added else State.DRIFTED
+    return EntryState.STALE if removed or added else EntryState.DRIFTED
 
 
 @dataclass(frozen=True, slots=True)
-class Moment:
-    """The truth after a change.
+class TruthSnapshot:
+    """The ground truth after a change.
 
     Attributes:
-        number: of the change.
-        fresh: sources that a retrieval finds, by the key of the question.
-        evidence: makes the evidence of such a retrieval, while this moment lasts; with both windows, or without.
-        born: passage that is there → number of the change that it came with.
-        frequencies: term of the questions → passages that hold it.
-        document_count: passages.
-        total_length: terms in all of them.
+        number: number of the change.
+        fresh: question → sources of a new retrieval.
+        evidence: returns the evidence of such a retrieval, with or without candidates, until the next change.
+        born: live passage → number of the change that added it.
+        frequencies: term of the questions → passages that contain it.
+        document_count: number of passages.
+        total_length: terms in all passages.
     """
 
     number: int
     fresh: Mapping[str, tuple[Source, ...]]
-    evidence: Callable[[str, bool], Evidence]
+    evidence: Callable[[str, bool], DocumentEvidence]
     born: Mapping[Source, int]
     frequencies: Mapping[str, int]
     document_count: int
@@ -67,146 +69,152 @@ class Moment:
 
 
 @dataclass(slots=True)
-class Cached:
-    """An answer that is kept.
+class CachedEntry:
+    """A cached answer.
 
     Attributes:
-        sources: that it was made of.
+        sources: its sources.
         filled: number of the change after which it was retrieved.
-        state: as of the last change.
+        state: state after the last change.
     """
 
     sources: tuple[Source, ...]
     filled: int
-    state: State = State.TRUE
+    state: EntryState = EntryState.FRESH
 
-    def compare(self, key: str, moment: Moment) -> None:
-        """Bring the state up to date."""
-        self.state = state_of(self.sources, moment.fresh[key], self.filled, moment.born)
+    def compare(self, key: str, snapshot: TruthSnapshot) -> None:
+        """Update the state."""
+        self.state = state_of(self.sources, snapshot.fresh[key], self.filled, snapshot.born)
 
 
 @dataclass(slots=True)
-class Judge:
-    """A policy, told what the last step of the stream would tell it.
+class PolicyEvaluator:
+    """Applies a policy to changes, with the input that the last step of the stream provides.
 
-    Of the statistics that is the frequency of every term of the questions that has another than when it was last told.
-    An index says them of the terms of what was added; those of what was removed it changes later, when it merges
-    segments, and then its searches score by them too. The truth knows of no segments and changes both at once.
+    That includes the frequency of each term of the questions if it has changed since it was last provided. The index
+    reports those of the terms of added passages; those of removed passages change when segments are merged, and
+    searches use them from then on. The ground truth has no segments and changes both at once.
 
     Attributes:
-        policy: decides.
-        windows: whether it looks at windows; the simple ones do not, so that none need be made.
-        rechecks: answers that had to be retrieved again to tell.
-        judged_ms: of each judgement.
+        policy: the policy.
+        windows: whether it uses candidates; the simple policies do not.
+        rechecks: answers that had to be retrieved again.
+        evaluated_ms: duration of each evaluation.
     """
 
     policy: Policy
     windows: bool
     rechecks: int = 0
-    judged_ms: list[float] = field(default_factory=list)
-    _told: dict[str, int] = field(default_factory=dict)
+    evaluated_ms: list[float] = field(default_factory=list)
+    _provided: dict[str, int] = field(default_factory=dict)
 
-    def put(self, evidence: Evidence) -> None:
-        """Tell of a fill."""
+    def put(self, evidence: DocumentEvidence) -> None:
+        """A fill."""
         self.policy.put(evidence)
-        # A term is told of again when a question with it comes, for the policy knew of it only with that question.
+        # Provided again: the policy keeps frequencies only for the terms of its questions.
         for term in evidence.terms:
-            self._told.pop(term, None)
+            self._provided.pop(term, None)
 
-    def dropped(self, change: Change, moment: Moment, kept: Mapping[str, Cached]) -> set[str]:
-        """Keys of the answers that are to be dropped; they have left the policy."""
-        other = dict(moment.frequencies.items() - self._told.items()) if self.windows else {}
-        self._told.update(other)
-        told = Statistics(moment.document_count, moment.total_length, other)
+    def invalidated(
+        self, change: DocumentChange, snapshot: TruthSnapshot, entries: Mapping[str, CachedEntry]
+    ) -> set[str]:
+        """Keys of the answers that a change invalidates. They have been removed from the policy."""
+        changed = dict(snapshot.frequencies.items() - self._provided.items()) if self.windows else {}
+        self._provided.update(changed)
+        statistics_now = Statistics(snapshot.document_count, snapshot.total_length, changed)
         began_s = time.perf_counter()
-        verdict = self.policy.judge(change, told)
-        self.judged_ms.append((time.perf_counter() - began_s) * 1000)
+        verdict = self.policy.judge(change, statistics_now)
+        self.evaluated_ms.append((time.perf_counter() - began_s) * 1000)
         self.rechecks += len(verdict.recheck)
-        drop = set(verdict.drop) | self._other(verdict.recheck - verdict.drop, moment, kept)
+        drop = set(verdict.drop) | self._retrieve_again(verdict.recheck - verdict.drop, snapshot, entries)
         for key in drop:
             self.policy.discard(key)
         return drop
 
-    def _other(self, keys: Collection[str], moment: Moment, kept: Mapping[str, Cached]) -> set[str]:
-        """Retrieve again: the same sources stay, with the windows of now; of the others, the keys."""
-        other = {key for key in keys if set(kept[key].sources) != set(moment.fresh[key])}
+    def _retrieve_again(
+        self, keys: Collection[str], snapshot: TruthSnapshot, entries: Mapping[str, CachedEntry]
+    ) -> set[str]:
+        """Retrieve again. Answers with the same sources stay, with new candidates; returns the keys of the others."""
+        other = {key for key in keys if set(entries[key].sources) != set(snapshot.fresh[key])}
         for key in _without(keys, other):
-            self.policy.put(moment.evidence(key, self.windows))
+            self.policy.put(snapshot.evidence(key, self.windows))
         return other
 
 
 @dataclass(slots=True)
-class Oracle(Judge):
-    """Drops what has become content-stale and nothing else: what no policy can be better than."""
+class OracleEvaluator(PolicyEvaluator):
+    """Invalidates exactly the content-stale answers: the optimum of any policy."""
 
-    def dropped(self, _change: Change, _moment: Moment, kept: Mapping[str, Cached]) -> set[str]:
-        """See ``Judge``."""
-        return {key for key, cached in kept.items() if cached.state is State.STALE}
+    @override
+    def invalidated(
+        self, change: DocumentChange, snapshot: TruthSnapshot, entries: Mapping[str, CachedEntry]
+    ) -> set[str]:
+        return {key for key, cached in entries.items() if cached.state is EntryState.STALE}
 
 
 @dataclass(slots=True)
-class Answers:
-    """One answer to each question, filled again when it is dropped, and compared with the truth after each change."""
+class SteadyStateCache:
+    """One answer per question, filled again when invalidated, and compared with the ground truth after each change."""
 
-    judge: Judge
-    _kept: dict[str, Cached] = field(default_factory=dict)
+    evaluator: PolicyEvaluator
+    _entries: dict[str, CachedEntry] = field(default_factory=dict)
     _compared: int = 0
     _stale: int = 0
     _drifted: int = 0
-    _drops: int = 0
-    _right_drops: int = 0
+    _invalidations: int = 0
+    _correct_invalidations: int = 0
     _needed: int = 0
-    _met: int = 0
+    _recalled: int = 0
     _refills: int = 0
 
-    def fill(self, key: str, moment: Moment) -> None:
-        """Keep a fresh answer."""
-        evidence = moment.evidence(key, self.judge.windows)
-        self._kept[key] = Cached(evidence.sources, moment.number)
-        self.judge.put(evidence)
+    def fill(self, key: str, snapshot: TruthSnapshot) -> None:
+        """Store a new answer."""
+        evidence = snapshot.evidence(key, self.evaluator.windows)
+        self._entries[key] = CachedEntry(evidence.sources, snapshot.number)
+        self.evaluator.put(evidence)
 
-    def change(self, change: Change, moment: Moment) -> None:
-        """Judge by a change, drop and refill, and compare every answer with the truth of ``moment``."""
-        newly: set[str] = set()
-        for key, cached in self._kept.items():
+    def change(self, change: DocumentChange, snapshot: TruthSnapshot) -> None:
+        """Evaluate a change, refill invalidated answers, and compare all answers with ``snapshot``."""
+        newly_stale: set[str] = set()
+        for key, cached in self._entries.items():
             before = cached.state
-            cached.compare(key, moment)
-            if cached.state is State.STALE and before is not State.STALE:
-                newly.add(key)
-        dropped = self.judge.dropped(change, moment, self._kept)
-        self._drops += len(dropped)
-        self._right_drops += sum(self._kept[key].state is State.STALE for key in dropped)
-        self._needed += len(newly)
-        self._met += len(newly & dropped)
-        self._refills += len(dropped)
-        for key in sorted(dropped):
-            self.fill(key, moment)
-        self._compared += len(self._kept)
-        self._stale += sum(cached.state is State.STALE for cached in self._kept.values())
-        self._drifted += sum(cached.state is State.DRIFTED for cached in self._kept.values())
+            cached.compare(key, snapshot)
+            if cached.state is EntryState.STALE and before is not EntryState.STALE:
+                newly_stale.add(key)
+        invalidated = self.evaluator.invalidated(change, snapshot, self._entries)
+        self._invalidations += len(invalidated)
+        self._correct_invalidations += sum(self._entries[key].state is EntryState.STALE for key in invalidated)
+        self._needed += len(newly_stale)
+        self._recalled += len(newly_stale & invalidated)
+        self._refills += len(invalidated)
+        for key in sorted(invalidated):
+            self.fill(key, snapshot)
+        self._compared += len(self._entries)
+        self._stale += sum(cached.state is EntryState.STALE for cached in self._entries.values())
+        self._drifted += sum(cached.state is EntryState.DRIFTED for cached in self._entries.values())
 
-    def stale_share(self) -> float:
-        """Share of the kept answers that are content-stale now."""
-        return share(sum(cached.state is State.STALE for cached in self._kept.values()), len(self._kept))
+    def stale_rate(self) -> float:
+        """Fraction of the answers that are content-stale."""
+        return ratio(sum(cached.state is EntryState.STALE for cached in self._entries.values()), len(self._entries))
 
     def figures(self) -> dict[str, Any]:
-        """Of the comparisons; a share without anything to share is null."""
-        judged_ms = self.judge.judged_ms
+        """Figures; a ratio without a denominator is null."""
+        evaluated_ms = self.evaluator.evaluated_ms
         return {
-            "content_stale_share": share(self._stale, self._compared),
-            "rank_drift_share": share(self._drifted, self._compared),
+            "content_stale_rate": ratio(self._stale, self._compared),
+            "rank_drift_rate": ratio(self._drifted, self._compared),
             "compared": self._compared,
             "content_stale": self._stale,
-            "drops": self._drops,
-            "needed": self._needed,
-            "drops_per_needed": self._drops / self._needed if self._needed else None,
-            "precision": self._right_drops / self._drops if self._drops else None,
-            "recall": self._met / self._needed if self._needed else None,
+            "invalidations": self._invalidations,
+            "needed_invalidations": self._needed,
+            "invalidations_per_needed": self._invalidations / self._needed if self._needed else None,
+            "precision": self._correct_invalidations / self._invalidations if self._invalidations else None,
+            "recall": self._recalled / self._needed if self._needed else None,
             "refills": self._refills,
-            "rechecks": self.judge.rechecks,
+            "rechecks": self.evaluator.rechecks,
             "evaluation_ms": {
-                "median": round(statistics.median(judged_ms), 3) if judged_ms else None,
-                "max": round(max(judged_ms), 3) if judged_ms else None,
+                "median": round(statistics.median(evaluated_ms), 3) if evaluated_ms else None,
+                "max": round(max(evaluated_ms), 3) if evaluated_ms else None,
             },
         }
 
@@ -215,6 +223,6 @@ def _without(keys: Iterable[str], others: Collection[str]) -> list[str]:
     return sorted(key for key in keys if key not in others)
 
 
-def share(part: int, whole: int) -> float:
-    """Part of a whole; 0 of nothing."""
+def ratio(part: int, whole: int) -> float:
+    """``part / whole``; 0 if both are 0."""
     return part / whole if whole else 0.0

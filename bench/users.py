@@ -1,7 +1,7 @@
-"""Thousands of users who think between their questions, while documents change.
+"""A closed loop of thousands of users with think time, while documents are edited.
 
-Servers that were just started take several times as long for a search, until their machine code is compiled, and judges
-have not read any passages. That is no property of an empty cache, so they answer other questions first, and edits come.
+Newly started servers take several times as long for a search until their code is compiled, and evaluators have not read
+any passage yet. This is not a property of an empty cache, so a warm-up with other questions and edits precedes.
 """
 
 import itertools
@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from bench.loaded import Ground, edits_of, empty_cache, loaded
-from freshline.loadtest.drive import users_ask
-from freshline.loadtest.lines import Target
+from bench.preloaded import BenchmarkSetup, edits_of, empty_cache, preloaded
+from freshline.loadtest.connection import Target
+from freshline.loadtest.generator import run_users
+from freshline.loadtest.load_statistics import FreshnessSlo, LoadStatistics
 from freshline.loadtest.questions import Zipf, read_questions
-from freshline.loadtest.run import Crowd, ask_as, editing, question_requests
-from freshline.loadtest.tally import Ledger, Tally
+from freshline.loadtest.run import UserLoad, editing, question_requests, run_load
 from freshline.services import query_target
 
 _WARM_USERS: Final = 16
@@ -23,7 +23,7 @@ _WARM_QUESTIONS: Final = 20_000
 
 
 async def bench_users(
-    ground: Ground,
+    setup: BenchmarkSetup,
     questions: Path,
     *,
     users: Sequence[int],
@@ -34,60 +34,63 @@ async def bench_users(
     skew: float,
     edits_per_s: float,
 ) -> list[dict[str, Any]]:
-    """For each number of users: an empty cache, then that many who ask.
+    """Apply each number of users to an initially empty cache.
 
     Args:
-        ground: of whose history the snapshot is searched, and the edits are sent.
-        questions: what is asked.
-        users: how many at a time, one number after the other.
-        think_s: mean of the time between an answer and the next question.
-        minutes: of each number of users.
-        ramp_s: the users come evenly over this time.
-        warm_s: for so long, before the first of them, others ask what nobody asks afterwards, and edits come too.
+        setup: the snapshot of its history is searched, and its edits are sent.
+        questions: questions to ask.
+        users: numbers of concurrent users, applied in sequence.
+        think_s: mean think time.
+        minutes: duration for each number of users.
+        ramp_s: users start evenly over this time.
+        warm_s: warm-up time, with edits and with questions that are not asked afterwards.
         skew: Zipf's s over the questions.
-        edits_per_s: edits in a second.
+        edits_per_s: edits per second.
 
     Raises:
         BenchmarkFailed: the installation did not start.
-        BadQuestionFile, BadEventFile: see there.
+        BadQuestionFile: the question file is invalid.
+        BadEventFile: the history is invalid.
     """
     asked = read_questions(questions)
-    found: list[dict[str, Any]] = []
-    async with loaded(ground) as installation:
+    figures_by_load: list[dict[str, Any]] = []
+    async with preloaded(setup) as installation:
         target = query_target(installation.settings)
         requests = question_requests(target, asked)
         if warm_s:
-            ground.say("users", f"servers warm up for {warm_s:g} s")
-            async with edits_of(installation, ground.events, Ledger(), per_s=edits_per_s) as edits, editing(edits):
+            setup.say("users", f"servers warm up for {warm_s:g} s")
+            async with edits_of(installation, setup.events, FreshnessSlo(), per_s=edits_per_s) as edits, editing(edits):
                 await _warm_up(target, asked, warm_s)
         for number, crowd_size in enumerate(users):
             await empty_cache(installation)
-            ledger = Ledger()
-            crowd = Crowd(crowd_size, think_s, minutes * 60, ramp_s)
-            ground.say("users", f"{crowd_size} ask for {minutes:g} minutes")
+            slo = FreshnessSlo()
+            load = UserLoad(crowd_size, think_s, minutes * 60, ramp_s)
+            setup.say("users", f"{crowd_size} for {minutes:g} minutes")
             used_s = installation.cpu_s()
-            async with edits_of(installation, ground.events, ledger, per_s=edits_per_s) as edits, editing(edits):
-                figures = await ask_as(crowd, target, Zipf(requests, skew=skew, seed=number), Tally(ledger))
+            async with edits_of(installation, setup.events, slo, per_s=edits_per_s) as edits, editing(edits):
+                figures = await run_load(load, target, Zipf(requests, skew=skew, seed=number), LoadStatistics(slo))
                 sent = edits.figures() if edits is not None else {}
             cpu_s = {name: round(now_s - used_s[name], 1) for name, now_s in installation.cpu_s().items()}
-            found.append({"questions": len(asked), "skew": skew, "warm_s": warm_s, **figures, **sent, "cpu_s": cpu_s})
-    return found
+            figures_by_load.append(
+                {"questions": len(asked), "skew": skew, "warm_s": warm_s, **figures, **sent, "cpu_s": cpu_s}
+            )
+    return figures_by_load
 
 
 async def _warm_up(target: Target, questions: Sequence[str], seconds: float) -> None:
     others = question_requests(target, other_questions(questions, _WARM_QUESTIONS))
     if others:
         ask = iter(itertools.cycle(others)).__next__
-        await users_ask(target, ask, lambda _: None, users=_WARM_USERS, think_s=0, seconds=seconds)
+        await run_users(target, ask, lambda _: None, users=_WARM_USERS, think_s=0, seconds=seconds)
 
 
-def other_questions(questions: Sequence[str], most: int) -> list[str]:
-    """Questions like these, and none of them: each begins as one does, and ends as another."""
-    chance = random.Random(most)  # noqa: S311 - load, not secrets
-    pairs = (chance.choices(questions, k=2) for _ in range(most))
-    known = set(questions)
+def other_questions(questions: Sequence[str], limit: int) -> list[str]:
+    """Similar questions that are not among the given ones: each combines the halves of two."""
+    rng = random.Random(limit)  # noqa: S311 - load, not secrets
+    pairs = (rng.choices(questions, k=2) for _ in range(limit))
+    asked = set(questions)
     mixed = (_mixed(first.split(), second.split()) for first, second in pairs)
-    return [question for question in mixed if question not in known]
+    return [question for question in mixed if question not in asked]
 
 
 def _mixed(first: Sequence[str], second: Sequence[str]) -> str:

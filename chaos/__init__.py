@@ -1,1 +1,1 @@
-"""Faults on real processes, under load, and an independent judge of what they did."""
+"""Fault injection on a real installation under load, with an independent checker."""

@@ -1,4 +1,4 @@
-"""``chaos``: faults on real processes, and whether every promise held."""
+"""The ``chaos`` command."""
 
 import asyncio
 import secrets
@@ -21,20 +21,24 @@ def register(app: typer.Typer) -> None:
 
 def chaos(
     *,
-    seed: Annotated[int | None, typer.Option(help="Decides all faults and, unless --events, all events.")] = None,
-    minutes: Annotated[float, typer.Option(min=0.1, help="How long faults come; start and end take some more.")] = 3.0,
+    seed: Annotated[int | None, typer.Option(help="Seed of all faults and, without --events, of all events.")] = None,
+    minutes: Annotated[
+        float, typer.Option(min=0.1, help="Minutes of fault injection, without start and shutdown.")
+    ] = 3.0,
     events: Annotated[
-        Path | None, typer.Option(exists=True, dir_okay=False, help="Send this recorded history instead.")
+        Path | None,
+        typer.Option(exists=True, dir_okay=False, help="Recorded history to send instead of generated events."),
     ] = None,
-    keep: Annotated[bool, typer.Option("--keep", help="Leave data and logs, and say where.")] = False,
+    keep: Annotated[bool, typer.Option("--keep", help="Keep data and logs, and print their directory.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Put an installation of its own under faults, with events and questions all the time; exits with 1 on any harm.
+    """Inject faults into a dedicated installation under load and check all guarantees. Exits with 1 on violation.
 
-    Three brokers, three OpenSearch nodes (one only votes), Redis and two of each process: killed, paused, cut off from
-    each other, restarted, out of disk, with wrong clocks. After each fault everything must end within two minutes, and
-    an independent judge compares stream, index, answers and a model. Needs Go or toxiproxy-server, and libfaketime;
-    about 9 GB of memory. No process is left behind.
+    The installation has three brokers, three OpenSearch nodes (one is voting-only), Redis, and two of each process.
+    They are killed, paused, partitioned, restarted, run out of disk space and get wrong clocks. After each fault, all
+    events must be processed within two minutes. Then an independent checker compares stream, index, answers and a
+    reference model. Requires Go or toxiproxy-server, libfaketime, and about 9 GB of memory. All processes end with the
+    command.
 
     Examples:
       freshline chaos
@@ -44,8 +48,8 @@ def chaos(
     from chaos.run import run  # noqa: PLC0415 - heavy
 
     chosen = secrets.randbelow(1_000_000) if seed is None else seed
-    err.print(f"seed {chosen}: `freshline chaos --seed {chosen} --minutes {minutes:g}` makes the same faults again")
-    # Servers of another user must reach it, which a private temporary directory would not let them.
+    err.print(f"seed {chosen}: `freshline chaos --seed {chosen} --minutes {minutes:g}` repeats these faults")
+    # Readable for servers that run as another user, unlike a private temporary directory.
     home = Path(tempfile.mkdtemp(prefix="freshline-chaos-", dir="/var/tmp"))
     home.chmod(0o711)
     try:
@@ -77,12 +81,13 @@ def _show(report: dict[str, Any], *, as_json: bool) -> None:
     for name, row in report["by_fault"].items():
         out.print(f"{name:28}" + "".join(f"{row[column]:>16}" for column in _COLUMNS))
     out.print(f"{report['events']} events: {report['outcomes']}; {report['queries']} questions")
-    for reason, count in report["failed_because"].items():
-        out.print(f"{count} questions were not answered: {reason}")
-    for kind, reason in report["not_possible_here"].items():
-        out.print(f"{kind} is not possible here: {reason}", style="yellow")
+    for reason, count in report["failure_reasons"].items():
+        out.print(f"{count} questions failed: {reason}")
+    for kind, reason in report["unsupported_faults"].items():
+        out.print(f"{kind} is not supported here: {reason}", style="yellow")
     for line in (*report["not_recovered"], *report["violations"]):
         out.print(line, style="red")
     out.print(
-        "every promise held" if report["ok"] else "promises were broken", style="green" if report["ok"] else "red"
+        "all guarantees held" if report["ok"] else "guarantees were violated",
+        style="green" if report["ok"] else "red",
     )

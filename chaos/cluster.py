@@ -1,7 +1,7 @@
-"""The installation that is put under faults: three brokers, three OpenSearch nodes, Redis, two of each process of ours.
+"""The installation under test: three brokers, three OpenSearch nodes, Redis, and two of each Freshline process.
 
-Workers reach their stores through proxies, each through its own; services and the judge reach them directly. All of it
-ends with this process, however that ends.
+Each worker connects to its stores through its own proxies. Services and the checker connect directly. All processes end
+with this one in any case.
 """
 
 import asyncio
@@ -35,20 +35,20 @@ from streams.topology import TOPOLOGY, StepName
 BROKERS: Final = ("kafka-1", "kafka-2", "kafka-3")
 INDEXES: Final = ("opensearch-1", "opensearch-2")
 NODES: Final = (*INDEXES, "opensearch-3")
-"""Of OpenSearch: the last one only votes."""
+"""OpenSearch nodes; the last one is voting-only."""
 REDIS: Final = "redis"
 WORKERS: Final = tuple(f"{step}-{number}" for step in StepName for number in (1, 2))
 SERVICES: Final = ("ingest-1", "ingest-2", "query-1", "query-2")
 PROCESSES: Final = (*WORKERS, *SERVICES, *BROKERS, *NODES, REDIS)
 STORES: Final = ("kafka", "opensearch", REDIS)
 CLOCKED: Final = "ingest-2"
-"""The replica whose clock can be set."""
+"""The replica with an adjustable clock."""
 
 _FIRST_PORT: Final = 23_000
 _DISK_BYTES: Final = 64_000_000
 _PARTITIONS: Final = 4
 _START_S: Final = 300.0
-"""Longest start of one process: fifteen start side by side, on a build machine's few cores."""
+"""Start timeout of a process: fifteen processes start concurrently, possibly on two cores."""
 _POLL_S: Final = 0.1
 
 
@@ -57,9 +57,9 @@ class Cluster:
     """The running installation.
 
     Attributes:
-        settings: for whoever reaches the stores directly.
-        disk: the blob store's own file system, or why there is none.
-        clock: file with the offset of one replica's clock.
+        settings: settings for direct connections to the stores.
+        disk: file system of the blob store, or the reason why it has none of its own.
+        clock: file with the clock offset of one replica.
     """
 
     stack: Stack
@@ -71,7 +71,7 @@ class Cluster:
     clock: Path
 
     async def pid(self, name: str) -> int:
-        """Process id of a process."""
+        """Process id."""
         return await asyncio.to_thread(self.stack.pid, name)
 
     async def leader(self) -> str:
@@ -85,7 +85,7 @@ class Cluster:
         return next(f"kafka-{one['leader']}" for one in found["partitions"] if one["partition"] == 0)
 
     async def index_leader(self) -> str:
-        """The OpenSearch node that leads now."""
+        """The OpenSearch node that is cluster manager."""
         client = connect(self.settings.opensearch)
         try:
             [leader] = await client.cat.cluster_manager(params={"format": "json"})
@@ -94,10 +94,10 @@ class Cluster:
         return str(leader["node"])
 
     async def lag(self) -> int:
-        """Records that any step has not finished.
+        """Uncommitted records of all steps.
 
         Raises:
-            StreamUnavailable: no broker can tell now.
+            StreamUnavailable: no broker responds.
         """
         try:
             async with StreamAdmin(self.settings) as admin:
@@ -106,24 +106,24 @@ class Cluster:
             raise StreamUnavailable(str(error)) from error
         return sum(one.behind for lag in lags for one in lag)
 
-    async def settled(self, *, timeout_s: float) -> None:
-        """Wait until no step is behind.
+    async def wait_until_drained(self, *, timeout_s: float) -> None:
+        """Wait until no step lags.
 
         Raises:
-            NotRecovered: see there.
+            NotRecovered: a step still lags after ``timeout_s``.
         """
-        await self._until(self._behind, timeout_s)
+        await self._until(self._lagging, timeout_s)
 
-    async def whole(self, *, timeout_s: float) -> None:
-        """Wait until every process is there and every replica is in sync, so that the next fault meets full strength.
+    async def wait_until_healthy(self, *, timeout_s: float) -> None:
+        """Wait until every process is ready and every replica is in sync.
 
         Raises:
-            NotRecovered: see there.
+            NotRecovered: something is missing after ``timeout_s``.
         """
         await self._until(self._missing, timeout_s)
 
     async def _until(self, missing: Any, timeout_s: float) -> None:
-        last = "nothing was seen"
+        last = "no observation"
         try:
             async with asyncio.timeout(timeout_s):
                 while True:
@@ -137,14 +137,14 @@ class Cluster:
         except TimeoutError:
             raise NotRecovered(f"after {timeout_s:.0f} s: {last}") from None
 
-    async def _behind(self) -> str:
-        behind = await self.lag()
-        return f"{behind} records wait" if behind else ""
+    async def _lagging(self) -> str:
+        lag = await self.lag()
+        return f"{lag} uncommitted records" if lag else ""
 
     async def _missing(self) -> str:
         status = await asyncio.to_thread(self.stack.status)
-        if absent := [one.name for one in status.processes if one.state is not Phase.READY]:
-            return f"not ready: {', '.join(absent)}"
+        if not_ready := [one.name for one in status.processes if one.state is not Phase.READY]:
+            return f"not ready: {', '.join(not_ready)}"
         async with httpx.AsyncClient(timeout=5, trust_env=False) as client:
             for url in self.settings.opensearch.url.split(","):
                 health = (await client.get(f"{url}/_cluster/health")).json()
@@ -180,10 +180,10 @@ class Cluster:
 
 @asynccontextmanager
 async def running(home: Path, say: Say) -> AsyncIterator[Cluster]:
-    """Start it in an empty directory; everything is gone on leaving, except the directory.
+    """Start the installation in an empty directory. Everything but the directory is removed with the context.
 
     Raises:
-        StackError: it cannot start, or a program that faults are made with is missing.
+        StackError: it cannot start, or a fault injection tool is missing.
     """
     program, library = await asyncio.to_thread(lambda: (toxiproxy(say), faketime(say)))
     clock = home / "clock"
@@ -194,8 +194,8 @@ async def running(home: Path, say: Say) -> AsyncIterator[Cluster]:
     stack = Stack.open(plan.config)
     try:
         await asyncio.to_thread(lambda: stack.up(say=say))
-        told = stack.environment() | plan.common
-        yield Cluster(stack, settings_from(told), proxies, plan.urls("ingest"), plan.urls("query"), disk, clock)
+        environment = stack.environment() | plan.common
+        yield Cluster(stack, settings_from(environment), proxies, plan.urls("ingest"), plan.urls("query"), disk, clock)
     finally:
         await asyncio.to_thread(stack.down)
         await proxies.close()
@@ -222,7 +222,7 @@ def _plan(home: Path, clock: Path, library: Path, disk: Path) -> _Plan:
     wanted = 1 + len(servers) + len(SERVICES) + len(WORKERS) * (len(stores) + len(BROKERS))
     ports = iter(free(wanted, first=_FIRST_PORT))
     control = next(ports)
-    told = {name: next(ports) for name in servers}
+    server_ports = {name: next(ports) for name in servers}
     services = {name: next(ports) for name in SERVICES}
     common = {
         "FRESHLINE_KAFKA__PARTITIONS": str(_PARTITIONS),
@@ -235,9 +235,9 @@ def _plan(home: Path, clock: Path, library: Path, disk: Path) -> _Plan:
     listeners, apps = [], []
     for worker in WORKERS:
         entries = {name: next(ports) for name in stores}
-        ways_in = {name: next(ports) for name in BROKERS}
-        links |= {f"{worker}_{name}": (entries[name], ways_in.get(name, told.get(name, 0))) for name in stores}
-        listeners.append(Listener(name=worker.replace("-", "").upper(), ports=ways_in, told=entries))
+        targets = {name: next(ports) for name in BROKERS}
+        links |= {f"{worker}_{name}": (entries[name], targets.get(name, server_ports.get(name, 0))) for name in stores}
+        listeners.append(Listener(name=worker.replace("-", "").upper(), ports=targets, told=entries))
         through = {
             "FRESHLINE_KAFKA__BOOTSTRAP_SERVERS": ",".join(f"127.0.0.1:{entries[name]}" for name in BROKERS),
             "FRESHLINE_OPENSEARCH__URL": ",".join(f"http://127.0.0.1:{entries[name]}" for name in INDEXES),
@@ -248,13 +248,13 @@ def _plan(home: Path, clock: Path, library: Path, disk: Path) -> _Plan:
         service = name[:-2]
         env = common | {f"FRESHLINE_{service.upper()}__PORT": str(port)}
         if name == CLOCKED:
-            env |= _clock_of_its_own(library, clock)
+            env |= _faketime(library, clock)
         url = f"http://127.0.0.1:{port}/ready"
         apps.append(AppProcess(name=name, argv=_command("serve", service), env=env, ready_url=url))
     config = StackConfig(
         nodes=3,
         data_dir=home,
-        ports=told,
+        ports=server_ports,
         apps=tuple(apps),
         listeners=tuple(listeners),
         start_timeout_s=_START_S,
@@ -262,12 +262,12 @@ def _plan(home: Path, clock: Path, library: Path, disk: Path) -> _Plan:
     return _Plan(config, common, links, control, services)
 
 
-def _clock_of_its_own(library: Path, clock: Path) -> dict[str, str]:
+def _faketime(library: Path, clock: Path) -> dict[str, str]:
     return {
         "LD_PRELOAD": str(library),
         "FAKETIME_TIMESTAMP_FILE": str(clock),
         "FAKETIME_NO_CACHE": "1",
-        # Only the time of day jumps, as on a real machine.
+        # Only the wall clock jumps, as on a real machine.
         "FAKETIME_DONT_FAKE_MONOTONIC": "1",
         "NO_FAKE_STAT": "1",
     }
@@ -278,16 +278,16 @@ def _command(*arguments: str) -> tuple[str, ...]:
 
 
 async def _own_disk(place: Path) -> Path | str:
-    """A small file system for the blob store, so that it can be filled; else why there is none."""
+    """Mount a small file system for the blob store, which can be filled. Returns the reason if that fails."""
     await asyncio.to_thread(place.mkdir)
     if os.geteuid() != 0:
-        return "a file system that can be filled is mounted by root only"
-    told = await _run("mount", "-t", "tmpfs", "-o", f"size={_DISK_BYTES}", "tmpfs", str(place))
-    return told or place
+        return "only root can mount a file system to fill"
+    error = await _run("mount", "-t", "tmpfs", "-o", f"size={_DISK_BYTES}", "tmpfs", str(place))
+    return error or place
 
 
 async def _run(*command: str) -> str:
-    """What a command says where it fails; nothing where it does not."""
+    """Run a command. Returns its error output if it fails, else nothing."""
     try:
         done = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, check=False)
     except FileNotFoundError as error:

@@ -1,4 +1,4 @@
-"""Faults, done and undone."""
+"""Fault injection and its reversal."""
 
 import asyncio
 import os
@@ -13,80 +13,80 @@ from chaos.cluster import BROKERS, CLOCKED, INDEXES, NODES, PROCESSES, STORES, W
 from chaos.schedule import Fault, Kind
 
 LEADER: Final = "kafka-leader"
-"""Whichever broker leads at the moment."""
+"""The broker that leads at that time."""
 
 INDEX_LEADER: Final = "opensearch-leader"
-"""Whichever OpenSearch node leads."""
+"""The OpenSearch node that is cluster manager at that time."""
 
 TARGETS: Final = (*PROCESSES, LEADER, INDEX_LEADER)
 LINKS: Final = tuple(
     f"{worker} {store}"
     for worker in WORKERS
     for store in STORES
-    if store != "opensearch" or not worker.startswith("prepare")  # the only step that asks nothing of it
+    if store != "opensearch" or not worker.startswith("prepare")  # the only step without OpenSearch
 )
 _CLOCK_JUMPS_S: Final = (-86_400, -3_600, 3_600, 86_400)
-_WHOLE_S: Final = 180.0
+_HEALTHY_S: Final = 180.0
 
 
 def single_targets(cluster: Cluster) -> dict[Kind, Sequence[str]]:
-    """Kinds that strike one thing only, and which of them are possible here."""
+    """Supported kinds that apply to neither processes nor links, with their targets."""
     possible: dict[Kind, Sequence[str]] = {Kind.CLOCK_JUMP: (CLOCKED,), Kind.ROLLING_RESTART: ("",)}
     return possible | ({Kind.DISK_FULL: ("blobs",)} if isinstance(cluster.disk, Path) else {})
 
 
-def impossible(cluster: Cluster) -> Mapping[str, str]:
-    """Kinds that cannot be done here, and why."""
+def unsupported_faults(cluster: Cluster) -> Mapping[str, str]:
+    """Kinds that are not supported here → reason."""
     return {} if isinstance(cluster.disk, Path) else {str(Kind.DISK_FULL): cluster.disk}
 
 
 @asynccontextmanager
 async def injected(cluster: Cluster, fault: Fault) -> AsyncIterator[str]:
-    """The fault, until the context is left; yields what was struck."""
+    """Inject a fault for the duration of the context. Yields the actual target."""
     undo: Callable[[], Awaitable[object]] = _nothing
     match fault.kind:
         case Kind.KILL:
-            struck = await _struck(cluster, fault)
-            _signal(await cluster.pid(struck), signal.SIGKILL)
+            target = await _resolve_target(cluster, fault)
+            _signal(await cluster.pid(target), signal.SIGKILL)
         case Kind.PAUSE:
-            struck = await _struck(cluster, fault)
-            pid = await cluster.pid(struck)
+            target = await _resolve_target(cluster, fault)
+            pid = await cluster.pid(target)
             _signal(pid, signal.SIGSTOP)
             undo = partial(asyncio.to_thread, _signal, pid, signal.SIGCONT)
         case Kind.DISK_FULL:
-            struck = "blobs"
+            target = "blobs"
             filler = _disk(cluster) / "filler"
             await asyncio.to_thread(_fill, filler)
             undo = partial(asyncio.to_thread, filler.unlink)
         case Kind.CLOCK_JUMP:
             offset_s = _CLOCK_JUMPS_S[fault.number % len(_CLOCK_JUMPS_S)]
-            struck = f"{CLOCKED} by {offset_s:+d} s"
+            target = f"{CLOCKED} by {offset_s:+d} s"
             cluster.clock.write_text(f"{offset_s:+d}")
             undo = partial(asyncio.to_thread, cluster.clock.write_text, "+0")
         case Kind.ROLLING_RESTART:
-            struck = "everything"
+            target = "everything"
             await _restart_all(cluster)
         case _:
-            struck = fault.target
-            for name in _proxied(*struck.split()):
-                await cluster.proxies.spoil(name, fault.kind)
-            undo = cluster.proxies.mend
+            target = fault.target
+            for name in _proxied(*target.split()):
+                await cluster.proxies.inject(name, fault.kind)
+            undo = cluster.proxies.reset
     try:
-        yield struck
+        yield target
     finally:
         await undo()
 
 
 async def _nothing() -> None:
-    """What undoes a kill: its supervisor does."""
+    """A killed process is restarted by its supervisor."""
 
 
 def _signal(pid: int, number: signal.Signals) -> None:
-    with suppress(ProcessLookupError):  # it has ended by itself, and another was started
+    with suppress(ProcessLookupError):  # it has ended and was replaced
         os.kill(pid, number)
 
 
-async def _struck(cluster: Cluster, fault: Fault) -> str:
+async def _resolve_target(cluster: Cluster, fault: Fault) -> str:
     if fault.target == LEADER:
         return await cluster.leader()
     return await cluster.index_leader() if fault.target == INDEX_LEADER else fault.target
@@ -105,13 +105,13 @@ def _fill(filler: Path) -> None:
 
 def _disk(cluster: Cluster) -> Path:
     if not isinstance(cluster.disk, Path):
-        raise TypeError(f"there is no disk to fill: {cluster.disk}")
+        raise TypeError(f"no file system to fill: {cluster.disk}")
     return cluster.disk
 
 
 async def _restart_all(cluster: Cluster) -> None:
-    """One after the other, each when the one before is back, as a careful operator does."""
+    """Rolling restart: servers are restarted only while the cluster is healthy."""
     for name in PROCESSES:
         await asyncio.to_thread(cluster.stack.restart, name)
         if name in {*BROKERS, *NODES}:
-            await cluster.whole(timeout_s=_WHOLE_S)
+            await cluster.wait_until_healthy(timeout_s=_HEALTHY_S)

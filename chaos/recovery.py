@@ -1,5 +1,5 @@
-"""What it means that an installation did not come back."""
+"""Recovery failures."""
 
 
 class NotRecovered(Exception):
-    """It did not come back in the time it has; the message says what is missing."""
+    """The installation did not recover in time. The message names what is missing."""

@@ -1,4 +1,4 @@
-"""A run: faults one after the other under load, and after each the judge. Then the whole stream once more."""
+"""A chaos run: injects faults under load, checks after each, and finally replays the complete stream."""
 
 import asyncio
 import os
@@ -14,13 +14,13 @@ from typing import Any, Final
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
 
+from chaos.checker import Checker, checking
+from chaos.clients import ClientHistory, Readers, Senders
 from chaos.cluster import WORKERS, Cluster, running
-from chaos.documents import generated, recorded
-from chaos.faults import LINKS, TARGETS, impossible, injected, single_targets
-from chaos.judge import Judge, judging
+from chaos.faults import LINKS, TARGETS, injected, single_targets, unsupported_faults
 from chaos.recovery import NotRecovered
 from chaos.schedule import Fault, schedule
-from chaos.traffic import Readers, Seen, Senders
+from chaos.workload import generated, recorded
 from freshline.verify.observed import Harm, Passages
 from infra.kafka.provision import StreamAdmin
 from infra.kafka.security import client_options
@@ -31,21 +31,21 @@ from schemas.topics import DOCUMENTS
 from streams.topology import StepName
 
 RECOVERY_S: Final = 120.0
-"""Longest time from the end of a fault until no step is behind."""
+"""Maximum time from the end of a fault until no step lags."""
 
 _EVENTS_PER_S: Final = 6.0
 _LEAD_S: Final = 3.0
-"""Traffic before each fault, so that it strikes in the middle of something."""
+"""Traffic before each fault, so that records are in flight."""
 _GC_DELETES_S: Final = 5
-"""How long this installation remembers versions of deleted passages: late writers meet an index without memory."""
+"""Retention of the versions of deleted passages in the index, so that late writes find no version to conflict with."""
 _REWIND_S: Final = 60.0
 _REPLAY: Final = "full replay"
 _POLL_S: Final = 0.2
 
 
 @dataclass(slots=True)
-class Row:
-    """All faults of one name."""
+class FaultSummary:
+    """Totals of all faults of one name."""
 
     times: int = 0
     in_flight: int = 0
@@ -54,7 +54,7 @@ class Row:
     failed_queries: int = 0
 
     def figures(self) -> dict[str, Any]:
-        """For the report."""
+        """Row of the report."""
         harms = {str(harm): self.harms[harm] for harm in (Harm.LOST, Harm.STALE, Harm.RESURRECTED)}
         other = sum(self.harms.values()) - sum(harms.values())
         return {
@@ -67,28 +67,30 @@ class Row:
         }
 
 
-class Run:
-    """One run on a running installation."""
+class ChaosRun:
+    """A run on a running installation."""
 
-    def __init__(self, cluster: Cluster, judge: Judge, seen: Seen, *, seed: int, events: Path | None, say: Say) -> None:
+    def __init__(
+        self, cluster: Cluster, checker: Checker, history: ClientHistory, *, seed: int, events: Path | None, say: Say
+    ) -> None:
         self._cluster = cluster
         self._seed = seed
         self._say = say
-        self._seen = seen
+        self._history = history
         requests = recorded(events) if events else generated(seed)
-        self._senders = Senders(cluster.ingest_urls, requests, _EVENTS_PER_S, self._seen)
-        self._readers = Readers(cluster.query_urls, seed, self._seen)
-        self._judge = judge
-        self._rows: dict[str, Row] = {}
-        self._told_violations = 0
+        self._senders = Senders(cluster.ingest_urls, requests, _EVENTS_PER_S, self._history)
+        self._readers = Readers(cluster.query_urls, seed, self._history)
+        self._checker = checker
+        self._rows: dict[str, FaultSummary] = {}
+        self._reported_violations = 0
         self._not_recovered: list[str] = []
 
     async def go(self, *, minutes: float) -> dict[str, Any]:
-        """Faults for that long; the report."""
-        await self._cluster.whole(timeout_s=RECOVERY_S)
-        await self._forget_deletes_soon()
+        """Inject faults for ``minutes``. Returns the report."""
+        await self._cluster.wait_until_healthy(timeout_s=RECOVERY_S)
+        await self._shorten_delete_retention()
         sending = asyncio.create_task(self._senders.run())
-        watching = asyncio.create_task(self._judge.watch())
+        watching = asyncio.create_task(self._checker.watch())
         try:
             async with self._readers.asking():
                 await self._under_faults(minutes, (sending, watching))
@@ -113,37 +115,37 @@ class Run:
                     task.result()
 
     async def _row(
-        self, name: str, happen: Callable[[], Awaitable[int]], before: Mapping[DocumentKey, Passages] | None = None
+        self, name: str, action: Callable[[], Awaitable[int]], before: Mapping[DocumentKey, Passages] | None = None
     ) -> None:
-        """Let something happen, wait until everything has ended, and have it judged.
+        """Perform an action, wait until all events are processed, and check.
 
         Args:
-            name: of the row in the table.
-            happen: does it, and tells how many records were in flight.
-            before: what is searchable now, where that must not change.
+            name: row of the report.
+            action: performs the action; returns the records in flight.
+            before: searchable passages that must not change, if any.
         """
-        row = self._rows.setdefault(name, Row())
-        failed, harms = sum(self._seen.failed.values()), self._judge.observed.harms()
+        row = self._rows.setdefault(name, FaultSummary())
+        failed, harms = sum(self._history.failed.values()), self._checker.observed.harms()
         try:
-            row.in_flight += await happen()
+            row.in_flight += await action()
             began_s = time.monotonic()
             await self._senders.rest()
-            await self._cluster.settled(timeout_s=RECOVERY_S)
+            await self._cluster.wait_until_drained(timeout_s=RECOVERY_S)
             took_s = time.monotonic() - began_s
-            await self._cluster.whole(timeout_s=RECOVERY_S)
-            after = await self._judge.rest(self._readers.ask)
+            await self._cluster.wait_until_healthy(timeout_s=RECOVERY_S)
+            after = await self._checker.rest(self._readers.ask)
             if before is not None:
-                self._judge.observed.replayed(before, after)
+                self._checker.observed.replayed(before, after)
         except NotRecovered as error:
             self._not_recovered.append(f"{name}: {error}")
             took_s = RECOVERY_S
         row.times += 1
         row.recovery_s = max(row.recovery_s, took_s)
-        row.failed_queries += sum(self._seen.failed.values()) - failed
-        row.harms += self._judge.observed.harms() - harms
-        for violation in self._judge.observed.violations[self._told_violations :]:
+        row.failed_queries += sum(self._history.failed.values()) - failed
+        row.harms += self._checker.observed.harms() - harms
+        for violation in self._checker.observed.violations[self._reported_violations :]:
             self._say("violation", str(violation))
-        self._told_violations = len(self._judge.observed.violations)
+        self._reported_violations = len(self._checker.observed.violations)
         self._say(name, f"recovered in {took_s:.1f} s")
 
     async def _strike(self, fault: Fault) -> int:
@@ -152,27 +154,27 @@ class Run:
         in_flight = await self._cluster.lag()
         self._say(fault.name, f"{fault.target}, {in_flight} records in flight")
         async with injected(self._cluster, fault):
-            await asyncio.sleep(fault.hold_s)
+            await asyncio.sleep(fault.duration_s)
         return in_flight
 
     async def _replay_all(self) -> None:
-        """The whole stream once more, when versions of what was deleted are forgotten."""
-        before = await self._judge.rest(self._readers.ask)
+        """Replay the complete stream after the index has forgotten the versions of deleted passages."""
+        before = await self._checker.rest(self._readers.ask)
         await asyncio.sleep(2 * _GC_DELETES_S)
-        await self._row(_REPLAY, self._begin_again, before)
+        await self._row(_REPLAY, self._replay, before)
 
-    async def _begin_again(self) -> int:
+    async def _replay(self) -> int:
         pids = [await self._cluster.pid(name) for name in WORKERS if name.startswith(StepName.PREPARE)]
         try:
-            # A group's offsets can be set while it has no member: paused ones are none when their sessions are over.
+            # Offsets of a group can be set once the sessions of its paused members have expired.
             for pid in pids:
                 os.kill(pid, signal.SIGSTOP)
             await self._rewind()
         finally:
             for pid in pids:
                 os.kill(pid, signal.SIGCONT)
-        count = len(self._judge.observed.outcomes)
-        self._say(_REPLAY, f"{count} events again")
+        count = len(self._checker.observed.outcomes)
+        self._say(_REPLAY, f"{count} events replayed")
         return count
 
     async def _rewind(self) -> None:
@@ -188,7 +190,7 @@ class Run:
                 while True:
                     try:
                         await consumer.commit(start)
-                    except KafkaError:  # it still has members
+                    except KafkaError:  # the group still has members
                         await asyncio.sleep(_POLL_S)
                     else:
                         break
@@ -199,7 +201,7 @@ class Run:
         if any(committed):
             raise AssertionError(f"the group is at {committed}, not at the start")
 
-    async def _forget_deletes_soon(self) -> None:
+    async def _shorten_delete_retention(self) -> None:
         client = connect(self._cluster.settings.opensearch)
         try:
             index = self._cluster.settings.names.chunks_alias
@@ -208,7 +210,7 @@ class Run:
             await client.close()
 
     def _report(self) -> dict[str, Any]:
-        observed = self._judge.observed
+        observed = self._checker.observed
         harms = observed.harms()
         outcomes = Counter(str(outcome) for outcome in observed.outcomes.values())
         return {
@@ -218,33 +220,33 @@ class Run:
             "lost": harms[Harm.LOST],
             "stale": harms[Harm.STALE],
             "resurrected": harms[Harm.RESURRECTED],
-            "other_violations": harms[Harm.LEAKED] + harms[Harm.MISTOLD],
-            "failed_queries": sum(self._seen.failed.values()),
+            "other_violations": harms[Harm.LEAKED] + harms[Harm.MISREPORTED],
+            "failed_queries": sum(self._history.failed.values()),
             "recovery_s": max((round(row.recovery_s, 1) for row in self._rows.values()), default=0.0),
-            "accepted": len(self._seen.promises),
-            "sent_again": self._seen.sent_again,
+            "accepted": len(self._history.acknowledgements),
+            "resent": self._history.resent,
             "events": len(observed.outcomes),
             "outcomes": dict(sorted(outcomes.items())),
-            "untold_outcomes": self._judge.untold,
-            "queries": self._seen.asked,
-            "answered_at_second_try": sum(self._seen.repeated.values()),
-            "slowest_answer_s": round(self._seen.slowest_s, 1),
-            "looks_at_index": self._judge.looks,
-            "failed_because": dict(self._seen.failed),
-            "repeated_because": dict(self._seen.repeated),
+            "unreported_outcomes": self._checker.unreported,
+            "queries": self._history.asked,
+            "answered_on_retry": sum(self._history.retried.values()),
+            "slowest_answer_s": round(self._history.slowest_s, 1),
+            "index_checks": self._checker.checks,
+            "failure_reasons": dict(self._history.failed),
+            "retry_reasons": dict(self._history.retried),
             "not_recovered": self._not_recovered,
-            "not_possible_here": impossible(self._cluster),
+            "unsupported_faults": unsupported_faults(self._cluster),
             "violations": [str(violation) for violation in observed.violations[:20]],
             "by_fault": {name: row.figures() for name, row in sorted(self._rows.items())},
         }
 
 
 async def run(home: Path, *, seed: int, minutes: float, events: Path | None, say: Say) -> dict[str, Any]:
-    """Start an installation in an empty directory, put it under faults, and end it.
+    """Start an installation in an empty directory, inject faults, and stop it. Returns the report.
 
     Raises:
-        StackError: it cannot start, or a program that faults are made with is missing.
+        StackError: it cannot start, or a fault injection tool is missing.
     """
-    seen = Seen()
-    async with running(home, say) as cluster, judging(cluster.settings, seen) as judge:
-        return await Run(cluster, judge, seen, seed=seed, events=events, say=say).go(minutes=minutes)
+    history = ClientHistory()
+    async with running(home, say) as cluster, checking(cluster.settings, history) as checker:
+        return await ChaosRun(cluster, checker, history, seed=seed, events=events, say=say).go(minutes=minutes)

@@ -1,4 +1,4 @@
-"""Which faults come, in which order: a function of the seed alone."""
+"""Fault schedule, a function of the seed."""
 
 import random
 import re
@@ -23,61 +23,65 @@ class Kind(StrEnum):
 
 
 NETWORK: Final = (Kind.LATENCY, Kind.RESET, Kind.TIMEOUT, Kind.HALF_OPEN)
-"""Faults between a worker and a store."""
+"""Faults of the connections between a worker and a store."""
 
-SHORTEST_HOLD_S: Final = 4.0
-LONGEST_HOLD_S: Final = 9.0
-"""Longer than a worker's session: one that is paused for so long has lost its partitions when it goes on."""
+MIN_DURATION_S: Final = 4.0
+MAX_DURATION_S: Final = 9.0
+"""Longer than the session timeout of a worker: a worker paused for this long loses its partitions."""
 
-_LINKS_A_TURN: Final = 3
+_LINKS_PER_ROUND: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One fault.
+    """A scheduled fault.
 
     Attributes:
-        target: a process, a worker and a store as ``index-1 redis``, or nothing where the kind says it all.
-        hold_s: how long it lasts; a kill is over at once.
-        number: drawn for whatever else is to be chosen.
+        target: a process, a link (worker and store, as ``index-1 redis``), or empty if the kind implies it.
+        duration_s: 0 for a kill.
+        number: random number for further choices.
     """
 
     kind: Kind
     target: str
-    hold_s: float
+    duration_s: float
     number: int
 
     @property
     def name(self) -> str:
-        """What the table calls it: the kind, and what it strikes without its number."""
+        """Row of the report: kind and target, without the number of the process."""
         return f"{self.kind} {_kind_of(self.target)}".strip()
 
 
 def schedule(
     seed: int, *, processes: Sequence[str], links: Sequence[str], single: Mapping[Kind, Sequence[str]]
 ) -> Iterator[Fault]:
-    """Faults without end. Each kind of target comes once before any comes again, and so do processes of a kind.
+    """Endless sequence of faults.
+
+    Every kind of target is used once before any is used again, and likewise the processes of a kind.
 
     Args:
-        seed: decides everything.
-        processes: names such as ``index-1``; those that differ in their number only are of a kind.
+        seed: determines the sequence.
+        processes: names such as ``index-1``. Names that differ in their number only are of one kind.
         links: worker and store, such as ``index-1 redis``.
-        single: kinds that are neither of processes nor of links → what they may strike.
+        single: targets of the kinds that apply to neither processes nor links.
     """
     rng = random.Random(seed)  # noqa: S311 - no secret
     bags = {kind: _kinds(targets) for kind, targets in single.items()}
     bags |= dict.fromkeys((Kind.KILL, Kind.PAUSE), _kinds(processes))
     bags |= dict.fromkeys(NETWORK, _kinds(links))
     turns = {kind: _rotation(rng, groups) for kind, groups in sorted(bags.items())}
-    wheel: list[Kind] = []
+    round_kinds: list[Kind] = []
     while True:
-        if not wheel:
-            # Every process is killed and paused in one turn; of links there are too many for that.
-            wheel = [kind for kind in turns for _ in range(_LINKS_A_TURN if kind in NETWORK else len(bags[kind]))]
-            rng.shuffle(wheel)
-        kind = wheel.pop()
-        hold_s = 0.0 if kind is Kind.KILL else rng.uniform(SHORTEST_HOLD_S, LONGEST_HOLD_S)
-        yield Fault(kind, next(turns[kind]), round(hold_s, 1), rng.randrange(1_000_000))
+        if not round_kinds:
+            # A round kills and pauses every process. There are too many links for that.
+            round_kinds = [
+                kind for kind in turns for _ in range(_LINKS_PER_ROUND if kind in NETWORK else len(bags[kind]))
+            ]
+            rng.shuffle(round_kinds)
+        kind = round_kinds.pop()
+        duration_s = 0.0 if kind is Kind.KILL else rng.uniform(MIN_DURATION_S, MAX_DURATION_S)
+        yield Fault(kind, next(turns[kind]), round(duration_s, 1), rng.randrange(1_000_000))
 
 
 def _kinds(targets: Sequence[str]) -> list[list[str]]:
@@ -88,12 +92,12 @@ def _kinds(targets: Sequence[str]) -> list[list[str]]:
 
 
 def _kind_of(target: str) -> str:
-    """A process without its number."""
+    """The name of a process without its number."""
     return re.sub(r"-\d+", "", target)
 
 
 def _rotation(rng: random.Random, groups: Sequence[Sequence[str]]) -> Iterator[str]:
-    """One of each group in a new order, again and again; within a group likewise."""
+    """One target of each group in random order, endlessly; likewise within a group."""
     members = [_shuffled(rng, group) for group in groups]
     while True:
         for number in rng.sample(range(len(members)), len(members)):

@@ -1,1 +1,1 @@
-"""The command line, and what is run from it: the composition root of all rooms."""
+"""The command line and its commands; the composition root of all packages."""

@@ -1,7 +1,7 @@
-"""Writes what others build on: JSON Schemas, OpenAPI, AsyncAPI, and the table of settings. CI compares them.
+"""Generates JSON Schemas, OpenAPI, AsyncAPI, and the references of settings and commands. CI checks them.
 
-``python -m freshline.contracts`` writes, ``--check`` compares and exits with 1 where a file is not current. The result
-depends on the code alone: not on the environment, a clock or a server.
+``python -m freshline.contracts`` writes the files. With ``--check`` it exits with 1 if a file is outdated. The result
+depends on the code alone, not on environment, clock or servers.
 """
 
 import sys
@@ -17,6 +17,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic.json_schema import GenerateJsonSchema
 
+from freshline.cli_reference import cli_reference
 from infra.blobs.memory import MemoryBlobStore
 from infra.kafka.memory import MemoryStreams
 from infra.redis.memory_answers import MemoryAnswerCache
@@ -28,7 +29,7 @@ from ingest.accept import Stores
 from ingest.api import build_api
 from ingest.dead_letters import DeadLetterQueue
 from ingest.event_log import EventLog
-from query.api.app import build_app
+from query.api.app import ApiPolicy, ApiServices, ApiTelemetry, build_app
 from query.operations.endpoints import Operations
 from query.telemetry.rolling_stats import RollingStats
 from schemas.batches import BatchResponse
@@ -91,12 +92,12 @@ MODELS: Final[tuple[type[BaseModel], ...]] = (
 CLOUD_EVENT_HEADERS: Final[Mapping[str, Mapping[str, str]]] = {
     "content-type": {"const": "application/json"},
     "ce_specversion": {"const": "1.0"},
-    "ce_id": {"description": "Id of the document event; the same in every topic."},
+    "ce_id": {"description": "Id of the document event, identical in all topics."},
     "ce_source": {"const": "/freshline"},
     "ce_type": {"description": "Name and version of the message."},
-    "ce_subject": {"description": "`tenant/document_id`, as the key."},
+    "ce_subject": {"description": "`tenant/document_id`, as in the record key."},
     "ce_time": {"format": "date-time"},
-    "traceparent": {"description": "W3C trace context, where the sender gave one."},
+    "traceparent": {"description": "W3C trace context, if the client sent one."},
 }
 _DEAD_LETTER: Final = "DeadLetter"
 _ROOT: Final = Path(__file__).parent.parent / "docs"
@@ -104,8 +105,8 @@ _CONTRACTS: Final = "contracts"
 
 
 def contracts() -> Iterator[tuple[str, str]]:
-    """Path below ``docs`` and text of every generated file."""
-    # Not from the environment: the contracts of an installation are those of every installation.
+    """(path below ``docs``, text) of every generated file."""
+    # Defaults only: contracts do not depend on the environment.
     settings = Settings.model_construct()
     for model in MODELS:
         dialect = {"$schema": GenerateJsonSchema.schema_dialect}
@@ -114,10 +115,11 @@ def contracts() -> Iterator[tuple[str, str]]:
     yield f"{_CONTRACTS}/openapi-query.json", _json(_query_app(settings).openapi())
     yield f"{_CONTRACTS}/asyncapi.json", _json(_asyncapi(settings))
     yield "configuration.md", _configuration()
+    yield "cli.md", cli_reference()
 
 
 def main(arguments: list[str]) -> int:
-    """Write or compare; 0 is success."""
+    """Write the files, or compare them with ``--check``. Returns the exit code."""
     check = "--check" in arguments
     wanted = {_ROOT / name: text for name, text in contracts()}
     stale = [file for file, text in wanted.items() if not file.is_file() or file.read_text(encoding="utf-8") != text]
@@ -128,18 +130,18 @@ def main(arguments: list[str]) -> int:
     for file in leftover if not check else ():
         file.unlink()
     for file in stale:
-        _say(file, "is not current: run `make schemas`" if check else "written")
+        _report(file, "is outdated: run `make schemas`" if check else "written")
     for file in leftover:
-        _say(file, "describes nothing any more: run `make schemas`" if check else "removed")
+        _report(file, "is obsolete: run `make schemas`" if check else "removed")
     return int(check and bool(stale or leftover))
 
 
-def _say(file: Path, what: str) -> None:
-    sys.stderr.write(f"docs/{file.relative_to(_ROOT)} {what}\n")
+def _report(file: Path, state: str) -> None:
+    sys.stderr.write(f"docs/{file.relative_to(_ROOT)} {state}\n")
 
 
 def _ingest_app(settings: Settings) -> FastAPI:
-    # The twins serve: a description needs no servers.
+    # In-memory twins: a description needs no servers.
     streams, states = MemoryStreams(1), MemoryEventStates()
     stores = Stores(
         MemoryBlobStore(),
@@ -166,14 +168,11 @@ def _ingest_app(settings: Settings) -> FastAPI:
 
 
 def _query_app(settings: Settings) -> FastAPI:
-    nobody, credentials, operations = cast("Any", None), Credentials(settings), Operations({}, RollingStats())
+    unused = cast("Any", None)
     return build_app(
-        nobody,
-        nobody,
-        credentials=credentials,
-        operations=operations,
-        explaining=nobody,
-        registry=CollectorRegistry(),
+        ApiServices(unused, unused, unused, Operations({}, RollingStats())),
+        ApiPolicy(Credentials(settings)),
+        ApiTelemetry(CollectorRegistry()),
     )
 
 
@@ -206,7 +205,7 @@ def _asyncapi(settings: Settings) -> dict[str, Any]:
             "title": "Freshline streams",
             "version": "1",
             "description": "Document events flow one way. All topics have the same partition count and the same key, "
-            "so one document is one ordered lane from end to end. Delivery is at least once; effects are idempotent.",
+            "so the events of a document stay in order. Delivery is at least once; effects are idempotent.",
         },
         "defaultContentType": "application/json",
         "servers": {"kafka": {"host": settings.kafka.bootstrap_servers, "protocol": "kafka"}},
@@ -217,10 +216,10 @@ def _asyncapi(settings: Settings) -> dict[str, Any]:
 
 
 def _channel(topic: Topic, message: str, settings: Settings) -> dict[str, Any]:
-    kept = "for ever" if topic.retention_ms == FOREVER else f"{topic.retention_ms // 86_400_000} days"
+    retention = "indefinitely" if topic.retention_ms == FOREVER else f"{topic.retention_ms // 86_400_000} days"
     return {
         "address": f"{{namespace}}.{topic.name}",
-        "description": f"{topic.about}; kept {kept}",
+        "description": f"{topic.about}; retained {retention}",
         "parameters": {"namespace": {"default": settings.namespace, "description": "One for each installation."}},
         "messages": {message: {"$ref": f"#/components/messages/{message}"}},
         "bindings": {
@@ -234,7 +233,7 @@ def _channel(topic: Topic, message: str, settings: Settings) -> dict[str, Any]:
 
 
 def _message(model: type[StreamMessage]) -> dict[str, Any]:
-    headers: dict[str, Any] = {name: {"type": "string", **told} for name, told in CLOUD_EVENT_HEADERS.items()}
+    headers: dict[str, Any] = {name: {"type": "string", **schema} for name, schema in CLOUD_EVENT_HEADERS.items()}
     headers["ce_type"] = {"type": "string", "const": EVENT_TYPES[model]}
     return {
         "summary": (model.__doc__ or "").splitlines()[0],
@@ -249,47 +248,47 @@ def _message(model: type[StreamMessage]) -> dict[str, Any]:
 
 
 def _dead_letter() -> dict[str, Any]:
-    told = {name: {"type": "string", "description": about} for name, about in DEAD_LETTER_HEADERS.items()}
+    headers = {name: {"type": "string", "description": about} for name, about in DEAD_LETTER_HEADERS.items()}
     return {
-        "summary": "A record that a step gave up on: key, value and headers as they were, and why.",
-        "headers": {"type": "object", "properties": told, "required": list(told)},
+        "summary": "A record that a step could not process: its key, value and headers, and the reason.",
+        "headers": {"type": "object", "properties": headers, "required": list(headers)},
         "payload": True,
-        "bindings": {"kafka": {"key": {"type": "string", "description": "the record's own"}}},
+        "bindings": {"kafka": {"key": {"type": "string", "description": "key of the original record"}}},
     }
 
 
 def _configuration() -> str:
     lines = [_ABOUT_SETTINGS]
-    plain = {name: one for name, one in Settings.model_fields.items() if not _is_section(one.annotation)}
-    lines += ["## General", "", *_table("FRESHLINE_", plain), ""]
+    unsectioned = {name: one for name, one in Settings.model_fields.items() if not _is_section(one.annotation)}
+    lines += ["## General", "", *_table("FRESHLINE_", unsectioned), ""]
     for name, one in Settings.model_fields.items():
         section = one.annotation
         if section is not None and _is_section(section):
             about = (section.__doc__ or "").splitlines()[0]
             lines += [f"## {name}", "", about, "", *_table(f"FRESHLINE_{name.upper()}__", section.model_fields), ""]
-    return "\n".join([*lines, _ABOUT_PLACES])
+    return "\n".join([*lines, _ABOUT_LOCAL])
 
 
 _ABOUT_SETTINGS: Final = """# Configuration
 
 <!-- Generated from infra/settings.py by `make schemas`; the descriptions are edited there. -->
 
-Every process reads its settings from the environment, once, when it starts; one that is out of bounds ends it at once.
-`freshline up` and `freshline demo` set what points at their own servers. To run the same processes against MSK,
-OpenSearch Service, ElastiCache and S3, set the addresses of these.
+Every process reads its settings from the environment when it starts, and exits if one is invalid. `freshline up` and
+`freshline demo` set the addresses of their own servers. To use MSK, OpenSearch Service, ElastiCache and S3, set their
+addresses.
 """
 
-_ABOUT_PLACES: Final = """## Places on this machine
+_ABOUT_LOCAL: Final = """## Local stack and tests
 
-Not settings of the processes, but of the commands that run the local stack and the tests.
+Variables of the commands that run the local stack and the tests.
 
 | variable | default | meaning |
 |---|---|---|
 | `FRESHLINE_HOME` | the user's data directory; for root `/var/lib/freshline` | Data of the local installation. |
 | `FRESHLINE_CACHE` | the user's cache directory; for root `/var/cache/freshline` | Downloaded servers and models. |
-| `OPENSEARCH_JAVA_HOME`, `JAVA_HOME` |  | Where to look first for a JDK. |
-| `FRESHLINE_TEST_STACK` |  | Data directory of a running stack that tests use, instead of starting one. |
-| `FRESHLINE_TEST_HOME` | a temporary directory | Data directory of the stack that tests start; it is kept then. |
+| `OPENSEARCH_JAVA_HOME`, `JAVA_HOME` |  | Preferred JDK. |
+| `FRESHLINE_TEST_STACK` |  | Data directory of a running stack for the tests. Without it, tests start their own. |
+| `FRESHLINE_TEST_HOME` | a temporary directory | Data directory of the stack that tests start; if set, it is kept. |
 """
 
 
@@ -302,11 +301,11 @@ def _table(prefix: str, fields: Mapping[str, FieldInfo]) -> Iterator[str]:
     yield "|---|---|---|"
     for name, one in fields.items():
         default = "" if one.default is None else f"`{one.default}`"
-        yield f"| `{prefix}{name.upper()}` | {default} | {one.description}{_taken(one)} |"
+        yield f"| `{prefix}{name.upper()}` | {default} | {one.description}{_constraints(one)} |"
 
 
-def _taken(one: FieldInfo) -> str:
-    """The values that a setting takes, where they are few or bounded."""
+def _constraints(one: FieldInfo) -> str:
+    """Allowed values of a setting, if enumerated or bounded."""
     if get_origin(one.annotation) is Literal:
         return f" One of {', '.join(f'`{word}`' for word in get_args(one.annotation))}."
     bounds = []

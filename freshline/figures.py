@@ -1,4 +1,4 @@
-"""How measured values are summed up: always with how far they lie apart."""
+"""Summaries of measured values, always with their spread."""
 
 import statistics
 from collections.abc import Sequence
@@ -13,6 +13,6 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 
 
 def extremes(values: Sequence[float], *, digits: int) -> dict[str, float]:
-    """Minimum, median and maximum, of rounds or changes that are too few for more."""
-    told = {"min": min(values), "median": statistics.median(values), "max": max(values)}
-    return {name: round(value, digits) for name, value in told.items()}
+    """Minimum, median and maximum, for few values."""
+    figures = {"min": min(values), "median": statistics.median(values), "max": max(values)}
+    return {name: round(value, digits) for name, value in figures.items()}

@@ -1,4 +1,4 @@
-"""The local installation: servers and application under one supervisor, and how commands find them."""
+"""The local installation: servers and application under one supervisor, and its discovery by commands."""
 
 import asyncio
 import os
@@ -30,15 +30,15 @@ _POLL_S: Final = 0.05
 
 
 class NotRunning(Exception):
-    """No installation is to be found; the message says how to start one."""
+    """No installation was found. The message says how to start one."""
 
 
 class Installation(BaseModel):
-    """What a command needs to know of the local installation. The file holds its key, so only its owner may read it.
+    """Parameters of the local installation. Its file contains the API key, so only its owner can read it.
 
     Attributes:
-        api_key: made once for each data directory.
-        told: settings that the environment had when it was started, the namespace for example; commands follow them.
+        api_key: generated once per data directory.
+        overrides: settings from the environment in which it was started; commands use them too.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -46,15 +46,15 @@ class Installation(BaseModel):
     api_key: str
     ingest_port: int
     query_port: int
-    told: dict[str, str] = {}
+    overrides: dict[str, str] = {}
 
     @property
     def environment(self) -> dict[str, str]:
-        """The settings of its processes, beside those that the servers' addresses give."""
-        return self.told | {
+        """Settings of its processes, without the addresses of the servers."""
+        return self.overrides | {
             _KEY: self.api_key,
-            # On this machine receivers are too, and whoever uses it reaches its loopback anyway.
-            _TARGETS: self.told.get(_TARGETS, "local"),
+            # Local webhook receivers are allowed: local users can reach the loopback interface anyway.
+            _TARGETS: self.overrides.get(_TARGETS, "local"),
             "FRESHLINE_INGEST__PORT": str(self.ingest_port),
             "FRESHLINE_QUERY__PORT": str(self.query_port),
         }
@@ -66,37 +66,37 @@ def plan(
     nodes: int = 1,
     ports: Mapping[str, int] | None = None,
     servers_only: bool = False,
-    told: Mapping[str, str] | None = None,
+    overrides: Mapping[str, str] | None = None,
 ) -> tuple[StackConfig, Installation]:
-    """What to run: the servers, and unless only they are wanted, ingest, query and one worker for each step.
+    """Stack and application to run: the servers, and unless ``servers_only``, ingest, query and one worker per step.
 
     Args:
-        data_dir: where; by default the user's.
+        data_dir: data directory; default: the user's.
         nodes: see ``StackConfig``.
-        ports: by name, for the services too; others are remembered ones, defaults or free ones.
+        ports: by name, including the services. Others are those of the last run, defaults, or free ones.
         servers_only: without the application.
-        told: settings of the application that win over the environment's.
+        overrides: settings of the application that take precedence over the environment.
 
     Raises:
-        StackError: it runs already, with another port than told.
+        StackError: it is already running with a different port.
     """
     home = data_dir or default_data_dir()
-    known = _read(home)
-    ports = _told_ports() | dict(ports or {})
-    if known is not None and is_up(Stack.open(StackConfig(data_dir=home))):
-        installation = known
-        for name, port in (("ingest", known.ingest_port), ("query", known.query_port)):
+    saved = _read(home)
+    ports = _ports_from_environment() | dict(ports or {})
+    if saved is not None and is_up(Stack.open(StackConfig(data_dir=home))):
+        installation = saved
+        for name, port in (("ingest", saved.ingest_port), ("query", saved.query_port)):
             if ports.get(name, port) != port:
-                raise StackError(f"the installation in {home} runs with {name} on port {port}; end it first")
+                raise StackError(f"the installation in {home} runs with {name} on port {port}; stop it first")
     else:
         installation = Installation(
-            api_key=os.environ.get(_KEY) or (known.api_key if known else secrets.token_urlsafe(24)),
-            ingest_port=_port("ingest", ports, known.ingest_port if known else None),
-            query_port=_port("query", ports, known.query_port if known else None),
-            told={name: value for name, value in os.environ.items() if _is_setting(name)} | dict(told or {}),
+            api_key=os.environ.get(_KEY) or (saved.api_key if saved else secrets.token_urlsafe(24)),
+            ingest_port=_port("ingest", ports, saved.ingest_port if saved else None),
+            query_port=_port("query", ports, saved.query_port if saved else None),
+            overrides={name: value for name, value in os.environ.items() if _is_setting(name)} | dict(overrides or {}),
         )
     config = StackConfig(
-        nodes=3 if nodes == 3 else 1,  # noqa: PLR2004 - the two layouts there are
+        nodes=3 if nodes == 3 else 1,  # noqa: PLR2004 - the two layouts
         data_dir=home,
         ports={name: port for name, port in ports.items() if name not in _PREFERRED_PORTS},
         apps=() if servers_only else _apps(installation),
@@ -105,12 +105,12 @@ def plan(
 
 
 def is_up(stack: Stack) -> bool:
-    """Whether somebody runs it, or is about to."""
+    """Whether it is running, starting or stopping."""
     return stack.status().state not in {Phase.STOPPED, Phase.FAILED}
 
 
-def remember(data_dir: Path, installation: Installation) -> None:
-    """Write down how to reach the installation, for its owner alone."""
+def save(data_dir: Path, installation: Installation) -> None:
+    """Save the parameters, readable by the owner only."""
     data_dir.mkdir(parents=True, exist_ok=True)
     file = data_dir / _FILE
     partial = file.with_suffix(".partial")
@@ -124,31 +124,32 @@ def remember(data_dir: Path, installation: Installation) -> None:
 def find(data_dir: Path | None = None) -> Settings:
     """Settings of the installation that a command acts on.
 
-    A ``data_dir`` that is named wins; then what the environment says; and for the rest, the user's local installation
-    is asked if it runs. It is not where the environment names servers, as it does for the processes of an installation
-    and for a deployment elsewhere.
+    An explicit ``data_dir`` takes precedence, then the environment, then the user's local installation if it is
+    running. The latter is ignored if the environment has addresses of servers, as in the processes of an installation
+    and in deployments.
 
     Raises:
-        NotRunning: nothing runs in the ``data_dir`` that was named.
+        NotRunning: nothing is running in ``data_dir``.
     """
     if data_dir is None and not _SERVERS.isdisjoint(os.environ):
         return Settings()
     home = data_dir or default_data_dir()
     status = Stack.open(StackConfig(data_dir=home)).status()
-    known = _read(home)
-    if status.state is Phase.READY and known is not None:
-        told = known.environment | dict(status.environment)
-        return settings_from(told if data_dir else {name: told[name] for name in told.keys() - os.environ.keys()})
+    saved = _read(home)
+    if status.state is Phase.READY and saved is not None:
+        environment = saved.environment | dict(status.environment)
+        missing = environment.keys() - os.environ.keys()
+        return settings_from(environment if data_dir else {name: environment[name] for name in missing})
     if data_dir is not None:
-        raise NotRunning(f"nothing runs in {home} ({status.state}): start it with `freshline up --data {home}`")
+        raise NotRunning(f"nothing is running in {home} ({status.state}): start it with `freshline up --data {home}`")
     return Settings()
 
 
 async def await_workers(settings: Settings, stack: Stack) -> None:
-    """Wait until each step has a worker with partitions: the first event then does not wait for one.
+    """Wait until each step has a worker with partitions, so that the first event does not wait for one.
 
     Raises:
-        StackError: a worker does not come up; the message has the end of its log.
+        StackError: a worker did not start. The message contains the end of its log.
     """
     try:
         async with asyncio.timeout(_JOIN_TIMEOUT_S), StreamAdmin(settings) as admin:
@@ -158,14 +159,14 @@ async def await_workers(settings: Settings, stack: Stack) -> None:
                     await asyncio.sleep(_POLL_S)
     except TimeoutError:
         raise StackError(
-            f"a worker has not joined its group after {_JOIN_TIMEOUT_S:.0f} s; see the logs in {_logs(stack)}"
+            f"a worker did not join its group within {_JOIN_TIMEOUT_S:.0f} s; see the logs in {_logs(stack)}"
         ) from None
 
 
 async def _is_consumed(admin: StreamAdmin, group: str) -> bool:
     try:
         return await admin.is_consumed(group)
-    except KafkaError:  # a broker that has just started has no coordinator yet
+    except KafkaError:  # a newly started broker has no coordinator yet
         return False
 
 
@@ -184,8 +185,8 @@ def _logs(stack: Stack) -> Path:
 
 def _apps(installation: Installation) -> tuple[AppProcess, ...]:
     environment = installation.environment
-    # Questions are short, and should not have to share the cores with passages more than they must.
-    threads = {_THREADS: installation.told.get(_THREADS, str(max(1, (os.cpu_count() or 1) // 2)))}
+    # Query embedding is latency-sensitive: leave cores to it that passages do not use.
+    threads = {_THREADS: installation.overrides.get(_THREADS, str(max(1, (os.cpu_count() or 1) // 2)))}
     workers = [
         AppProcess(name=str(step), argv=_command("worker", str(step)), env={_THREADS: "0"} | environment)
         for step in StepName
@@ -203,13 +204,13 @@ def _apps(installation: Installation) -> tuple[AppProcess, ...]:
 
 
 def _command(*arguments: str) -> tuple[str, ...]:
-    # -P: the directory that one happens to be in is no place to import from.
+    # -P: do not import from the working directory.
     return (sys.executable, "-P", "-m", "freshline", *arguments)
 
 
-def _told_ports() -> dict[str, int]:
-    told = {name: os.environ.get(f"{PREFIX}{name.upper()}__PORT", "") for name in _PREFERRED_PORTS}
-    return {name: int(port) for name, port in told.items() if port.isdecimal() and int(port)}
+def _ports_from_environment() -> dict[str, int]:
+    ports = {name: os.environ.get(f"{PREFIX}{name.upper()}__PORT", "") for name in _PREFERRED_PORTS}
+    return {name: int(port) for name, port in ports.items() if port.isdecimal() and int(port)}
 
 
 def _is_setting(name: str) -> bool:
@@ -217,15 +218,15 @@ def _is_setting(name: str) -> bool:
     return name.startswith(PREFIX) and name not in _SERVERS and section in Settings.model_fields
 
 
-def settings_from(told: Mapping[str, str]) -> Settings:
-    """Settings that a process with these variables has; the present environment fills in the rest."""
+def settings_from(environment: Mapping[str, str]) -> Settings:
+    """Settings of a process with this environment. The current environment provides the rest."""
     nested: dict[str, Any] = {}
-    for name, value in told.items():
+    for name, value in environment.items():
         *sections, field = name.removeprefix(PREFIX).lower().split("__")
-        place = nested
+        section_values = nested
         for section in sections:
-            place = place.setdefault(section, {})
-        place[field] = value
+            section_values = section_values.setdefault(section, {})
+        section_values[field] = value
     return Settings(**nested)
 
 
@@ -236,20 +237,20 @@ def _read(home: Path) -> Installation | None:
         return None
 
 
-def _port(name: str, told: Mapping[str, int], remembered: int | None) -> int:
-    """The port told, else the one of the last run, else the default, else a free one."""
-    if name in told:
-        if _bound(told[name]) is None:
-            raise StackError(f"port {told[name]} for {name} is in use; free it or choose another")
-        return told[name]
+def _port(name: str, requested: Mapping[str, int], remembered: int | None) -> int:
+    """The requested port, else that of the last run, else the default, else a free one."""
+    if name in requested:
+        if _bindable(requested[name]) is None:
+            raise StackError(f"port {requested[name]} for {name} is in use; free it or choose another")
+        return requested[name]
     for candidate in (remembered, _PREFERRED_PORTS[name], 0):
-        if candidate is not None and (port := _bound(candidate)) is not None:
+        if candidate is not None and (port := _bindable(candidate)) is not None:
             return port
     raise StackError("no free port on 127.0.0.1")
 
 
-def _bound(port: int) -> int | None:
-    """The port that binding gives, None where it is taken."""
+def _bindable(port: int) -> int | None:
+    """The port that a bind returns; None if it is in use."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

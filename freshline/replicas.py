@@ -1,4 +1,4 @@
-"""Several query processes behind one address: they take connections from one socket, and are replaced without a gap."""
+"""Query processes that accept connections from one shared socket and are replaced without interruption."""
 
 import asyncio
 import os
@@ -18,7 +18,7 @@ from infra.web.server import LISTEN_FD, READY_FD, bind
 _READY_S: Final = 120.0
 _END_S: Final = 60.0
 _PAUSES_S: Final = (0.5, 1.0, 2.0, 5.0, 10.0)
-"""After a process ended by itself; the last again and again."""
+"""Backoff after a process ended unexpectedly; the last value repeats."""
 
 _log = structlog.get_logger(__name__)
 
@@ -28,46 +28,47 @@ class DidNotStart(Exception):
 
 
 async def serve_replicas(settings: Settings, count: int, *, options: Sequence[str] = ()) -> None:
-    """Run ``count`` query processes until SIGTERM or SIGINT; SIGHUP replaces them, one after the other.
+    """Run ``count`` query processes until SIGTERM or SIGINT. SIGHUP replaces them one by one.
 
-    The socket stays open while they are replaced, so whoever connects is taken by one of them. A process that ends by
-    itself is started again.
+    The socket stays open meanwhile, so connections are always accepted. A process that ends unexpectedly is restarted.
 
     Args:
-        settings: of the service.
-        count: of its processes.
-        options: of their command, so that they find the same settings.
+        settings: settings of the service.
+        count: number of processes.
+        options: options of their command, so that they use the same settings.
 
     Raises:
         UnsafeBind, CannotListen: see ``infra.web.server.listening``.
-        DidNotStart: the first of them did not start.
+        DidNotStart: a process did not become ready at the start.
     """
     configure_logging(settings)
     bound = bind(settings.query, settings)
     peers = tempfile.TemporaryDirectory(prefix="freshline-")
     replicas = [_Replica(number, bound.fileno(), options, peers.name) for number in range(count)]
     loop = asyncio.get_running_loop()
-    told, again = asyncio.Event(), asyncio.Event()
+    stopping, reloading = asyncio.Event(), asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, told.set)
-    loop.add_signal_handler(signal.SIGHUP, again.set)
-    keeping: list[asyncio.Task[None]] = []
+        loop.add_signal_handler(number, stopping.set)
+    loop.add_signal_handler(signal.SIGHUP, reloading.set)
+    supervising: list[asyncio.Task[None]] = []
     try:
         for replica in replicas:
             await replica.start()
-        keeping = [asyncio.create_task(replica.keep(), name=f"replica-{replica.number}") for replica in replicas]
+        supervising = [
+            asyncio.create_task(replica.supervise(), name=f"replica-{replica.number}") for replica in replicas
+        ]
         _log.info("replicas_serving", processes=count, address=bound.getsockname()[:2])
-        ending = asyncio.create_task(told.wait())
-        while not told.is_set():
-            replacing = asyncio.create_task(again.wait())
+        ending = asyncio.create_task(stopping.wait())
+        while not stopping.is_set():
+            replacing = asyncio.create_task(reloading.wait())
             await asyncio.wait((ending, replacing), return_when=asyncio.FIRST_COMPLETED)
             replacing.cancel()
-            if again.is_set() and not told.is_set():
-                again.clear()
+            if reloading.is_set() and not stopping.is_set():
+                reloading.clear()
                 for replica in replicas:
                     await replica.replace()
     finally:
-        for task in keeping:
+        for task in supervising:
             task.cancel()
         await asyncio.gather(*(replica.end() for replica in replicas))
         bound.close()
@@ -75,22 +76,22 @@ async def serve_replicas(settings: Settings, count: int, *, options: Sequence[st
 
 
 class _Replica:
-    """One place, and the process that has it now."""
+    """A slot and its current process."""
 
-    def __init__(self, number: int, listen_fd: int, options: Sequence[str], siblings_dir: str) -> None:
+    def __init__(self, number: int, listen_fd: int, options: Sequence[str], peers_dir: str) -> None:
         self.number = number
-        self._siblings_dir = siblings_dir
+        self._peers_dir = peers_dir
         self._options = options
         self._listen_fd = listen_fd
         self._process: asyncio.subprocess.Process | None = None
         self._changing = asyncio.Lock()
 
     async def start(self) -> None:
-        """Start it; returns when it takes requests."""
+        """Start the process. Returns when it is ready."""
         self._process = await self._started()
 
     async def replace(self) -> None:
-        """Have another process in its place before it ends. One that cannot start leaves things as they were."""
+        """Start a new process, then end the old one. If the new one does not start, the old one stays."""
         async with self._changing:
             before = self._process
             try:
@@ -100,8 +101,8 @@ class _Replica:
                 return
             await _end(before)
 
-    async def keep(self) -> None:
-        """Start it again whenever it ends by itself."""
+    async def supervise(self) -> None:
+        """Restart the process whenever it ends unexpectedly."""
         failures = 0
         while True:
             process = self._process
@@ -109,7 +110,7 @@ class _Replica:
                 await process.wait()
             async with self._changing:
                 if self._process is not process:
-                    continue  # it was replaced
+                    continue  # replaced
                 pause_s = _PAUSES_S[min(failures, len(_PAUSES_S) - 1)]
                 _log.error("replica_ended", number=self.number, code=process and process.returncode, pause_s=pause_s)
                 await asyncio.sleep(pause_s)
@@ -120,23 +121,23 @@ class _Replica:
                     _log.error("replica_not_started", number=self.number, reason=str(error))
 
     async def end(self) -> None:
-        """End it, requests under way first."""
+        """End the process after its pending requests."""
         await _end(self._process)
 
     async def _started(self) -> asyncio.subprocess.Process:
-        ready, tell = os.pipe()
+        ready, notify = os.pipe()
         os.set_blocking(ready, False)
-        own = {LISTEN_FD: str(self._listen_fd), READY_FD: str(tell), PEERS_DIR: self._siblings_dir}
+        own = {LISTEN_FD: str(self._listen_fd), READY_FD: str(notify), PEERS_DIR: self._peers_dir}
         environment = os.environ | own
         try:
             process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-P", "-m", "freshline", "serve", "query", *self._options),
                 env=dict(environment),
-                pass_fds=(self._listen_fd, tell),
-                start_new_session=True,  # Ctrl-C is for this process, which ends the others in order
+                pass_fds=(self._listen_fd, notify),
+                start_new_session=True,  # Ctrl-C must reach this process only, which ends the others in order
             )
         finally:
-            os.close(tell)
+            os.close(notify)
         try:
             async with asyncio.timeout(_READY_S):
                 is_ready = await _read(ready)
@@ -148,12 +149,12 @@ class _Replica:
         finally:
             os.close(ready)
         if not is_ready:
-            raise DidNotStart(f"a query process ended at its start with {await process.wait()}: see its log above")
+            raise DidNotStart(f"a query process exited with {await process.wait()}: see its log above")
         return process
 
 
 async def _read(pipe: int) -> bool:
-    """Whether something was written; False where the other end was closed."""
+    """True if the pipe was written to, False if it was closed."""
     loop = asyncio.get_running_loop()
     readable = asyncio.Event()
     loop.add_reader(pipe, readable.set)

@@ -1,4 +1,4 @@
-"""The two services, as the commands speak to them."""
+"""Clients of the ingest and query services."""
 
 import asyncio
 import time
@@ -10,7 +10,7 @@ from urllib.parse import quote
 import httpx
 from pydantic import ValidationError
 
-from freshline.loadtest.lines import Target
+from freshline.loadtest.connection import Target
 from infra.settings import HttpSettings, Settings
 from ingest.connectors.client import IngestClient, connect_ingest
 from ingest.connectors.encoding import upload_headers, upload_path
@@ -24,7 +24,7 @@ _BUSY_S: Final = 1.0
 
 
 class ServiceFailed(Exception):
-    """A service refused a request or did not answer; the message says what it said."""
+    """A service rejected a request or did not respond. The message contains the reason."""
 
 
 class NotEnded(ServiceFailed):
@@ -32,10 +32,10 @@ class NotEnded(ServiceFailed):
 
 
 class ServiceBusy(ServiceFailed):
-    """A service refused a request for now.
+    """A service rejected a request temporarily.
 
     Attributes:
-        after_s: when to try again.
+        after_s: delay before a retry.
     """
 
     def __init__(self, message: str, *, after_s: float) -> None:
@@ -44,7 +44,7 @@ class ServiceBusy(ServiceFailed):
 
 
 class Services:
-    """Ingest and query of one installation. Make one with ``connect_services``."""
+    """Ingest and query of one installation. Created by ``connect_services``."""
 
     def __init__(self, http: httpx.AsyncClient, ingest_url: str, query_url: str) -> None:
         self._http = http
@@ -52,36 +52,36 @@ class Services:
         self.query_url = query_url
 
     async def put(self, document_id: str, content: bytes, content_type: str) -> dict[str, Any]:
-        """Upload a document whose id says where it is from; what the service promises of it."""
+        """Upload a document; its id is its source. Returns the 202 response."""
         upload = Upload(document_id, content, content_type, DocumentAttributes(source=document_id))
         url = f"{self.ingest_url}{upload_path(upload)}"
         return await self._call("PUT", url, content=content, headers=upload_headers(upload))
 
     async def delete(self, document_id: str) -> dict[str, Any]:
-        """Delete a document; what the service promises of it."""
+        """Delete a document. Returns the 202 response."""
         return await self._call("DELETE", self._document(document_id))
 
     async def document(self, document_id: str) -> dict[str, Any]:
-        """What is searchable of a document."""
+        """State of a document."""
         return await self._call("GET", self._document(document_id))
 
     async def ask(self, question: str, **parameters: Any) -> dict[str, Any]:
-        """An answer."""
+        """Ask a question."""
         return await self._call("POST", f"{self.query_url}/v1/query", json={"query": question, **parameters})
 
     async def explained(self, question: str, **parameters: Any) -> dict[str, Any]:
-        """What is known of the cached answer to a question."""
+        """State of the cached answer to a question."""
         return await self._call("POST", f"{self.query_url}/v1/cache:explain", json={"query": question, **parameters})
 
     async def event(self, event_id: str) -> dict[str, Any]:
-        """Where an event is."""
+        """State of an event."""
         return await self._call("GET", f"{self.ingest_url}/v1/events/{event_id}")
 
     async def ended(self, event_id: str, position: str | None = None) -> dict[str, Any]:
-        """The state of an event once it has ended; with its position it is found where Redis has lost its state, too.
+        """Wait until an event has ended. Returns its state; ``position`` finds it even if Redis has lost its state.
 
         Raises:
-            NotEnded: it has not within a minute.
+            NotEnded: it has not ended within a minute.
         """
         until_s = time.monotonic() + _END_TIMEOUT_S
         while time.monotonic() < until_s:
@@ -89,12 +89,12 @@ class Services:
             if status["outcome"] is not None:
                 return status
             await asyncio.sleep(_POLL_S)
-        raise NotEnded(f"event {event_id} has not ended after {_END_TIMEOUT_S:.0f} s: look at `freshline lag`")
+        raise NotEnded(f"event {event_id} has not ended after {_END_TIMEOUT_S:.0f} s: check `freshline lag`")
 
     async def _found(self, event_id: str, position: str) -> dict[str, Any]:
-        asked = {"events": [{"event_id": event_id, "position": position}]}
-        found = await self._call("POST", f"{self.ingest_url}/v1/events:batch-get", json=asked)
-        return dict(found["events"][0]) if found["events"] else {"outcome": None}
+        body = {"events": [{"event_id": event_id, "position": position}]}
+        response = await self._call("POST", f"{self.ingest_url}/v1/events:batch-get", json=body)
+        return dict(response["events"][0]) if response["events"] else {"outcome": None}
 
     def _document(self, document_id: str) -> str:
         return f"{self.ingest_url}/v1/documents/{quote(document_id, safe='')}"
@@ -105,18 +105,20 @@ class Services:
         except httpx.TransportError as error:
             raise ServiceFailed(
                 f"{url} does not answer ({type(error).__name__}): start it with `freshline up`, or set "
-                "FRESHLINE_INGEST__HOST, __PORT and FRESHLINE_QUERY__HOST, __PORT to where it is"
+                "FRESHLINE_INGEST__HOST, __PORT and FRESHLINE_QUERY__HOST, __PORT to its address"
             ) from error
         if response.status_code in (httpx.codes.SERVICE_UNAVAILABLE, httpx.codes.TOO_MANY_REQUESTS):
-            advised = response.headers.get("retry-after", "")
-            raise ServiceBusy(_refusal(response), after_s=float(advised) if advised.isdecimal() else _BUSY_S)
+            retry_after = response.headers.get("retry-after", "")
+            raise ServiceBusy(
+                _error_message(response), after_s=float(retry_after) if retry_after.isdecimal() else _BUSY_S
+            )
         if response.is_error:
-            raise ServiceFailed(_refusal(response))
+            raise ServiceFailed(_error_message(response))
         return dict(response.json())
 
 
-def _refusal(response: httpx.Response) -> str:
-    """What an error response says; from a proxy it may be no problem document."""
+def _error_message(response: httpx.Response) -> str:
+    """Message of an error response. Responses of a proxy may not be problem documents."""
     try:
         problem = Problem.model_validate_json(response.content)
     except ValidationError:
@@ -135,19 +137,19 @@ async def connect_services(settings: Settings) -> AsyncIterator[Services]:
 
 
 def console_url(settings: Settings) -> str:
-    """Address of the console page; the key, if there is one, stands after ``#``, which browsers keep to themselves."""
+    """URL of the console. The key, if any, is in the fragment, which browsers do not send."""
     key = settings.tenant.api_key
     return f"{_url(settings.query)}/" + (f"#key={quote(key.get_secret_value(), safe='')}" if key else "")
 
 
 def ingest_client(settings: Settings) -> AbstractAsyncContextManager[IngestClient]:
-    """The client of the connectors, for the ingest service of an installation."""
+    """Ingest client of the connectors."""
     key = settings.tenant.api_key
     return connect_ingest(_url(settings.ingest), key.get_secret_value() if key else None)
 
 
 def query_target(settings: Settings) -> Target:
-    """Where questions of a load go, with the installation's credential."""
+    """Target of a load on the query service, with credentials."""
     key = settings.tenant.api_key
     headers = {"Authorization": f"Bearer {key.get_secret_value()}"} if key else {}
     return Target(f"{_url(settings.query)}/v1/query", headers)

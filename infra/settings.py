@@ -148,58 +148,50 @@ class IngestSettings(HttpSettings):
 
 
 class QuerySettings(HttpSettings):
-    """The way out."""
+    """The query service."""
 
     port: int = Field(8080, ge=0, le=65535, description="Port to bind; 0 takes a free one.")
-    window: int = Field(50, ge=1, le=1000, description="Places of each leg that fusion looks at.")
-    window_kept: int = Field(
+    candidates: int = Field(50, ge=1, le=1000, description="Candidates of each retriever that are fused.")
+    candidates_kept: int = Field(
         80,
         ge=1,
         le=1000,
-        description="Places of each leg kept with a cached answer: more than are fused, so that removals leave enough "
-        "to judge by.",
+        description="Candidates of each retriever kept with a cached answer: more than are fused, so that enough are "
+        "left to evaluate changes after removals.",
     )
-    rrf_k: int = Field(60, ge=0, description="Constant of reciprocal rank fusion.")
-    min_position_wait_s: float = Field(5.0, ge=0, description="Longest wait for a position asked for.")
+    rrf_k: int = Field(60, ge=0, description="Rank constant of reciprocal rank fusion.")
+    min_position_wait_s: float = Field(5.0, ge=0, description="Longest wait for `min_position`.")
     tenant_requests_per_s: int = Field(
-        0, ge=0, description="Questions of one tenant that one process takes in a second; 0 sets no limit."
+        0, ge=0, description="Questions per second of one tenant in one process; 0 for unlimited."
     )
-    drain_s: float = Field(
-        0.0, ge=0, description="Time between saying at `/ready` that the process ends and taking no more requests."
-    )
-    memory_limit_bytes: int = Field(
-        0, ge=0, description="Resident memory beyond which the process says that it is failing; 0 sets no limit."
-    )
-    near_bytes: int = Field(
-        134_217_728, ge=0, description="Most memory for copies of cached answers in one process; 0 keeps none."
-    )
+    drain_s: float = Field(0.0, ge=0, description="Time between failing `/ready` and closing the listener at shutdown.")
+    memory_limit_bytes: int = Field(0, ge=0, description="Resident memory above which `/health` fails; 0 for no limit.")
+    near_cache_bytes: int = Field(134_217_728, ge=0, description="Size of the in-process answer cache; 0 disables it.")
     miss_target_ms: float = Field(
         125.0,
         gt=0,
-        description="Time of one retrieval: while they are quicker, more are admitted at a time; slower, fewer.",
+        description="Target latency of one retrieval, which the adaptive concurrency limit aims for.",
     )
     miss_queue_ms: float = Field(
-        500.0, ge=0, description="Longest wait of an uncached question to be admitted; past it, 503."
+        500.0,
+        ge=0,
+        description="Longest wait of an uncached question for a retrieval slot; then it is rejected with 503.",
     )
-    deadline_s: float = Field(20.0, gt=0, description="Longest time for one question; past it, 503.")
-    audit_share: float = Field(
-        0.01, ge=0, le=1, description="Share of answers from the cache that are retrieved again, to see what they were."
+    deadline_s: float = Field(20.0, gt=0, description="Deadline of one question; then it is rejected with 503.")
+    audit_sample_rate: float = Field(
+        0.01, ge=0, le=1, description="Fraction of cache hits that are audited: retrieved again and compared."
     )
     audits_per_s: float = Field(
-        2.0, gt=0, description="Most of them in a second and process; they wait while the index is busy."
+        2.0, gt=0, description="Maximum audits per second and process. Skipped without spare capacity."
     )
-    refills_per_s: float = Field(
+    refreshes_per_s: float = Field(
         5.0,
         ge=0,
-        description="Most answers that one process retrieves again in a second because a change dropped them; only "
-        "while the index has room. 0 retrieves none.",
+        description="Maximum refreshes of invalidated answers per second and process. Skipped without spare capacity; "
+        "0 disables refresh-ahead.",
     )
-    refill_hits: int = Field(
-        3, ge=1, description="Times that a process must have served an answer since it was filled, to do so."
-    )
-    cache_ttl_s: int = Field(
-        3_600, ge=1, description="Bound of rank drift: an unchanged answer is computed again after it."
-    )
+    refresh_min_hits: int = Field(3, ge=1, description="Hits that an answer needs in the near cache to be refreshed.")
+    cache_ttl_s: int = Field(3_600, ge=1, description="Time to live of a cached answer; bounds rank drift.")
 
 
 class AnswerSettings(Section):
@@ -318,21 +310,23 @@ class JwtSettings(Section):
 
 
 class AlertSettings(Section):
-    """When the query service tells people, and how. Without a channel it tells nobody."""
+    """Alert thresholds and notification channels of the query service. Disabled without a channel."""
 
     slack_url: SecretStr | None = Field(None, description="Incoming webhook of Slack.")
     webhook_url: SecretStr | None = Field(None, description="Where alerts are posted as JSON.")
     smtp_url: SecretStr | None = Field(None, description="Mail server: smtp://USER:PASSWORD@HOST:587 or smtps://…")
     mail_from: str | None = Field(None, description="Address that mails come from; with a mail server.")
     mail_to: str | None = Field(None, description="Addresses that mails go to, comma-separated; with a mail server.")
-    interval_s: float = Field(10.0, gt=0, description="Pause between looks; two must agree before anything is told.")
-    repeat_s: float = Field(3_600.0, gt=0, description="What lasts is told again after this.")
-    errors_warning_share: float = Field(0.01, gt=0, le=1, description="Internal errors of a minute that are a warning.")
-    errors_critical_share: float = Field(0.05, gt=0, le=1, description="The same, critical.")
-    refusals_warning_share: float = Field(0.05, gt=0, le=1, description="Refusals with 503 that are a warning.")
-    refusals_critical_share: float = Field(0.25, gt=0, le=1, description="The same, critical.")
-    p99_warning_ms: float = Field(1_000.0, gt=0, description="p99 of a minute that is a warning.")
-    p99_critical_ms: float = Field(3_000.0, gt=0, description="The same, critical.")
+    interval_s: float = Field(
+        10.0, gt=0, description="Evaluation interval; two evaluations must agree before a notification."
+    )
+    repeat_s: float = Field(3_600.0, gt=0, description="Repeat interval of notifications while a condition persists.")
+    error_rate_warning: float = Field(0.01, gt=0, le=1, description="Internal error rate of a minute: warning.")
+    error_rate_critical: float = Field(0.05, gt=0, le=1, description="Internal error rate of a minute: critical.")
+    rejection_rate_warning: float = Field(0.05, gt=0, le=1, description="Rate of responses with 503: warning.")
+    rejection_rate_critical: float = Field(0.25, gt=0, le=1, description="Rate of responses with 503: critical.")
+    p99_warning_ms: float = Field(1_000.0, gt=0, description="p99 latency of a minute: warning.")
+    p99_critical_ms: float = Field(3_000.0, gt=0, description="p99 latency of a minute: critical.")
 
 
 class Settings(BaseSettings):

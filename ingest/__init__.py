@@ -1,1 +1,1 @@
-"""The way in: document events are accepted here and nowhere else."""
+"""Ingest service: accepts document events, and connectors that send them."""

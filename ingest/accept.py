@@ -1,4 +1,4 @@
-"""Acceptance: the one step between a sender and the stream. Afterwards the event cannot be lost."""
+"""Acceptance of events: from a request to a durable record in the stream."""
 
 import asyncio
 import time
@@ -25,40 +25,40 @@ from schemas.ownership import other_owner, owner_refusal
 from schemas.problems import InvalidField, ProblemType
 
 PARALLEL_ITEMS: Final = 32
-"""Documents of one batch that are accepted at the same time: enough to fill the waits, few enough to stay fair."""
+"""Documents of a batch that are accepted concurrently. Bounded, so that a batch does not starve other requests."""
 
 _log = structlog.get_logger(__name__)
 
 
 class Documents(Protocol):
-    """The part of the index that the way in reads."""
+    """Part of the index that the ingest service reads."""
 
     async def manifests(self, keys: Sequence[DocumentKey]) -> Mapping[DocumentKey, Manifest]:
-        """See ``DocumentIndex``."""
+        """Manifests of the indexed documents among ``keys``."""
         ...
 
     async def count_chunks(self, key: DocumentKey) -> int:
-        """See ``SearchIndex``."""
+        """Number of searchable passages of a document."""
         ...
 
     async def live_documents(
         self, tenant: str, *, connector: str | None, after: str | None, limit: int
     ) -> Sequence[Manifest]:
-        """See ``DocumentIndex``."""
+        """A page of the tenant's live documents, ordered by id."""
         ...
 
 
 class AppliedPositions(Protocol):
-    """The part of the answer cache that tells which events have gone all the way."""
+    """Part of the answer cache with the positions that invalidation has applied."""
 
     async def positions(self, tenant: str) -> Mapping[int, int]:
-        """See ``AnswerCache``."""
+        """Partition → last applied offset."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Stores:
-    """What the service works with."""
+    """Stores of the ingest service."""
 
     blobs: BlobStore
     producer: Producer
@@ -72,26 +72,26 @@ class Stores:
 
 
 class Acceptance:
-    """Turns what senders ask for into events.
+    """Converts requests to events in the stream.
 
-    The order is the promise: 1. content is in the blob store, 2. the version is known, 3. all in-sync replicas of the
-    stream have the event, 4. its state is recorded. A failure before 3 leaves at most a blob that nothing names; a
-    failure after 3 is no failure, since the stream is the truth and the state only tells of it.
+    The order of the steps gives the guarantee: 1. store the content, 2. assign the version, 3. append the event to the
+    stream on all in-sync replicas, 4. record its state. A failure before 3 leaves at most an unreferenced blob. A
+    failure of 4 does not fail the request: the stream is the source of truth.
     """
 
     def __init__(self, stores: Stores, metrics: IngestMetrics) -> None:
         self._stores = stores
         self._metrics = metrics
-        self._placing = EventLog(stores.producer, stores.states, stores.tracing)
-        self._index_is_missing = False
+        self._event_log = EventLog(stores.producer, stores.states, stores.tracing)
+        self._index_unavailable = False
 
     async def accept(self, tenant: str, request: DocumentRequest, traceparent: str | None = None) -> Accepted:
-        """Accept one event; when this returns, it is durable.
+        """Accept an event. It is durable on return.
 
         Raises:
-            ProblemRaised: no version can be given to it, or another connector owns the document.
-            StreamUnavailable: it was not acknowledged; it may be in the stream all the same, and sending again is safe.
-            BlobStoreUnavailable: its content could not be stored.
+            ProblemRaised: no version can be assigned, or another connector owns the document.
+            StreamUnavailable: not acknowledged. It may be in the stream nevertheless; a retry is safe.
+            BlobStoreUnavailable: the content could not be stored.
         """
         [conflict] = await self._conflicts(tenant, [request])
         return await self._accept_checked(tenant, request, conflict, traceparent)
@@ -99,33 +99,33 @@ class Acceptance:
     async def accept_many(
         self, tenant: str, requests: Sequence[DocumentRequest], traceparent: str | None = None
     ) -> list[Accepted | Exception]:
-        """Accept each as ``accept`` does; the outcomes in their order.
+        """Accept several events; returns a result for each, in order.
 
-        Documents go side by side, events of one document one after the other. When the stream does not answer, what
-        has not begun by then is not tried: each try would wait its full time.
+        Documents are processed concurrently, events of one document sequentially. After a ``StreamUnavailable``, the
+        events that have not started are not attempted: each would run into the same timeout.
         """
         lanes: dict[str, list[int]] = defaultdict(list)
-        for place, request in enumerate(requests):
-            lanes[request.document_id].append(place)
-        outcomes: list[Accepted | Exception] = [StreamUnavailable("not tried")] * len(requests)
+        for number, request in enumerate(requests):
+            lanes[request.document_id].append(number)
+        outcomes: list[Accepted | Exception] = [StreamUnavailable("not attempted")] * len(requests)
         conflicts = await self._conflicts(tenant, requests)
-        free = asyncio.Semaphore(PARALLEL_ITEMS)
+        slots = asyncio.Semaphore(PARALLEL_ITEMS)
         stream_is_down = False
 
         async def run(lane: list[int]) -> None:
             nonlocal stream_is_down
-            async with free:
-                for place in lane:
+            async with slots:
+                for number in lane:
                     if stream_is_down:
                         return
                     try:
-                        outcomes[place] = await self._accept_checked(
-                            tenant, requests[place], conflicts[place], traceparent
+                        outcomes[number] = await self._accept_checked(
+                            tenant, requests[number], conflicts[number], traceparent
                         )
                     except StreamUnavailable as error:
-                        stream_is_down, outcomes[place] = True, error
+                        stream_is_down, outcomes[number] = True, error
                     except Exception as error:  # noqa: BLE001 - each item has an outcome of its own
-                        outcomes[place] = error
+                        outcomes[number] = error
 
         await asyncio.gather(*(run(lane) for lane in lanes.values()))
         return outcomes
@@ -137,14 +137,14 @@ class Acceptance:
             with self._metrics.seconds.time():
                 return await self._accept(tenant, request, conflict, traceparent)
         except Exception as error:
-            self._metrics.refused.labels(as_problem(error).type.rpartition("/")[2]).inc()
+            self._metrics.rejected.labels(as_problem(error).type.rpartition("/")[2]).inc()
             raise
 
     async def _conflicts(self, tenant: str, requests: Sequence[DocumentRequest]) -> list[ProblemRaised | None]:
-        """Per request, why its connector may not change the document as it is indexed now.
+        """Ownership conflict of each request with the indexed document, if any.
 
-        This is for the sender to know at once. What is not indexed yet, or cannot be read, is left to the index step,
-        which decides in any case.
+        An early check for the sender's benefit. The index step makes the final decision, also for documents that are
+        not indexed yet or cannot be read now.
         """
         keys = {DocumentKey(tenant, request.document_id) for request in requests if request.connector is not None}
         try:
@@ -179,13 +179,13 @@ class Acceptance:
             connector=request.connector,
             take_over=request.take_over,
         )
-        accepted = await self._placing.place(event, traceparent)
+        accepted = await self._event_log.append(event, traceparent)
         self._metrics.accepted.labels(event.change.value).inc()
         self._metrics.content_bytes.inc(content.size_bytes if content else 0)
         return accepted
 
     async def _version(self, key: DocumentKey, revision: int | None) -> int:
-        """The source's revision, or one above every earlier version of the document (I1)."""
+        """Revision of the source, or a version higher than all earlier ones of the document (I1)."""
         if revision is not None:
             return revision
         now_us = time.time_ns() // 1_000
@@ -195,27 +195,25 @@ class Acceptance:
                 floors = {key: await self._floor(key)}
                 version = (await self._stores.versions.assign([key], now_us=now_us, floors=floors))[0]
         except CacheUnavailable as error:
-            detail = (
-                "Redis, which assigns versions, does not answer; repeat the request, or send a revision of your own"
-            )
+            detail = "Redis, which assigns versions, did not respond in time; retry the request, or send a revision"
             raise ProblemRaised(ProblemType.UNAVAILABLE, detail, retry_after_s=RETRY_AFTER_S) from error
         if version is None or version > MAX_VERSION:
-            message = f"the document has the largest revision there is, {MAX_VERSION}; use another document id"
-            raise invalid("no later version exists", [InvalidField(field="revision", message=message)])
+            message = f"the document has the maximum revision, {MAX_VERSION}; use another document id"
+            raise invalid("no later version is possible", [InvalidField(field="revision", message=message)])
         return version
 
     async def _floor(self, key: DocumentKey) -> int:
-        """The version last indexed, where Redis remembers none: a new or quiet document, or a Redis that lost it."""
+        """Last indexed version, if Redis has none: a new or inactive document, or data loss in Redis."""
         try:
             manifest = (await self._stores.index.manifests([key])).get(key)
         except IndexUnavailable as error:
-            # The time in microseconds is above every version assigned before, so long as no clock ran ahead.
-            # Once when it stops answering, not once for each event.
-            if not self._index_is_missing:
+            # The time in microseconds exceeds every version assigned before, unless a clock was ahead.
+            # Logged once per outage, not once per event.
+            if not self._index_unavailable:
                 _log.warning("version_floor_skipped", store="index", reason=str(error))
-            self._index_is_missing = True
+            self._index_unavailable = True
             return 0
-        self._index_is_missing = False
+        self._index_unavailable = False
         return max(0, manifest.newest_version) if manifest else 0
 
 
@@ -233,12 +231,11 @@ def _conflict(request: DocumentRequest, manifest: Manifest | None) -> ProblemRai
         and request.revision <= standing.version
         and standing.connector not in {None, connector}
     ):
-        # An older revision of the same source is a replay, which is superseded. This one was never searchable, and
-        # would not become so.
+        # An older revision of the same source is a replay, and is superseded. This one would never become searchable.
         detail = (
-            f"document {request.document_id!r} has version {standing.version}, which another source gave it: revision "
-            f"{request.revision} would never be searchable. Put a prefix before the ids of this source (--prefix), or "
-            "send larger revisions, or none"
+            f"document {request.document_id!r} has version {standing.version} of another source: revision "
+            f"{request.revision} would never become searchable. Use a prefix for the ids of this source (--prefix), or "
+            "send larger revisions or none"
         )
         return ProblemRaised(ProblemType.CONFLICT, detail)
     return None

@@ -1,4 +1,4 @@
-"""The ingest API: documents in, events out, and where each of them is."""
+"""Ingest API: documents, event status, dead letters and webhooks."""
 
 import re
 from collections.abc import Awaitable, Callable, Mapping
@@ -12,7 +12,7 @@ from infra.settings import Settings
 from infra.web.audit import install_audit
 from infra.web.credentials import AccessOf, Credentials
 from infra.web.metrics import install_metrics
-from infra.web.problems import ProblemRaised, install_problems, problems_told
+from infra.web.problems import ProblemRaised, install_problems, problem_responses
 from infra.webhooks.port import WebhookStore
 from ingest.accept import Acceptance, Stores
 from ingest.batches import NDJSON, BatchLimits, accept_batch, read_batch
@@ -43,11 +43,11 @@ from schemas.problems import ProblemType
 from schemas.search import Access
 
 Check = Callable[[], Awaitable[None]]
-"""Raises where a store cannot be used now."""
+"""Raises if a store is not available."""
 
 _JSON: Final = "application/json"
 _EMPTY: Final = (
-    "The document is empty on purpose. Without it an upload without content is refused, and with content it is too."
+    "Declares that the document is empty. Required for an upload without content, rejected for one with content."
 )
 _TRACEPARENT: Final = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
@@ -57,7 +57,7 @@ _log = structlog.get_logger(__name__)
 def build_api(
     settings: Settings,
     stores: Stores,
-    letters: DeadLetterQueue,
+    dead_letters: DeadLetterQueue,
     webhooks: WebhookStore,
     *,
     credentials: Credentials,
@@ -65,19 +65,19 @@ def build_api(
     useful: Mapping[str, Check],
     registry: CollectorRegistry,
 ) -> FastAPI:
-    """The application.
+    """Build the application.
 
     Args:
         settings: limits.
-        stores: what acceptance works with.
-        letters: events that could not be processed.
-        webhooks: who is told of the ends of events.
-        credentials: tell who asks.
-        required: checks without which nothing can be accepted; ``/ready`` fails with any of them.
-        useful: checks of what is missed but not needed; ``/ready`` tells of them.
-        registry: where metrics are kept.
+        stores: stores of acceptance.
+        dead_letters: dead-letter queue.
+        webhooks: webhook store.
+        credentials: authentication.
+        required: checks of the stores that acceptance requires; ``/ready`` fails with any of them.
+        useful: checks of optional stores; ``/ready`` reports them.
+        registry: metrics registry.
     """
-    app = FastAPI(title="Freshline ingest", summary="Documents in, as events of one stream.", version="1")
+    app = FastAPI(title="Freshline ingest", summary="Accepts document changes as events of a stream.", version="1")
     install_problems(app)
     install_audit(app, settings.credentials.audit)
     writer = credentials.requiring(Scope.INGEST)
@@ -85,7 +85,7 @@ def build_api(
     statuses = EventStatuses(stores.states, stores.answers, stores.read_lane)
     app.include_router(source_routes(stores.index, stores.log, writer))
     app.include_router(event_routes(statuses, stores.index, writer))
-    app.include_router(dead_letter_routes(letters, writer))
+    app.include_router(dead_letter_routes(dead_letters, writer))
     app.include_router(webhook_routes(TenantWebhooks(webhooks, settings.webhooks), credentials.requiring(Scope.ADMIN)))
     app.webhooks.include_router(webhook_messages())
     _add_operations(app, required, useful)
@@ -97,12 +97,12 @@ def _add_documents(app: FastAPI, settings: Settings, stores: Stores, acceptance:
     max_bytes = settings.parse.max_bytes
     limits = BatchLimits(settings.ingest.max_batch_bytes, settings.ingest.max_batch_items, max_bytes)
 
-    # 404: a path with a line end in it is none of ours.
+    # 404: a path with a line break matches no route.
     @app.put(
         "/v1/documents/{document_id:path}",
         status_code=202,
         response_model=Accepted,
-        responses=problems_told(400, 401, 403, 404, 409, 413, 415, 422, 503),
+        responses=problem_responses(400, 401, 403, 404, 409, 413, 415, 422, 503),
         openapi_extra=_upload_openapi(),
     )
     async def put_document(
@@ -111,7 +111,7 @@ def _add_documents(app: FastAPI, settings: Settings, stores: Stores, acceptance:
         access: Annotated[Access, Depends(writer)],
         empty: Annotated[bool, Query(description=_EMPTY)] = False,  # noqa: FBT002 - a parameter of the URL
     ) -> Response:
-        """Upload a document, or replace it. 202 means that the event is durable in the stream."""
+        """Upload or replace a document. 202: the event is durable in the stream."""
         read = await read_upload(request, document_id, max_bytes=max_bytes)
         upload = checked_content(read, empty=empty, how="`?empty=true`")
         return _accepted(await acceptance.accept(access.tenant, upload, traceparent(request)))
@@ -120,7 +120,7 @@ def _add_documents(app: FastAPI, settings: Settings, stores: Stores, acceptance:
         "/v1/documents/{document_id:path}",
         status_code=202,
         response_model=Accepted,
-        responses=problems_told(401, 403, 404, 409, 422, 503),
+        responses=problem_responses(401, 403, 404, 409, 422, 503),
     )
     async def delete_document(
         document_id: DocumentId,
@@ -131,29 +131,29 @@ def _add_documents(app: FastAPI, settings: Settings, stores: Stores, acceptance:
         freshline_connector: Annotated[ConnectorName | None, Header()] = None,
         freshline_take_over: Annotated[bool, Header()] = False,
     ) -> Response:
-        """Take a document away. Deleting one that is not there is accepted too: an upload may still be under way."""
+        """Delete a document. Also accepted for an unknown document: its upload may be in progress."""
         removal = Removal(document_id, freshline_revision, freshline_connector, freshline_take_over)
         return _accepted(await acceptance.accept(access.tenant, removal, traceparent(request)))
 
-    @app.get("/v1/documents/{document_id:path}", responses=problems_told(401, 403, 404, 422, 503))
+    @app.get("/v1/documents/{document_id:path}", responses=problem_responses(401, 403, 404, 422, 503))
     async def get_document(document_id: DocumentId, access: Annotated[Access, Depends(writer)]) -> DocumentState:
-        """What is searchable of a document now."""
+        """Get the indexed state of a document."""
         key = DocumentKey(access.tenant, document_id)
         manifest = (await stores.index.manifests([key])).get(key)
         if manifest is None or manifest.version == NEVER_COMPLETED:
-            raise ProblemRaised(ProblemType.NOT_FOUND, f"no document {document_id!r} was ever indexed")
+            raise ProblemRaised(ProblemType.NOT_FOUND, f"document {document_id!r} is not indexed")
         return _state(manifest)
 
     @app.post(
         "/v1/documents:batch",
         response_model=BatchResponse,
-        responses=problems_told(400, 401, 403, 413, 415, 422),
+        responses=problem_responses(400, 401, 403, 413, 415, 422),
         openapi_extra={"requestBody": {"required": True, "content": {NDJSON: {"schema": {"type": "string"}}}}},
     )
     async def post_batch(request: Request, access: Annotated[Access, Depends(writer)]) -> Response:
-        """Many uploads and deletes, one JSON object per line; each line has an outcome of its own.
+        """Upload and delete documents in a batch, one JSON object per line. Each line has its own outcome.
 
-        Events of one document keep their order. Outcomes come as JSON, or as lines where the request accepts NDJSON.
+        Events of a document keep their order. Outcomes are JSON, or NDJSON if the request accepts it.
         """
         lines = await read_batch(request, limits)
         outcomes = await accept_batch(acceptance, access.tenant, lines, traceparent(request))
@@ -161,23 +161,23 @@ def _add_documents(app: FastAPI, settings: Settings, stores: Stores, acceptance:
             body = "".join(f"{outcome.model_dump_json(exclude_defaults=True)}\n" for outcome in outcomes)
             return Response(body, media_type=NDJSON)
         accepted = sum(outcome.accepted is not None for outcome in outcomes)
-        whole = BatchResponse(accepted=accepted, refused=len(outcomes) - accepted, outcomes=tuple(outcomes))
-        return Response(whole.model_dump_json(exclude_defaults=True), media_type=_JSON)
+        response = BatchResponse(accepted=accepted, rejected=len(outcomes) - accepted, outcomes=tuple(outcomes))
+        return Response(response.model_dump_json(exclude_defaults=True), media_type=_JSON)
 
 
 def _add_operations(app: FastAPI, required: Mapping[str, Check], useful: Mapping[str, Check]) -> None:
     @app.get("/health")
     async def health() -> dict[str, str]:
-        """The process answers."""
+        """Liveness of the process."""
         return {"status": "ok"}
 
-    @app.get("/ready", responses=problems_told(503))
+    @app.get("/ready", responses=problem_responses(503))
     async def ready() -> dict[str, str]:
-        """Events can be accepted. What is useful but not needed is named where it does not answer."""
+        """Readiness: events can be accepted. Optional stores are reported as `unavailable` if they do not respond."""
         states = {name: await _checked(name, check) for name, check in {**required, **useful}.items()}
         failing = [name for name in required if states[name] != "ok"]
         if failing:
-            detail = f"not answering: {', '.join(failing)}"
+            detail = f"not ready: {', '.join(failing)}"
             raise ProblemRaised(ProblemType.UNAVAILABLE, detail, retry_after_s=1.0)
         return states
 
@@ -185,14 +185,14 @@ def _add_operations(app: FastAPI, required: Mapping[str, Check], useful: Mapping
 async def _checked(name: str, check: Check) -> str:
     try:
         await check()
-    except Exception as error:  # noqa: BLE001 - whatever is wrong with a store, it is not ready
-        _log.warning("not_ready", store=name, reason=str(error))
+    except Exception as error:  # noqa: BLE001 - any failure means not ready
+        _log.warning("store_not_ready", store=name, reason=str(error))
         return "unavailable"
     return "ok"
 
 
 def traceparent(request: Request) -> str | None:
-    """The sender's W3C trace context, if it is well formed."""
+    """W3C trace context of the request, if well-formed."""
     value = request.headers.get("traceparent", "")
     return value if _TRACEPARENT.fullmatch(value) else None
 
@@ -219,23 +219,23 @@ def _state(manifest: Manifest) -> DocumentState:
 
 
 def _upload_openapi() -> dict[str, Any]:
-    """The three kinds of body, and the attributes as headers: what FastAPI cannot read off a raw request."""
+    """OpenAPI of the three kinds of body and of the attribute headers, which FastAPI cannot derive."""
     binary = {"schema": {"type": "string", "format": "binary"}}
     form = {name: {"type": "string"} for name in FIELDS} | {"file": {"type": "string", "format": "binary"}}
-    about = {
-        "title": "Title. Other than Latin letters as RFC 8187 says: UTF-8''percent-encoded.",
-        "source": "Where a person finds the original: a URL or path.",
-        "groups": "Who may see it, separated by commas; without it, every reader of the tenant.",
-        "metadata": "A JSON object of strings, numbers and booleans.",
-        "revision": "The source's own ever-growing revision number.",
-        "connector": "Name of the connector that sends it and owns it from now on.",
-        "take_over": "`true`: replace it even if another connector owns it.",
-        "file_name": "Name of the file; its suffix decides the type where none is declared.",
+    descriptions = {
+        "title": "Title. Text that is not ASCII as in RFC 8187: UTF-8''percent-encoded.",
+        "source": "URL or path of the original.",
+        "groups": "Groups that can read the document, separated by commas. Default: every reader of the tenant.",
+        "metadata": "JSON object of strings, numbers and booleans.",
+        "revision": "Monotonic revision number of the source.",
+        "connector": "Name of the connector that sends the document and becomes its owner.",
+        "take_over": "`true`: replace the document even if another connector owns it.",
+        "file_name": "File name. Its suffix determines the type if none is declared.",
     }
     return {
         "parameters": [
             {"name": header_name(name), "in": "header", "description": text, "schema": {"type": "string"}}
-            for name, text in about.items()
+            for name, text in descriptions.items()
         ],
         "requestBody": {
             "required": True,

@@ -1,4 +1,4 @@
-"""Batches: NDJSON in, one outcome for each line out."""
+"""Batch uploads: NDJSON requests with one outcome per line."""
 
 import base64
 import binascii
@@ -24,10 +24,10 @@ _CONTENT_FIELDS: Final = ("text", "content_b64", "deleted")
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A line of a batch, read: a request, or the problem that it is.
+    """A parsed line of a batch: a request or a problem.
 
     Attributes:
-        number: from 1, blank lines counted.
+        number: line number from 1; blank lines count.
     """
 
     number: int
@@ -37,12 +37,12 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class BatchLimits:
-    """What one batch may be.
+    """Limits of a batch.
 
     Attributes:
-        max_bytes: of the whole body.
-        max_items: lines that are not blank.
-        max_content_bytes: content of one line.
+        max_bytes: size of the body.
+        max_items: number of lines that are not blank.
+        max_content_bytes: content size of a line.
     """
 
     max_bytes: int
@@ -51,10 +51,10 @@ class BatchLimits:
 
 
 async def read_batch(request: Request, limits: BatchLimits) -> list[Line]:
-    """Read the whole batch before anything of it is accepted, so that one beyond a limit has no effect at all.
+    """Read the whole batch before any event is accepted, so that a batch that exceeds a limit has no effect.
 
     Raises:
-        ProblemRaised: not NDJSON, or beyond a limit of the batch. What is wrong with a line is in the line.
+        ProblemRaised: not NDJSON, or a limit of the batch is exceeded. Problems of a line are in its ``request``.
     """
     declared = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if declared != NDJSON:
@@ -67,7 +67,7 @@ async def read_batch(request: Request, limits: BatchLimits) -> list[Line]:
         if text.isspace() or not text:
             continue
         if len(lines) == limits.max_items:
-            message = f"at most {limits.max_items:,} lines are taken; send the rest in another batch"
+            message = f"exceeds the limit of {limits.max_items:,} lines; send several batches"
             error = InvalidField(field="body", message=message)
             raise ProblemRaised(ProblemType.TOO_LARGE, f"body: {message}", errors=(error,))
         lines.append(read_line(number, text, limits.max_content_bytes))
@@ -75,12 +75,12 @@ async def read_batch(request: Request, limits: BatchLimits) -> list[Line]:
 
 
 def read_line(number: int, text: bytes, max_content_bytes: int) -> Line:
-    """Read one line."""
+    """Parse a line."""
     try:
         item = BatchItem.model_validate_json(text)
     except ValidationError as error:
         fields = invalid_fields(error.errors(include_url=False))
-        return Line(number, None, invalid("the line has wrong fields", fields))
+        return Line(number, None, invalid("the line has invalid fields", fields))
     try:
         return Line(number, item.document_id, _request(item, max_content_bytes))
     except ProblemRaised as problem:
@@ -90,7 +90,7 @@ def read_line(number: int, text: bytes, max_content_bytes: int) -> Line:
 async def accept_batch(
     acceptance: Acceptance, tenant: str, lines: list[Line], traceparent: str | None = None
 ) -> list[LineOutcome]:
-    """Accept what can be read; an outcome for each line, in order."""
+    """Accept the valid lines; returns an outcome for each line, in order."""
     readable = [line.request for line in lines if not isinstance(line.request, ProblemRaised)]
     accepted = iter(await acceptance.accept_many(tenant, readable, traceparent))
     return [
@@ -105,19 +105,19 @@ def _outcome(line: Line, result: Accepted | Exception) -> LineOutcome:
 
 
 def _request(item: BatchItem, max_content_bytes: int) -> DocumentRequest:
-    given = [name for name in _CONTENT_FIELDS if getattr(item, name) not in {None, False}]
-    if len(given) != 1:
-        message = f"give exactly one of {', '.join(_CONTENT_FIELDS)}"
-        fields = [InvalidField(field=name, message=message) for name in given or _CONTENT_FIELDS]
-        raise invalid("the line has wrong fields", fields)
+    present = [name for name in _CONTENT_FIELDS if getattr(item, name) not in {None, False}]
+    if len(present) != 1:
+        message = f"exactly one of {', '.join(_CONTENT_FIELDS)} is required"
+        fields = [InvalidField(field=name, message=message) for name in present or _CONTENT_FIELDS]
+        raise invalid("the line has invalid fields", fields)
     if item.deleted and item.empty:
-        fields = [InvalidField(field="empty", message="says of an upload that it has no content; a delete is none")]
-        raise invalid("the line has wrong fields", fields)
+        fields = [InvalidField(field="empty", message="applies to uploads, not to deletions")]
+        raise invalid("the line has invalid fields", fields)
     if item.deleted:
         return Removal(item.document_id, item.revision, item.connector, item.take_over)
     content = item.text.encode() if item.text is not None else _decoded(item.content_b64 or "")
     if len(content) > max_content_bytes:
-        raise too_large(max_content_bytes, given[0])
+        raise too_large(max_content_bytes, present[0])
     name = item.file_name or item.document_id
     if item.text is not None:
         content_type = text_content_type(item.content_type or "text/markdown", name)
@@ -141,11 +141,11 @@ def _decoded(text: str) -> bytes:
         return base64.b64decode(text, validate=True)
     except binascii.Error as error:
         field = InvalidField(field="content_b64", message=f"must be standard base64: {error}")
-        raise invalid("the line has wrong fields", [field]) from None
+        raise invalid("the line has invalid fields", [field]) from None
 
 
 async def _split(request: Request, max_bytes: int) -> AsyncIterator[bytes]:
-    """Lines as they arrive; the last may end without a line break."""
+    """Stream the lines; the last may end without a line break."""
     pieces: list[bytes] = []
     async for chunk in limited_chunks(request, max_bytes):
         first, *rest = chunk.split(b"\n")

@@ -1,4 +1,4 @@
-"""What operators and content teams do about dead letters: look, send again, give up for good."""
+"""Dead-letter queue: list, replay and drop."""
 
 import time
 from collections import Counter
@@ -15,7 +15,7 @@ MAX_SHOWN_CHARS: Final = 20_000
 
 
 class NoSuchDeadLetter(LookupError):
-    """No open dead letter has this name."""
+    """No open dead letter has this id."""
 
 
 class DeadLetterQueue:
@@ -23,17 +23,17 @@ class DeadLetterQueue:
 
     Args:
         read: reads a topic.
-        producer: of what is sent again, and of what is closed.
-        placing: of events that are sent again.
+        producer: sends replayed records and resolutions.
+        event_log: republishes document events.
     """
 
-    def __init__(self, read: ReadTopic, producer: Producer, placing: EventLog) -> None:
+    def __init__(self, read: ReadTopic, producer: Producer, event_log: EventLog) -> None:
         self._read = read
         self._producer = producer
-        self._placing = placing
+        self._event_log = event_log
 
     async def open(self, *, tenant: str | None = None, kind: str | None = None) -> list[DeadLetterRecord]:
-        """All open letters, of a tenant or a kind where one is named. A tenant sees none that cannot be decoded."""
+        """Open dead letters, optionally of one tenant or kind. Undecodable records have no tenant."""
         return [
             letter
             for letter in await open_letters(self._read)
@@ -42,40 +42,40 @@ class DeadLetterQueue:
         ]
 
     async def find(self, letter_id: str, *, tenant: str | None = None) -> DeadLetterRecord:
-        """One open letter.
+        """An open dead letter.
 
         Raises:
-            NoSuchDeadLetter: see there.
+            NoSuchDeadLetter: none has this id.
         """
         for letter in await self.open(tenant=tenant):
             if letter.letter_id == letter_id:
                 return letter
-        raise NoSuchDeadLetter(f"there is no open dead letter {letter_id}")
+        raise NoSuchDeadLetter(f"no open dead letter {letter_id}")
 
     async def replay(self, letter: DeadLetterRecord) -> Replayed:
-        """Send it once more and close it. A stop between the two leaves it open, and sending it again is harmless.
+        """Replay a dead letter and close it. Idempotent: a crash between the two leaves it open.
 
-        An event begins its way anew, as a new event of the same version: where the document has moved on, it is
-        superseded. What is no document event, or cannot be decoded, goes as it was to where it came from.
+        A document event is republished as a new event of the same version, and superseded if the document has a newer
+        version. Other records, and undecodable ones, are sent unchanged to their topic.
 
         Raises:
-            StreamUnavailable: it was not acknowledged.
+            StreamUnavailable: not acknowledged.
         """
         if letter.event is not None:
-            accepted = await self._placing.republish(letter.event)
-            done = Replayed(letter_id=letter.letter_id, event_id=accepted.event_id, position=accepted.position)
+            accepted = await self._event_log.republish(letter.event)
+            replayed = Replayed(letter_id=letter.letter_id, event_id=accepted.event_id, position=accepted.position)
         else:
-            again = Record(letter.topic, letter.key, letter.value, letter.original_headers, letter.partition)
-            await self._producer.send(again)
-            done = Replayed(letter_id=letter.letter_id)
+            record = Record(letter.topic, letter.key, letter.value, letter.original_headers, letter.partition)
+            await self._producer.send(record)
+            replayed = Replayed(letter_id=letter.letter_id)
         await self._close(letter, Resolution.REPLAYED)
-        return done
+        return replayed
 
     async def drop(self, letter: DeadLetterRecord) -> None:
-        """Close it, and do nothing else: its document stays as it is.
+        """Close a dead letter without replaying it.
 
         Raises:
-            StreamUnavailable: it was not acknowledged.
+            StreamUnavailable: not acknowledged.
         """
         await self._close(letter, Resolution.DROPPED)
 
@@ -85,17 +85,17 @@ class DeadLetterQueue:
 
 
 def listed(letters: Sequence[DeadLetterRecord], limit: int) -> DeadLetters:
-    """The counts of all letters, and the first of them."""
+    """Counts of all dead letters, and the first ``limit`` of them."""
     return DeadLetters(
         total=len(letters),
         by_kind=dict(Counter(letter.kind for letter in letters)),
         by_step=dict(Counter(letter.step for letter in letters)),
-        letters=tuple(told(letter) for letter in letters[:limit]),
+        letters=tuple(described(letter) for letter in letters[:limit]),
     )
 
 
-def told(letter: DeadLetterRecord) -> DeadLetter:
-    """A letter without its content."""
+def described(letter: DeadLetterRecord) -> DeadLetter:
+    """A dead letter without its content."""
     subject = letter.subject
     return DeadLetter(
         letter_id=letter.letter_id,
@@ -111,10 +111,10 @@ def told(letter: DeadLetterRecord) -> DeadLetter:
 
 
 def shown(letter: DeadLetterRecord) -> DeadLetterContent:
-    """A letter with its content, as text."""
+    """A dead letter with its content as text."""
     text = letter.value.decode("utf-8", "replace")
     return DeadLetterContent(
-        letter=told(letter),
+        letter=described(letter),
         headers={name: value.decode("utf-8", "replace") for name, value in letter.headers},
         value=text[:MAX_SHOWN_CHARS],
         cut=len(text) > MAX_SHOWN_CHARS,

@@ -1,4 +1,4 @@
-"""The commit point of every event: its record in the stream. Afterwards it cannot be lost."""
+"""Event log: appending an event to the stream is its commit point."""
 
 import secrets
 import time
@@ -20,52 +20,52 @@ _log: Final = structlog.get_logger(__name__)
 
 
 def new_event_id(now_ms: float) -> str:
-    """An id that no other event has."""
+    """Unique event id."""
     return event_id(int(now_ms), secrets.randbits(RANDOM_BITS))
 
 
 class EventLog:
-    """Puts events into the stream, then tells of them. The stream is the truth; what is told may fail."""
+    """Appends events to the stream, the source of truth, then records their states, which may fail."""
 
     def __init__(self, producer: Producer, states: EventStates, tracing: Tracing | None = None) -> None:
         self._producer = producer
         self._states = states
         self._tracing = tracing or Tracing()
-        self._states_are_missing = False
+        self._states_unavailable = False
 
-    async def place(self, event: DocumentEvent, traceparent: str | None = None) -> Accepted:
-        """Return once all in-sync replicas have the event.
+    async def append(self, event: DocumentEvent, traceparent: str | None = None) -> Accepted:
+        """Append an event. On return, all in-sync replicas have it.
 
         Raises:
-            StreamUnavailable: it was not acknowledged; it may be in the stream all the same.
+            StreamUnavailable: not acknowledged. The event may be in the stream nevertheless.
         """
-        about = {"freshline.event_id": event.event_id, "freshline.document_id": event.document_id}
-        span = self._tracing.begin(ACCEPT_SPAN, traceparent, about)
+        attributes = {"freshline.event_id": event.event_id, "freshline.document_id": event.document_id}
+        span = self._tracing.begin(ACCEPT_SPAN, traceparent, attributes)
         try:
-            placed = await self._producer.send(encode_event(event, span.traceparent))
+            appended = await self._producer.send(encode_event(event, span.traceparent))
         except Exception as error:
             span.end(type(error).__name__, failed=True)
             raise
         span.end("accepted")
-        position = str(Position(placed.partition, placed.offset))
-        await self._tell(event, position)
+        position = str(Position(appended.partition, appended.offset))
+        await self._record_state(event, position)
         return Accepted(
             event_id=event.event_id, document_id=event.document_id, version=event.version, position=position
         )
 
     async def republish(self, event: DocumentEvent, traceparent: str | None = None) -> Accepted:
-        """Place an event of the log once more, as a new event of the same version that is to be written anew.
+        """Append an event of the log again, as a new event of the same version that rewrites the document.
 
-        A version of the document that is newer supersedes it, as it would have the first time: that is why it is safe.
+        Safe at any time: a newer version of the document supersedes it.
 
         Raises:
-            StreamUnavailable: see ``place``.
+            StreamUnavailable: see ``append``.
         """
         now_ms = time.time_ns() / 1e6
-        anew = {"event_id": new_event_id(now_ms), "accepted_ms": now_ms, "rewrite": True}
-        return await self.place(event.model_copy(update=anew), traceparent)
+        changes = {"event_id": new_event_id(now_ms), "accepted_ms": now_ms, "rewrite": True}
+        return await self.append(event.model_copy(update=changes), traceparent)
 
-    async def _tell(self, event: DocumentEvent, position: str) -> None:
+    async def _record_state(self, event: DocumentEvent, position: str) -> None:
         status = EventStatus(
             event_id=event.event_id,
             document_id=event.document_id,
@@ -79,9 +79,9 @@ class EventLog:
         try:
             await self._states.begin(event.tenant, status)
         except CacheUnavailable as error:
-            # Once when Redis stops answering, not once for each event.
-            if not self._states_are_missing:
+            # Logged once per outage, not once per event.
+            if not self._states_unavailable:
                 _log.warning("event_state_not_recorded", store="redis", reason=str(error))
-            self._states_are_missing = True
+            self._states_unavailable = True
         else:
-            self._states_are_missing = False
+            self._states_unavailable = False

@@ -1,4 +1,4 @@
-"""Where an accepted event is: what was recorded of it, and what the stream tells where a record is missing."""
+"""Event status: from the recorded states in Redis, else from the stream of ended events."""
 
 import asyncio
 from collections import defaultdict
@@ -17,20 +17,20 @@ from schemas.events import EventEnded
 from schemas.positions import Position
 from schemas.topics import EVENT_ENDS
 
-_LIMIT_S: Final = 5.0
+_TIMEOUT_S: Final = 5.0
 
-_OVERTAKEN: Final = 2_000
-"""Every event leaves one end at least, in its own partition; so many later ones may have ended before it."""
+_MAX_REORDERED: Final = 2_000
+"""How many later events of a partition may have ended before an event. Each event has at least one end record."""
 
 _READS_AT_ONCE: Final = 8
-"""Reads of the stream of ends by one process, one for each tenant; whoever comes meanwhile gets what is recorded."""
+"""Concurrent reads of the stream per process, at most one per tenant. Other requests get the recorded states."""
 
-_CLOCKS_MS: Final = 60_000.0
-"""How far apart the clocks of machines may be."""
+_MAX_CLOCK_SKEW_MS: Final = 60_000.0
+"""Maximum clock skew between machines."""
 
 
 class _Sought(NamedTuple):
-    """An event whose end is looked for in the stream of ends."""
+    """An event whose end is read from the stream."""
 
     event_id: str
     position: Position
@@ -39,11 +39,11 @@ class _Sought(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class EventStatuses:
-    """Looks up events.
+    """Reads event statuses.
 
-    A Redis that dies forgets its last second. But every event at or before an applied position has ended, and the
-    stream of ends tells how. It tells so too of an event of which Redis has lost everything, to those who still know
-    its position.
+    Redis may lose its last second of writes in a crash. Every event at or before an applied position has ended, so its
+    outcome is read from the stream of ended events. The same is possible for an event whose state Redis has lost
+    entirely, if the caller has its position.
     """
 
     states: EventStates
@@ -52,20 +52,20 @@ class EventStatuses:
     _reading: set[str] = field(default_factory=set)
 
     async def get(self, tenant: str, event_id: str) -> EventStatus | None:
-        """Where the event is; None where nothing is recorded of it.
+        """Status of an event; None if no state is recorded.
 
         Raises:
-            CacheUnavailable: nobody can tell now.
+            CacheUnavailable: Redis did not respond.
         """
-        # Not validated: any text may stand in a path.
+        # Not validated: a path may contain any text.
         event = EventReference.model_construct(event_id=event_id, position=None)
         return (await self.get_many(tenant, [event])).get(event_id)
 
     async def get_many(self, tenant: str, events: Sequence[EventReference]) -> dict[str, EventStatus]:
-        """Event id → where the event is, without those of which nothing is known.
+        """Event id → status, without unknown events.
 
         Raises:
-            CacheUnavailable: nobody can tell now.
+            CacheUnavailable: Redis did not respond.
         """
         statuses = dict(await self.states.get_many(tenant, list(dict.fromkeys(one.event_id for one in events))))
         sought = [*_lost(events, statuses), *await self._unrecorded(tenant, statuses)]
@@ -76,7 +76,7 @@ class EventStatuses:
             ends = await self._ends(tenant, sought)
         finally:
             self._reading.discard(tenant)
-        with suppress(CacheUnavailable):  # or the next one who asks reads the stream again
+        with suppress(CacheUnavailable):  # then the next request reads the stream again
             for event_id, end in ends.items():
                 if event_id not in statuses:
                     await self.states.begin(tenant, end)
@@ -84,32 +84,32 @@ class EventStatuses:
         return statuses | ends
 
     async def _unrecorded(self, tenant: str, statuses: dict[str, EventStatus]) -> list[_Sought]:
-        """The events that have ended without a record of it; what is recorded by now is put into ``statuses``."""
-        opened = [
+        """Events that ended without a recorded outcome. Updates ``statuses`` with outcomes recorded meanwhile."""
+        unfinished = [
             (status, Position.parse(status.position))
             for status in statuses.values()
             if status.outcome is None and status.position is not None
         ]
-        if not opened:
+        if not unfinished:
             return []
-        reached = await self.applied.positions(tenant)
+        applied = await self.applied.positions(tenant)
         passed = [
             _Sought(status.event_id, position, status.accepted_ms)
-            for status, position in opened
-            if reached.get(position.partition, -1) >= position.offset
+            for status, position in unfinished
+            if applied.get(position.partition, -1) >= position.offset
         ]
-        # They may have ended, and been recorded, since they were looked up: what is recorded says more.
+        # They may have ended and been recorded since the first read. The recorded state has more details.
         statuses.update(await self.states.get_many(tenant, [one.event_id for one in passed]))
         return [one for one in passed if statuses[one.event_id].outcome is None]
 
     async def _ends(self, tenant: str, sought: Sequence[_Sought]) -> dict[str, EventStatus]:
-        """Event id → its end, of those that the stream tells of; each partition is read once."""
+        """Event id → final status, of the events found in the stream. Each partition is read once."""
         lanes: dict[int, list[_Sought]] = defaultdict(list)
         for one in sought:
             lanes[one.position.partition].append(one)
         ends: dict[str, EventStatus] = {}
         with suppress(StreamUnavailable, TimeoutError):
-            async with asyncio.timeout(_LIMIT_S):
+            async with asyncio.timeout(_TIMEOUT_S):
                 for partition, some in lanes.items():
                     await self._read_ends(tenant, partition, {one.event_id: one for one in some}, ends)
         return ends
@@ -117,9 +117,9 @@ class EventStatuses:
     async def _read_ends(
         self, tenant: str, partition: int, sought: Mapping[str, _Sought], ends: dict[str, EventStatus]
     ) -> None:
-        """Put into ``ends`` how the events of a partition ended: as it was told first."""
-        first = max(0, min(one.position.offset for one in sought.values()) - _OVERTAKEN)
-        since_ms = min(one.accepted_ms for one in sought.values()) - _CLOCKS_MS
+        """Read the final statuses of a partition's events into ``ends``. The first record of an event counts."""
+        first = max(0, min(one.position.offset for one in sought.values()) - _MAX_REORDERED)
+        since_ms = min(one.accepted_ms for one in sought.values()) - _MAX_CLOCK_SKEW_MS
         left = set(sought)
         async with aclosing(self.read_lane(EVENT_ENDS, partition, offset=first, since_ms=since_ms)) as records:
             async for record in records:
@@ -135,7 +135,7 @@ class EventStatuses:
 
 
 def _lost(events: Sequence[EventReference], statuses: Mapping[str, EventStatus]) -> list[_Sought]:
-    """The events without a recorded state of which the position is known."""
+    """Events without a recorded state whose position is known."""
     return [
         _Sought(one.event_id, Position.parse(one.position), accepted_ms)
         for one in events

@@ -1,4 +1,4 @@
-"""Where accepted events are: asked for once, followed as they go, and for a delete certified."""
+"""Event API: status, status stream, and deletion receipts."""
 
 import asyncio
 import time
@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from infra.redis.port import CacheUnavailable
 from infra.web.bodies import read_body
 from infra.web.credentials import AccessOf
-from infra.web.problems import ProblemRaised, invalid, invalid_fields, problems_told
+from infra.web.problems import ProblemRaised, invalid, invalid_fields, problem_responses
 from ingest.accept import Documents
 from ingest.event_status import EventStatuses
 from schemas.documents import (
@@ -30,28 +30,28 @@ from schemas.documents import (
 from schemas.problems import ProblemType
 from schemas.search import Access
 
-LOOK_S: Final = 0.1
-"""How often the state of a followed event is read: sooner than a person notices, and one small read each."""
+POLL_S: Final = 0.1
+"""Poll interval of a status stream."""
 
-FOLLOWED_S: Final = 60.0
-"""A stream that lasts longer ends, and its reader connects again, as readers of event streams do by themselves."""
+STREAM_MAX_S: Final = 60.0
+"""Maximum duration of a status stream. Clients of server-sent events reconnect automatically."""
 
 _EVENT_STREAM: Final = "text/event-stream"
 _JSON: Final = "application/json"
 _UNKNOWN_EVENT: Final = (
-    "nothing is recorded of such an event. States are kept in Redis, for a week: an older event, or one whose state "
-    "Redis has lost, is in the stream alone. POST /v1/events:batch-get reads it there, given the position of the 202; "
-    "GET /v1/documents/{document_id} tells what became of its document"
+    "unknown event. States are retained in Redis for a week. For an older event, or one whose state was lost in Redis, "
+    "use POST /v1/events:batch-get with the position of the 202, which reads the stream; "
+    "GET /v1/documents/{document_id} returns the state of its document"
 )
 _MAX_BODY_BYTES: Final = 256 * MAX_EVENTS_PER_REQUEST
 
 
 def event_routes(statuses: EventStatuses, index: Documents, writer: AccessOf) -> APIRouter:
-    """The routes."""
+    """Routes of the event API."""
     router = APIRouter()
     reader = Depends(writer)
 
-    async def known(access: Access, event_id: str) -> EventStatus:
+    async def status_of(access: Access, event_id: str) -> EventStatus:
         status = await statuses.get(access.tenant, event_id)
         if status is None:
             raise ProblemRaised(ProblemType.NOT_FOUND, _UNKNOWN_EVENT)
@@ -60,36 +60,37 @@ def event_routes(statuses: EventStatuses, index: Documents, writer: AccessOf) ->
     stream: dict[int | str, dict[str, Any]] = {200: {"content": {_EVENT_STREAM: {}}}}
 
     @router.get(
-        "/v1/events/{event_id}", response_model=EventStatus, responses=stream | problems_told(401, 403, 404, 503)
+        "/v1/events/{event_id}", response_model=EventStatus, responses=stream | problem_responses(401, 403, 404, 503)
     )
     async def get_event(event_id: str, request: Request, access: Annotated[Access, reader]) -> EventStatus | Response:
-        """Where an accepted event is. Known for a week.
+        """Get the status of an accepted event. Statuses are retained for a week.
 
-        With `Accept: text/event-stream` each change of it is an event of the stream, and its last one, named `ended`,
-        has the outcome.
+        With `Accept: text/event-stream`, the response streams each change of the status. The last event of the stream,
+        `ended`, has the outcome.
         """
-        status = await known(access, event_id)
+        status = await status_of(access, event_id)
         if _EVENT_STREAM not in request.headers.get("accept", ""):
             return status
         return EventSourceResponse(_stream(statuses, access.tenant, status), headers={"Cache-Control": "no-store"})
 
-    @router.get("/v1/events/{event_id}/receipt", responses=problems_told(401, 403, 404, 503))
+    @router.get("/v1/events/{event_id}/receipt", responses=problem_responses(401, 403, 404, 503))
     async def get_receipt(event_id: str, access: Annotated[Access, reader]) -> DeletionReceipt:
-        """That the document which this event deleted is gone: no passage of it is found, no cached answer has it."""
-        status = await known(access, event_id)
+        """Get the receipt of a deletion: no passage of the document is searchable, no cached answer contains it."""
+        status = await status_of(access, event_id)
         key = DocumentKey(access.tenant, status.document_id)
         manifest = (await index.manifests([key])).get(key)
         deleted = manifest is not None and manifest.version == status.version and manifest.state is LifeState.DELETED
         purged_ms = status.stages_ms.get(Stage.PURGED)
         if status.outcome is not Outcome.DONE or status.position is None or purged_ms is None or not deleted:
             detail = (
-                "only a delete that is done, and that nothing came after, has a receipt; this event has not, or not yet"
+                "only a completed deletion without later events of its document has a receipt; this event is not, or "
+                "not yet, one"
             )
             raise ProblemRaised(ProblemType.NOT_FOUND, detail)
         checked_ms = time.time() * 1000
         passages = await index.count_chunks(key)
         if passages:
-            detail = f"{passages} passages are found that should be gone; `freshline verify --repair` removes them"
+            detail = f"{passages} deleted passages are still searchable; `freshline verify --repair` removes them"
             raise ProblemRaised(ProblemType.UNAVAILABLE, detail)
         return DeletionReceipt(
             event_id=event_id,
@@ -104,41 +105,41 @@ def event_routes(statuses: EventStatuses, index: Documents, writer: AccessOf) ->
 
     @router.post(
         "/v1/events:batch-get",
-        responses=problems_told(400, 401, 403, 413, 415, 422, 503),
+        responses=problem_responses(400, 401, 403, 413, 415, 422, 503),
         openapi_extra={"requestBody": {"required": True, "content": {_JSON: {"schema": _events_schema()}}}},
     )
     async def get_events(request: Request, access: Annotated[Access, reader]) -> EventsResponse:
-        """Where many accepted events are, in one request.
+        """Get the statuses of several accepted events.
 
-        With the position of its 202, an event that has ended is found even where Redis has lost its state.
+        With the position of its 202, an ended event is found even if its state was lost in Redis.
         """
-        asked = await _read_events(request)
-        found = await statuses.get_many(access.tenant, asked.events)
-        names = dict.fromkeys(one.event_id for one in asked.events)
+        requested = (await _read_events(request)).events
+        by_id = await statuses.get_many(access.tenant, requested)
+        event_ids = dict.fromkeys(reference.event_id for reference in requested)
         return EventsResponse(
-            events=tuple(found[name] for name in names if name in found),
-            unknown=tuple(name for name in names if name not in found),
+            events=tuple(by_id[event_id] for event_id in event_ids if event_id in by_id),
+            unknown=tuple(event_id for event_id in event_ids if event_id not in by_id),
         )
 
     return router
 
 
 async def _read_events(request: Request) -> EventsRequest:
-    """The events that a request asks for.
+    """Parse the body of a batch request.
 
     Raises:
-        ProblemRaised: it is no JSON, too large, or has wrong fields.
+        ProblemRaised: not JSON, too large, or with invalid fields.
     """
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != _JSON:
         raise ProblemRaised(ProblemType.UNSUPPORTED_TYPE, f"send the events as Content-Type: {_JSON}")
     try:
         return EventsRequest.model_validate_json(await read_body(request, _MAX_BODY_BYTES))
     except ValidationError as error:
-        raise invalid("the request has wrong fields", invalid_fields(error.errors(include_url=False))) from None
+        raise invalid("the request has invalid fields", invalid_fields(error.errors(include_url=False))) from None
 
 
 def _events_schema() -> dict[str, Any]:
-    """The schema of ``EventsRequest``, without references, which would lead nowhere from inside a description."""
+    """Schema of ``EventsRequest`` with inlined references, which cannot be resolved inside ``openapi_extra``."""
     schema = EventsRequest.model_json_schema()
     del schema["$defs"]
     schema["properties"]["events"]["items"] = EventReference.model_json_schema()
@@ -146,25 +147,25 @@ def _events_schema() -> dict[str, Any]:
 
 
 async def _stream(statuses: EventStatuses, tenant: str, status: EventStatus) -> AsyncIterator[bytes]:
-    async for one in follow(statuses, tenant, status):
-        name = "stage" if one.outcome is None else "ended"
-        yield format_sse_event(event=name, data_str=one.model_dump_json(), id=one.stage)
+    async for current in follow(statuses, tenant, status):
+        name = "stage" if current.outcome is None else "ended"
+        yield format_sse_event(event=name, data_str=current.model_dump_json(), id=current.stage)
 
 
 async def follow(
-    statuses: EventStatuses, tenant: str, status: EventStatus, *, followed_s: float = FOLLOWED_S
+    statuses: EventStatuses, tenant: str, status: EventStatus, *, max_s: float = STREAM_MAX_S
 ) -> AsyncIterator[EventStatus]:
-    """The status, then each change of it; ends with its outcome, after a while, or when Redis does not answer."""
-    until_s = time.monotonic() + followed_s
+    """Yield the status, then each change. Ends with the outcome, after the maximum duration, or if Redis fails."""
+    deadline_s = time.monotonic() + max_s
     yield status
-    while status.outcome is None and time.monotonic() < until_s:
-        await asyncio.sleep(LOOK_S)
+    while status.outcome is None and time.monotonic() < deadline_s:
+        await asyncio.sleep(POLL_S)
         try:
-            now = await statuses.get(tenant, status.event_id)
-        except CacheUnavailable:  # the reader connects again, and is told of it then
+            current = await statuses.get(tenant, status.event_id)
+        except CacheUnavailable:  # the client reconnects, and gets the error then
             return
-        if now is None:
+        if current is None:
             return
-        if now != status:
-            yield now
-        status = now
+        if current != status:
+            yield current
+        status = current

@@ -1,4 +1,4 @@
-"""The ingest process: everything built once, served, and ended in order."""
+"""Ingest process: builds the stores and the application, serves, and shuts down in order."""
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -34,12 +34,12 @@ _log = structlog.get_logger(__name__)
 
 
 async def serve(settings: Settings) -> None:
-    """Accept documents until SIGTERM or SIGINT; requests under way then finish and their events are acknowledged.
+    """Serve until SIGTERM or SIGINT; requests in progress are completed.
 
     Raises:
-        UnsafeBind: the address is reachable from elsewhere and no credential is demanded.
+        UnsafeBind: the address is not loopback and no credential is required.
         CannotListen: the address cannot be bound.
-        StreamUnavailable: no broker answers.
+        StreamUnavailable: no broker responds.
     """
     configure_logging(settings)
     async with opened(settings) as app, listening(app, settings.ingest, settings) as url:
@@ -50,30 +50,30 @@ async def serve(settings: Settings) -> None:
 
 @asynccontextmanager
 async def opened(settings: Settings) -> AsyncIterator[FastAPI]:
-    """The application on real stores; leaving the context sends what is under way and closes them.
+    """The application with its stores; leaving the context flushes the producer and closes the stores.
 
     Raises:
-        StreamUnavailable: no broker answers.
+        StreamUnavailable: no broker responds.
     """
-    async with AsyncExitStack() as closing:
+    async with AsyncExitStack() as exit_stack:
         blobs = open_blob_store(settings.blobs)
-        closing.push_async_callback(blobs.close)
+        exit_stack.push_async_callback(blobs.close)
         index = OpenSearchIndex.open(settings)
-        closing.push_async_callback(index.close)
+        exit_stack.push_async_callback(index.close)
         search = connect(settings.opensearch)
-        closing.push_async_callback(search.close)
+        exit_stack.push_async_callback(search.close)
         redis = connect_redis(settings.redis)
-        closing.push_async_callback(redis.aclose)
+        exit_stack.push_async_callback(redis.aclose)
         tracing = open_tracing(settings, "ingest")
-        closing.push_async_callback(tracing.close)
+        exit_stack.push_async_callback(tracing.close)
         producer = await KafkaProducer.open(settings)
-        closing.push_async_callback(producer.close)
-        credentials = await closing.enter_async_context(opened_credentials(settings))
+        exit_stack.push_async_callback(producer.close)
+        credentials = await exit_stack.enter_async_context(opened_credentials(settings))
         states = RedisEventStates(redis, settings.names)
         registry = CollectorRegistry()
         ProcessCollector(registry=registry)
 
-        async def redis_answers() -> None:
+        async def check_redis() -> None:
             await states.get(settings.tenant.default, "ready")
 
         yield build_api(
@@ -92,13 +92,13 @@ async def opened(settings: Settings) -> AsyncIterator[FastAPI]:
             DeadLetterQueue(partial(read_to_end, settings), producer, EventLog(producer, states, tracing)),
             OpenSearchWebhooks(search, settings.names),
             credentials=credentials,
-            required={"kafka": producer.ready, "blobs": lambda: _answers(blobs)},
-            # Redis is shared by all replicas: taking this one out of service would help nobody, and events that carry
-            # a revision are accepted without it.
-            useful={"redis": redis_answers, "index": index.ready},
+            required={"kafka": producer.ready, "blobs": lambda: _check_blobs(blobs)},
+            # Not required: Redis is shared by all replicas, so another replica would not do better, and events with a
+            # revision are accepted without it.
+            useful={"redis": check_redis, "index": index.ready},
             registry=registry,
         )
 
 
-async def _answers(blobs: BlobStore) -> None:
+async def _check_blobs(blobs: BlobStore) -> None:
     await blobs.exists(ref_of(b""))

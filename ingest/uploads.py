@@ -1,4 +1,4 @@
-"""One document from one request: a raw body, JSON with the text, or a form with a file."""
+"""Parsing of uploads: a raw body, JSON with the text, or a form with a file."""
 
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
@@ -21,17 +21,17 @@ from schemas.documents import DocumentAttributes, DocumentText
 from schemas.problems import InvalidField, ProblemType
 
 ATTRIBUTES_BYTES: Final = 500_000
-"""Room beside the content for attributes at their limits and for the form's own lines."""
+"""Allowance besides the content, for attributes at their limits and form boundaries."""
 
 _JSON_GROWTH: Final = 2
-"""Text in JSON is longer than its UTF-8 by its escapes; twice is generous for anything that people write."""
+"""Maximum ratio of JSON-escaped text to its UTF-8."""
 
 
 async def read_upload(request: Request, document_id: str, *, max_bytes: int) -> Upload:
-    """The upload that the request's body and headers describe; ``max_bytes`` bounds its content.
+    """Read an upload; ``max_bytes`` limits its content.
 
     Raises:
-        ProblemRaised: too large, of an unsupported type, or an attribute is wrong.
+        ProblemRaised: too large, of an unsupported type, or with an invalid attribute.
     """
     declared = request.headers.get("content-type", "")
     media_type = declared.partition(";")[0].strip().lower()
@@ -41,45 +41,45 @@ async def read_upload(request: Request, document_id: str, *, max_bytes: int) -> 
         return await _from_form(request, document_id, max_bytes)
     texts = from_headers(request.headers)
     attributes = _attributes(texts, names={field: header_name(field) for field in FIELDS})
-    # Before the body, so that nobody sends megabytes of what is not taken.
+    # Before the body, so that an unsupported upload is rejected before it is transferred.
     content_type = content_type_or_problem(declared, texts.get("file_name") or document_id, "Content-Type")
     content = await read_body(request, max_bytes)
     return Upload(document_id, content, content_type, attributes, texts.get("file_name"))
 
 
 def checked_content(upload: Upload, *, empty: bool, how: str) -> Upload:
-    """``upload``, if it is empty exactly where its sender says so.
+    """Check that an upload is empty if and only if it is declared empty.
 
-    A body that was lost on its way looks like an empty one, and would take all passages of the document away.
+    A truncated body would otherwise remove all passages of the document.
 
     Args:
-        upload: as read.
-        empty: the sender says that the document is empty.
-        how: it is said; for the message.
+        upload: the upload.
+        empty: the upload is declared empty.
+        how: how to declare it, for the message.
 
     Raises:
-        ProblemRaised: the content is empty and that was not said, or the other way round.
+        ProblemRaised: empty without the declaration, or the reverse.
     """
     if bool(upload.content) is not empty:
         return upload
     message = (
-        f"{how} says that the document is empty, and content came: leave it out"
+        f"{how} declares an empty document, but the request has content: omit it"
         if empty
-        else f"no content came; if the document is meant to be empty, say so by {how}; to take it away, delete it"
+        else f"no content; declare an empty document with {how}, or delete the document"
     )
-    raise invalid("the document is not as it says", [InvalidField(field="body", message=message)])
+    raise invalid("the content does not match its declaration", [InvalidField(field="body", message=message)])
 
 
 def content_type_or_problem(declared: str | None, file_name: str | None, field: str) -> str:
-    """The supported type, and the charset, of content declared as ``declared`` and named ``file_name``.
+    """Content type of an upload, with charset.
 
     Args:
-        declared: a Content-Type.
-        file_name: or any other name with a suffix.
-        field: what carried ``declared``.
+        declared: declared Content-Type.
+        file_name: file name, or another name with a suffix.
+        field: field that contained ``declared``, for the problem.
 
     Raises:
-        ProblemRaised: the type is unsupported, or the charset is unknown.
+        ProblemRaised: unsupported type, or unknown charset.
     """
     try:
         return choose_content_type(declared, file_name)
@@ -90,7 +90,7 @@ def content_type_or_problem(declared: str | None, file_name: str | None, field: 
 
 
 def text_content_type(declared: str, file_name: str | None) -> str:
-    """The content type of text that came in JSON: as declared, in UTF-8, since that is how it is stored.
+    """Content type of text in JSON: as declared, with UTF-8, in which it is stored.
 
     Raises:
         ProblemRaised: see ``content_type_or_problem``.
@@ -104,7 +104,7 @@ async def _from_json(request: Request, document_id: str, max_bytes: int) -> Uplo
     try:
         document = DocumentText.model_validate_json(body)
     except ValidationError as error:
-        raise invalid("the document has wrong fields", invalid_fields(error.errors(include_url=False))) from None
+        raise invalid("the document has invalid fields", invalid_fields(error.errors(include_url=False))) from None
     content = document.text.encode()
     if len(content) > max_bytes:
         raise too_large(max_bytes, "text")
@@ -132,7 +132,7 @@ async def _from_form(request: Request, document_id: str, max_bytes: int) -> Uplo
             if isinstance(error.__cause__, ProblemRaised | ClientDisconnect):
                 raise error.__cause__ from None
             message = f"{error.message}; send one part `file` and any of {', '.join(FIELDS)}"
-            raise invalid("the form cannot be read", [InvalidField(field="body", message=message)]) from None
+            raise invalid("the form is malformed", [InvalidField(field="body", message=message)]) from None
     try:
         return await _from_parts(document_id, max_bytes, dict(form))
     finally:
@@ -140,12 +140,12 @@ async def _from_form(request: Request, document_id: str, max_bytes: int) -> Uplo
 
 
 async def _form_chunks(request: Request, limit_bytes: int) -> AsyncGenerator[bytes, None]:
-    """The body, whose end before time is told as the one error on which the parser closes its temporary files."""
+    """Stream the body. Errors are raised as ``MultiPartException``, on which the parser closes its temporary files."""
     try:
         async for chunk in limited_chunks(request, limit_bytes):
             yield chunk
     except (ProblemRaised, ClientDisconnect) as error:
-        raise MultiPartException("cut short") from error
+        raise MultiPartException("truncated") from error
 
 
 async def _from_parts(document_id: str, max_bytes: int, parts: dict[str, UploadFile | str]) -> Upload:
@@ -156,7 +156,7 @@ async def _from_parts(document_id: str, max_bytes: int, parts: dict[str, UploadF
     unknown = [name for name in parts if name not in FIELDS or name not in texts]
     if unknown:
         message = f"not an attribute; use {', '.join(FIELDS)}"
-        raise invalid("the form has wrong fields", [InvalidField(field=name, message=message) for name in unknown])
+        raise invalid("the form has invalid fields", [InvalidField(field=name, message=message) for name in unknown])
     file_name = texts.get("file_name") or file.filename or None
     content_type = content_type_or_problem(file.content_type, file_name or document_id, "file")
     content = await file.read()
@@ -166,20 +166,19 @@ async def _from_parts(document_id: str, max_bytes: int, parts: dict[str, UploadF
 
 
 def _attributes(texts: Mapping[str, str], names: Mapping[str, str]) -> DocumentAttributes:
-    """Validated attributes; ``names`` says how the sender called each, where that differs from the field's name."""
+    """Validate attributes; ``names`` maps fields to the names in the request, for problems."""
     metadata: Any = None
     if "metadata" in texts:
         try:
             metadata = orjson.loads(texts["metadata"])
         except orjson.JSONDecodeError as error:
             field = InvalidField(field=names.get("metadata", "metadata"), message=f"must be a JSON object: {error}")
-            raise invalid("an attribute is wrong", [field]) from None
+            raise invalid("invalid attribute", [field]) from None
     try:
         return DocumentAttributes.model_validate(as_attributes(texts, metadata))
     except ValidationError as error:
-        found = invalid_fields(error.errors(include_url=False))
-        fields = [_renamed(field, names) for field in found]
-        raise invalid("an attribute is wrong", fields) from None
+        fields = [_renamed(field, names) for field in invalid_fields(error.errors(include_url=False))]
+        raise invalid("invalid attribute", fields) from None
 
 
 def _renamed(field: InvalidField, names: Mapping[str, str]) -> InvalidField:

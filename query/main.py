@@ -1,10 +1,11 @@
-"""The query process: builds its parts once, serves, and takes them down again."""
+"""The query process: opens the stores, builds the read path, serves, and closes everything in reverse order."""
 
 import asyncio
 import os
 import socket
 from collections.abc import AsyncIterator, Coroutine, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, asynccontextmanager
+from dataclasses import dataclass
 from typing import Any, Final, Protocol, TypeVar
 
 import structlog
@@ -25,34 +26,38 @@ from infra.redis.answers import RedisAnswerCache
 from infra.redis.connect import connect_redis, redis_errors
 from infra.redis.event_states import RedisEventStates
 from infra.redis.port import CacheUnavailable
-from infra.settings import GenerationSettings, OpenSearchSettings, Settings
+from infra.settings import Settings
 from infra.tasks import ended
 from infra.telemetry.logging import configure_logging
-from infra.telemetry.tracing import open_tracing
+from infra.telemetry.tracing import Tracing, open_tracing
+from infra.web.credentials import Credentials
 from infra.web.inline_responder import InlineResponder
 from infra.web.metrics import METRICS, http_seconds
 from infra.web.peers import PeerProcesses
 from infra.web.server import listening, until_told_to_stop
 from query.answers.answer import AnswerService
-from query.answers.refresh_ahead import RefreshAhead
+from query.answers.fill import AnswerFill, AnswerStore
+from query.answers.refresh_ahead import RefreshAhead, RefreshPolicy
 from query.answers.stream import AnswerStreams
-from query.api.app import build_app, question_limit
-from query.api.fast_path import URLS, FastPath, Keys, counted_in
+from query.api.app import ApiPolicy, ApiServices, ApiTelemetry, build_app, question_limit
+from query.api.fast_path import URLS, FastPath, Gate, QuestionKeys, counted_in
 from query.api.hit_counts import HitCounts
-from query.cache.freshness import FreshnessReader
+from query.cache.freshness import FreshnessReader, FreshnessSources
 from query.cache.invalidation_lag import InvalidationLag, InvalidationLagMonitor
 from query.cache.key import AnswerMaker
 from query.cache.near_cache import NearCache
 from query.cache.subscription import InvalidationSubscription
 from query.operations.alerting import Alerting
-from query.operations.auditor import Auditor
-from query.operations.endpoints import Operations, Part
+from query.operations.answer_records import AnswerRecords
+from query.operations.auditor import Auditor, AuditPolicy
+from query.operations.endpoints import Dependency, Operations
 from query.operations.explain import AnswerExplainer
+from query.operations.observers import Observers
 from query.overload.admission import Admission
 from query.overload.bulkhead import Bulkhead
 from query.overload.guarded_stores import GuardedGenerator, GuardedIndex
 from query.overload.token_budget import GenerationBudget
-from query.retrieval.retrieve import Retrieval
+from query.retrieval.retrieve import FusionPolicy, Retrieval
 from query.telemetry.metrics import QueryMetrics
 from schemas.search import Access
 
@@ -66,7 +71,7 @@ async def serve(settings: Settings) -> None:
 
     Raises:
         UnsafeBind, CannotListen: see ``infra.web.server.listening``.
-        ValueError, FileNotFoundError: the embedding model is not as the settings say.
+        ValueError, FileNotFoundError: the embedding model does not match the settings.
     """
     configure_logging(settings)
     async with serving(settings):
@@ -76,258 +81,293 @@ async def serve(settings: Settings) -> None:
 
 @asynccontextmanager
 async def serving(settings: Settings) -> AsyncIterator[str]:
-    """The running service; yields its base URL. Leaving ends it: first the requests under way, then its parts.
+    """The running service; yields its base URL. Leaving it drains: first the requests in progress, then the stores.
 
-    Neither Redis nor the index has to be there at the start.
+    Neither Redis nor the index has to be available at the start.
     """
-    async with AsyncExitStack() as ending:
-        registry = CollectorRegistry()
-        tracing = open_tracing(settings, "query")
-        ending.push_async_callback(tracing.close)
-        metrics = QueryMetrics(registry, tracing.tracer)
-        embedder = _closed_by(ending, open_embedder(settings.embedding))
-        generator_guard, generator = _guarded_generator(settings.generator, metrics)
-        ending.push_async_callback(generator.close)
-        opensearch = _closed_by(ending, OpenSearchIndex.open(settings))
-        index = _guarded_index(opensearch, settings.opensearch, metrics)
-        redis = await ending.enter_async_context(aclosing(connect_redis(settings.redis)))
-        cache = RedisAnswerCache(redis, settings.names, settings.answers)
-        states = RedisEventStates(redis, settings.names)
-        refills = _refills(settings, metrics)
-        near = _near(cache, settings, refills, metrics)
-        watch = InvalidationSubscription(cache, near)
-        _in_background(ending, watch.run(), "applied-watch")
-
-        fusion = f"rrf {settings.query.rrf_k} of {settings.query.window}"
-        maker = AnswerMaker(settings.generation, embedder.model.fingerprint, generator.name, fusion)
-        lag = InvalidationLagMonitor(cache, opensearch, metrics)
-        _in_background(ending, lag.run(), "lag-watch")
-        freshness = FreshnessReader(
-            cache=cache,
-            near=near,
-            index=index,
-            watch=watch,
-            metrics=metrics,
-            wait_s=settings.query.min_position_wait_s,
-            behind=lambda tenant: lag.behind(tenant) or not watch.trusted,
-            searchable=lag.searchable,
-        )
-        retrieval = Retrieval(
-            index=index,
-            embedder=embedder,
-            metrics=metrics,
-            window=settings.query.window,
-            kept=settings.query.window_kept,
-            rrf_k=settings.query.rrf_k,
-            admission=_admission(settings, metrics, lag),
-        )
-        auditor = Auditor(
-            share=settings.query.audit_share,
-            per_s=settings.query.audits_per_s,
-            cache=cache,
-            slices=cache,
-            index=index,
-            retrieval=retrieval,
-            states=states,
-            metrics=metrics,
-        )
-        _in_background(ending, auditor.run(), "auditor")
-        answering = AnswerService(
-            freshness=freshness,
-            retrieval=retrieval,
-            generator=generator,
-            cache=cache,
-            maker=maker,
-            metrics=metrics,
-            ttl_s=settings.query.cache_ttl_s,
-            budget=GenerationBudget(
-                tokens_per_minute=settings.generator.tenant_tokens_per_minute,
-                tokens_per_answer=settings.generator.max_tokens,
-            ),
-            audit=auditor.saw,
-            asked=refills.asked,
-        )
-        ending.push_async_callback(answering.close)
-        _in_background(ending, refills.run(answering, lambda: retrieval.has_room), "refills")
-        streamed = _closed_by(ending, AnswerStreams(answering=answering, generator=generator, metrics=metrics))
-        credentials = await ending.enter_async_context(opened_credentials(settings))
-        await _warm_up(embedder, opensearch, retrieval, settings.tenant.default)
-        parts = _parts(opensearch, redis, watch, generator_guard) | {
-            "invalidation": Part(InvalidationLag(cache, opensearch, settings.tenant.default).check, needed=False)
-        }
-        operations = await _operations(ending, parts, settings, metrics, registry)
-        limit, seconds = question_limit(settings.query.tenant_requests_per_s), http_seconds(registry)
-        app = build_app(
-            answering,
-            streamed,
-            credentials=credentials,
-            audited=settings.credentials.audit,
-            deadline_s=settings.query.deadline_s,
-            limit=limit,
-            seconds=seconds,
-            tracer=tracing.tracer,
-            operations=operations,
-            explaining=AnswerExplainer(
-                cache=cache,
-                slices=cache,
-                near=near,
-                states=states,
-                maker=maker,
-                window=settings.query.window,
-                behind=freshness.left_aside,
-            ),
-            registry=registry,
-            peers=operations.peers,
-        )
-        hits = None
-        if not _looks_at_each(settings):
-            counts = HitCounts(metrics, counted_in(seconds))
-            ending.callback(counts.flush)
-            hits = FastPath(
-                app,
-                near=freshness.near_hit,
-                keys=Keys(maker),
-                credentials=credentials,
-                limit=limit,
-                operations=operations,
-                counts=counts,
-                audit=auditor.saw,
-                full=retrieval.is_full,
-                shared=freshness.shared_hit,
-                proof=freshness.near_proof,
-            )
-        base_url = await ending.enter_async_context(_listening(app, hits, settings))
+    async with AsyncExitStack() as closing:
+        process = _open_process(closing, settings)
+        stores = await build_stores(closing, settings, process.metrics)
+        path = build_read_path(closing, settings, process.metrics, stores)
+        await _warm_up(stores, path.retrieval, settings.tenant.default)
+        operations = await _open_operations(closing, settings, process, stores, path)
+        app, fast_path = _build_api(closing, settings, process=process, stores=stores, path=path, operations=operations)
+        base_url = await closing.enter_async_context(_listening(app, fast_path, settings))
         _log.info("query_serving", url=base_url, namespace=settings.namespace)
         try:
             yield base_url
         finally:
             operations.drain()
-            await asyncio.sleep(settings.query.drain_s)  # balancers look at /ready now and then
+            await asyncio.sleep(settings.query.drain_s)  # load balancers poll /ready
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """Telemetry of the process."""
+
+    registry: CollectorRegistry
+    tracing: Tracing
+    metrics: QueryMetrics
+
+
+@dataclass(frozen=True, slots=True)
+class Stores:
+    """Everything outside the process, with the protection in front of it."""
+
+    redis: Redis
+    cache: RedisAnswerCache
+    states: RedisEventStates
+    opensearch: OpenSearchIndex
+    index: GuardedIndex
+    embedder: Embedder
+    generator: GuardedGenerator
+    generator_bulkhead: Bulkhead
+    credentials: Credentials
+
+
+@dataclass(frozen=True, slots=True)
+class ReadPath:
+    """From a question to an answer."""
+
+    near: NearCache
+    subscription: InvalidationSubscription
+    freshness: FreshnessReader
+    retrieval: Retrieval
+    records: AnswerRecords
+    maker: AnswerMaker
+    observers: Observers
+    answers: AnswerService
+    streams: AnswerStreams
+
+
+async def build_stores(closing: AsyncExitStack, settings: Settings, metrics: QueryMetrics) -> Stores:
+    """Open clients of all stores. Makes no calls yet."""
+    embedder = _closed_by(closing, open_embedder(settings.embedding))
+    generation, search = settings.generator, settings.opensearch
+    bulkhead = Bulkhead("generator", slots=generation.concurrency, metrics=metrics, ignored=(AnswerWithheld,))
+    generator = _closed_by(
+        closing, GuardedGenerator(open_generator(generation), bulkhead=bulkhead, timeout_s=generation.timeout_s)
+    )
+    opensearch = _closed_by(closing, OpenSearchIndex.open(settings))
+    index_bulkhead = Bulkhead("index", slots=search.connections, metrics=metrics)
+    redis = await closing.enter_async_context(aclosing(connect_redis(settings.redis)))
+    return Stores(
+        redis=redis,
+        cache=RedisAnswerCache(redis, settings.names, settings.answers),
+        states=RedisEventStates(redis, settings.names),
+        opensearch=opensearch,
+        index=GuardedIndex(opensearch, bulkhead=index_bulkhead, metrics=metrics, timeout_s=search.timeout_s),
+        embedder=embedder,
+        generator=generator,
+        generator_bulkhead=bulkhead,
+        credentials=await closing.enter_async_context(opened_credentials(settings)),
+    )
+
+
+def build_read_path(closing: AsyncExitStack, settings: Settings, metrics: QueryMetrics, stores: Stores) -> ReadPath:
+    """Build the read path and start its background tasks: subscription, lag monitor, auditor, refresh-ahead."""
+    query, generation, cache = settings.query, settings.generator, stores.cache
+    refresh = RefreshAhead(
+        RefreshPolicy(
+            per_s=query.refreshes_per_s,
+            min_hits=query.refresh_min_hits,
+            # An extractive answer costs no more than the retrieval.
+            generated=generation.provider == "extractive",
+            deadline_s=query.deadline_s,
+        ),
+        metrics,
+    )
+    near = NearCache(slices=cache.count, max_bytes=query.near_cache_bytes, on_invalidated=refresh.on_invalidated)
+    metrics.near_cache_bytes.set_function(lambda: near.size_bytes)
+    subscription = InvalidationSubscription(cache, near)
+    _in_background(closing, subscription.run(), "invalidation-subscription")
+    monitor = InvalidationLagMonitor(cache, stores.opensearch, metrics)
+    _in_background(closing, monitor.run(), "invalidation-lag")
+    freshness = FreshnessReader(
+        FreshnessSources(cache, near, stores.index, subscription, monitor),
+        metrics=metrics,
+        wait_s=query.min_position_wait_s,
+    )
+    retrieval = Retrieval(
+        index=stores.index,
+        embedder=stores.embedder,
+        metrics=metrics,
+        policy=FusionPolicy(candidates=query.candidates, kept=query.candidates_kept, rrf_k=query.rrf_k),
+        admission=Admission(
+            target_ms=query.miss_target_ms,
+            queue_ms=query.miss_queue_ms,
+            max_concurrent=settings.opensearch.connections,
+            metrics=metrics,
+            is_lagging=lambda: monitor.lags,
+        ),
+    )
+    records = AnswerRecords(cache, cache, stores.states)
+    auditor = Auditor(
+        AuditPolicy(query.audit_sample_rate, query.audits_per_s),
+        records=records,
+        index=stores.index,
+        retrieval=retrieval,
+        metrics=metrics,
+    )
+    _in_background(closing, auditor.run(), "auditor")
+    fill = AnswerFill(
+        freshness=freshness,
+        retrieval=retrieval,
+        generator=stores.generator,
+        store=AnswerStore(cache, query.cache_ttl_s),
+        metrics=metrics,
+        budget=GenerationBudget(
+            tokens_per_minute=generation.tenant_tokens_per_minute, tokens_per_answer=generation.max_tokens
+        ),
+    )
+    fusion = f"rrf {query.rrf_k} of {query.candidates}"
+    maker = AnswerMaker(settings.generation, stores.embedder.model.fingerprint, stores.generator.name, fusion)
+    observers = Observers(auditor, refresh)
+    answers = _closed_by(
+        closing, AnswerService(freshness=freshness, fill=fill, maker=maker, metrics=metrics, observer=observers)
+    )
+    _in_background(closing, refresh.run(answers, lambda: retrieval.has_spare_capacity), "refresh-ahead")
+    streams = AnswerStreams(answers=answers, fill=fill, generator=stores.generator, metrics=metrics)
+    return ReadPath(
+        near=near,
+        subscription=subscription,
+        freshness=freshness,
+        retrieval=retrieval,
+        records=records,
+        maker=maker,
+        observers=observers,
+        answers=answers,
+        streams=_closed_by(closing, streams),
+    )
+
+
+def _open_process(closing: AsyncExitStack, settings: Settings) -> Process:
+    registry = CollectorRegistry()
+    tracing = open_tracing(settings, "query")
+    closing.push_async_callback(tracing.close)
+    return Process(registry, tracing, QueryMetrics(registry, tracing.tracer))
+
+
+async def _open_operations(
+    closing: AsyncExitStack, settings: Settings, process: Process, stores: Stores, path: ReadPath
+) -> Operations:
+    operations = Operations(
+        _dependencies(stores, path.subscription, settings.tenant.default),
+        process.metrics.rolling_stats,
+        memory_limit_bytes=settings.query.memory_limit_bytes or None,
+        peers=PeerProcesses.of_this_process(),
+    )
+    _start_alerting(closing, operations, settings, process.metrics)
+    handlers = {METRICS: lambda _: generate_latest(process.registry), **operations.peer_handlers}
+    await closing.enter_async_context(operations.peers.listening(handlers))
+    return operations
+
+
+def _build_api(
+    closing: AsyncExitStack,
+    settings: Settings,
+    *,
+    process: Process,
+    stores: Stores,
+    path: ReadPath,
+    operations: Operations,
+) -> tuple[FastAPI, FastPath | None]:
+    limit, seconds = question_limit(settings.query.tenant_requests_per_s), http_seconds(process.registry)
+    explainer = AnswerExplainer(
+        records=path.records,
+        near=path.near,
+        freshness=path.freshness,
+        maker=path.maker,
+        candidates=settings.query.candidates,
+    )
+    app = build_app(
+        ApiServices(path.answers, path.streams, explainer, operations),
+        ApiPolicy(stores.credentials, limit, settings.query.deadline_s, settings.credentials.audit),
+        ApiTelemetry(process.registry, seconds, process.tracing.tracer, operations.peers),
+    )
+    if _needs_every_request(settings):
+        return app, None
+    counts = HitCounts(process.metrics, counted_in(seconds))
+    closing.callback(counts.flush)
+    fast_path = FastPath(
+        app,
+        answers=path.freshness,
+        keys=QuestionKeys(path.maker),
+        gate=Gate(stores.credentials, limit, operations),
+        counts=counts,
+        capacity=path.retrieval,
+        observer=path.observers,
+    )
+    return app, fast_path
+
+
+def _listening(app: FastAPI, fast_path: FastPath | None, settings: Settings) -> AbstractAsyncContextManager[str]:
+    if fast_path is None:
+        return listening(app, settings.query, settings)
+    return listening(fast_path, settings.query, settings, at_once=InlineResponder(URLS, fast_path.respond))
+
+
+def _needs_every_request(settings: Settings) -> bool:
+    """Whether each question is traced or written to the audit log, which the fast path does not do."""
+    return settings.telemetry.otlp_endpoint is not None or settings.credentials.audit == "all"
+
+
+def _start_alerting(closing: AsyncExitStack, operations: Operations, settings: Settings, metrics: QueryMetrics) -> None:
+    channels = open_channels(settings.alerts)
+    for channel in channels:
+        closing.push_async_callback(channel.close)
+    if channels:
+        source = f"query on {socket.gethostname()}, process {os.getpid()}, {settings.namespace}"
+        alerting = Alerting(operations, channels, settings.alerts, metrics=metrics, source=source)
+        _in_background(closing, alerting.run(), "alerting")
+
+
+async def _warm_up(stores: Stores, retrieval: Retrieval, tenant: str) -> None:
+    """Take the cost of the model's first run and the index's first search before users do."""
+    await stores.embedder.embed_query(_WARM_UP)
+    try:
+        await stores.opensearch.ready()
+        await retrieval.retrieve(_WARM_UP, Access(tenant), top_k=1, filters={})
+    except IndexUnavailable as error:
+        _log.warning("index_not_warmed", reason=str(error))
+
+
+def _dependencies(stores: Stores, subscription: InvalidationSubscription, tenant: str) -> Mapping[str, Dependency]:
+    async def redis_responds() -> None:
+        with redis_errors():
+            await stores.redis.ping()
+
+    async def subscription_is_live() -> None:
+        if not subscription.trusted:
+            raise CacheUnavailable("Redis evicts keys at will: set maxmemory-policy to noeviction")
+        if not subscription.live:
+            raise CacheUnavailable(
+                "not subscribed to invalidation messages: hits come from Redis alone, and waits take up to 50 ms longer"
+            )
+
+    lag = InvalidationLag(stores.cache, stores.opensearch, tenant)
+    return {
+        "index": Dependency(stores.opensearch.ready, required=True),
+        "redis": Dependency(redis_responds, required=False),
+        "subscription": Dependency(subscription_is_live, required=False),
+        "generator": Dependency(stores.generator_bulkhead.check, required=False),
+        "invalidation": Dependency(lag.require_caught_up, required=False),
+    }
 
 
 class _Closing(Protocol):
     async def close(self) -> None: ...
 
 
-_Part = TypeVar("_Part", bound=_Closing)
+_Resource = TypeVar("_Resource", bound=_Closing)
 
 
-def _closed_by(ending: AsyncExitStack, part: _Part) -> _Part:
-    ending.push_async_callback(part.close)
-    return part
+def _closed_by(closing: AsyncExitStack, resource: _Resource) -> _Resource:
+    closing.push_async_callback(resource.close)
+    return resource
 
 
-def _near(cache: RedisAnswerCache, settings: Settings, refills: RefreshAhead, metrics: QueryMetrics) -> NearCache:
-    near = NearCache(slices=cache.count, max_bytes=settings.query.near_bytes, dropped=refills.dropped)
-    metrics.near_bytes.set_function(lambda: near.size_bytes)
-    return near
-
-
-def _refills(settings: Settings, metrics: QueryMetrics) -> RefreshAhead:
-    return RefreshAhead(
-        per_s=settings.query.refills_per_s,
-        hits=settings.query.refill_hits,
-        # An extract costs no more than the retrieval.
-        written=settings.generator.provider == "extractive",
-        deadline_s=settings.query.deadline_s,
-        metrics=metrics,
-    )
-
-
-def _admission(settings: Settings, metrics: QueryMetrics, lag: InvalidationLagMonitor) -> Admission:
-    return Admission(
-        target_ms=settings.query.miss_target_ms,
-        queue_ms=settings.query.miss_queue_ms,
-        most=settings.opensearch.connections,
-        metrics=metrics,
-        late=lambda: lag.late,
-    )
-
-
-def _listening(app: FastAPI, hits: FastPath | None, settings: Settings) -> AbstractAsyncContextManager[str]:
-    if hits is None:
-        return listening(app, settings.query, settings)
-    return listening(hits, settings.query, settings, at_once=InlineResponder(URLS, hits.at_once))
-
-
-def _looks_at_each(settings: Settings) -> bool:
-    """Whether each question is to be traced or told in the audit log: then none takes the short way."""
-    return settings.telemetry.otlp_endpoint is not None or settings.credentials.audit == "all"
-
-
-async def _operations(
-    ending: AsyncExitStack,
-    parts: Mapping[str, Part],
-    settings: Settings,
-    metrics: QueryMetrics,
-    registry: CollectorRegistry,
-) -> Operations:
-    operations = Operations(
-        parts,
-        metrics.recent,
-        memory_limit_bytes=settings.query.memory_limit_bytes or None,
-        peers=PeerProcesses.of_this_process(),
-    )
-    _begin_alerting(ending, operations, settings, metrics)
-    told = {METRICS: lambda _: generate_latest(registry), **operations.told}
-    await ending.enter_async_context(operations.peers.listening(told))
-    return operations
-
-
-def _begin_alerting(ending: AsyncExitStack, operations: Operations, settings: Settings, metrics: QueryMetrics) -> None:
-    channels = open_channels(settings.alerts)
-    for channel in channels:
-        ending.push_async_callback(channel.close)
-    if channels:
-        source = f"query on {socket.gethostname()}, process {os.getpid()}, {settings.namespace}"
-        alerting = Alerting(operations, channels, settings.alerts, metrics=metrics, source=source)
-        _in_background(ending, alerting.run(), "alerting")
-
-
-def _guarded_generator(settings: GenerationSettings, metrics: QueryMetrics) -> tuple[Bulkhead, GuardedGenerator]:
-    guard = Bulkhead("generator", places=settings.concurrency, metrics=metrics, harmless=(AnswerWithheld,))
-    return guard, GuardedGenerator(open_generator(settings), guard=guard, limit_s=settings.timeout_s)
-
-
-def _guarded_index(index: OpenSearchIndex, settings: OpenSearchSettings, metrics: QueryMetrics) -> GuardedIndex:
-    guard = Bulkhead("index", places=settings.connections, metrics=metrics)
-    return GuardedIndex(index, guard=guard, metrics=metrics, limit_s=settings.timeout_s)
-
-
-async def _warm_up(embedder: Embedder, index: OpenSearchIndex, retrieval: Retrieval, tenant: str) -> None:
-    """The first run of a model and the first search of an index are slow: let them be ours."""
-    await embedder.embed_query(_WARM_UP)
-    try:
-        await index.ready()
-        await retrieval.retrieve(_WARM_UP, Access(tenant), top_k=1, filters={})
-    except IndexUnavailable as error:
-        _log.warning("index_not_warmed", reason=str(error))
-
-
-def _parts(
-    index: OpenSearchIndex, redis: Redis, watch: InvalidationSubscription, generator: Bulkhead
-) -> dict[str, Part]:
-    async def redis_answers() -> None:
-        with redis_errors():
-            await redis.ping()
-
-    async def subscription_is_live() -> None:
-        if not watch.trusted:
-            raise CacheUnavailable("Redis evicts keys at will: set maxmemory-policy to noeviction")
-        if not watch.live:
-            raise CacheUnavailable(
-                "not subscribed to announcements: answers come from Redis alone, and waits take up to 50 ms longer"
-            )
-
-    return {
-        "index": Part(index.ready, needed=True),
-        "redis": Part(redis_answers, needed=False),
-        "subscription": Part(subscription_is_live, needed=False),
-        "generator": Part(generator.check, needed=False),
-    }
-
-
-def _in_background(ending: AsyncExitStack, work: Coroutine[Any, Any, None], name: str) -> None:
+def _in_background(closing: AsyncExitStack, work: Coroutine[Any, Any, None], name: str) -> None:
     task = asyncio.create_task(work, name=name)
 
     async def end() -> None:
@@ -335,4 +375,4 @@ def _in_background(ending: AsyncExitStack, work: Coroutine[Any, Any, None], name
         if not task.cancelled():
             task.result()
 
-    ending.push_async_callback(end)
+    closing.push_async_callback(end)

@@ -1,4 +1,4 @@
-"""What a batch upload returns: one outcome for each line, in the order of the lines."""
+"""Response of a batch upload: one outcome per line, in order."""
 
 from pydantic import Field
 
@@ -8,17 +8,17 @@ from schemas.problems import Problem
 
 
 class LineOutcome(Message):
-    """What became of one line: exactly one of ``accepted`` and ``problem``."""
+    """Outcome of a line: either ``accepted`` or ``problem``."""
 
     line: int = Field(ge=1, description="Number of the line in the batch, from 1.")
-    document_id: str | None = Field(default=None, description="Absent where the line does not tell.")
+    document_id: str | None = Field(default=None, description="Null if the line has no valid id.")
     accepted: Accepted | None = None
     problem: Problem | None = None
 
 
 class BatchResponse(Message):
-    """All outcomes. A batch has no outcome of its own: each line stands for itself."""
+    """Outcomes of all lines. Lines are independent of each other."""
 
-    accepted: int = Field(description="Lines whose event is in the stream.")
-    refused: int = Field(description="Lines that changed nothing.")
+    accepted: int = Field(description="Number of lines whose event is in the stream.")
+    rejected: int = Field(description="Number of lines without effect.")
     outcomes: tuple[LineOutcome, ...]

@@ -1,4 +1,4 @@
-"""What a credential may do, and API keys as they are kept: never the secret itself."""
+"""Scopes of credentials, and API keys as stored, with hashed secrets."""
 
 from enum import StrEnum
 from typing import Final
@@ -9,11 +9,11 @@ from schemas.documents import Groups, TenantId
 from schemas.models import Message
 
 MAX_SECRETS: Final = 2
-"""Secrets of one key that may be valid at a time: the present one, and while it is rotated the one before."""
+"""Valid secrets per key: the current one, and during a rotation the previous one."""
 
 
 class Scope(StrEnum):
-    """A kind of request. None of them implies another."""
+    """Scope of a credential. Scopes do not imply each other."""
 
     QUERY = "query"
     INGEST = "ingest"
@@ -21,17 +21,19 @@ class Scope(StrEnum):
 
 
 class KeySecret(Message):
-    """A secret of an API key, as its hash."""
+    """Hash of a secret of an API key."""
 
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
-    until_ms: float | None = Field(default=None, description="Epoch milliseconds at which it ends; set by a rotation.")
+    until_ms: float | None = Field(
+        default=None, description="Epoch milliseconds at which it expires; set by a rotation."
+    )
 
 
 class ApiKey(Message):
-    """An API key. It is never removed, so that the audit log's ids go on meaning somebody."""
+    """An API key. Never deleted, so that key ids in the audit log stay resolvable."""
 
     key_id: str = Field(pattern=r"^[0-9a-f]{16}$")
-    label: str = Field(max_length=200, description="Who has it, for people.")
+    label: str = Field(max_length=200, description="Holder of the key.")
     tenant: TenantId
     groups: Groups = ()
     scopes: tuple[Scope, ...] = Field(min_length=1)

@@ -1,4 +1,4 @@
-"""Dead letters as operators and content teams see them."""
+"""Dead letters: requests and responses."""
 
 from collections.abc import Mapping
 from enum import StrEnum
@@ -12,19 +12,19 @@ from schemas.positions import PositionText
 LetterId = Annotated[
     str,
     StringConstraints(pattern=r"^[a-z0-9.-]{1,80}-[0-9]{1,6}:[0-9]{1,18}$"),
-    Field(description="Where the record was read, `TOPIC-PARTITION:OFFSET`.", examples=["documents.v1-3:42"]),
+    Field(description="Position of the failed record: `TOPIC-PARTITION:OFFSET`.", examples=["documents.v1-3:42"]),
 ]
 
 
 class Resolution(StrEnum):
-    """What was done about a dead letter."""
+    """How a dead letter was closed."""
 
     REPLAYED = "replayed"
     DROPPED = "dropped"
 
 
 class LetterResolved(Message):
-    """A dead letter was dealt with. Topic ``dead-letters.v1``, in the partition of the letter."""
+    """A dead letter was closed. Topic ``dead-letters.v1``, in the partition of the dead letter."""
 
     letter_id: LetterId
     resolution: Resolution
@@ -32,43 +32,45 @@ class LetterResolved(Message):
 
 
 class DeadLetter(Message):
-    """A record that a step gave up on, and that nobody has dealt with yet."""
+    """An open dead letter: a record that a step could not process."""
 
     letter_id: LetterId
-    step: str = Field(description="The step that gave up.")
-    kind: str = Field(description="Short stable name of the failure.")
+    step: str = Field(description="Step that failed.")
+    kind: str = Field(description="Stable name of the failure.")
     reason: str
-    parked_ms: float = Field(description="Epoch milliseconds at which it was given up.")
+    parked_ms: float = Field(description="Epoch milliseconds of the failure.")
     size_bytes: int
-    document_id: str | None = Field(default=None, description="Absent where the record cannot be decoded.")
+    document_id: str | None = Field(default=None, description="Null if the record cannot be decoded.")
     event_id: str | None = None
     version: int | None = None
 
 
 class DeadLetters(Message):
-    """Dead letters that wait to be dealt with; the counts are of all of them, whatever part is listed."""
+    """Open dead letters. The counts include those that are not listed."""
 
     total: int
     by_kind: dict[str, int]
     by_step: dict[str, int]
-    letters: tuple[DeadLetter, ...] = Field(description="The oldest of each partition first.")
+    letters: tuple[DeadLetter, ...] = Field(description="Oldest of each partition first.")
 
 
 class DeadLetterContent(Message):
-    """A dead letter with what it holds."""
+    """A dead letter with its content."""
 
     letter: DeadLetter
-    headers: dict[str, str] = Field(description="As the record had them, with those that say what happened.")
-    value: str = Field(description="The record's value as text, cut where it is long.")
-    cut: bool = Field(description="Whether the value is longer than is shown.")
+    headers: dict[str, str] = Field(description="Headers of the record, with those that describe the failure.")
+    value: str = Field(description="Value of the record as text, truncated if long.")
+    cut: bool = Field(description="Whether the value is truncated.")
 
 
 class Replayed(Message):
-    """What became of a dead letter that was sent once more."""
+    """Result of a replay."""
 
     letter_id: LetterId
-    event_id: str | None = Field(default=None, description="The new event; absent where the record went as it was.")
-    position: PositionText | None = Field(default=None, description="Of the new event.")
+    event_id: str | None = Field(
+        default=None, description="Id of the new event. Null if the record was sent unchanged."
+    )
+    position: PositionText | None = Field(default=None, description="Position of the new event.")
 
 
 LETTER_RESOLVED_TYPE: Final = "freshline.dead-letter.resolved.v1"
@@ -79,8 +81,8 @@ DEAD_LETTER_HEADERS: Final[Mapping[str, str]] = {
     "__connect.errors.partition": "Its partition.",
     "__connect.errors.offset": "Its offset.",
     "__connect.errors.connector.name": "Always `freshline`.",
-    "__connect.errors.stage": "The step that gave up.",
-    "__connect.errors.exception.class.name": "Short stable name of the failure.",
-    "__connect.errors.exception.message": "What was wrong, for people.",
+    "__connect.errors.stage": "Step that failed.",
+    "__connect.errors.exception.class.name": "Stable name of the failure.",
+    "__connect.errors.exception.message": "Error message.",
 }
-"""Headers that a dead letter has beside those of its record, as Kafka Connect names them."""
+"""Headers of a dead letter besides those of its record, with the names of Kafka Connect."""

@@ -1,4 +1,4 @@
-"""Documents as content teams speak of them: identities, limits, and what the ingest API returns."""
+"""Documents: identities, limits, and requests and responses of the ingest API."""
 
 import unicodedata
 from enum import StrEnum
@@ -15,14 +15,14 @@ MAX_METADATA_ENTRIES: Final = 64
 MAX_METADATA_NAME_CHARS: Final = 128
 MAX_METADATA_VALUE_CHARS: Final = 1_000
 MAX_EVENTS_PER_REQUEST: Final = 1_000
-"""Most events whose status one request returns."""
+"""Maximum number of event statuses per request."""
 MAX_VERSION: Final = 2**53 - 1
-"""Versions pass through JSON numbers, so they stay exact in every client."""
+"""Versions are JSON numbers; up to this value they are exact in every client."""
 
 DocumentId = Annotated[
     str,
     StringConstraints(min_length=1, max_length=512, pattern=r"^[^\x00-\x1f\x7f]+$"),
-    Field(description="The document's lasting name, unique in its tenant; a path or a URL is fine."),
+    Field(description="Stable id of the document, unique in its tenant, such as a path or a URL."),
 ]
 TenantId = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
 GroupName = Annotated[str, StringConstraints(min_length=1, max_length=128, pattern=r"^[^\x00-\x1f\x7f,]+$")]
@@ -32,41 +32,40 @@ MetadataName = Annotated[str, StringConstraints(min_length=1, max_length=MAX_MET
 Metadata = Annotated[dict[MetadataName, MetadataValue], Field(max_length=MAX_METADATA_ENTRIES)]
 IndexedMetadataValue = MetadataValue | tuple[str, ...]
 IndexedMetadata = Annotated[dict[MetadataName, IndexedMetadataValue], Field(max_length=MAX_METADATA_ENTRIES)]
-"""Metadata of a passage: the sender's, and what the content says of itself, where a name may have several values."""
+"""Metadata of a passage: from the sender and from the content, where a name may have several values."""
 
 
-def _normalised_groups(given: object) -> object:
-    """Names trimmed, composed (NFC), each once and in their order, blank ones left out; letter case counts.
+def _normalised_groups(value: object) -> object:
+    """Trim names, normalize them to NFC, remove duplicates and blank names. Case-sensitive.
 
     Raises:
-        ValueError: names were given and all of them are blank. To take that for no groups would show to every reader
-            what was meant for some.
+        ValueError: all names are blank. Treating that as no groups would show a restricted document to every reader.
     """
-    if not isinstance(given, list | tuple) or not all(isinstance(name, str) for name in given):
-        return given  # for the type itself to refuse
-    trimmed = (unicodedata.normalize("NFC", name).strip() for name in given)
+    if not isinstance(value, list | tuple) or not all(isinstance(name, str) for name in value):
+        return value  # rejected by the type validation
+    trimmed = (unicodedata.normalize("NFC", name).strip() for name in value)
     names = tuple(dict.fromkeys(filter(None, trimmed)))
-    if given and not names:
-        raise ValueError("every group name is blank: name a group, or leave groups out to let every reader see it")
+    if value and not names:
+        raise ValueError("every group name is blank: name a group, or omit groups to let every reader see the document")
     return names
 
 
 Groups = Annotated[tuple[GroupName, ...], Field(max_length=MAX_GROUPS), BeforeValidator(_normalised_groups)]
-"""Who may see a document: empty means every reader of its tenant. Of a credential: whose documents it may find.
+"""Groups that can read a document; empty: every reader of its tenant. Of a credential: groups that it belongs to.
 
-The same names are the same groups whichever way they came in: header, form, JSON, batch, API key, token or command.
+Normalized in the same way from every input: header, form, JSON, batch, API key, token and command line.
 """
 
 
 ConnectorName = Annotated[
     str,
     StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"),
-    Field(description="Name of the connector (of the source) that owns the document."),
+    Field(description="Name of the connector that owns the document."),
 ]
 
 
 class DocumentKey(NamedTuple):
-    """A document's identity across tenants; its text is the Kafka key, so one document is one ordered lane."""
+    """Identity of a document across tenants. Its text is the Kafka key, which orders the events of a document."""
 
     tenant: str
     document_id: str
@@ -76,28 +75,28 @@ class DocumentKey(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> "DocumentKey":
-        """Read a written key; the tenant never holds a slash, the document id may."""
+        """Parse the text of a key. The tenant contains no slash, the document id may."""
         tenant, _, document_id = text.partition("/")
         return cls(tenant, document_id)
 
 
 class DocumentAttributes(Request):
-    """What a content team may say of a document besides its content."""
+    """Attributes of a document besides its content."""
 
     title: Annotated[str, StringConstraints(max_length=MAX_TITLE_CHARS)] | None = None
     source: Annotated[str, StringConstraints(max_length=2_000)] | None = Field(
-        default=None, description="Where a person finds the original: a URL or path."
+        default=None, description="URL or path of the original."
     )
     groups: Groups = ()
     metadata: Metadata = Field(default_factory=dict)
     revision: Version | None = Field(
         default=None,
-        description="The source's own ever-growing revision number; left out, the version is assigned on acceptance.",
+        description="Monotonic revision number of the source. Default: the version is assigned on acceptance.",
     )
     connector: ConnectorName | None = Field(
         default=None,
-        description="Name of the connector that sends it and owns it from now on. A connector cannot replace or delete "
-        "a live document of another one; a request without a connector can, and leaves the document without an owner.",
+        description="Name of the connector that sends the document and becomes its owner. A connector cannot replace "
+        "or delete a live document of another one. A request without a connector can, and removes the owner.",
     )
     take_over: bool = Field(
         default=False, description="Replace or delete the document even if another connector owns it."
@@ -112,7 +111,7 @@ class DocumentText(DocumentAttributes):
 
 
 class BatchItem(DocumentAttributes):
-    """One line of a batch: an upload, or with ``deleted`` a delete. Exactly one of text, content_b64, deleted."""
+    """Line of a batch: an upload, or with ``deleted`` a deletion. Exactly one of text, content_b64, deleted."""
 
     document_id: DocumentId
     text: str | None = None
@@ -120,13 +119,11 @@ class BatchItem(DocumentAttributes):
     content_type: str | None = None
     file_name: Annotated[str, StringConstraints(max_length=1_000)] | None = None
     deleted: bool = False
-    empty: bool = Field(
-        default=False, description="The document is empty on purpose; without it a line without content is refused."
-    )
+    empty: bool = Field(default=False, description="Declares an empty document. Required for a line without content.")
 
 
 class Accepted(Message):
-    """The durable promise: the event is in the stream at this position, on all in-sync replicas."""
+    """Acknowledgement: the event is durable in the stream at this position, on all in-sync replicas."""
 
     event_id: str
     document_id: str
@@ -135,14 +132,14 @@ class Accepted(Message):
 
 
 class LifeState(StrEnum):
-    """Whether a document is searchable at all."""
+    """Whether a document exists or is deleted."""
 
     LIVE = "live"
     DELETED = "deleted"
 
 
 class DocumentState(Message):
-    """What is searchable of a document now."""
+    """Indexed state of a document."""
 
     document_id: str
     version: int
@@ -153,14 +150,14 @@ class DocumentState(Message):
     content_type: str | None = None
     chunks: int
     updated_ms: float
-    connector: str | None = Field(default=None, description="Name of the connector that owns it.")
+    connector: str | None = Field(default=None, description="Name of the connector that owns the document.")
     updating: bool = Field(
-        default=False, description="This version is being made searchable; until then the one before is found."
+        default=False, description="The version is being indexed. Until then, searches find the previous version."
     )
 
 
 class ListedDocument(Message):
-    """A live document, as its connector needs to know it."""
+    """A live document in a list."""
 
     document_id: str
     version: int
@@ -168,28 +165,26 @@ class ListedDocument(Message):
 
 
 class DocumentList(Message):
-    """Live documents in the order of their ids."""
+    """Page of live documents, ordered by id."""
 
     documents: tuple[ListedDocument, ...]
-    next_after: str | None = Field(default=None, description="Where more may follow: `after` of the next page.")
+    next_after: str | None = Field(default=None, description="`after` of the next page, if any.")
     complete: bool | None = Field(
         default=None,
-        description="On the first page: whether every event that was accepted before this request is reflected. If "
-        "not, a document that is not listed may still be on its way.",
+        description="First page only: whether every event accepted before this request is reflected. If false, "
+        "accepted documents may be missing.",
     )
 
 
 class InstallationState(Message):
-    """Which installation this is, and as whom the credential speaks to it."""
+    """Identity of the installation, and tenant of the credential."""
 
-    installation_id: str = Field(
-        description="The same for as long as the log of document events lives; another where it was made anew."
-    )
+    installation_id: str = Field(description="Identity of the log of document events. Changes if the log is recreated.")
     tenant: str
 
 
 class Outcome(StrEnum):
-    """How an accepted event ended. Exactly one of these, once (I5)."""
+    """Outcome of an accepted event. Each event has exactly one (I5)."""
 
     DONE = "done"
     SUPERSEDED = "superseded"
@@ -197,7 +192,7 @@ class Outcome(StrEnum):
 
 
 class Stage(StrEnum):
-    """Where an event is, in order."""
+    """Processing stages of an event, in order."""
 
     ACCEPTED = "accepted"
     CHUNKED = "chunked"
@@ -207,24 +202,22 @@ class Stage(StrEnum):
 
 
 class EventStatus(Message):
-    """Where one accepted event is."""
+    """Status of an accepted event."""
 
     event_id: str
     document_id: str
     version: int
-    position: PositionText | None = Field(
-        description="Absent only for the instant before the broker's ack is recorded."
-    )
-    stage: Stage = Field(description="The last stage reached; `purged` means cached answers are dropped too.")
-    outcome: Outcome | None = Field(description="Absent while the event is under way.")
+    position: PositionText | None = Field(description="Null until the acknowledgement of the broker is recorded.")
+    stage: Stage = Field(description="Last stage reached. `purged`: affected cached answers are invalidated too.")
+    outcome: Outcome | None = Field(description="Null while the event is in progress.")
     reason: str | None = Field(
-        default=None, description="Why the event was superseded or failed, or why its version has no passages."
+        default=None, description="Why the event was superseded or failed, or why the version has no passages."
     )
     passages: int | None = Field(
         default=None,
         ge=0,
-        description="Searchable passages of this version; 0 for a delete, and for a document without text. Absent "
-        "unless the outcome is `done`.",
+        description="Number of searchable passages of this version; 0 for a deletion and for a document without text. "
+        "Null unless the outcome is `done`.",
     )
     accepted_ms: float = Field(description="Epoch milliseconds of acceptance.")
     stages_ms: dict[Stage, float] = Field(description="Milliseconds from acceptance to each stage reached.")
@@ -236,7 +229,7 @@ class EventReference(Request):
     event_id: Annotated[str, StringConstraints(min_length=1, max_length=64)]
     position: PositionText | None = Field(
         default=None,
-        description="As the 202 gave it. With it an event that has ended is found even where Redis has lost its state.",
+        description="Position from the 202. With it, an ended event is found even if its state was lost in Redis.",
     )
 
 
@@ -247,20 +240,20 @@ class EventsRequest(Request):
 
 
 class EventsResponse(Message):
-    """The statuses of the events that were asked for, in the order of the request."""
+    """Statuses of the requested events, in the order of the request."""
 
     events: tuple[EventStatus, ...]
     unknown: tuple[str, ...] = Field(description="Ids of events without a recorded state.")
 
 
 class DeletionReceipt(Message):
-    """That a document is gone: checked when the receipt was asked for."""
+    """Receipt of a deletion, verified at the time of the request."""
 
-    event_id: str = Field(description="Of the delete.")
+    event_id: str = Field(description="Id of the deletion event.")
     document_id: str
     version: int
-    position: PositionText = Field(description="From here on the stream no longer has the document.")
-    accepted_ms: float = Field(description="Epoch milliseconds at which the delete was accepted.")
-    purged_ms: float = Field(description="Epoch milliseconds at which all answers that may stand on it were dropped.")
-    passages: int = Field(description="Passages of the document that can be found: none.")
-    checked_ms: float = Field(description="Epoch milliseconds at which they were counted.")
+    position: PositionText = Field(description="Position of the deletion in the stream.")
+    accepted_ms: float = Field(description="Epoch milliseconds at which the deletion was accepted.")
+    purged_ms: float = Field(description="Epoch milliseconds at which all affected answers were invalidated.")
+    passages: int = Field(description="Number of searchable passages of the document: 0.")
+    checked_ms: float = Field(description="Epoch milliseconds of the count.")

@@ -1,4 +1,4 @@
-"""The messages on the streams, each named for what has happened."""
+"""Messages of the streams."""
 
 from collections.abc import Mapping
 from enum import StrEnum
@@ -23,21 +23,21 @@ from schemas.positions import PositionText
 
 
 class BlobRef(Message):
-    """Content in the blob store, named by what it is: immutable, and the same content is stored once."""
+    """Reference to content in the blob store. Content-addressed and immutable; equal content is stored once."""
 
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     size_bytes: int = Field(ge=0)
 
 
 class Change(StrEnum):
-    """What happened to a document."""
+    """Kind of change of a document."""
 
     UPSERTED = "upserted"
     DELETED = "deleted"
 
 
 class StageTimes(Message):
-    """Epoch milliseconds at which each stage was finished; carried along so that the stream itself can tell."""
+    """Epoch milliseconds at which each stage was completed."""
 
     accepted_ms: float
     chunked_ms: float | None = None
@@ -57,7 +57,7 @@ class DocumentEvent(Message):
     accepted_ms: float
     content: BlobRef | None = None
     content_type: str | None = Field(
-        default=None, description="Media type; with the `charset` parameter where the sender declares one for text."
+        default=None, description="Media type, with the `charset` parameter if the sender declares one for text."
     )
     file_name: str | None = None
     title: str | None = None
@@ -65,11 +65,11 @@ class DocumentEvent(Message):
     groups: Groups = ()
     metadata: Metadata = Field(default_factory=dict)
     connector: ConnectorName | None = None
-    take_over: bool = Field(default=False, description="It is meant to replace what another connector owns.")
+    take_over: bool = Field(default=False, description="May replace a document that another connector owns.")
     rewrite: bool = Field(
         default=False,
-        description="An event of the log once more, for a repair or after a dead letter: what stands of this version "
-        "is not trusted, and every passage of it is written anew.",
+        description="Republished event, for a repair or after a dead letter: every passage of this version is "
+        "rewritten.",
     )
 
     @model_validator(mode="after")
@@ -80,20 +80,20 @@ class DocumentEvent(Message):
 
     @property
     def key(self) -> DocumentKey:
-        """The document's identity and ordering lane."""
+        """Identity and ordering key of the document."""
         return DocumentKey(self.tenant, self.document_id)
 
 
 class PlannedChunk(Message):
-    """One passage of a parsed document.
+    """A passage of a parsed document.
 
     Attributes:
-        text: the passage as it stands in the parsed text.
+        text: text of the passage.
         heading_path: headings above it, outermost first.
-        start: first character in the parsed text of this version.
-        end: one past the last character.
-        text_sha256: hash of the embedded text: the key of the vector. It does not identify the passage, as the embedded
-            text holds no more of title and headings than fits.
+        start: index of its first character in the parsed text of this version.
+        end: index after its last character.
+        text_sha256: hash of the embedded text, the key of the vector. It does not identify the passage: title and
+            headings may be truncated in the embedded text.
     """
 
     text: str
@@ -104,32 +104,31 @@ class PlannedChunk(Message):
 
 
 class ChunkPlan(Message):
-    """A document event was parsed and split (or ended early). Topic ``chunks.v1``; exactly one per event.
+    """A document event was parsed and split, or ended early. Topic ``chunks.v1``; exactly one per event.
 
-    ``outcome`` is set when the event already ended in this step: the record then only carries the news onward, so that
-    watermarks and event status see every event.
+    ``outcome`` is set if the event ended in this step. The record is then forwarded so that watermarks and event
+    statuses include every event.
     """
 
     event: DocumentEvent
     position: PositionText
-    profile: str = Field(description="Parser, splitter and model: chunks of different profiles never mix.")
+    profile: str = Field(description="Parser, splitter and model. Chunks of different profiles are never mixed.")
     chunked_ms: float
     title: str | None = None
     content_metadata: IndexedMetadata = Field(
         default_factory=dict,
-        description="What the content says of itself, such as tags in its front matter; names that the sender gives "
-        "are left out.",
+        description="Metadata from the content, such as tags in front matter, without names that the sender set.",
     )
     chunks: tuple[PlannedChunk, ...] = ()
-    chunks_blob: BlobRef | None = Field(default=None, description="The chunks, where they are too large for a record.")
+    chunks_blob: BlobRef | None = Field(default=None, description="The chunks, if they are too large for a record.")
     outcome: Outcome | None = None
     reason: str | None = Field(
-        default=None, description="Why the event ended in this step; without an outcome, why there are no chunks."
+        default=None, description="Why the event ended in this step; without an outcome, why it has no chunks."
     )
 
 
 class IndexChange(Message):
-    """An event ended, and what it changed is searchable on every copy that may serve. Topic ``index-changes.v1``."""
+    """An event ended, and its changes are searchable on every serving replica. Topic ``index-changes.v1``."""
 
     event_id: str
     tenant: TenantId
@@ -140,46 +139,46 @@ class IndexChange(Message):
     outcome: Outcome
     reason: str | None = None
     passages: int | None = Field(
-        default=None, ge=0, description="Searchable passages of this version. Absent unless the outcome is `done`."
+        default=None, ge=0, description="Searchable passages of this version. Null unless the outcome is `done`."
     )
     added: tuple[str, ...] = Field(default=(), description="Ids of chunks that became searchable.")
-    removed: tuple[str, ...] = Field(default=(), description="Ids of chunks that no longer are.")
-    deleted: bool = Field(default=False, description="The document is gone, whatever chunks are known of it.")
+    removed: tuple[str, ...] = Field(default=(), description="Ids of chunks that were removed.")
+    deleted: bool = Field(default=False, description="The document was deleted.")
     times: StageTimes
 
     @property
     def changes_answers(self) -> bool:
-        """True if any answer may differ because of this event.
+        """Whether the event may change any answer.
 
-        A delete always counts: where the index has lost the document, nobody knows what the delete took away.
+        Always true for a deletion: if the index has lost the document, its removed chunks are unknown.
         """
         return bool(self.added or self.removed or self.deleted)
 
 
 class EventEnded(Message):
-    """An event ended, and no cached answer is older than it. Topic ``event-ends.v1``."""
+    """An event ended, and all affected cached answers are invalidated. Topic ``event-ends.v1``."""
 
     tenant: TenantId
     status: EventStatus
 
     @property
     def event_id(self) -> str:
-        """Of the event."""
+        """Id of the event."""
         return self.status.event_id
 
     @property
     def document_id(self) -> str:
-        """Of the event's document."""
+        """Id of the document."""
         return self.status.document_id
 
     @property
     def version(self) -> int:
-        """Of the event's document."""
+        """Version of the document."""
         return self.status.version
 
 
 StreamMessage = DocumentEvent | ChunkPlan | IndexChange | EventEnded
-"""Whatever a step reads."""
+"""Input of a step."""
 
 EVENT_TYPES: Final[Mapping[type[Message], str]] = {
     DocumentEvent: "freshline.document.changed.v1",

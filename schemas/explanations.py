@@ -1,4 +1,4 @@
-"""What is told of a cached answer to those who run the service."""
+"""Explanations of cached answers, for operators."""
 
 from pydantic import Field
 
@@ -7,7 +7,7 @@ from schemas.positions import AsOf, PositionText
 
 
 class SourceReport(Message):
-    """A passage that an answer stands on."""
+    """A source of an answer."""
 
     document_id: str
     chunk_id: str
@@ -15,23 +15,23 @@ class SourceReport(Message):
 
 
 class WindowReport(Message):
-    """What one leg found at the fill, as far as it is kept."""
+    """Candidates of one retriever at the fill."""
 
-    places: int = Field(description="Kept.")
-    asked: int = Field(description="Asked for; fewer were found where there were no more.")
-    fused: int = Field(description="Of those kept, the first that fusion looked at.")
-    fused_edge_score: float | None = Field(
-        description="Score of the last that was fused; absent in the lexical leg, whose scores move with the index."
+    kept: int = Field(description="Candidates kept with the answer.")
+    requested: int = Field(description="Candidates requested. More than kept if the index had no more.")
+    fused: int = Field(description="Highest-ranked candidates that were fused.")
+    lowest_fused_score: float | None = Field(
+        description="Score of the last fused candidate; null for lexical scores, which depend on the whole index."
     )
-    edge_score: float | None = Field(description="Score of the last that is kept; absent as above.")
+    lowest_kept_score: float | None = Field(description="Score of the last kept candidate; null as above.")
 
 
 class StoredReport(Message):
-    """An answer as it lies in Redis."""
+    """An answer as stored in Redis."""
 
     filled_ms: float = Field(description="Epoch milliseconds.")
     filled_at: dict[int, int] = Field(description="Partition → offset known to be reflected when it was filled.")
-    ends_in_ms: int = Field(description="Until it ends by itself.")
+    ttl_ms: int = Field(description="Remaining time to live.")
     size_bytes: int
     sources: tuple[SourceReport, ...] = Field(description="Best first.")
     vector_window: WindowReport
@@ -39,7 +39,7 @@ class StoredReport(Message):
 
 
 class DropEvent(Message):
-    """An event that an answer was judged by; what is absent is no longer known."""
+    """An event that invalidated an answer. Fields are null if its status has expired."""
 
     event_id: str
     document_id: str | None
@@ -49,25 +49,26 @@ class DropEvent(Message):
 
 
 class DropReport(Message):
-    """A time at which the answer was dropped, or would have been, as all of its slice were."""
+    """An invalidation of the answer, or of its whole slice."""
 
     at_ms: int = Field(description="Epoch milliseconds.")
-    everything: bool = Field(description="All answers of the slice were dropped.")
-    unjudged: str | None = Field(description="Why it was dropped without being judged, where that was told.")
-    documents: tuple[str, ...] = Field(description="Changed by the events, the first of them where they are many.")
+    everything: bool = Field(description="All answers of the slice were invalidated.")
+    unjudged: str | None = Field(description="Why it was invalidated without evaluation, if recorded.")
+    documents: tuple[str, ...] = Field(description="Documents changed by the events; the first ones if there are many.")
     events: tuple[DropEvent, ...] = Field(
-        description="Judged together, the latest where they are many; not each of them need have altered the answer."
+        description="Events that were evaluated together; the latest ones if there are many. Not all of them altered "
+        "the answer."
     )
 
 
 class CacheExplanation(Message):
-    """What is known of the cached answer to a question."""
+    """What is cached for a question."""
 
     key: str
     tenant: str
     slice: int
-    as_of: AsOf = Field(description="What the answers of its slice are true for.")
-    left_aside: bool = Field(description="The tenant's answers are not served now: invalidation is behind.")
-    near: bool = Field(description="The process that was asked would serve a copy of its own.")
-    stored: StoredReport | None = Field(description="Absent where it is not cached.")
-    drops: tuple[DropReport, ...] = Field(description="Newest first, as far as they are remembered.")
+    as_of: AsOf = Field(description="Positions that the answers of the slice reflect.")
+    bypassed: bool = Field(description="True if the tenant bypasses the cache because invalidation lags.")
+    near: bool = Field(description="True if the near cache of this process would serve it.")
+    stored: StoredReport | None = Field(description="Null if it is not cached.")
+    drops: tuple[DropReport, ...] = Field(description="Recent invalidations, newest first.")

@@ -1,6 +1,6 @@
-"""Every name that lives in an outside system, derived from one namespace.
+"""Names in external systems, derived from a namespace.
 
-Two installations (a test run and a demo, say) share the same servers without meeting by using two namespaces.
+Installations with different namespaces, such as a test run and a demo, can share servers.
 """
 
 import re
@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Final
 
 NAMESPACE_PATTERN: Final = re.compile(r"[a-z][a-z0-9-]{0,39}")
-"""Lower case because OpenSearch index names are."""
+"""Lower case, as required for OpenSearch index names."""
 
 _INDEX: Final = re.compile(r"(?:chunks|manifests)-g[0-9]{1,6}|vectors|keys|webhooks(?:-waiting)?")
-"""What follows the namespace in the name of an index."""
+"""Index names after the namespace."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +19,7 @@ class Names:
     """Names of topics, consumer groups, indices and Redis keys.
 
     Attributes:
-        namespace: prefix of everything; matches ``NAMESPACE_PATTERN``.
+        namespace: prefix of all names; matches ``NAMESPACE_PATTERN``.
     """
 
     namespace: str = "freshline"
@@ -37,21 +37,21 @@ class Names:
         return f"{self.namespace}.{step}"
 
     def chunks_index(self, generation: str) -> str:
-        """Physical chunk index of one generation."""
+        """Physical chunk index of a generation."""
         return f"{self.namespace}-chunks-{generation}"
 
     def manifests_index(self, generation: str) -> str:
-        """Physical manifest index of one generation."""
+        """Physical manifest index of a generation."""
         return f"{self.namespace}-manifests-{generation}"
 
     @property
     def vectors_index(self) -> str:
-        """Index of stored vectors, shared by all generations: a vector depends on text and model only."""
+        """Index of vectors, shared by all generations: a vector depends on text and model only."""
         return f"{self.namespace}-vectors"
 
     @property
     def keys_index(self) -> str:
-        """Index of API keys; no generation has any of its own."""
+        """Index of API keys, shared by all generations."""
         return f"{self.namespace}-keys"
 
     @property
@@ -61,11 +61,11 @@ class Names:
 
     @property
     def waiting_index(self) -> str:
-        """Index of the webhooks' messages that wait to be sent again."""
+        """Index of webhook messages that wait for a retry."""
         return f"{self.namespace}-webhooks-waiting"
 
     def owns_index(self, name: str) -> bool:
-        """Whether an index is of this namespace: another may be named by it and more, such as ``freshline-test``."""
+        """Whether an index is of this namespace, not of one with the same prefix such as ``freshline-test``."""
         return name.startswith(f"{self.namespace}-") and bool(_INDEX.fullmatch(name, len(self.namespace) + 1))
 
     @property
@@ -74,14 +74,14 @@ class Names:
         return f"{self.namespace}-chunks"
 
     def tenant_slice(self, tenant: str) -> str:
-        """Redis key prefix of one tenant; the braces keep all of it in one cluster slot, so one Lua call can see it."""
+        """Redis key prefix of a tenant. The hash tag maps its keys to one cluster slot, as Lua scripts require."""
         return f"{self.namespace}:{{{tenant}}}"
 
     def answer_slice(self, tenant: str, number: int) -> str:
-        """Redis key prefix of one slice of a tenant's answers; each has a cluster slot of its own."""
+        """Redis key prefix of a slice of a tenant's answers. Each slice has its own hash tag."""
         return f"{self.namespace}:{{{tenant}/{number}}}"
 
     @property
     def applied_channel(self) -> str:
-        """Redis pub/sub channel on which invalidation announces what it has applied."""
+        """Redis pub/sub channel of invalidation messages."""
         return f"{self.namespace}:applied"

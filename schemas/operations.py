@@ -1,4 +1,4 @@
-"""What a service tells of how it does."""
+"""Reports of health, readiness and performance."""
 
 from pydantic import Field
 
@@ -6,24 +6,24 @@ from schemas.models import Message
 
 
 class HealthReport(Message):
-    """Whether the process itself is well; stores are not its fault, and restarting it does not mend them."""
+    """Health of the process itself. Dependencies are not included: a restart would not repair them."""
 
     status: str = Field(description="`ok`, or `failing` with status 503.")
     uptime_s: float
     memory_bytes: int = Field(description="Resident memory of the process.")
-    memory_limit_bytes: int | None = Field(description="Beyond it the process is failing.")
-    error_share: float = Field(description="Share of the last minute's requests that ended with an internal error.")
+    memory_limit_bytes: int | None = Field(description="Memory above it fails the health check.")
+    error_rate: float = Field(description="Fraction of requests of the last minute with an internal error.")
 
 
 class ReadyReport(Message):
     """Whether questions can be answered now."""
 
-    status: str = Field(description="`ready`, `degraded` (slower), or `unavailable` with status 503.")
-    parts: dict[str, str] = Field(description="Part → `ready`, or what is wrong with it.")
+    status: str = Field(description="`ready`, `degraded` (lower performance), or `unavailable` with status 503.")
+    dependencies: dict[str, str] = Field(description="Dependency → `ready`, or a description of its failure.")
 
 
 class TimesReport(Message):
-    """Milliseconds; all zero where there was nothing to time."""
+    """Mean and percentiles in milliseconds; all zero if nothing was recorded."""
 
     mean_ms: float
     p50_ms: float
@@ -32,39 +32,41 @@ class TimesReport(Message):
 
 
 class AuditReport(Message):
-    """What a second look at some of the answers from the cache found."""
+    """Audits of a sample of cache hits."""
 
     verdicts: dict[str, int] = Field(
-        description="`same`; `drift`: unchanged passages rank otherwise; `newer`: lacked a change that `as_of` does "
-        "not claim; `violation`: lacked one that it claims; `gone`: no longer there to be compared."
+        description="`same`; `drift`: unchanged passages rank differently; `newer`: lacked a change that `as_of` "
+        "does not cover; `violation`: lacked a change that it covers; `gone`: no longer stored, not comparable."
     )
-    unsafe_share: float | None = Field(
-        description="Share of violations among those that could be compared; absent where there were none."
+    violation_rate: float | None = Field(
+        description="Fraction of violations among the hits that could be compared; null without any."
     )
-    past_objective: int = Field(description="Lacked a change that had been searchable for longer than a second.")
-    stale: TimesReport = Field(description="For how long it had been searchable, of those that lacked one.")
+    slo_violations: int = Field(description="Hits that lacked a change searchable for longer than one second.")
+    staleness: TimesReport = Field(
+        description="Time for which the missing change had been searchable, of hits that lacked one."
+    )
 
 
 class HealthScore(Message):
-    """How well the process does."""
+    """Health score."""
 
     score: int = Field(ge=0, le=100)
-    reasons: tuple[str, ...] = Field(description="What it lost points for, most first.")
+    reasons: tuple[str, ...] = Field(description="Reasons for lost points, largest penalty first.")
 
 
 class PerformanceSummary(Message):
-    """The processes that serve one address, over the last seconds; those of other addresses have their own."""
+    """Performance of all processes that serve the address, over a window."""
 
     window_s: int
-    processes: int = Field(description="Whose requests these are.")
+    processes: int = Field(description="Number of processes included.")
     requests: int
     requests_per_s: float
-    times: TimesReport = Field(description="Of answered requests.")
+    times: TimesReport = Field(description="Latency of answered requests.")
     errors: dict[str, int] = Field(
-        description="Requests by fault: `internal`, `unavailable` (a store or the generator), `limited`, `client`."
+        description="Failed requests: `internal`, `unavailable` (overload or a dependency), `limited`, `client`."
     )
-    error_share: float = Field(description="Share of requests that ended with an internal error.")
-    hit_share: float | None = Field(description="Share of answers from the cache; absent where there were none.")
-    staleness: TimesReport = Field(description="How long before its answer went out `as_of` was read.")
-    audit: AuditReport = Field(description="Of answers from the cache.")
+    error_rate: float = Field(description="Fraction of requests with an internal error.")
+    cache_hit_rate: float | None = Field(description="Fraction of answers from the cache; null without answers.")
+    staleness: TimesReport = Field(description="Time from the read of `as_of` to the response.")
+    audit: AuditReport = Field(description="Audited cache hits.")
     health: HealthScore

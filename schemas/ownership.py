@@ -1,16 +1,16 @@
-"""Who may replace or delete a document: its owner, whoever names no connector, and whoever says that it is meant."""
+"""Document ownership: a connector may change its own documents; requests without a connector may change any."""
 
 from schemas.documents import LifeState
 from schemas.index import Manifest
 
 
 def other_owner(manifest: Manifest | None, connector: str | None, *, take_over: bool) -> str | None:
-    """The connector that owns the live document and does not let ``connector`` change it; None where it may.
+    """Owner of a live document that ``connector`` may not change; None if it may.
 
     Args:
-        manifest: of the document; None where there is none.
-        connector: who asks; None for a request of no connector, which may change any document.
-        take_over: that the document has another owner is known, and it is meant.
+        manifest: manifest of the document, if any.
+        connector: requesting connector; None for a request without one, which may change any document.
+        take_over: the request takes over documents of other owners.
     """
     if manifest is None or manifest.state is not LifeState.LIVE or connector is None or take_over:
         return None
@@ -18,9 +18,9 @@ def other_owner(manifest: Manifest | None, connector: str | None, *, take_over: 
 
 
 def owner_refusal(document_id: str, owner: str, connector: str) -> str:
-    """Why a connector may not change a document that another one owns, and the ways out."""
+    """Message for a connector that may not change a document of another owner."""
     return (
-        f"document {document_id!r} belongs to connector {owner!r}, and this is connector {connector!r}. Put a prefix "
-        f"before the ids of this source (--prefix), send as that connector (--name {owner}), or take the document over "
-        "(--take-over, or `take_over` with the request)"
+        f"document {document_id!r} belongs to connector {owner!r}, not to {connector!r}. Use a prefix for the ids of "
+        f"this source (--prefix), send as that connector (--name {owner}), or take over the document (--take-over, or "
+        "`take_over` in the request)"
     )

@@ -1,4 +1,4 @@
-"""Positions in the document stream: the freshness tokens that people hold, and what an answer is true for."""
+"""Positions in the document stream: freshness tokens, and the positions that an answer reflects."""
 
 import re
 from typing import Annotated, Final, NamedTuple, Self
@@ -12,21 +12,21 @@ _POSITION: Final = re.compile(re.escape(DOCUMENTS.name) + r"-(\d{1,6}):(\d{1,18}
 
 
 class Position(NamedTuple):
-    """The place of one event in the document topic. Written ``documents.v1-PARTITION:OFFSET``."""
+    """Position of an event in the document topic. Text form: ``documents.v1-PARTITION:OFFSET``."""
 
     partition: int
     offset: int
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read a written position.
+        """Parse the text form.
 
         Raises:
-            ValueError: the text is no position.
+            ValueError: the text is not a position.
         """
         match = _POSITION.fullmatch(text)
         if not match:
-            raise ValueError(f"a position looks like {DOCUMENTS.name}-3:42, not {text[:60]!r}")
+            raise ValueError(f"{text[:60]!r} is not a position such as {DOCUMENTS.name}-3:42")
         return cls(int(match[1]), int(match[2]))
 
     def __str__(self) -> str:
@@ -41,19 +41,19 @@ def _check_position(text: str) -> str:
 PositionText = Annotated[
     str,
     AfterValidator(_check_position),
-    Field(description="Freshness token: a place in the document stream.", examples=[f"{DOCUMENTS.name}-3:42"]),
+    Field(description="Freshness token: a position in the document stream.", examples=[f"{DOCUMENTS.name}-3:42"]),
 ]
 
 
 class AsOf(Message):
-    """What an answer is true for.
+    """Positions that an answer reflects.
 
-    Every change of the tenant at or before these offsets is reflected in the answer; later ones may be.
+    The answer reflects every change of the tenant at or before these offsets. It may reflect later ones.
     """
 
     positions: dict[int, int] = Field(description="Partition of the document stream → last offset reflected.")
-    checked_ms: float = Field(description="Every change applied before this moment is among them; epoch milliseconds.")
+    checked_ms: float = Field(description="Epoch milliseconds. Every change applied before is included.")
 
     def covers(self, position: Position) -> bool:
-        """True if the event at ``position`` is reflected."""
+        """Whether the event at ``position`` is reflected."""
         return self.positions.get(position.partition, -1) >= position.offset

@@ -1,4 +1,4 @@
-"""Every error that a caller can meet, as RFC 9457 problem details."""
+"""Error responses as RFC 9457 problem details."""
 
 from enum import StrEnum
 from typing import Final
@@ -11,7 +11,7 @@ PROBLEM_MEDIA_TYPE: Final = "application/problem+json"
 
 
 class ProblemType(StrEnum):
-    """Stable names that a program may switch on; ``/problems/NAME`` in the ``type`` member."""
+    """Stable problem names; the ``type`` member is ``/problems/NAME``."""
 
     INVALID_REQUEST = "invalid-request"
     UNAUTHENTICATED = "unauthenticated"
@@ -27,7 +27,7 @@ class ProblemType(StrEnum):
 
 
 class InvalidField(Message):
-    """One field that is wrong, why, and within which limit it would be right."""
+    """An invalid field, with the reason or the limit."""
 
     field: str
     message: str
@@ -44,5 +44,5 @@ class Problem(Message):
     errors: tuple[InvalidField, ...] = ()
     retry_after_s: float | None = None
     as_of: dict[int, int] | None = Field(
-        default=None, description="Current positions, where the one asked for is not reached."
+        default=None, description="Current positions, if the requested position is not reached."
     )

@@ -1,4 +1,4 @@
-"""Questions and answers as end users speak of them."""
+"""Queries and answers."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -15,11 +15,11 @@ MAX_TOP_K: Final = 50
 MAX_FILTERS: Final = 16
 
 FILTER_FIELDS: Final = ("document_id", "source", "title")
-"""What a filter may name besides ``metadata.NAME``."""
+"""Fields that can be filtered, besides ``metadata.NAME``."""
 
 
 class QueryRequest(Request):
-    """A question, and how it is to be answered."""
+    """A query."""
 
     query: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=MAX_QUERY_CHARS)]
     top_k: int = Field(default=5, ge=1, le=MAX_TOP_K)
@@ -27,13 +27,13 @@ class QueryRequest(Request):
     filters: dict[str, MetadataValue | tuple[MetadataValue, ...]] | None = Field(
         default=None,
         max_length=MAX_FILTERS,
-        description="Exact matches, all of which must hold; a list means any of. "
+        description="Exact matches, all required. A list matches any of its values. "
         f"Fields: {', '.join(FILTER_FIELDS)}, metadata.NAME.",
     )
     min_position: PositionText | None = Field(
-        default=None, description="Answer only from a state that reflects this position; waits for it, within bounds."
+        default=None, description="Answer only from a state that reflects this position. Waits for it, bounded."
     )
-    generate: bool = Field(default=False, description="Also write an answer from the results, with citations.")
+    generate: bool = Field(default=False, description="Generate an answer from the results, with citations.")
 
     @field_validator("filters")
     @classmethod
@@ -45,10 +45,10 @@ class QueryRequest(Request):
 
 
 class Result(Message):
-    """One passage that bears on the question.
+    """A retrieved passage.
 
-    ``version`` is the document version that last changed this passage; ``span`` is its place in the text of that
-    version. Both stay true while later versions leave the passage alone.
+    ``version`` is the document version that last changed this passage; ``span`` is its range in the text of that
+    version. Both stay valid while later versions do not change the passage.
     """
 
     text: str
@@ -63,14 +63,14 @@ class Result(Message):
 
 
 class Citation(Message):
-    """A place in the answer that stands on a result."""
+    """A citation of a result in the answer."""
 
     source: int = Field(description="Number of the result, from 1.")
     quote: str
 
 
 class Unanswered(StrEnum):
-    """Why there is no answer although one was asked for."""
+    """Why a requested answer was not generated."""
 
     BUSY = "busy"
     FAILED = "failed"
@@ -78,15 +78,15 @@ class Unanswered(StrEnum):
 
 
 class QueryResponse(Message):
-    """An answer that says what it is true for."""
+    """An answer with the stream positions that it reflects."""
 
     results: tuple[Result, ...]
     answer: str | None = None
     citations: tuple[Citation, ...] | None = None
     unanswered: Unanswered | None = Field(
         default=None,
-        description="Set where an answer was asked for and the generator is busy or failed, or the tenant has "
-        "used up its budget for now: the results stand.",
+        description="Set if a requested answer was not generated: the generator is busy or failed, or the tenant "
+        "has exhausted its token budget. The results are valid.",
     )
     query_time_ms: float
     cached: bool
@@ -95,10 +95,9 @@ class QueryResponse(Message):
 
 @dataclass(frozen=True, slots=True)
 class GeneratedAnswer:
-    """An answer in Markdown.
+    """A generated answer in Markdown.
 
-    ``[n]`` in ``text`` stands for source ``n``. ``citations`` has each cited place, its quote exactly as the source
-    has it.
+    ``[n]`` in ``text`` refers to source ``n``. ``citations`` has each citation with a verbatim quote of the source.
     """
 
     text: str

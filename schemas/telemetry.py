@@ -1,6 +1,27 @@
-"""Names of metrics and traces, in one place: dashboards, alarms and code must not drift apart."""
+"""Metrics and traces, declared once for code, dashboards and alerts."""
 
-from typing import Final
+from dataclasses import dataclass
+from typing import Final, Literal
+
+
+@dataclass(frozen=True, slots=True)
+class MetricSpec:
+    """Declaration of a Prometheus metric.
+
+    Attributes:
+        name: full name, with unit and ``_total`` suffix where the conventions of Prometheus ask for them.
+        kind: type of the metric.
+        help: help text, as served at ``/metrics``.
+        labels: label names.
+        buckets: upper bounds of a histogram's buckets, in the unit of the metric.
+    """
+
+    name: str
+    kind: Literal["counter", "gauge", "histogram"]
+    help: str
+    labels: tuple[str, ...] = ()
+    buckets: tuple[float, ...] = ()
+
 
 HTTP_SECONDS: Final = "freshline_http_request_seconds"
 """Histogram; labels service, method, route, status. Its count is the number of requests."""
@@ -10,7 +31,7 @@ HTTP_SECONDS_BUCKETS: Final = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 
 EVENTS_ACCEPTED: Final = "freshline_events_accepted_total"
 """Counter; label change. Events that the stream acknowledged."""
 
-EVENTS_REFUSED: Final = "freshline_events_refused_total"
+EVENTS_REJECTED: Final = "freshline_events_rejected_total"
 """Counter; label problem. Events that were not accepted, by problem type."""
 
 ACCEPT_SECONDS: Final = "freshline_accept_seconds"
@@ -18,66 +39,6 @@ ACCEPT_SECONDS: Final = "freshline_accept_seconds"
 
 CONTENT_BYTES: Final = "freshline_content_bytes_total"
 """Counter. Bytes of accepted content."""
-
-QUERIES: Final = "freshline_queries_total"
-"""Counter; label served: hit, filled, or uncached (the cache was unavailable)."""
-
-QUERY_STAGE_SECONDS: Final = "freshline_query_stage_seconds"
-"""Histogram; label stage: embed, search, fetch, generate. What answers that were not cached spend their time on."""
-
-FILLS_OVERTAKEN: Final = "freshline_fills_overtaken_total"
-"""Counter. Answers served but not stored, because a change came while they were made."""
-
-CACHE_BYPASSES: Final = "freshline_cache_bypasses_total"
-"""Counter. Times the cache failed and was left aside for a moment."""
-
-INVALIDATION_BEHIND: Final = "freshline_invalidation_behind"
-"""Gauge. Tenants whose cached answers are left aside, since changes are searchable and not applied to them."""
-
-NEAR_BYTES: Final = "freshline_near_cache_bytes"
-"""Gauge. About what the copies of cached answers in this process take."""
-
-NEAR_HITS: Final = "freshline_near_cache_hits_total"
-"""Counter. Answers that came from this process itself."""
-
-AUDITS: Final = "freshline_audits_total"
-"""Counter; label verdict: same, drift, newer, violation or gone. Hits that were retrieved again to compare."""
-
-AUDITS_SKIPPED: Final = "freshline_audits_skipped_total"
-"""Counter; label reason: full, busy or failed. Hits that were drawn for that and not looked at."""
-
-AUDITED_STALE_SECONDS: Final = "freshline_audited_stale_seconds"
-"""Histogram. For how long a change had been searchable that a hit lacked, of the hits that lacked one."""
-
-AUDITED_PAST_OBJECTIVE: Final = "freshline_audited_past_objective_total"
-"""Counter. Hits for which that was longer than the freshness objective."""
-
-GENERATION_FAILURES: Final = "freshline_generation_failures_total"
-"""Counter; label reason: busy or failed. Answers that the generator did not write."""
-
-GENERATED_TOKENS: Final = "freshline_generation_tokens_total"
-"""Counter; label direction: input or output. What the generator says that streamed answers have cost."""
-
-ANSWERS_ABANDONED: Final = "freshline_answers_abandoned_total"
-"""Counter. Answers whose last reader went away while they were written; the work was ended."""
-
-BREAKER_OPEN: Final = "freshline_breaker_open"
-"""Gauge; label store: 1 while calls to it are refused, or tried one at a time."""
-
-ADMITTED_AT_A_TIME: Final = "freshline_retrievals_admitted"
-"""How many questions are retrieved at a time at most, as the adaptive limit has it now."""
-
-CALLS_NOT_ADMITTED: Final = "freshline_calls_not_admitted_total"
-"""Counter; labels store, reason: open (the breaker) or full (the bulkhead)."""
-
-CALL_RETRIES: Final = "freshline_call_retries_total"
-"""Counter; label store. Calls that were made a second time."""
-
-ALERTS: Final = "freshline_alerts_total"
-"""Counter; labels channel, severity: warning, critical, resolved, or not_sent."""
-
-POSITION_WAIT_SECONDS: Final = "freshline_position_wait_seconds"
-"""Histogram; label reached: true or false. How long requests waited for the position that they asked for."""
 
 RECORDS_FINISHED: Final = "freshline_records_finished_total"
 """Counter; labels step, outcome: finished or dead_letter. Records that a step is through with."""
@@ -99,15 +60,115 @@ STEP_WAITING: Final = "freshline_step_waiting"
 RECORDS_WAITING: Final = "freshline_records_waiting"
 """Gauge; label step. Records in this worker's partitions that are not finished: its lag, measured now and then."""
 
-REFILLS: Final = "freshline_answers_refilled_total"
-"""Counter; label result: filled, there (somebody else was quicker), busy or full (let go), failed. Answers that were
-dropped and retrieved again before anybody asked."""
-
 WEBHOOK_MESSAGES: Final = "freshline_webhook_messages_total"
 """Counter; label result: delivered, failed (a try), kept (to be tried again), or dropped (its webhook is disabled)."""
 
 WEBHOOK_WAITING: Final = "freshline_webhook_waiting"
 """Gauge. Messages of all webhooks that wait to be sent again."""
+
+QUERIES: Final = MetricSpec(
+    "freshline_queries_total",
+    "counter",
+    "Questions answered, by cache status: hit, filled, or uncached (cache unavailable or bypassed).",
+    ("cache_status",),
+)
+QUERY_STAGE_SECONDS: Final = MetricSpec(
+    "freshline_query_stage_seconds",
+    "histogram",
+    "Duration of each stage of an answer that was not cached: embed, search, fetch, generate.",
+    ("stage",),
+    HTTP_SECONDS_BUCKETS,
+)
+POSITION_WAIT_SECONDS: Final = MetricSpec(
+    "freshline_position_wait_seconds",
+    "histogram",
+    "Time that requests waited for their min_position, by whether it was reached: true or false.",
+    ("reached",),
+    HTTP_SECONDS_BUCKETS,
+)
+FILLS_LOST_EPOCH_RACE: Final = MetricSpec(
+    "freshline_fills_lost_epoch_race_total",
+    "counter",
+    "Answers served but not stored because a change moved the epoch during the fill.",
+)
+CACHE_BYPASSES: Final = MetricSpec(
+    "freshline_cache_bypasses_total", "counter", "Redis failures after which the cache was bypassed for a moment."
+)
+TENANTS_LAGGING: Final = MetricSpec(
+    "freshline_tenants_lagging", "gauge", "Tenants that bypass the cache because invalidation lags."
+)
+NEAR_CACHE_BYTES: Final = MetricSpec(
+    "freshline_near_cache_bytes", "gauge", "Approximate size of the in-process answer cache."
+)
+NEAR_CACHE_HITS: Final = MetricSpec(
+    "freshline_near_cache_hits_total", "counter", "Hits of the in-process answer cache outside the fast path."
+)
+ANSWERS_REFRESHED: Final = MetricSpec(
+    "freshline_answers_refreshed_total",
+    "counter",
+    "Refresh-ahead of invalidated answers, by result: filled, cached (filled by another request), not_stored, "
+    "busy (no spare capacity), queue_full, or failed.",
+    ("result",),
+)
+ANSWERS_ABANDONED: Final = MetricSpec(
+    "freshline_answers_abandoned_total", "counter", "Streamed answers cancelled because their last reader disconnected."
+)
+GENERATION_FAILURES: Final = MetricSpec(
+    "freshline_generation_failures_total",
+    "counter",
+    "Answers without generated text, by reason: busy, failed, or limited (token budget).",
+    ("reason",),
+)
+GENERATION_TOKENS: Final = MetricSpec(
+    "freshline_generation_tokens_total",
+    "counter",
+    "Tokens of streamed answers, as reported by the generator, by direction: input or output.",
+    ("direction",),
+)
+CIRCUIT_BREAKER_OPEN: Final = MetricSpec(
+    "freshline_circuit_breaker_open",
+    "gauge",
+    "1 while the circuit breaker of a store is open or half-open.",
+    ("store",),
+)
+CALLS_REJECTED: Final = MetricSpec(
+    "freshline_calls_rejected_total",
+    "counter",
+    "Calls rejected before they were made, by store (or application, retrieval) and reason: at_capacity, "
+    "queue_timeout, or circuit_open.",
+    ("store", "reason"),
+)
+CALL_RETRIES: Final = MetricSpec("freshline_call_retries_total", "counter", "Retried calls, by store.", ("store",))
+RETRIEVAL_LIMIT: Final = MetricSpec(
+    "freshline_retrieval_concurrency_limit", "gauge", "Current value of the adaptive limit of concurrent retrievals."
+)
+AUDITS: Final = MetricSpec(
+    "freshline_audits_total",
+    "counter",
+    "Cache hits retrieved again for comparison, by verdict: same, drift, newer, violation, or gone.",
+    ("verdict",),
+)
+AUDITS_SKIPPED: Final = MetricSpec(
+    "freshline_audits_skipped_total",
+    "counter",
+    "Sampled cache hits that were not audited, by reason: queue_full, busy (no spare capacity), or failed.",
+    ("reason",),
+)
+AUDITED_STALENESS_SECONDS: Final = MetricSpec(
+    "freshline_audited_staleness_seconds",
+    "histogram",
+    "Time for which the oldest change missing from an audited hit had been searchable.",
+    buckets=EVENTS_SECONDS_BUCKETS,
+)
+AUDITED_SLO_VIOLATIONS: Final = MetricSpec(
+    "freshline_audited_slo_violations_total", "counter", "Audited hits that were stale beyond the freshness objective."
+)
+ALERTS: Final = MetricSpec(
+    "freshline_alerts_total",
+    "counter",
+    "Alerts by channel and severity: warning, critical, resolved, or not_sent.",
+    ("channel", "severity"),
+)
 
 SERVICE_NAMESPACE: Final = "freshline"
 TRACER: Final = "freshline"

@@ -1,4 +1,4 @@
-"""Webhooks: who is told of the ends of a tenant's events, and what they are told."""
+"""Webhooks: notifications of event outcomes."""
 
 from enum import StrEnum
 from typing import Annotated, Final
@@ -9,36 +9,36 @@ from schemas.documents import EventStatus, Outcome, TenantId
 from schemas.models import Message, Request
 
 MAX_WEBHOOKS: Final = 16
-"""Most webhooks of one tenant."""
+"""Maximum number of webhooks per tenant."""
 
 WebhookId = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{16}$")]
 Secret = Annotated[str, StringConstraints(pattern=r"^whsec_[A-Za-z0-9+/]{32,88}={0,2}$")]
 Outcomes = Annotated[tuple[Outcome, ...], Field(min_length=1, max_length=len(Outcome))]
 
 SIGNED_HEADERS: Final = {
-    "webhook-id": "Of the message; the same each time it is sent. A receiver drops what it has had already.",
-    "webhook-timestamp": "Epoch seconds at which it was sent. A receiver refuses what is older than five minutes.",
+    "webhook-id": "Id of the message, equal for all attempts. Receivers use it to discard duplicates.",
+    "webhook-timestamp": "Epoch seconds of the attempt. Receivers reject messages older than five minutes.",
     "webhook-signature": "`v1,` and the base64 HMAC-SHA256 of `ID.TIMESTAMP.BODY`, with the secret's bytes as key.",
 }
-"""Headers of a message, as Standard Webhooks names them."""
+"""Headers of a message, as defined by Standard Webhooks."""
 
 
 class NewWebhook(Request):
-    """A wish to be told."""
+    """Request to create a webhook."""
 
     url: Annotated[str, StringConstraints(min_length=1, max_length=2_000)] = Field(
-        description="Where messages are posted: https; http for loopback alone, where the installation allows it."
+        description="Target URL of the messages: https, or http to loopback if the installation allows it."
     )
     secret: Secret | None = Field(
         default=None,
-        description="Key of the signatures, `whsec_` and 24 to 64 bytes in base64; one is made if it is left out.",
+        description="Signing key: `whsec_` and 24 to 64 bytes in base64. Default: generated.",
     )
-    outcomes: Outcomes = Field(default=tuple(Outcome), description="Ends that are told; all if it is left out.")
-    description: Annotated[str, StringConstraints(max_length=200)] = Field(default="", description="For people.")
+    outcomes: Outcomes = Field(default=tuple(Outcome), description="Outcomes to send. Default: all.")
+    description: Annotated[str, StringConstraints(max_length=200)] = Field(default="", description="Free text.")
 
 
 class WebhookState(StrEnum):
-    """How a webhook is doing."""
+    """Delivery state of a webhook."""
 
     ACTIVE = "active"
     FAILING = "failing"
@@ -46,7 +46,7 @@ class WebhookState(StrEnum):
 
 
 class Webhook(Message):
-    """A webhook as anybody with the right to may see it."""
+    """A webhook without its secret."""
 
     webhook_id: WebhookId
     url: str
@@ -54,17 +54,17 @@ class Webhook(Message):
     description: str = ""
     created_ms: float = Field(description="Epoch milliseconds.")
     state: WebhookState = Field(
-        description="`failing`: messages wait and are tried again; `disabled`: nothing is sent or kept until `resume`."
+        description="`failing`: messages are queued and retried; `disabled`: nothing is sent or queued until `resume`."
     )
-    waiting: int = Field(default=0, description="Messages that wait to be sent again.")
-    failures: int = Field(default=0, description="Tries in a row that failed.")
+    waiting: int = Field(default=0, description="Number of messages that wait for a retry.")
+    failures: int = Field(default=0, description="Number of consecutive failed attempts.")
     failing_since_ms: float | None = None
     next_try_ms: float | None = None
     last_failure: str | None = None
 
 
 class WebhookCreated(Message):
-    """A new webhook with its secret, which is shown this once."""
+    """A new webhook with its secret, which is returned only once."""
 
     webhook: Webhook
     secret: Secret
@@ -77,7 +77,7 @@ class Webhooks(Message):
 
 
 class KeptWebhook(Message):
-    """A webhook as it is kept. Its secret signs, so it cannot be a hash: this goes to no log and to no reader."""
+    """A stored webhook. Its secret signs messages, so it cannot be hashed; it is never logged or returned."""
 
     webhook_id: WebhookId
     tenant: TenantId
@@ -94,13 +94,13 @@ class KeptWebhook(Message):
 
     @property
     def state(self) -> WebhookState:
-        """How it is doing."""
+        """Delivery state."""
         if self.disabled_ms is not None:
             return WebhookState.DISABLED
         return WebhookState.ACTIVE if self.failing_since_ms is None else WebhookState.FAILING
 
     def shown(self, waiting: int) -> Webhook:
-        """As people see it, with the number of messages that wait."""
+        """The webhook without its secret, with the number of waiting messages."""
         return Webhook(
             webhook_id=self.webhook_id,
             url=self.url,
@@ -117,18 +117,20 @@ class KeptWebhook(Message):
 
 
 class WebhookMessage(Message):
-    """Body of a webhook's request: an event has ended, and everything that it changes can be seen."""
+    """Body of a webhook request: an event has ended, and its changes are visible in answers."""
 
-    type: str = Field(description="`event.` and the outcome.", examples=["event.done", "event.dead_letter"])
-    timestamp: str = Field(description="When it ended, RFC 3339.")
+    type: str = Field(
+        description="`event.` and the outcome of the event.", examples=["event.done", "event.dead_letter"]
+    )
+    timestamp: str = Field(description="Time at which the event ended, RFC 3339.")
     tenant: str
-    data: EventStatus = Field(description="As `GET /v1/events/{event_id}` tells it.")
+    data: EventStatus = Field(description="As returned by `GET /v1/events/{event_id}`.")
 
 
 class WaitingMessage(Message):
-    """A message that could not be delivered yet. Id and body are the same with every try."""
+    """A message that waits for a retry. Id and body are equal for all attempts."""
 
     webhook_id: WebhookId
     message_id: str
     body: str
-    ended_ms: float = Field(description="Epoch milliseconds; older ones are tried first.")
+    ended_ms: float = Field(description="Epoch milliseconds. Older messages are retried first.")

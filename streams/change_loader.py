@@ -87,7 +87,7 @@ class ChangeLoader:
         gone = mentions.added.keys() - added.keys()
         added |= await self._instead(tenant, {mentions.added[chunk_id] for chunk_id in gone})
         there = added.keys()
-        return Change(mentions.documents, mentions.removed.union(gone).difference(there), tuple(added.values()))
+        return Change(mentions.removed.union(gone).difference(there), tuple(added.values()))
 
     async def _instead(self, tenant: str, documents: AbstractSet[str]) -> dict[str, Passage]:
         """What stands in place of passages that are gone already: all that there is of their documents.

@@ -174,7 +174,7 @@ class DryRun:
         vectors = await self._embedder.embed_passages([embedding_text(plan.title, one) for one in stored])
         counts = [TermCounts.of(terms) for terms in await self._terms.analysed([lexical_text(one) for one in stored])]
         added = tuple(Passage(*one) for one in zip(stored, vectors, counts, strict=True))
-        change = Change(frozenset({event.document_id}), frozenset(write.remove), added)
+        change = Change(frozenset(write.remove), added)
         answers, touched = 0, []
         for number in range(self._slices.count):
             judged, some = await self._slice(event.tenant, number, change)

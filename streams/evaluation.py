@@ -25,9 +25,8 @@ from infra.settings import AnswerSettings
 from schemas.search import Windows
 from streams.change_loader import ChangeLoader
 from streams.core.invalidation.change_log import read
-from streams.core.invalidation.evidence import Change, Evidence, Statistics
+from streams.core.invalidation.evidence import Change, Evidence, Statistics, Verdict
 from streams.core.invalidation.exact import Exact
-from streams.core.invalidation.policy import Verdict
 from streams.term_cache import TermCache
 
 FOLLOW_S: Final = 0.1
@@ -40,7 +39,7 @@ QUIET_AFTER_S: Final = 10.0
 
 _UNKNOWN: Final = 0
 _EVENTS_TOLD: Final = 20
-_NO_CHANGE: Final = Change(frozenset(), frozenset(), ())
+_NO_CHANGE: Final = Change(frozenset(), ())
 _NO_STATISTICS: Final = Statistics(0, 0)
 _ENTRIES_AT_ONCE: Final = 500
 
@@ -269,7 +268,6 @@ class SliceEvaluator:
                     terms=terms[entry.search.text],
                     top_k=entry.top_k,
                     sources=entry.sources,
-                    documents=frozenset(),
                     vector_window=tuple((hit.chunk_id, hit.score) for hit in entry.vector_window),
                     lexical_window=tuple(there),
                 )

@@ -187,7 +187,9 @@ def profile(settings: Settings) -> str:
 def fusion(settings: Settings) -> Fusion:
     """How the query tier makes answers."""
     query = settings.query
-    return Fusion(settings.embedding.dimension, max(query.window_kept, query.window), query.window, query.rrf_k)
+    return Fusion(
+        settings.embedding.dimension, max(query.candidates_kept, query.candidates), query.candidates, query.rrf_k
+    )
 
 
 def splitter(settings: Settings) -> Splitter:

@@ -1,1 +1,1 @@
-"""The ``freshline`` command, one module for each group of commands."""
+"""The ``freshline`` command: one module per group of commands."""

@@ -1,19 +1,18 @@
-"""The ``freshline`` command. Commands import what they need when they run, so that ``--help`` is quick."""
+"""The ``freshline`` command. Commands import their dependencies when they run, which keeps ``--help`` fast."""
 
+import importlib
 import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Final
 
 import typer
 
-from chaos import cli as cli_chaos
-from freshline.cli import dead_letters as cli_letters
-from freshline.cli import documents as cli_documents
-from freshline.cli import dry_run as cli_dry_run
-from freshline.cli import keys as cli_keys
-from freshline.cli import loadtest as cli_load
-from freshline.cli import questions as cli_questions
-from freshline.cli import stack as cli_stack
-from freshline.cli import workers as cli_workers
+from freshline.cli import dead_letters, documents, dry_run, keys, loadtest, questions, stack, workers
 from freshline.cli.terminal import FAILED, INTERRUPTED, add_command, debugging, explain, fail
+
+_CHECKOUT: Final = Path(__file__).parents[2]
+"""Root of the checkout, with `bench` and `chaos`. A wheel includes neither."""
 
 app = typer.Typer(
     name="freshline",
@@ -21,25 +20,15 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     add_completion=True,
-    help="Answers over documents that never stop changing: never older than the stream.",
+    help="Streaming RAG backend: index document changes within a second, answer from them, invalidate stale answers.",
 )
-for group in (
-    cli_stack,
-    cli_documents,
-    cli_dry_run,
-    cli_questions,
-    cli_keys,
-    cli_workers,
-    cli_letters,
-    cli_load,
-    cli_chaos,
-):
+for group in (stack, documents, dry_run, questions, keys, workers, dead_letters, loadtest):
     group.register(app)
 
 
 @app.callback()
 def begin() -> None:
-    """Keep what libraries log off the screen: what matters of it comes as an exception. Processes set up their own."""
+    """Silence library logs: relevant failures are raised as exceptions. Long-running processes configure their own."""
     import logging  # noqa: PLC0415 - heavy
 
     import structlog  # noqa: PLC0415 - as above
@@ -52,6 +41,13 @@ def begin() -> None:
     )
 
 
+def _from_checkout(package: str) -> ModuleType:
+    """Import the command module of a package that exists in a checkout only."""
+    if str(_CHECKOUT) not in sys.path:
+        sys.path.append(str(_CHECKOUT))
+    return importlib.import_module(f"{package}.cli")
+
+
 def bench(context: typer.Context) -> None:
     """Measure Freshline on this machine: ingest, freshness, retrieval, cache, users and more.
 
@@ -59,18 +55,18 @@ def bench(context: typer.Context) -> None:
       freshline bench --help
       freshline bench freshness --events history.jsonl.gz
     """
-    from bench.cli import app as bench_app  # noqa: PLC0415 - heavy
-
-    bench_app(context.args, prog_name="freshline bench")
+    _from_checkout("bench").app(context.args, prog_name="freshline bench")
 
 
-add_command(
-    app, bench, context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, add_help_option=False
-)
+if (_CHECKOUT / "pyproject.toml").is_file():
+    add_command(
+        app, bench, context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, add_help_option=False
+    )
+    _from_checkout("chaos").register(app)
 
 
 def main() -> None:
-    """Run a command. What is wrong is said in one line; FRESHLINE_LOG_LEVEL=debug shows where it happened."""
+    """Run a command. Errors are printed in one line; FRESHLINE_LOG_LEVEL=debug prints a traceback."""
     try:
         app()
     except KeyboardInterrupt:

@@ -1,4 +1,4 @@
-"""``dead-letters``: what could not be processed, and what is done about it."""
+"""``dead-letters``: list, inspect, replay and drop records that could not be processed."""
 
 import asyncio
 import sys
@@ -13,42 +13,42 @@ import typer
 
 from freshline.cli.terminal import MISUSED, UNFINISHED, Data, Json, add_command, fail, out, print_json
 
-if TYPE_CHECKING:  # heavy, and only there when a command has run
+if TYPE_CHECKING:  # heavy
     from infra.kafka.dead_letters import DeadLetterRecord
     from infra.settings import Settings
     from ingest.dead_letters import DeadLetterQueue
 
 Ids = Annotated[
-    list[str] | None, typer.Argument(metavar="ID", help="Letters, as `freshline dead-letters list` names them.")
+    list[str] | None, typer.Argument(metavar="ID", help="Ids of dead letters: `freshline dead-letters list`.")
 ]
-All = Annotated[bool, typer.Option("--all", help="Every open letter, or with --kind every one of that kind.")]
-Kind = Annotated[str | None, typer.Option("--kind", help="Only letters of this kind.")]
+All = Annotated[bool, typer.Option("--all", help="All open dead letters; with --kind, all of that kind.")]
+Kind = Annotated[str | None, typer.Option("--kind", help="Only dead letters of this kind.")]
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    letters = typer.Typer(
+    group = typer.Typer(
         name="dead-letters",
         no_args_is_help=True,
         rich_markup_mode=None,
-        help="Records that a step gave up on: list, show, replay, drop.\n\n\b\nExamples:\n"
+        help="Dead-letter queue: records that a step could not process.\n\n\b\nExamples:\n"
         "  freshline dead-letters list\n  freshline dead-letters replay --all --kind failed",
     )
-    add_command(letters, list_letters, name="list")
-    add_command(letters, show)
-    add_command(letters, replay)
-    add_command(letters, drop)
-    app.add_typer(letters)
+    add_command(group, list_letters, name="list")
+    add_command(group, show)
+    add_command(group, replay)
+    add_command(group, drop)
+    app.add_typer(group)
 
 
 def list_letters(
     *,
     kind: Kind = None,
-    limit: Annotated[int, typer.Option(min=1, help="Most letters to list; all are counted.")] = 100,
+    limit: Annotated[int, typer.Option(min=1, help="Maximum number to list. The counts include all.")] = 100,
     data: Data = None,
     as_json: Json = False,
 ) -> None:
-    """List the dead letters that nobody has dealt with, and count them by kind and by step.
+    """List the open dead letters, with counts by kind and by step.
 
     Examples:
       freshline dead-letters list
@@ -57,26 +57,26 @@ def list_letters(
     from freshline.installation import find  # noqa: PLC0415 - heavy
     from ingest.dead_letters import listed  # noqa: PLC0415 - as above
 
-    found = listed(asyncio.run(_open(find(data), kind)), limit)
+    listing = listed(asyncio.run(_open(find(data), kind)), limit)
     if as_json:
-        print_json(found.model_dump(mode="json"))
+        print_json(listing.model_dump(mode="json"))
         return
-    for letter in found.letters:
+    for letter in listing.letters:
         at = datetime.fromtimestamp(letter.parked_ms / 1000, UTC).isoformat(timespec="seconds")
-        what = f"{letter.document_id} version {letter.version}" if letter.document_id else "no document known"
-        out.print(f"{letter.letter_id}  {at}  {letter.step}  {letter.kind}: {what}: {letter.reason}")
-    kinds = ", ".join(f"{name} {count}" for name, count in sorted(found.by_kind.items()))
-    more = f", {len(found.letters)} shown" if found.total > len(found.letters) else ""
-    out.print(f"{found.total} open{more}" + (f": {kinds}" if kinds else ""))
+        document = f"{letter.document_id} version {letter.version}" if letter.document_id else "unknown document"
+        out.print(f"{letter.letter_id}  {at}  {letter.step}  {letter.kind}: {document}: {letter.reason}")
+    kinds = ", ".join(f"{name} {count}" for name, count in sorted(listing.by_kind.items()))
+    more = f", {len(listing.letters)} shown" if listing.total > len(listing.letters) else ""
+    out.print(f"{listing.total} open{more}" + (f": {kinds}" if kinds else ""))
 
 
 def show(
     *,
-    letter_id: Annotated[str, typer.Argument(metavar="ID", help="DeadLetterRecord to show.")],
+    letter_id: Annotated[str, typer.Argument(metavar="ID", help="Id of the dead letter.")],
     data: Data = None,
     as_json: Json = False,
 ) -> None:
-    """Show a dead letter: why it was given up, its headers and its content.
+    """Show a dead letter: failure reason, headers and content.
 
     Examples:
       freshline dead-letters show documents.v1-3:42
@@ -102,20 +102,20 @@ def replay(
     every: All = False,
     kind: Kind = None,
     wait: Annotated[
-        bool | None, typer.Option(help="Wait for the end of every new event; by default on a terminal.")
+        bool | None, typer.Option(help="Wait for the outcome of every new event. Default: on a terminal.")
     ] = None,
-    timeout_s: Annotated[float, typer.Option("--timeout", min=0, help="Longest such wait, in seconds.")] = 600,
+    timeout_s: Annotated[float, typer.Option("--timeout", min=0, help="Timeout of --wait in seconds.")] = 600,
     data: Data = None,
     as_json: Json = False,
 ) -> None:
-    """Send dead letters once more, after their cause is mended, and close them.
+    """Republish dead letters, after their cause is fixed, and close them.
 
-    Each becomes a new event of the same version: a document that has a newer version by now stays as it is. Running it
-    again, or being interrupted, is harmless. A record that is no document event goes as it was, and has no outcome of
-    its own.
+    Each becomes a new event of the same version; if the document has a newer version, the event is superseded. The
+    command is idempotent and can be interrupted. A record that is not a document event is sent unchanged, and has no
+    outcome.
 
-    Exit codes, where it waits: 1, an event could not be processed, and is a dead letter again. 3, an event had not
-    ended when --timeout was over; it goes on.
+    Exit codes with --wait: 1, an event could not be processed, and is a dead letter again. 3, an event was still in
+    progress at the timeout.
 
     Examples:
       freshline dead-letters replay documents.v1-3:42
@@ -126,27 +126,28 @@ def replay(
     _check_choice(ids, every=every, kind=kind)
     wait_s = timeout_s if (sys.stderr.isatty() if wait is None else wait) else None
     sent = asyncio.run(_replay(find(data), ids, kind, wait_s))
-    outcomes = Counter(one["outcome"] for one in sent if one["event_id"]) if wait_s is not None else Counter()
+    outcomes = Counter(row["outcome"] for row in sent if row["event_id"]) if wait_s is not None else Counter()
     if as_json:
         print_json({"replayed": sent})
     else:
-        for one in sent:
-            out.print(f"{one['letter_id']}: {_replayed(one)}")
-        how = ", ".join(f"{count} {outcome or 'under way'}" for outcome, count in outcomes.items())
+        for row in sent:
+            out.print(f"{row['letter_id']}: {_replayed(row)}")
+        counts = ", ".join(f"{count} {outcome or 'in progress'}" for outcome, count in outcomes.items())
         out.print(
-            f"{len(sent)} sent again" + (f": {how}" if how else ": `freshline dead-letters list` shows if any fail")
+            f"{len(sent)} replayed"
+            + (f": {counts}" if counts else "; `freshline dead-letters list` shows new failures")
         )
     if outcomes["dead_letter"]:
-        raise fail(f"{outcomes['dead_letter']} could not be processed again: see `freshline dead-letters list`")
+        raise fail(f"{outcomes['dead_letter']} failed again: see `freshline dead-letters list`")
     if outcomes[None]:
         raise fail(
-            f"{outcomes[None]} have not ended within {timeout_s:g} s: `freshline lag` shows whether workers are there",
+            f"{outcomes[None]} still in progress after {timeout_s:g} s: check for active workers with `freshline lag`",
             UNFINISHED,
         )
 
 
 def drop(*, ids: Ids = None, every: All = False, kind: Kind = None, data: Data = None, as_json: Json = False) -> None:
-    """Close dead letters without doing anything else: their documents stay as they are.
+    """Close dead letters without replaying them. Their documents stay unchanged.
 
     Examples:
       freshline dead-letters drop documents.v1-3:42
@@ -164,46 +165,46 @@ def drop(*, ids: Ids = None, every: All = False, kind: Kind = None, data: Data =
 
 def _check_choice(ids: Sequence[str] | None, *, every: bool, kind: str | None) -> None:
     if bool(ids) == every or (kind and not every):
-        raise fail("name letters, or say --all, with --kind for those of one kind", MISUSED)
+        raise fail("give ids of dead letters, or --all, optionally with --kind", MISUSED)
 
 
 async def _open(settings: "Settings", kind: str | None) -> "list[DeadLetterRecord]":
-    async with _parked(settings) as letters:
+    async with _opened_queue(settings) as letters:
         return await letters.open(kind=kind)
 
 
 async def _chosen_letters(settings: "Settings", ids: Sequence[str]) -> "list[DeadLetterRecord]":
-    async with _parked(settings) as letters:
+    async with _opened_queue(settings) as letters:
         return await _chosen(letters, ids, None)
 
 
-def _replayed(one: dict[str, Any]) -> str:
-    where = f"event {one['event_id']} at {one['position']}" if one["event_id"] else "sent as it was"
-    reason = f": {one['reason']}" if one.get("reason") else ""
-    return where + (f", {one['outcome']}{reason}" if one.get("outcome") else "")
+def _replayed(row: dict[str, Any]) -> str:
+    sent = f"event {row['event_id']} at {row['position']}" if row["event_id"] else "sent unchanged"
+    reason = f": {row['reason']}" if row.get("reason") else ""
+    return sent + (f", {row['outcome']}{reason}" if row.get("outcome") else "")
 
 
 async def _replay(
     settings: "Settings", ids: Sequence[str] | None, kind: str | None, wait_s: float | None
 ) -> list[dict[str, Any]]:
-    async with _parked(settings) as letters:
+    async with _opened_queue(settings) as letters:
         chosen = await _chosen(letters, ids, kind)
-        # One after the other: those of one document keep their order.
+        # Sequentially, so that the events of a document keep their order.
         sent = [(letter, await letters.replay(letter)) for letter in chosen]
-    told = [done.model_dump(mode="json") for _, done in sent]
+    rows = [replayed.model_dump(mode="json") for _, replayed in sent]
     if wait_s is None:
-        return told
+        return rows
     from freshline.cli.replayed import outcomes_of  # noqa: PLC0415 - heavy
 
     ended = await outcomes_of(settings, sent, timeout_s=wait_s)
-    for one in told:
-        found = ended.get(one["event_id"])
-        one["outcome"], one["reason"] = (str(found.outcome), found.reason) if found else (None, None)
-    return told
+    for row in rows:
+        end = ended.get(row["event_id"])
+        row["outcome"], row["reason"] = (str(end.outcome), end.reason) if end else (None, None)
+    return rows
 
 
 async def _drop(settings: "Settings", ids: Sequence[str] | None, kind: str | None) -> list[str]:
-    async with _parked(settings) as letters:
+    async with _opened_queue(settings) as letters:
         chosen = await _chosen(letters, ids, kind)
         for letter in chosen:
             await letters.drop(letter)
@@ -211,17 +212,17 @@ async def _drop(settings: "Settings", ids: Sequence[str] | None, kind: str | Non
 
 
 async def _chosen(letters: "DeadLetterQueue", ids: Sequence[str] | None, kind: str | None) -> "list[DeadLetterRecord]":
-    """The letters that are named, all of them or none; else all of the kind."""
-    there = {letter.letter_id: letter for letter in await letters.open(kind=kind)}
+    """The dead letters with these ids, or all of the kind. Fails if any id has no open dead letter."""
+    by_id = {letter.letter_id: letter for letter in await letters.open(kind=kind)}
     if ids is None:
-        return list(there.values())
-    if missing := [name for name in ids if name not in there]:
-        raise fail(f"there is no open dead letter {', '.join(missing)}: see `freshline dead-letters list`")
-    return [there[name] for name in dict.fromkeys(ids)]
+        return list(by_id.values())
+    if missing := [letter_id for letter_id in ids if letter_id not in by_id]:
+        raise fail(f"no open dead letter {', '.join(missing)}: see `freshline dead-letters list`")
+    return [by_id[letter_id] for letter_id in dict.fromkeys(ids)]
 
 
 @asynccontextmanager
-async def _parked(settings: "Settings") -> "AsyncIterator[DeadLetterQueue]":
+async def _opened_queue(settings: "Settings") -> "AsyncIterator[DeadLetterQueue]":
     from infra.kafka.producer import KafkaProducer  # noqa: PLC0415 - heavy
     from infra.kafka.reading import read_to_end  # noqa: PLC0415 - as above
     from infra.redis.connect import connect_redis  # noqa: PLC0415 - as above
@@ -232,8 +233,8 @@ async def _parked(settings: "Settings") -> "AsyncIterator[DeadLetterQueue]":
     producer = await KafkaProducer.open(settings)
     redis = connect_redis(settings.redis)
     try:
-        placing = EventLog(producer, RedisEventStates(redis, settings.names))
-        yield DeadLetterQueue(partial(read_to_end, settings), producer, placing)
+        event_log = EventLog(producer, RedisEventStates(redis, settings.names))
+        yield DeadLetterQueue(partial(read_to_end, settings), producer, event_log)
     finally:
         await redis.aclose()
         await producer.close()

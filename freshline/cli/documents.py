@@ -1,4 +1,4 @@
-"""``ingest`` and ``delete``: sending documents."""
+"""``ingest`` and ``delete``: send documents and deletions."""
 
 import asyncio
 import gzip
@@ -24,14 +24,14 @@ from freshline.cli.terminal import (
     stopped_like_ctrl_c,
 )
 
-if TYPE_CHECKING:  # the connectors are heavy, and only run when a command does
+if TYPE_CHECKING:  # heavy
     from freshline.cli.ingest_report import Report
     from infra.settings import Settings
     from ingest.connectors.client import IngestClient, Progress, Summary
     from ingest.connectors.outcomes import EventOutcomes
 
 _FOLLOW_S: Final = 0.5
-"""Pause between two questions for the outcomes of what a source without an end has sent."""
+"""Interval at which the outcomes of an unbounded source's events are polled."""
 
 
 def register(app: typer.Typer) -> None:
@@ -47,44 +47,45 @@ def ingest(
     start: Annotated[
         str | None, typer.Option("--from", help="With --git: replay the history from this revision.")
     ] = None,
-    follow: Annotated[bool, typer.Option("--follow", help="With --git: go on with new commits.")] = False,
+    follow: Annotated[bool, typer.Option("--follow", help="With --git: keep sending new commits.")] = False,
     events: Annotated[
         Path | None, typer.Option(exists=True, dir_okay=False, help="Recorded history to ingest, .jsonl or .jsonl.gz.")
     ] = None,
-    watch: Annotated[bool, typer.Option("--watch", help="With a directory: go on with every change.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="With a directory: keep sending changes.")] = False,
     yes: Annotated[
-        bool, typer.Option("--yes", help="Delete even where a listing lacks much of what was there.")
+        bool, typer.Option("--yes", help="Confirm the deletion of more than 10 documents that are over 10 % of all.")
     ] = False,
     name: Annotated[
-        str | None, typer.Option(help="Name of the source, which owns its documents; by default made of where it is.")
+        str | None,
+        typer.Option(help="Name of the source, which owns its documents. Default: derived from machine and path."),
     ] = None,
-    prefix: Annotated[str, typer.Option(help="Put before every document id, as it is: handbook/")] = "",
+    prefix: Annotated[str, typer.Option(help="Prefix of every document id, such as handbook/")] = "",
     take_over: Annotated[
-        bool, typer.Option("--take-over", help="Replace and delete documents that another source owns, and own them.")
+        bool, typer.Option("--take-over", help="Replace and delete documents of other sources, and become the owner.")
     ] = False,
     wait: Annotated[
         bool | None,
         typer.Option(
-            help="Wait for the end of every event; by default on a terminal, and with --watch and --follow, where it "
-            "names what does not become searchable."
+            help="Wait for the outcome of every event. Default: on a terminal, and with --watch and --follow, which "
+            "print the documents that do not become searchable."
         ),
     ] = None,
     allow_partial: Annotated[
-        bool, typer.Option("--allow-partial", help="Exit with 0 where nothing failed but something was left out.")
+        bool, typer.Option("--allow-partial", help="Exit with 0 instead of 4 if documents or files were skipped.")
     ] = False,
-    timeout_s: Annotated[float, typer.Option("--timeout", min=0, help="Longest such wait, in seconds.")] = 3600,
+    timeout_s: Annotated[float, typer.Option("--timeout", min=0, help="Timeout of --wait in seconds.")] = 3600,
     data: Data = None,
     as_json: Json = False,
 ) -> None:
-    """Send documents, their updates and their deletes. Running it again sends only what has changed.
+    """Send documents, updates and deletions. A repeated run sends changes only.
 
-    What is not searchable in the end is named, with the reason: on a terminal the first 20 of each kind, with --json
-    all. `searchable` in the JSON is true where everything that this run had to send is searchable.
+    Documents that do not become searchable are listed with the reason: the first 20 of each kind on a terminal, all
+    with --json. `searchable` in the JSON is true if everything that this run sent is searchable.
 
-    Exit codes, the first that is true: 1, a document was refused or could not be processed; the others are sent. 3, an
-    event had not ended when --timeout was over; it goes on. 4, nothing failed, but something was left out: files
-    without text, files of other types, documents of which the service has a newer version. 0, everything is sent, and
-    searchable if it was waited for. Without waiting only refusals and files of other types are known.
+    Exit codes, the first that applies: 1, a document was rejected or could not be processed; all others were sent. 3,
+    an event was still in progress at the timeout. 4, nothing failed, but something was skipped: files without text,
+    files of unsupported types, documents of which the service has a newer version. 0, everything was sent and, with
+    --wait, is searchable. Without --wait only rejections and unsupported files are known.
 
     Examples:
       freshline ingest ./handbook
@@ -94,9 +95,9 @@ def ingest(
       freshline ingest --events history.jsonl.gz --wait --json
     """
     if sum(source is not None for source in (directory, git, events)) != 1:
-        raise fail("name one source: a directory, --git REPO or --events FILE", MISUSED)
+        raise fail("give one source: a directory, --git REPO or --events FILE", MISUSED)
     if (watch and directory is None) or ((follow or start) and git is None):
-        raise fail("--watch goes with a directory; --from and --follow go with --git", MISUSED)
+        raise fail("--watch requires a directory; --from and --follow require --git", MISUSED)
     from freshline.installation import find  # noqa: PLC0415 - heavy
     from ingest.connectors.guard import TooManyDeletions  # noqa: PLC0415 - as above
 
@@ -119,7 +120,7 @@ def ingest(
     except TooManyDeletions as error:
         raise fail(f"{error}: --yes") from None
     except KeyboardInterrupt:
-        if source.endless:  # that is how watching ends
+        if source.endless:  # Ctrl-C is how watching ends
             return
         raise
     report.show_findings()
@@ -135,15 +136,15 @@ def ingest(
 
 def delete(
     *,
-    document_id: Annotated[str, typer.Argument(help="Document to delete.")],
-    wait: Annotated[bool, typer.Option(help="Return when it is gone from all answers.")] = True,
+    document_id: Annotated[str, typer.Argument(help="Id of the document.")],
+    wait: Annotated[bool, typer.Option(help="Wait until no answer contains the document.")] = True,
     data: Data = None,
     as_json: Json = False,
 ) -> None:
-    """Delete a document; it is gone from all answers when this returns with exit code 0.
+    """Delete a document. After exit code 0, no answer contains it, cached or not.
 
-    Exit codes: 1, it is not deleted, since a newer version stands or the deletion could not be processed. 3, the
-    deletion is accepted, but had not ended after a minute.
+    Exit codes: 1, it was not deleted: a newer version exists, or the deletion could not be processed. 3, the deletion
+    is accepted, but was still in progress after a minute.
 
     Examples:
       freshline delete guides/travel.md
@@ -162,8 +163,8 @@ def delete(
         return
     if outcome is None:
         raise fail(
-            f"the deletion of {document_id} is accepted but has not ended yet: `freshline lag` shows whether workers "
-            f"are there; GET /v1/events/{deletion['event_id']} tells how it ends",
+            f"the deletion of {document_id} is accepted but still in progress: check for active workers with "
+            f"`freshline lag`; GET /v1/events/{deletion['event_id']} returns its outcome",
             UNFINISHED,
         )
     raise fail(f"{document_id} is not deleted: {outcome}: {deletion['reason']}")
@@ -171,7 +172,7 @@ def delete(
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where documents come from: exactly one of the three; and how, as the options of ``ingest`` say."""
+    """A source of documents, exactly one of the three, with the options of ``ingest``."""
 
     directory: Path | None = None
     git: Path | None = None
@@ -185,8 +186,8 @@ class Source:
     take_over: bool = False
     log_path: Path | None = None
 
-    async def send(self, client: "IngestClient", told: "Progress") -> "Summary":
-        """Send everything; see the connectors for what can go wrong and for ``log_path``."""
+    async def send(self, client: "IngestClient", progress: "Progress") -> "Summary":
+        """Send everything. Errors and ``log_path``: see the connectors."""
         from ingest.connectors.event_file import ingest_event_file  # noqa: PLC0415 - heavy
         from ingest.connectors.folder import ingest_folder  # noqa: PLC0415 - as above
         from ingest.connectors.git import ingest_git  # noqa: PLC0415 - as above
@@ -195,7 +196,13 @@ class Source:
         options = SourceOptions(self.name, self.prefix, self.take_over)
         if self.directory is not None:
             return await ingest_folder(
-                client, self.directory, options, watch=self.endless, yes=self.yes, progress=told, log_path=self.log_path
+                client,
+                self.directory,
+                options,
+                watch=self.endless,
+                yes=self.yes,
+                progress=progress,
+                log_path=self.log_path,
             )
         if self.git is not None:
             return await ingest_git(
@@ -205,15 +212,15 @@ class Source:
                 start=self.start,
                 follow=self.endless,
                 yes=self.yes,
-                progress=told,
+                progress=progress,
                 log_path=self.log_path,
             )
         if self.events is not None:
-            return await ingest_event_file(client, self.events, options, progress=told, log_path=self.log_path)
+            return await ingest_event_file(client, self.events, options, progress=progress, log_path=self.log_path)
         raise ValueError("there is no source")
 
     def count(self) -> int | None:
-        """How many events a first run sends, where that can be told beforehand."""
+        """Number of events that a first run sends; None if unknown."""
         from ingest.connectors.files import list_folder  # noqa: PLC0415 - heavy
 
         if self.directory is not None and not self.endless:
@@ -226,12 +233,12 @@ class Source:
 
 
 async def send_and_wait(settings: "Settings", source: Source, wait_s: float | None) -> "Report":
-    """Send everything, showing progress; then ask how each event ended, unless ``wait_s`` is None.
+    """Send everything and show progress; then wait for the outcome of each event, unless ``wait_s`` is None.
 
-    A source without an end is followed, and what does not become searchable is told, until it is cancelled.
+    An unbounded source is followed until cancellation. Documents that do not become searchable are printed.
 
     Raises:
-        Exception: nothing was sent. What ended a run that had sent something is in the report.
+        Exception: nothing was sent. An error after the first event is in the report.
     """
     from freshline.cli.ingest_report import Report  # noqa: PLC0415 - heavy
     from freshline.services import ingest_client  # noqa: PLC0415 - as above
@@ -243,24 +250,24 @@ async def send_and_wait(settings: "Settings", source: Source, wait_s: float | No
         outcomes = EventOutcomes()
         if source.endless:
             async with _followed(client, outcomes, wanted=wait_s is not None):
-                with _progress_shown(total, outcomes) as told:
-                    return Report(await source.send(client, told), outcomes, wait_s)
+                with _progress_shown(total, outcomes) as progress:
+                    return Report(await source.send(client, progress), outcomes, wait_s)
         summary, error = await _sent(client, source, total)
         if wait_s is not None and summary.events and not isinstance(error, ServiceUnavailable):
             outcomes.expect(summary.events)
-            with _outcomes_shown(len(summary.events)) as known:
-                await wait_for_outcomes(client, outcomes, timeout_s=wait_s, told=known)
+            with _outcomes_shown(len(summary.events)) as show_outcomes:
+                await wait_for_outcomes(client, outcomes, timeout_s=wait_s, progress=show_outcomes)
         return Report(summary, outcomes, wait_s, error)
 
 
 async def _sent(client: "IngestClient", source: Source, total: int | None) -> "tuple[Summary, Exception | None]":
-    """What was sent, and the error that kept the rest from it."""
+    """Send everything; returns the summary, and the error that ended the run early, if any."""
     latest: list[Summary] = []
-    with _progress_shown(total) as told:
+    with _progress_shown(total) as progress:
 
         def note(summary: "Summary") -> None:
             latest[:] = [summary]
-            told(summary)
+            progress(summary)
 
         try:
             return await source.send(client, note), None
@@ -272,16 +279,16 @@ async def _sent(client: "IngestClient", source: Source, total: int | None) -> "t
 
 @asynccontextmanager
 async def _followed(client: "IngestClient", outcomes: "EventOutcomes", *, wanted: bool) -> "AsyncIterator[None]":
-    """While the context lasts, name each expected event that ends without becoming searchable; or just forget them."""
+    """Poll outcomes and print documents that do not become searchable; if not ``wanted``, discard expected events."""
     from freshline.cli.ingest_report import show_ended  # noqa: PLC0415 - heavy
-    from ingest.connectors.client import Refused, ServiceUnavailable  # noqa: PLC0415 - as above
+    from ingest.connectors.client import Rejected, ServiceUnavailable  # noqa: PLC0415 - as above
 
     async def follow() -> None:
         while True:
             try:
                 await outcomes.read(client)
-            except (Refused, ServiceUnavailable) as error:
-                err.print(f"how events end is not known for now: {error}", style="red")
+            except (Rejected, ServiceUnavailable) as error:
+                err.print(f"outcomes of events cannot be read: {error}", style="red")
             show_ended(outcomes.ended)
             outcomes.ended.clear()
             await asyncio.sleep(_FOLLOW_S)
@@ -301,13 +308,14 @@ async def _followed(client: "IngestClient", outcomes: "EventOutcomes", *, wanted
 
 @contextmanager
 def _progress_shown(total: int | None, endless: "EventOutcomes | None" = None) -> "Iterator[Progress]":
-    """A bar with the rate, while the context lasts.
+    """Show a progress bar with the rate.
 
-    A source without an end gives its events to ``endless``, names at once what it does not send, and keeps a log.
+    For an unbounded source, ``endless`` receives the sent events; documents that are not sent are printed at once,
+    and on standard error that is not a terminal, the counts whenever they change.
     """
     from rich import progress  # noqa: PLC0415 - heavy
 
-    from freshline.cli.ingest_report import counts, passed_over, refused, show_lines  # noqa: PLC0415 - as above
+    from freshline.cli.ingest_report import counts, rejected, show_lines, skipped  # noqa: PLC0415 - as above
 
     columns = (
         progress.TextColumn("{task.description}"),
@@ -317,11 +325,11 @@ def _progress_shown(total: int | None, endless: "EventOutcomes | None" = None) -
         progress.TimeElapsedColumn(),
     )
     failures, last = 0, ""
-    named: set[str] = set()
+    printed: set[str] = set()
     with progress.Progress(*columns, console=err) as bar:
         task = bar.add_task("documents sent", total=total, rate="")
 
-        def told(summary: "Summary") -> None:
+        def update(summary: "Summary") -> None:
             nonlocal failures, last
             done = summary.sent + summary.skipped + summary.deleted + len(summary.failed)
             elapsed_s = bar.tasks[task].elapsed
@@ -330,21 +338,22 @@ def _progress_shown(total: int | None, endless: "EventOutcomes | None" = None) -
             if endless is not None:
                 endless.expect(summary.events)
                 summary.events.clear()
-                show_lines([refused(one.document_id, one.reason) for one in summary.failed[failures:]], style="red")
+                new = summary.failed[failures:]
+                show_lines([rejected(failure.document_id, failure.reason) for failure in new], style="red")
                 failures = len(summary.failed)
-                show_lines([passed_over(*one) for one in summary.passed_over.items() if one[0] not in named])
-                named.update(summary.passed_over)
+                show_lines([skipped(*item) for item in summary.passed_over.items() if item[0] not in printed])
+                printed.update(summary.passed_over)
                 if not err.is_terminal and (now := counts(summary)) != last:
                     err.print(now)
                     last = now
 
-        yield told
+        yield update
         bar.update(task, total=bar.tasks[task].completed)
 
 
 @contextmanager
 def _outcomes_shown(total: int) -> "Iterator[Callable[[EventOutcomes], None]]":
-    """A bar of the events that have ended, while the context lasts."""
+    """Show a progress bar of the events with an outcome."""
     from rich import progress  # noqa: PLC0415 - heavy
 
     columns = (
@@ -359,7 +368,7 @@ def _outcomes_shown(total: int) -> "Iterator[Callable[[EventOutcomes], None]]":
 
 
 async def _delete(settings: "Settings", document_id: str, *, wait: bool) -> dict[str, Any]:
-    """The accepted deletion; where it was waited for, with its outcome, which is None if it has not ended."""
+    """Delete a document; the result includes the outcome if ``wait``, which is None if it is in progress."""
     from freshline.services import NotEnded, connect_services  # noqa: PLC0415 - heavy
 
     async with connect_services(settings) as services:

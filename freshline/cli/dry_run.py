@@ -1,4 +1,4 @@
-"""``dry-run``: which cached answers an edit would change."""
+"""``dry-run``: show which cached answers an edit would change."""
 
 import asyncio
 from dataclasses import asdict
@@ -12,11 +12,11 @@ from freshline.cli.terminal import MISUSED, Data, Json, add_command, fail, out, 
 if TYPE_CHECKING:
     from streams.dry_run import DryRunResult, Touched
 
-_WHY: Final = {
-    "cites": "cites a passage that goes or is stored anew",
-    "comes_in": "a new passage comes in",
-    "unclear": "may change: too little of it is known, so it would be retrieved again",
-    "unjudged": "is dropped unjudged: the edit changes more at once than is judged",
+_REASONS: Final = {
+    "cites": "cites a passage that is removed or rewritten",
+    "comes_in": "a new passage enters the results",
+    "unclear": "may change: the stored candidates do not decide it, so it is retrieved again",
+    "unjudged": "is invalidated without evaluation: the edit exceeds the evaluation limit",
 }
 
 
@@ -29,17 +29,17 @@ def dry_run(
     *,
     file: Annotated[Path | None, typer.Argument(exists=True, dir_okay=False, help="The edited document.")] = None,
     document_id: Annotated[
-        str | None, typer.Option("--id", help="Id of the document; by default the path as it is given.")
+        str | None, typer.Option("--id", help="Id of the document. Default: the path as given.")
     ] = None,
-    delete: Annotated[str | None, typer.Option(help="Instead of a file: a document to delete.")] = None,
-    title: Annotated[str | None, typer.Option(help="Title, as it would be sent.")] = None,
-    group: Annotated[list[str] | None, typer.Option(help="Group that may see it; repeat for several.")] = None,
+    delete: Annotated[str | None, typer.Option(help="Id of a document to delete, instead of a file.")] = None,
+    title: Annotated[str | None, typer.Option(help="Title to send.")] = None,
+    group: Annotated[list[str] | None, typer.Option(help="Group that can read the document. Repeatable.")] = None,
     data: Data = None,
     as_json: Json = False,
 ) -> None:
-    """Tell which cached answers an edit would change, before it is sent. Nothing is written or dropped.
+    """Show which cached answers an edit would change. Writes and invalidates nothing.
 
-    Attributes that are not given are none, as in an upload without them. The answers are those of this moment.
+    Omitted attributes are empty, as in an upload without them. Evaluates the answers that are cached now.
 
     Examples:
       freshline dry-run guides/travel.md
@@ -47,8 +47,8 @@ def dry_run(
       freshline dry-run --delete guides/travel.md
     """
     if (file is None) == (delete is None):
-        raise fail("name a file, or --delete DOCUMENT", MISUSED)
-    from freshline.dry_run import dry_run as rehearse  # noqa: PLC0415 - heavy
+        raise fail("give a file, or --delete DOCUMENT", MISUSED)
+    from freshline.dry_run import dry_run as evaluate  # noqa: PLC0415 - heavy
     from freshline.installation import find  # noqa: PLC0415 - as above
     from infra.embedding.port import EmbeddingError  # noqa: PLC0415 - as above
     from infra.opensearch.port import IndexUnavailable  # noqa: PLC0415 - as above
@@ -58,8 +58,8 @@ def dry_run(
 
     name = delete if file is None else document_id or file.as_posix()
     try:
-        found = asyncio.run(
-            rehearse(
+        result = asyncio.run(
+            evaluate(
                 find(data),
                 name or "",
                 None if file is None else file.read_bytes(),
@@ -69,30 +69,31 @@ def dry_run(
             )
         )
     except (UnsupportedType, Unprocessable) as error:
-        raise fail(f"it would be refused: {error}") from None
+        raise fail(f"it would be rejected: {error}") from None
     except NotNow as error:
         raise fail(str(error)) from None
     except (IndexUnavailable, CacheUnavailable, EmbeddingError) as error:
-        raise fail(f"{error}: is the stack up? see `freshline status`") from None
+        raise fail(f"{error}: check `freshline status`") from None
     if as_json:
-        print_json({"document_id": name, **asdict(found)})
+        print_json({"document_id": name, **asdict(result)})
     else:
-        _show(name or "", found)
+        _show(name or "", result)
 
 
-def _show(name: str, found: "DryRunResult") -> None:
+def _show(name: str, result: "DryRunResult") -> None:
     out.print(
-        f"{name}: {found.added} passages would be written, {found.removed} taken away, {found.kept} kept; "
-        f"{len(found.touched)} of {found.answers} cached answers would change.",
+        f"{name}: {result.added} passages would be written, {result.removed} removed, {result.kept} kept; "
+        f"{len(result.touched)} of {result.answers} cached answers would change.",
         style="bold",
     )
-    for one in found.touched:
-        readers = f" (groups {', '.join(one.groups)})" if one.groups else ""
-        out.print(f"  {one.question}{readers}", style="cyan")
-        out.print(f"    {_WHY[one.why]}{_places(one)}" + (f": {one.passage}" if one.passage else ""), style="dim")
+    for answer in result.touched:
+        groups = f" (groups {', '.join(answer.groups)})" if answer.groups else ""
+        passage = f": {answer.passage}" if answer.passage else ""
+        out.print(f"  {answer.question}{groups}", style="cyan")
+        out.print(f"    {_REASONS[answer.why]}{_ranks(answer)}{passage}", style="dim")
 
 
-def _places(one: "Touched") -> str:
-    legs = {"vector": one.vector_rank, "lexical": one.lexical_rank}
-    told = [f"place {rank} of the {leg} leg" for leg, rank in legs.items() if rank is not None]
-    return f" ({', '.join(told)})" if told else ""
+def _ranks(answer: "Touched") -> str:
+    ranks = {"vector": answer.vector_rank, "lexical": answer.lexical_rank}
+    texts = [f"{retriever} rank {rank}" for retriever, rank in ranks.items() if rank is not None]
+    return f" ({', '.join(texts)})" if texts else ""

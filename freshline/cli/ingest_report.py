@@ -1,5 +1,6 @@
-"""What ``ingest`` reports: what became of each event and each file, and the exit code that follows from it."""
+"""Report of an ``ingest`` run: the outcome of each event and file, and the exit code."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -7,21 +8,21 @@ from typing import Any, Final
 
 from freshline.cli.terminal import FAILED, INCOMPLETE, UNFINISHED, err, out
 from ingest.connectors.client import SentEvent, Summary
-from ingest.connectors.outcomes import EndedEvent, EventOutcomes, Findings, find
+from ingest.connectors.outcomes import EndedEvent, EventOutcomes, Findings, classify
 
-_SHOWN: Final = 20
-"""Lines of one kind on a terminal; all of them are in the JSON."""
+_MAX_LINES: Final = 20
+"""Lines of one kind on a terminal. The JSON has all."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """A run of ``ingest`` at its end.
+    """Result of an ``ingest`` run.
 
     Attributes:
-        summary: what was sent, and what was not.
-        outcomes: how the events ended that were sent.
-        wait_s: longest wait for outcomes, in seconds; None where they were not asked for.
-        error: what kept the rest of the source from being sent.
+        summary: documents sent, rejected and skipped.
+        outcomes: outcomes of the sent events.
+        wait_s: timeout of the wait for outcomes, in seconds; None without a wait.
+        error: error that ended the run before the whole source was sent.
     """
 
     summary: Summary
@@ -31,39 +32,42 @@ class Report:
 
     @cached_property
     def findings(self) -> Findings:
-        """The outcomes, sorted out."""
-        return find(self.outcomes.ended)
+        """The outcomes, classified."""
+        return classify(self.outcomes.ended)
 
     @property
     def failed(self) -> int:
-        """Documents that were refused, and events that could not be processed."""
+        """Number of rejected documents and of events that could not be processed."""
         return len(self.summary.failed) + len(self.findings.failed)
 
     @property
     def under_way(self) -> Sequence[SentEvent]:
-        """Events that were waited for in vain."""
+        """Events without an outcome at the timeout."""
         return self.outcomes.under_way
 
     @property
     def is_searchable(self) -> bool:
-        """Whether all that this run had to send is known to be searchable; files that were passed over do not count."""
-        found = self.findings
-        unsure = self.wait_s is None or self.error is not None or self.under_way
-        return not (unsure or self.failed or found.superseded or found.empty)
+        """Whether everything that this run sent is known to be searchable. Skipped files do not count."""
+        findings = self.findings
+        unknown = self.wait_s is None or self.error is not None or self.under_way
+        return not (unknown or self.failed or findings.superseded or findings.empty)
 
     def exit_code(self, *, allow_partial: bool = False) -> int:
-        """See ``freshline ingest --help``."""
+        """Exit code, as documented in ``freshline ingest --help``."""
         if self.failed:
             return FAILED
         if self.under_way:
             return UNFINISHED
-        left_out = self.findings.superseded or self.findings.empty or self.summary.passed_over
-        return INCOMPLETE if left_out and not allow_partial else 0
+        omitted = self.findings.superseded or self.findings.empty or self.summary.passed_over
+        return INCOMPLETE if omitted and not allow_partial else 0
 
     def as_json(self) -> dict[str, Any]:
-        """Everything, for programs."""
-        found, summary = self.findings, self.summary
-        refused = [{"document_id": one.document_id, "event_id": None, "reason": one.reason} for one in summary.failed]
+        """The full report as JSON."""
+        findings, summary = self.findings, self.summary
+        rejected = [
+            {"document_id": failure.document_id, "event_id": None, "reason": failure.reason}
+            for failure in summary.failed
+        ]
         return {
             "sent": summary.sent,
             "unchanged": summary.skipped,
@@ -72,101 +76,102 @@ class Report:
             "searchable": self.is_searchable,
             "positions": summary.positions,
             "outcomes": _counted(self.outcomes.ended),
-            "failures": [*refused, *map(_ended, found.failed)],
-            "without_passages": [_ended(one) for one in found.empty],
-            "superseded": [_ended(one) for one in found.superseded],
-            "replaced": len(found.replaced),
+            "failures": [*rejected, *map(_ended, findings.failed)],
+            "without_passages": [_ended(end) for end in findings.empty],
+            "superseded": [_ended(end) for end in findings.superseded],
+            "replaced": len(findings.replaced),
             "passed_over": [{"path": path, "reason": reason} for path, reason in summary.passed_over.items()],
             "under_way": [
-                {"document_id": one.document_id, "event_id": one.event_id, "position": str(one.position)}
-                for one in self.under_way
+                {"document_id": event.document_id, "event_id": event.event_id, "position": str(event.position)}
+                for event in self.under_way
             ],
         }
 
     def show_findings(self) -> None:
-        """Name, on standard error, all that was not sent or is not searchable."""
+        """Print everything that was not sent or is not searchable, on standard error."""
         summary = self.summary
-        show_lines([refused(one.document_id, one.reason) for one in summary.failed], style="red")
+        show_lines([rejected(failure.document_id, failure.reason) for failure in summary.failed], style="red")
         show_ended(self.outcomes.ended)
-        show_lines([passed_over(path, reason) for path, reason in summary.passed_over.items()])
-        show_lines([f"under way: {one.document_id}: event {one.event_id} at {one.position}" for one in self.under_way])
+        show_lines([skipped(path, reason) for path, reason in summary.passed_over.items()])
+        show_lines(
+            [
+                f"in progress: {event.document_id}: event {event.event_id} at {event.position}"
+                for event in self.under_way
+            ]
+        )
         if self.findings.failed:
-            told = "could not be processed: see `freshline dead-letters list`"
-            err.print(f"{len(self.findings.failed)} {told}", style="red")
+            text = "could not be processed: see `freshline dead-letters list`"
+            err.print(f"{len(self.findings.failed)} {text}", style="red")
         if self.under_way:
-            why = self.outcomes.problem or f"within {self.wait_s or 0:g} s"
+            why = self.outcomes.problem or f"timeout of {self.wait_s or 0:g} s"
             err.print(
-                f"{len(self.under_way)} events are not known to have ended ({why}). They lose nothing by waiting: "
-                "`freshline lag` shows whether workers are there, and `freshline dead-letters list` afterwards what "
-                "could not be processed",
+                f"{len(self.under_way)} events have no known outcome yet ({why}). They are durable in the stream: "
+                "check for active workers with `freshline lag`, and for failures with `freshline dead-letters list`",
                 style="red",
             )
 
     def show_counts(self) -> None:
-        """The result, in a line."""
+        """Print the result in one line."""
         out.print(f"{counts(self.summary, self.findings)}{self._conclusion()}")
 
     def _conclusion(self) -> str:
         if not self.summary.sent and not self.summary.deleted:
             return ""
         if self.wait_s is None:
-            return "; how they end was not waited for (--wait)"
+            return "; did not wait for outcomes (--wait)"
         if self.error is not None:
             return "; the rest was not sent"
         if self.is_searchable:
-            return "; all that was sent is searchable"
-        return f"; {len(self.under_way)} under way" if self.under_way else "; not all that was sent is searchable"
+            return "; everything sent is searchable"
+        return f"; {len(self.under_way)} in progress" if self.under_way else "; not everything sent is searchable"
 
 
-def counts(summary: Summary, found: Findings | None = None) -> str:
-    """What was done, in numbers."""
-    failed = len(summary.failed) + (len(found.failed) if found else 0)
+def counts(summary: Summary, findings: Findings | None = None) -> str:
+    """The counts of a run as text."""
+    failed = len(summary.failed) + (len(findings.failed) if findings else 0)
     parts = [f"{summary.sent} sent, {summary.skipped} unchanged, {summary.deleted} deleted, {failed} failed"]
-    if found:
-        parts += [f"{len(found.empty)} without passages"] if found.empty else []
-        parts += [f"{len(found.superseded)} superseded"] if found.superseded else []
-        parts += [f"{len(found.replaced)} replaced by later versions"] if found.replaced else []
-    parts += [f"{len(summary.passed_over)} passed over"] if summary.passed_over else []
+    if findings:
+        parts += [f"{len(findings.empty)} without passages"] if findings.empty else []
+        parts += [f"{len(findings.superseded)} superseded"] if findings.superseded else []
+        parts += [f"{len(findings.replaced)} replaced by later versions"] if findings.replaced else []
+    parts += [f"{len(summary.passed_over)} skipped"] if summary.passed_over else []
     return ", ".join(parts)
 
 
 def show_ended(ended: Sequence[EndedEvent]) -> None:
-    """Name the events whose content cannot be found, with the reason."""
-    found = find(ended)
-    show_lines([_failed(one) for one in found.failed], style="red")
-    show_lines([f"{one.event.document_id}: 0 passages: {one.reason or 'no text'}" for one in found.empty])
-    show_lines([f"superseded: {one.event.document_id}: {one.reason}" for one in found.superseded])
+    """Print the events whose content is not searchable, with the reason."""
+    findings = classify(ended)
+    show_lines([_failed(end) for end in findings.failed], style="red")
+    show_lines([f"{end.event.document_id}: 0 passages: {end.reason or 'no text'}" for end in findings.empty])
+    show_lines([f"superseded: {end.event.document_id}: {end.reason}" for end in findings.superseded])
 
 
 def show_lines(lines: Sequence[str], *, style: str = "yellow") -> None:
-    """As many of the lines as people read, and how many more there are."""
-    for line in lines[:_SHOWN]:
+    """Print the first lines, and the number of the others."""
+    for line in lines[:_MAX_LINES]:
         err.print(line, style=style)
-    if len(lines) > _SHOWN:
-        err.print(f"… and {len(lines) - _SHOWN} more like these: --json has all", style=style)
+    if len(lines) > _MAX_LINES:
+        err.print(f"… and {len(lines) - _MAX_LINES} more; --json lists all", style=style)
 
 
-def refused(document_id: str, reason: str) -> str:
-    """A document that was not sent."""
+def rejected(document_id: str, reason: str) -> str:
+    """Line for a document that was not sent."""
     return f"not sent: {document_id}: {reason}"
 
 
-def passed_over(path: str, reason: str) -> str:
-    """A file that is no document."""
-    return f"passed over: {path}: {reason}"
+def skipped(path: str, reason: str) -> str:
+    """Line for a file that is not a document."""
+    return f"skipped: {path}: {reason}"
 
 
-def _failed(one: EndedEvent) -> str:
-    what = "deletion" if one.event.deleted else "document"
-    return f"not processed: {one.event.document_id}: {one.reason or f'the {what} is a dead letter'}"
+def _failed(end: EndedEvent) -> str:
+    subject = "deletion" if end.event.deleted else "document"
+    return f"not processed: {end.event.document_id}: {end.reason or f'the {subject} is a dead letter'}"
 
 
-def _ended(one: EndedEvent) -> dict[str, Any]:
-    return {"document_id": one.event.document_id, "event_id": one.event.event_id, "reason": one.reason}
+def _ended(end: EndedEvent) -> dict[str, Any]:
+    return {"document_id": end.event.document_id, "event_id": end.event.event_id, "reason": end.reason}
 
 
 def _counted(ended: Sequence[EndedEvent]) -> dict[str, int]:
-    numbers: dict[str, int] = {}
-    for one in ended:
-        numbers[str(one.outcome)] = numbers.get(str(one.outcome), 0) + 1
-    return numbers
+    return dict(Counter(str(end.outcome) for end in ended))

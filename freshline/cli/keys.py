@@ -1,4 +1,4 @@
-"""``keys``: issuing, listing, rotating and revoking API keys."""
+"""``keys``: create, list, rotate and revoke API keys."""
 
 import asyncio
 import secrets
@@ -12,7 +12,7 @@ import typer
 
 from freshline.cli.terminal import MISUSED, Data, Json, add_command, err, fail, out, print_json
 
-if TYPE_CHECKING:  # heavy, and only there when a command has run
+if TYPE_CHECKING:  # heavy
     from infra.opensearch.keys import OpenSearchKeys
     from infra.settings import Settings
     from schemas.credentials import ApiKey
@@ -23,7 +23,7 @@ _HOUR_MS: Final = 3_600_000.0
 keys = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
-    help="""API keys: who may ask, upload and operate, for which tenant.
+    help="""API keys: tenant, scopes and groups of each client.
 
 \b
 Examples:
@@ -44,19 +44,17 @@ def register(app: typer.Typer) -> None:
 
 def create(
     *,
-    label: Annotated[str, typer.Argument(help="Who gets it, for people.")],
-    tenant: Annotated[str | None, typer.Option(help="Whose documents; by default the default tenant's.")] = None,
-    scope: Annotated[
-        list[str] | None, typer.Option(help="query, ingest or admin; repeatable. By default query.")
-    ] = None,
-    group: Annotated[list[str] | None, typer.Option(help="A group whose documents it may find; repeatable.")] = None,
-    expires_days: Annotated[
-        float | None, typer.Option(min=0.0, help="When it ends by itself; never if not given.")
-    ] = None,
+    label: Annotated[str, typer.Argument(help="Label: the holder of the key.")],
+    tenant: Annotated[str | None, typer.Option(help="Tenant of the key. Default: the default tenant.")] = None,
+    scope: Annotated[list[str] | None, typer.Option(help="query, ingest or admin. Repeatable. Default: query.")] = None,
+    group: Annotated[list[str] | None, typer.Option(help="Group whose documents the key can read. Repeatable.")] = None,
+    expires_days: Annotated[float | None, typer.Option(min=0.0, help="Days until it expires. Default: never.")] = None,
     data: Data = None,
     as_json: Json = False,
 ) -> None:
-    """Issue a key and print it, this once: only its hash is kept. Every process knows it within a few seconds.
+    """Create a key and print its token. Only its hash is stored, so the token cannot be shown again.
+
+    All processes accept it within a few seconds.
 
     Examples:
       freshline keys create "search page" --tenant acme --scope query --group staff
@@ -65,11 +63,11 @@ def create(
     from infra.credentials.api_keys import ID_BYTES, SECRET_BYTES, issue  # noqa: PLC0415 - heavy
     from schemas.credentials import Scope  # noqa: PLC0415 - as above
 
-    settings, now_ms = _found(data), time.time() * 1_000
-    known = [str(one) for one in Scope]
+    settings, now_ms = _settings(data), time.time() * 1_000
+    scopes = [str(member) for member in Scope]
     for name in scope or ():
-        if name not in known:
-            raise fail(f"there is no scope {name!r}: use {', '.join(known)}", MISUSED)
+        if name not in scopes:
+            raise fail(f"unknown scope {name!r}: use {', '.join(scopes)}", MISUSED)
     key, token = issue(
         secrets.token_bytes(ID_BYTES + SECRET_BYTES),
         label=label,
@@ -80,19 +78,19 @@ def create(
         expires_ms=None if expires_days is None else now_ms + expires_days * _DAY_MS,
     )
 
-    async def keep() -> None:
+    async def store_key() -> None:
         from infra.opensearch.provision import create_keys_index  # noqa: PLC0415 - heavy
 
         await create_keys_index(settings)
-        async with _opened(settings) as store:
+        async with _opened_store(settings) as store:
             await store.add(key)
 
-    asyncio.run(keep())
+    asyncio.run(store_key())
     _show_token(settings, key, str(token), as_json=as_json)
 
 
 def list_(*, data: Data = None, as_json: Json = False) -> None:
-    """Show all keys, revoked ones too; never a secret, which nobody knows but its holder.
+    """List all keys, including revoked ones. Secrets are never shown.
 
     Examples:
       freshline keys list
@@ -100,28 +98,28 @@ def list_(*, data: Data = None, as_json: Json = False) -> None:
     """
 
     async def read() -> "Sequence[ApiKey]":
-        async with _opened(_found(data)) as store:
+        async with _opened_store(_settings(data)) as store:
             return await store.keys()
 
-    found = asyncio.run(read())
+    stored = asyncio.run(read())
     if as_json:
-        print_json({"keys": [_public(key) for key in found]})
+        print_json({"keys": [_public(key) for key in stored]})
         return
-    for key in found:
+    for key in stored:
         scopes, groups = ",".join(key.scopes), ",".join(key.groups) or "-"
         out.print(f"{key.key_id}  {_state(key):8} {key.tenant:16} {scopes:20} {groups:16} {key.label}")
-    if not found:
-        err.print("there are no keys: `freshline keys create` issues one")
+    if not stored:
+        err.print("no keys: create one with `freshline keys create`")
 
 
 def rotate(
     *,
     key_id: KeyId,
-    overlap_hours: Annotated[float, typer.Option(min=0.0, help="How long the present secret goes on.")] = 24.0,
+    overlap_hours: Annotated[float, typer.Option(min=0.0, help="Hours for which the old secret stays valid.")] = 24.0,
     data: Data = None,
     as_json: Json = False,
 ) -> None:
-    """Give a key another secret and print it, this once. Both are taken until the overlap ends.
+    """Rotate the secret of a key and print the new token once. Both are accepted until the overlap ends.
 
     Examples:
       freshline keys rotate 8f14e45fceea167a
@@ -129,12 +127,12 @@ def rotate(
     """
     from infra.credentials.api_keys import SECRET_BYTES, Token, rotated  # noqa: PLC0415 - heavy
 
-    settings, random, now_ms = _found(data), secrets.token_bytes(SECRET_BYTES), time.time() * 1_000
+    settings, random, now_ms = _settings(data), secrets.token_bytes(SECRET_BYTES), time.time() * 1_000
     tokens: dict[str, Token] = {}
 
     def change(key: "ApiKey") -> "ApiKey":
         if key.revoked_ms is not None:
-            raise fail(f"key {key_id} is revoked, and stays so: issue another with `freshline keys create`")
+            raise fail(f"key {key_id} is revoked: create another one with `freshline keys create`")
         changed, tokens[key_id] = rotated(key, random, now_ms=now_ms, overlap_ms=overlap_hours * _HOUR_MS)
         return changed
 
@@ -143,7 +141,7 @@ def rotate(
 
 
 def revoke(*, key_id: KeyId, data: Data = None, as_json: Json = False) -> None:
-    """End a key for good. Every process refuses it within a few seconds.
+    """Revoke a key permanently. All processes reject it within a few seconds.
 
     Examples:
       freshline keys revoke 8f14e45fceea167a
@@ -151,21 +149,21 @@ def revoke(*, key_id: KeyId, data: Data = None, as_json: Json = False) -> None:
     from infra.credentials.api_keys import revoked  # noqa: PLC0415 - heavy
 
     now_ms = time.time() * 1_000
-    key = _changed(_found(data), key_id, lambda key: revoked(key, now_ms=now_ms))
+    key = _changed(_settings(data), key_id, lambda key: revoked(key, now_ms=now_ms))
     if as_json:
         print_json(_public(key))
     else:
         out.print(f"revoked: {key.key_id}  {key.label}")
 
 
-def _found(data: Path | None) -> "Settings":
+def _settings(data: Path | None) -> "Settings":
     from freshline.installation import find  # noqa: PLC0415 - heavy
 
     return find(data)
 
 
 @asynccontextmanager
-async def _opened(settings: "Settings") -> "AsyncIterator[OpenSearchKeys]":
+async def _opened_store(settings: "Settings") -> "AsyncIterator[OpenSearchKeys]":
     from infra.opensearch.client import connect  # noqa: PLC0415 - heavy
     from infra.opensearch.keys import OpenSearchKeys  # noqa: PLC0415 - as above
 
@@ -178,12 +176,12 @@ async def _opened(settings: "Settings") -> "AsyncIterator[OpenSearchKeys]":
 
 def _changed(settings: "Settings", key_id: str, change: "Callable[[ApiKey], ApiKey]") -> "ApiKey":
     async def run() -> "ApiKey | None":
-        async with _opened(settings) as store:
+        async with _opened_store(settings) as store:
             return await store.change(key_id, change)
 
     key = asyncio.run(run())
     if key is None:
-        raise fail(f"there is no key {key_id!r}: `freshline keys list` shows all")
+        raise fail(f"no key {key_id!r}: see `freshline keys list`")
     return key
 
 
@@ -194,7 +192,8 @@ def _show_token(settings: "Settings", key: "ApiKey", token: str, *, as_json: boo
     out.print(token)
     wait_s = settings.credentials.refresh_s
     err.print(
-        f"Keep it now, it is shown this once. Key {key.key_id} of {key.tenant}, known everywhere in {wait_s:g} s."
+        f"Store the token now: it cannot be shown again. Key {key.key_id} of tenant {key.tenant}, accepted by all "
+        f"processes in {wait_s:g} s."
     )
 
 

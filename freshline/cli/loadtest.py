@@ -1,4 +1,4 @@
-"""``loadtest``: more and more users, until too much fails."""
+"""``loadtest``: ramp up simulated users until the success rate drops."""
 
 import asyncio
 import time
@@ -20,7 +20,7 @@ from freshline.cli.terminal import (
     stopped_like_ctrl_c,
 )
 
-if TYPE_CHECKING:  # heavy, and only there when a command has run
+if TYPE_CHECKING:  # heavy
     from infra.settings import Settings
 
 _STEPS: Final = "100,250,500,1000,2000,3500,5000"
@@ -35,27 +35,29 @@ def loadtest(
     *,
     questions: Annotated[
         Path,
-        typer.Option(exists=True, dir_okay=False, help="Questions: lines of JSON with text, or plain lines; .gz too."),
+        typer.Option(
+            exists=True, dir_okay=False, help="Questions: JSON lines with `text`, or plain lines; optionally .gz."
+        ),
     ],
     events: Annotated[
         Path | None,
-        typer.Option(exists=True, dir_okay=False, help="Recorded history whose edits are sent meanwhile."),
+        typer.Option(exists=True, dir_okay=False, help="Recorded history; its edits are sent during the test."),
     ] = None,
-    edits_per_s: Annotated[float, typer.Option(min=0.01, help="With --events: edits in a second.")] = 1.0,
-    steps: Annotated[str, typer.Option(help="Users at a time, one number after the other.")] = _STEPS,
-    think_s: Annotated[float, typer.Option(min=0, help="Mean seconds between an answer and the next question.")] = 10,
-    step_s: Annotated[float, typer.Option(min=1, help="Seconds of each step.")] = 60,
-    skew: Annotated[float, typer.Option(min=0, help="Zipf's s over the questions; 0 makes all equally frequent.")] = 1,
+    edits_per_s: Annotated[float, typer.Option(min=0.01, help="With --events: edits per second.")] = 1.0,
+    steps: Annotated[str, typer.Option(help="Concurrent users of each step.")] = _STEPS,
+    think_s: Annotated[float, typer.Option(min=0, help="Mean think time in seconds.")] = 10,
+    step_s: Annotated[float, typer.Option(min=1, help="Duration of a step in seconds.")] = 60,
+    skew: Annotated[float, typer.Option(min=0, help="Zipf exponent of the question frequencies; 0 is uniform.")] = 1,
     report: Annotated[Path, typer.Option(file_okay=False, help="Directory for JSON, Markdown and the plot.")] = Path(
         "loadtest"
     ),
     data: Data = None,
     as_json: Json = False,
 ) -> None:
-    """Ask as more and more users of a running installation would, and write a report with a plot.
+    """Run a load test with increasing numbers of users, and write a report with a plot.
 
-    It ends early where fewer than 95 % of the requests of a step succeed, and exits with 1. Only installations on this
-    machine are loaded.
+    Stops and exits with 1 after a step in which fewer than 95 % of the requests succeed. Only installations on this
+    machine can be tested.
 
     Examples:
       freshline loadtest --questions questions.jsonl
@@ -66,7 +68,7 @@ def loadtest(
 
     from freshline.installation import find  # noqa: PLC0415 - as above
 
-    crowds = _numbers(steps)
+    loads = _numbers(steps)
     settings = find(data)
     with stopped_like_ctrl_c():
         figures = uvloop.run(
@@ -74,7 +76,7 @@ def loadtest(
                 settings,
                 questions,
                 events,
-                crowds,
+                loads,
                 edits_per_s=edits_per_s,
                 think_s=think_s,
                 step_s=step_s,
@@ -87,10 +89,10 @@ def loadtest(
 
 
 def _numbers(steps: str) -> list[int]:
-    numbers = [one.strip() for one in steps.split(",")]
-    if not all(one.isdecimal() and int(one) for one in numbers):
+    numbers = [number.strip() for number in steps.split(",")]
+    if not all(number.isdecimal() and int(number) for number in numbers):
         raise fail(f"--steps takes numbers of users, such as {_STEPS}, not {steps!r}", MISUSED)
-    return [int(one) for one in numbers]
+    return [int(number) for number in numbers]
 
 
 def _write(report: Path, figures: dict[str, Any], *, as_json: bool) -> None:
@@ -105,14 +107,14 @@ def _write(report: Path, figures: dict[str, Any], *, as_json: bool) -> None:
     else:
         out.print(table(figures["steps"]))
         if figures["stopped"]:
-            out.print(f"ended early: {figures['stopped']}", style="red")
+            out.print(f"stopped early: {figures['stopped']}", style="red")
 
 
 async def _load(
     settings: "Settings",
     questions: Path,
     events: Path | None,
-    crowds: list[int],
+    loads: list[int],
     *,
     edits_per_s: float,
     think_s: float,
@@ -121,47 +123,47 @@ async def _load(
 ) -> dict[str, Any]:
     from contextlib import AsyncExitStack  # noqa: PLC0415 - as below
 
-    from freshline.loadtest.edits import Edits, history_of  # noqa: PLC0415 - heavy
+    from freshline.loadtest.edits import EditSender, history_of  # noqa: PLC0415 - heavy
+    from freshline.loadtest.load_statistics import FreshnessSlo, LoadStatistics  # noqa: PLC0415 - as above
     from freshline.loadtest.questions import Zipf, read_questions  # noqa: PLC0415 - as above
-    from freshline.loadtest.run import LEAST_SUCCESS, Crowd, climb, editing, question_requests  # noqa: PLC0415 - as above
-    from freshline.loadtest.tally import Ledger, Tally  # noqa: PLC0415 - as above
+    from freshline.loadtest.run import MIN_SUCCESS_RATE, UserLoad, editing, question_requests, run_steps  # noqa: PLC0415 - as above
     from freshline.services import ingest_client, query_target  # noqa: PLC0415 - as above
 
-    asked = await asyncio.to_thread(read_questions, questions)
+    texts = await asyncio.to_thread(read_questions, questions)
     target = query_target(settings)
-    ledger = Ledger()
-    began_s = time.monotonic()
+    slo = FreshnessSlo()
+    started_s = time.monotonic()
 
-    def told(step: dict[str, Any]) -> None:
+    def on_step(step: dict[str, Any]) -> None:
         err.print(
-            f"{time.monotonic() - began_s:6.0f} s  {step['users']:>6,} users: {step['answers_per_s']}/s, mean "
-            f"{step['mean_ms']} ms, p99 {step['p99_ms']} ms, success {step['success_share']}, hits {step['hit_share']}"
+            f"{time.monotonic() - started_s:6.0f} s  {step['users']:>6,} users: {step['answers_per_s']}/s, mean "
+            f"{step['mean_ms']} ms, p99 {step['p99_ms']} ms, success {step['success_rate']}, hits {step['hit_rate']}"
         )
 
-    async with AsyncExitStack() as ending:
+    async with AsyncExitStack() as exit_stack:
         edits = None
         if events is not None:
-            client = await ending.enter_async_context(ingest_client(settings))
-            edits = Edits(client, history_of(events), ledger, per_s=edits_per_s)
-        await ending.enter_async_context(editing(edits))
-        found = await climb(
-            [Crowd(users, think_s, step_s) for users in crowds],
+            client = await exit_stack.enter_async_context(ingest_client(settings))
+            edits = EditSender(client, history_of(events), slo, per_s=edits_per_s)
+        await exit_stack.enter_async_context(editing(edits))
+        results = await run_steps(
+            [UserLoad(users, think_s, step_s) for users in loads],
             target,
-            Zipf(question_requests(target, asked), skew=skew, seed=1),
-            new_tally=lambda: Tally(ledger),
-            told=told,
+            Zipf(question_requests(target, texts), skew=skew, seed=1),
+            new_statistics=lambda: LoadStatistics(slo),
+            on_step=on_step,
         )
         sent = edits.figures() if edits is not None else {"edits": 0}
-    last = found[-1]
-    failing = (last["success_share"] or 0.0) < LEAST_SUCCESS
+    last = results[-1]
+    failing = (last["success_rate"] or 0.0) < MIN_SUCCESS_RATE
     return {
-        "questions": len(asked),
+        "questions": len(texts),
         "skew": skew,
         "think_s": think_s,
         "step_s": step_s,
-        "steps": found,
+        "steps": results,
         **sent,
-        "stopped": f"at {last['users']} users {last['success_share']:.1%} of the requests succeeded"
+        "stopped": f"at {last['users']} users {last['success_rate']:.1%} of the requests succeeded"
         if failing
         else None,
     }

@@ -1,4 +1,4 @@
-"""``ask``: putting questions; ``explain-cache``: what is cached for them."""
+"""``ask`` and ``explain-cache``: query the service, and inspect its cached answers."""
 
 import asyncio
 import time
@@ -12,16 +12,16 @@ from freshline.cli.terminal import Data, Json, add_command, out, print_json
 if TYPE_CHECKING:  # heavy, and only there when a command has run
     from infra.settings import Settings
 
-Question = Annotated[str, typer.Argument(help="What to ask.")]
-TopK = Annotated[int, typer.Option(min=1, max=50, help="Passages to show.")]
-Generate = Annotated[bool, typer.Option(help="Write an answer from the passages.")]
+Question = Annotated[str, typer.Argument(help="The question.")]
+TopK = Annotated[int, typer.Option(min=1, max=50, help="Number of passages to return.")]
+Generate = Annotated[bool, typer.Option(help="Generate an answer from the passages.")]
 Filters = Annotated[
     list[str] | None,
     typer.Option(
         "--filter",
         metavar="NAME=VALUE",
-        help="Only passages with this attribute, such as `metadata.year=2024`; may be given again, and a name that is "
-        "given again means any of its values.",
+        help="Only passages with this attribute, such as `metadata.year=2024`. Repeatable: different names must all "
+        "match; of one name, any value.",
     ),
 ]
 
@@ -30,7 +30,7 @@ _SNIPPET_CHARS: Final = 200
 
 
 def register(app: typer.Typer) -> None:
-    """Add the command."""
+    """Add the commands."""
     add_command(app, ask)
     add_command(app, explain_cache)
 
@@ -42,12 +42,13 @@ def ask(
     generate: Generate = True,
     filters: Filters = None,
     min_position: Annotated[
-        str | None, typer.Option(help="Answer from a state that has this position; waits for it, within bounds.")
+        str | None,
+        typer.Option(help="Freshness token: answer from a state that reflects this position. Waits for it, bounded."),
     ] = None,
     data: Data = None,
     as_json: Json = False,
 ) -> None:
-    """Ask a question; prints the answer, its sources, and what it is true for.
+    """Ask a question. Prints the answer, its sources, and the stream positions that it reflects.
 
     Examples:
       freshline ask "How do I ask for leave?"
@@ -76,10 +77,10 @@ def explain_cache(
     data: Data = None,
     as_json: Json = False,
 ) -> None:
-    """Tell what is cached for a question, what it stands on, and why it was last dropped; asks nothing.
+    """Show the cached answer of a question, its sources, and its recent invalidations. Does not run the query.
 
-    The options are those of `ask`: with others it is another answer. With several query processes, whether
-    a process has a copy is told of the one that answers.
+    The options are those of `ask`, and part of the cache key. With several query processes, the near cache shown is
+    that of the process that responds.
 
     Examples:
       freshline explain-cache "How do I ask for leave?"
@@ -96,72 +97,75 @@ def explain_cache(
 
 
 def show_answer(answer: dict[str, Any], console: Console) -> None:
-    """Print an answer for a person."""
+    """Print an answer as text."""
     if answer.get("answer"):
         console.print(answer["answer"], style="bold")
         console.print()
     for number, result in enumerate(answer["results"], start=1):
-        # A title is often the first heading too.
-        place = " > ".join(dict.fromkeys([result["title"] or result["document_id"], *result["heading_path"]]))
-        console.print(f"[{number}] {place}", style="cyan")
+        # The title is often also the first heading.
+        heading = " > ".join(dict.fromkeys([result["title"] or result["document_id"], *result["heading_path"]]))
+        console.print(f"[{number}] {heading}", style="cyan")
         console.print(
             f"    {result['document_id']}, version {result['version']}, score {result['score']:.4f}", style="dim"
         )
         text = " ".join(result["text"].split())
         console.print(f"    {text[:_SNIPPET_CHARS]}{'…' if len(text) > _SNIPPET_CHARS else ''}")
     if not answer["results"]:
-        console.print("Nothing is known about that.")
+        console.print("No results.")
     as_of = answer["as_of"]
     reflected = sum(offset + 1 for offset in as_of["positions"].values())
     how = "cached" if answer["cached"] else "not cached"
     age_ms = max(0.0, time.time() * 1000 - as_of["checked_ms"])
     at = time.strftime("%H:%M:%S", time.localtime(as_of["checked_ms"] / 1000))
     console.print(
-        f"{answer['query_time_ms']:.1f} ms, {how}; true as of {at} ({age_ms:.0f} ms ago), with the first {reflected} "
+        f"{answer['query_time_ms']:.1f} ms, {how}; as of {at} ({age_ms:.0f} ms ago): reflects the first {reflected} "
         f"events of the stream on {len(as_of['positions'])} partitions",
         style="dim",
     )
 
 
-def show_explanation(told: dict[str, Any], console: Console) -> None:
-    """Print what is known of a cached answer for a person."""
-    stored = told["stored"]
-    console.print(f"key {told['key']}, slice {told['slice']} of tenant {told['tenant']}", style="dim")
-    if told["left_aside"]:
-        console.print("Cached answers of this tenant are left aside: invalidation is behind.", style="yellow")
+def show_explanation(explanation: dict[str, Any], console: Console) -> None:
+    """Print the explanation of a cached answer as text."""
+    stored = explanation["stored"]
+    console.print(
+        f"key {explanation['key']}, slice {explanation['slice']} of tenant {explanation['tenant']}", style="dim"
+    )
+    if explanation["bypassed"]:
+        console.print("Cached answers of this tenant are bypassed: invalidation lags.", style="yellow")
     if stored is None:
         console.print("Not cached.", style="bold")
     else:
-        copy = "with" if told["near"] else "without"
+        near = "is" if explanation["near"] else "is not"
         console.print(
-            f"Cached at {_at(stored['filled_ms'])}, for {stored['ends_in_ms'] / 1000:.0f} s more, "
-            f"{stored['size_bytes']} bytes, {copy} a copy in the process that was asked.",
+            f"Cached at {_at(stored['filled_ms'])}, expires in {stored['ttl_ms'] / 1000:.0f} s, "
+            f"{stored['size_bytes']} bytes; it {near} in the near cache of the process that responded.",
             style="bold",
         )
         for number, source in enumerate(stored["sources"], start=1):
             console.print(f"[{number}] {source['document_id']}, version {source['version']}", style="cyan")
-        for leg in ("vector", "lexical"):
-            window = stored[f"{leg}_window"]
-            score = window["fused_edge_score"]
-            edge = f", the last of them with score {score:.4f}" if score is not None else ""
+        for retriever in ("vector", "lexical"):
+            window = stored[f"{retriever}_window"]
+            score = window["lowest_fused_score"]
+            lowest = f", lowest fused score {score:.4f}" if score is not None else ""
             console.print(
-                f"{leg} window: {window['places']} of {window['asked']} places, {window['fused']} fused{edge}",
+                f"{retriever} candidates: {window['kept']} kept of {window['requested']} requested, "
+                f"{window['fused']} fused{lowest}",
                 style="dim",
             )
-    console.print(f"Answers of this slice are true as of {_at(told['as_of']['checked_ms'])}.", style="dim")
-    for drop in told["drops"]:
-        what = "all answers of the slice" if drop["everything"] else "this answer"
-        why = drop["unjudged"] or ", ".join(drop["documents"]) or "no reason was given"
-        console.print(f"Dropped at {_at(drop['at_ms'])}: {what}: {why}")
+    console.print(f"Answers of this slice are current as of {_at(explanation['as_of']['checked_ms'])}.", style="dim")
+    for drop in explanation["drops"]:
+        scope = "all answers of the slice" if drop["everything"] else "this answer"
+        reason = drop["unjudged"] or ", ".join(drop["documents"]) or "no reason recorded"
+        console.print(f"Invalidated at {_at(drop['at_ms'])}: {scope}: {reason}")
         for event in drop["events"]:
             console.print(f"    event {event['event_id']}: {_event(event)}", style="dim")
-    if not told["drops"]:
-        console.print("No drop of it is remembered.")
+    if not explanation["drops"]:
+        console.print("No recent invalidations.")
 
 
 def _event(event: dict[str, Any]) -> str:
     if event["document_id"] is None:
-        return "no longer known"
+        return "status expired"
     searchable_ms = event["searchable_ms"]
     since = f", searchable at {_at(searchable_ms)}" if searchable_ms is not None else ""
     return f"{event['document_id']}, version {event['version']}, {event['position']}{since}"

@@ -1,4 +1,4 @@
-"""How events of replayed dead letters ended, read from the stores: the command line may act for every tenant."""
+"""Outcomes of replayed dead letters, read from the stores: the command line acts for all tenants."""
 
 import time
 from collections import defaultdict
@@ -23,44 +23,47 @@ from schemas.positions import Position
 
 @dataclass(frozen=True, slots=True)
 class _TenantEvents:
-    """See ``EventReader``; the events of one tenant."""
+    """Reads the statuses of one tenant's events."""
 
-    known: EventStatuses
+    event_statuses: EventStatuses
     tenant: str
 
     async def statuses(self, events: Sequence[SentEvent]) -> dict[str, EventStatus]:
-        references = [EventReference(event_id=one.event_id, position=str(one.position)) for one in events]
-        return await self.known.get_many(self.tenant, references)
+        references = [EventReference(event_id=event.event_id, position=str(event.position)) for event in events]
+        return await self.event_statuses.get_many(self.tenant, references)
 
 
 async def outcomes_of(
     settings: Settings, replayed: Sequence[tuple[DeadLetterRecord, Replayed]], *, timeout_s: float
 ) -> dict[str, EndedEvent]:
-    """Event id → how the event ended, of those that did in time.
+    """Wait for the outcomes of replayed dead letters.
+
+    Returns:
+        Event id → outcome, of the events that ended within ``timeout_s``.
 
     Raises:
-        CacheUnavailable: nobody can tell now.
+        CacheUnavailable: Redis did not answer.
     """
     events: dict[str, list[SentEvent]] = defaultdict(list)
-    for letter, done in replayed:
-        if letter.event is not None and done.event_id is not None and done.position is not None:
-            event, position = letter.event, Position.parse(done.position)
+    for letter, replay in replayed:
+        if letter.event is not None and replay.event_id is not None and replay.position is not None:
+            event, position = letter.event, Position.parse(replay.position)
             deleted = event.change is Change.DELETED
             events[event.tenant].append(
-                SentEvent(done.event_id, event.document_id, event.version, position, deleted=deleted)
+                SentEvent(replay.event_id, event.document_id, event.version, position, deleted=deleted)
             )
     redis = connect_redis(settings.redis)
     try:
         answers = RedisAnswerCache(redis, settings.names, settings.answers)
-        known = EventStatuses(RedisEventStates(redis, settings.names), answers, partial(read_lane, settings))
+        statuses = EventStatuses(RedisEventStates(redis, settings.names), answers, partial(read_lane, settings))
         ended: dict[str, EndedEvent] = {}
-        until_s = time.monotonic() + timeout_s
-        for tenant, some in events.items():
+        deadline_s = time.monotonic() + timeout_s
+        for tenant, tenant_events in events.items():
             outcomes = EventOutcomes()
-            outcomes.expect(some)
-            left_s = max(0.0, until_s - time.monotonic())
-            await wait_for_outcomes(_TenantEvents(known, tenant), outcomes, timeout_s=left_s)
-            ended |= {one.event.event_id: one for one in outcomes.ended}
+            outcomes.expect(tenant_events)
+            left_s = max(0.0, deadline_s - time.monotonic())
+            await wait_for_outcomes(_TenantEvents(statuses, tenant), outcomes, timeout_s=left_s)
+            ended |= {end.event.event_id: end for end in outcomes.ended}
         return ended
     finally:
         await redis.aclose()

@@ -1,4 +1,4 @@
-"""``up``, ``down``, ``status`` and ``demo``."""
+"""``up``, ``down``, ``status`` and ``demo``: the local installation."""
 
 import asyncio
 import time
@@ -20,11 +20,11 @@ from freshline.cli.terminal import (
     stopped_like_ctrl_c,
 )
 
-if TYPE_CHECKING:  # heavy, and only there when a command has run
+if TYPE_CHECKING:  # heavy
     from infra.local import Stack, StackStatus
     from infra.settings import Settings
 
-_LOOK_S: Final = 0.5
+_POLL_S: Final = 0.5
 
 
 def register(app: typer.Typer) -> None:
@@ -37,23 +37,27 @@ def register(app: typer.Typer) -> None:
 
 def up(
     *,
-    detach: Annotated[bool, typer.Option("--detach", "-d", help="Return when ready and leave it running.")] = False,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Begin with an empty data directory.")] = False,
-    servers_only: Annotated[bool, typer.Option("--servers-only", help="Kafka, OpenSearch and Redis alone.")] = False,
+    detach: Annotated[
+        bool, typer.Option("--detach", "-d", help="Return when ready; the installation keeps running.")
+    ] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Delete the data directory first.")] = False,
+    servers_only: Annotated[
+        bool, typer.Option("--servers-only", help="Start Kafka, OpenSearch and Redis only.")
+    ] = False,
     nodes: Annotated[
         int,
-        typer.Option(help="1; or 3 brokers and as many OpenSearch nodes, one of which only votes, for fault tests."),
+        typer.Option(help="1, or 3 for fault tests: 3 brokers and 3 OpenSearch nodes, one of them voting-only."),
     ] = 1,
     port: Annotated[
-        list[str] | None, typer.Option(help="NAME=PORT for ingest, query, kafka-1, opensearch-1, redis …; repeatable.")
+        list[str] | None, typer.Option(help="NAME=PORT for ingest, query, kafka-1, opensearch-1, redis … Repeatable.")
     ] = None,
     data: Data = None,
     as_json: Json = False,
 ) -> None:
     """Start Kafka, OpenSearch, Redis and Freshline on this machine, and wait until they are ready.
 
-    Running it again is harmless. Ctrl-C ends everything, unless it was started with --detach. All of it listens on
-    this machine only; requests need the key that is made for the data directory, which the commands know.
+    Idempotent. Ctrl-C stops everything, unless it was started with --detach. All processes listen on the loopback
+    interface only. Requests need the API key in the data directory, which the commands use.
 
     Examples:
       freshline up
@@ -61,7 +65,7 @@ def up(
       freshline up --fresh --servers-only
       freshline up --nodes 3 --data /var/tmp/faults
     """
-    from freshline.installation import await_workers, find, is_up, plan, remember  # noqa: PLC0415 - heavy
+    from freshline.installation import await_workers, find, is_up, plan, save  # noqa: PLC0415 - heavy
     from infra.local import Phase, Stack  # noqa: PLC0415 - as above
     from infra.local.progress import shown  # noqa: PLC0415 - as above
 
@@ -71,7 +75,7 @@ def up(
     stack = Stack.open(config)
     running = is_up(stack)
     if not running:
-        remember(config.data_dir, installation)
+        save(config.data_dir, installation)
     with stopped_like_ctrl_c():
         try:
             with shown() as say:
@@ -84,26 +88,26 @@ def up(
                     asyncio.run(await_workers(settings, stack))
                     say("workers", Phase.READY)
             _show(stack.status(), config.data_dir, as_json=as_json)
-            _say_console(settings, is_served=not servers_only)
+            _print_console_url(settings, is_served=not servers_only)
             if detach or running:
                 return
-            err.print("Ctrl-C ends it.")
-            ended = stand_by(stack)
+            err.print("Press Ctrl-C to stop.")
+            ended = supervise(stack)
         except KeyboardInterrupt:
             err.print("stopping …")
             if not running:
                 stack.down()
             raise typer.Exit(INTERRUPTED) from None
         except BaseException:
-            if not running:  # a start that failed leaves nothing behind, detached or not
+            if not running:  # a failed start leaves no processes running, detached or not
                 stack.down()
             raise
     if ended.state is not Phase.STOPPED:
-        raise fail(ended.error or f"it ended as {ended.state}")
+        raise fail(ended.error or f"the installation ended in state {ended.state}")
 
 
 def down(*, data: Data = None) -> None:
-    """End the local installation and everything it started; its data stays.
+    """Stop the local installation and all its processes. Its data is kept.
 
     Examples:
       freshline down
@@ -112,13 +116,13 @@ def down(*, data: Data = None) -> None:
     from infra.local import Phase, Stack, StackConfig  # noqa: PLC0415 - heavy
 
     stack = Stack.open(StackConfig() if data is None else StackConfig(data_dir=data))
-    was = stack.status().state
+    state_before = stack.status().state
     stack.down()
-    err.print("nothing was running" if was is Phase.STOPPED else "stopped")
+    err.print("nothing was running" if state_before is Phase.STOPPED else "stopped")
 
 
 def status(*, data: Data = None, as_json: Json = False) -> None:
-    """Show what runs; exits with 1 when it is not ready.
+    """Show the state of the processes; exits with 1 if the installation is not ready.
 
     Examples:
       freshline status
@@ -127,10 +131,10 @@ def status(*, data: Data = None, as_json: Json = False) -> None:
     from infra.local import Phase, Stack, StackConfig  # noqa: PLC0415 - heavy
 
     stack = Stack.open(StackConfig() if data is None else StackConfig(data_dir=data))
-    found = stack.status()
-    _show(found, stack.config.data_dir, as_json=as_json)
-    failed = any(process.state is Phase.FAILED for process in found.processes)
-    if found.state is not Phase.READY or failed:
+    current = stack.status()
+    _show(current, stack.config.data_dir, as_json=as_json)
+    failed = any(process.state is Phase.FAILED for process in current.processes)
+    if current.state is not Phase.READY or failed:
         raise typer.Exit(1)
 
 
@@ -145,15 +149,15 @@ def demo(
     events: Annotated[
         Path | None, typer.Option(exists=True, dir_okay=False, help="Ingest this event file instead.")
     ] = None,
-    question: Annotated[list[str] | None, typer.Option(help="Ask this instead; repeatable.")] = None,
-    once: Annotated[bool, typer.Option("--once", help="End after the tour instead of serving.")] = False,
+    question: Annotated[list[str] | None, typer.Option(help="Ask this question instead. Repeatable.")] = None,
+    once: Annotated[bool, typer.Option("--once", help="Exit after the tour instead of serving.")] = False,
     data: Data = None,
     as_json: Json = False,
 ) -> None:
-    """Show everything on real servers: ingest documents, ask, edit one, delete one, with times.
+    """Run a tour on real servers: ingest documents, ask, edit one and delete one, with times.
 
-    The documents are the running Python's own documentation, unless you bring yours. It has a data directory of its
-    own, begins anew each time and does not touch another installation.
+    By default it ingests the documentation of the running Python. It uses a data directory of its own, starts empty
+    each time and does not affect other installations.
 
     Examples:
       freshline demo
@@ -170,18 +174,18 @@ def demo(
         run_demo(sources, questions=tuple(question or ()), once=once, data_dir=data, as_json=as_json)
 
 
-def _ports(told: list[str]) -> dict[str, int]:
+def _ports(options: list[str]) -> dict[str, int]:
     ports = {}
-    for one in told:
-        name, _, number = one.partition("=")
-        if not number.isdecimal() or not 0 < int(number) < 65_536:  # noqa: PLR2004 - that is what ports are
-            raise fail(f"--port takes NAME=PORT, such as query=8090, not {one!r}", MISUSED)
+    for option in options:
+        name, _, number = option.partition("=")
+        if not number.isdecimal() or not 0 < int(number) < 65_536:  # noqa: PLR2004 - the range of ports
+            raise fail(f"--port takes NAME=PORT, such as query=8090, not {option!r}", MISUSED)
         ports[name] = int(number)
     return ports
 
 
 async def _provision(settings: "Settings") -> None:
-    """What workers would create at their start."""
+    """Create the topics and indices that workers would create when they start."""
     from infra.kafka.provision import StreamAdmin  # noqa: PLC0415 - heavy
     from infra.opensearch.provision import create_indices  # noqa: PLC0415 - as above
 
@@ -190,36 +194,36 @@ async def _provision(settings: "Settings") -> None:
     await create_indices(settings)
 
 
-def stand_by(stack: "Stack") -> "StackStatus":
-    """Tell of each crash until the installation has ended."""
+def supervise(stack: "Stack") -> "StackStatus":
+    """Print each crash until the installation has ended; returns its final status."""
     from infra.local import Phase  # noqa: PLC0415 - heavy
 
-    told: dict[str, int] = {}
-    while (found := stack.status()).state is Phase.READY:
-        for process in found.processes:
-            if process.crashes > told.get(process.name, 0):
-                told[process.name] = process.crashes
-                again = "it is not started again" if process.state is Phase.FAILED else "it is started again"
-                err.print(f"{process.error}\n({again})", style="red")
-        time.sleep(_LOOK_S)
+    reported: dict[str, int] = {}
+    while (current := stack.status()).state is Phase.READY:
+        for process in current.processes:
+            if process.crashes > reported.get(process.name, 0):
+                reported[process.name] = process.crashes
+                action = "not restarted" if process.state is Phase.FAILED else "restarting"
+                err.print(f"{process.error}\n({action})", style="red")
+        time.sleep(_POLL_S)
     return stack.wait()
 
 
-def _say_console(settings: "Settings", *, is_served: bool) -> None:
+def _print_console_url(settings: "Settings", *, is_served: bool) -> None:
     from freshline.services import console_url  # noqa: PLC0415 - heavy
 
     if is_served:
-        err.print(f"questions, in a browser: {console_url(settings)}")
+        err.print(f"console: {console_url(settings)}")
 
 
-def _show(found: "StackStatus", home: Path, *, as_json: bool) -> None:
+def _show(current: "StackStatus", data_dir: Path, *, as_json: bool) -> None:
     if as_json:
-        print_json(found.model_dump(mode="json") | {"data_dir": str(home)})
+        print_json(current.model_dump(mode="json") | {"data_dir": str(data_dir)})
         return
-    out.print(f"{found.state}  {home}", style="bold")
-    if found.error:
-        out.print(found.error, style="red")
-    for process in found.processes:
+    out.print(f"{current.state}  {data_dir}", style="bold")
+    if current.error:
+        out.print(current.error, style="red")
+    for process in current.processes:
         memory = f"{process.rss_bytes / 1e6:.0f} MB" if process.rss_bytes is not None else "-"
         uptime = f"{process.uptime_s:.0f} s" if process.uptime_s is not None else "-"
         address = (process.address or "").removesuffix("/ready")

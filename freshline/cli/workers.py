@@ -1,4 +1,4 @@
-"""``worker``, ``serve``, ``lag`` and ``verify``: the processes, and how they are doing."""
+"""``worker``, ``serve``, ``lag`` and ``verify``: run the processes, and check them."""
 
 import asyncio
 from enum import StrEnum
@@ -8,7 +8,7 @@ import typer
 
 from freshline.cli.terminal import FAILED, MISUSED, Data, Json, add_command, fail, out, print_json
 
-if TYPE_CHECKING:  # heavy, and only there when a command has run
+if TYPE_CHECKING:  # heavy
     from infra.settings import Settings
 
 
@@ -29,13 +29,13 @@ def register(app: typer.Typer) -> None:
 
 def worker(
     *,
-    steps: Annotated[list[str] | None, typer.Argument(help="prepare, index, invalidate, notify; all if none.")] = None,
+    steps: Annotated[list[str] | None, typer.Argument(help="prepare, index, invalidate, notify. Default: all.")] = None,
     data: Data = None,
 ) -> None:
-    """Run steps of the stream in this process, until Ctrl-C or SIGTERM.
+    """Run pipeline steps in this process until Ctrl-C or SIGTERM.
 
-    Its servers are those of the environment's settings, else those of the local installation. Several workers of one
-    step share its partitions.
+    Connects to the servers in the environment's settings, or to those of the local installation. The workers of a step
+    share its partitions (one consumer group per step).
 
     Examples:
       freshline worker
@@ -48,27 +48,27 @@ def worker(
     from freshline.installation import find  # noqa: PLC0415 - as above
     from streams.topology import StepName  # noqa: PLC0415 - as above
 
-    known = [str(step) for step in StepName]
+    names = [str(step) for step in StepName]
     for step in steps or []:
-        if step not in known:
-            raise fail(f"there is no step {step!r}: use {', '.join(known)}", MISUSED)
+        if step not in names:
+            raise fail(f"unknown step {step!r}: use {', '.join(names)}", MISUSED)
     from streams.worker import work  # noqa: PLC0415 - as above
 
-    uvloop.run(work(find(data), [StepName(step) for step in dict.fromkeys(steps or known)]))
+    uvloop.run(work(find(data), [StepName(step) for step in dict.fromkeys(steps or names)]))
 
 
 def serve(
     *,
-    service: Annotated[Service, typer.Argument(help="Which service.")],
+    service: Annotated[Service, typer.Argument(help="Service to run.")],
     processes: Annotated[
-        int, typer.Option(min=1, max=256, help="Processes of query behind one address; SIGHUP replaces them.")
+        int, typer.Option(min=1, max=256, help="Query processes that share one address. SIGHUP replaces them.")
     ] = 1,
     data: Data = None,
 ) -> None:
-    """Run a service, until Ctrl-C or SIGTERM.
+    """Run a service until Ctrl-C or SIGTERM.
 
-    Its servers are those of the environment's settings, else those of the local installation. With several processes,
-    `/metrics`, `/health` and `/performance-summary` tell of the one that answers.
+    Connects to the servers in the environment's settings, or to those of the local installation. With several
+    processes, `/metrics` and `/health` describe the process that responds.
 
     Examples:
       freshline serve ingest
@@ -81,7 +81,7 @@ def serve(
 
     if service is Service.INGEST:
         if processes > 1:
-            raise fail("--processes goes with query", MISUSED)
+            raise fail("--processes is an option of query only", MISUSED)
         from ingest.main import serve as run  # noqa: PLC0415 - as above
     elif processes > 1:
         from freshline.replicas import serve_replicas  # noqa: PLC0415 - as above
@@ -95,7 +95,7 @@ def serve(
 
 
 def lag(*, data: Data = None, as_json: Json = False) -> None:
-    """Show how far each step is behind, in records, and whether a worker is there.
+    """Show the consumer lag of each step in records, and whether the step has an active worker.
 
     Examples:
       freshline lag
@@ -107,27 +107,27 @@ def lag(*, data: Data = None, as_json: Json = False) -> None:
     if as_json:
         print_json(figures)
         return
-    for step, one in figures.items():
-        behind = {number: records for number, records in one["partitions"].items() if records}
-        where = f"  partitions {', '.join(f'{number}: {records}' for number, records in behind.items())}"
-        who = "worked on" if one["consumed"] else "no worker, or a change of workers under way"
-        out.print(f"{step:12} {one['behind']:>10} behind, {who}{where if behind else ''}")
+    for step, row in figures.items():
+        lagging = {number: records for number, records in row["partitions"].items() if records}
+        partitions = f"  partitions {', '.join(f'{number}: {records}' for number, records in lagging.items())}"
+        workers = "active" if row["consumed"] else "no active worker, or a rebalance in progress"
+        out.print(f"{step:12} lag {row['behind']:>10}, {workers}{partitions if lagging else ''}")
 
 
 def verify(
     *,
     repair: Annotated[
-        bool, typer.Option("--repair", help="Have what disagrees written anew, remove orphaned passages, look again.")
+        bool,
+        typer.Option("--repair", help="Rewrite inconsistent documents, remove orphaned passages, and verify again."),
     ] = False,
     data: Data = None,
     as_json: Json = False,
 ) -> None:
-    """Check that index, manifests, contents and the stream agree; exits with 1 when they do not.
+    """Verify that index, manifests and contents are consistent with the stream; exits with 1 if they are not.
 
-    Every content is parsed and split again, and compared with what is stored of each passage.
+    Every content is parsed and split again, and compared with the stored passages.
 
-    Events still under way would look like disagreements: it says so, and when `freshline lag` shows none is the time
-    to ask.
+    Events in progress can be reported as inconsistencies. Run it when `freshline lag` shows no lag.
 
     Examples:
       freshline verify
@@ -141,18 +141,18 @@ def verify(
         print_json(report.model_dump(mode="json") | {"ok": report.ok})
     else:
         out.print(
-            f"{report.documents} documents, {report.tombstones} deleted ones, {report.chunks} passages, "
+            f"{report.documents} documents, {report.tombstones} tombstones, {report.chunks} passages, "
             f"{report.events} events"
         )
-        for kind, found in report.findings.items():
-            more = " …" if found.count > len(found.examples) else ""
-            out.print(f"{kind}: {found.count}, such as {', '.join(found.examples[:3])}{more}", style="red")
-            out.print(f"  {found.advice}", style="dim")
-        if report.refused.count:
+        for kind, finding in report.findings.items():
+            more = " …" if finding.count > len(finding.examples) else ""
+            out.print(f"{kind}: {finding.count}, such as {', '.join(finding.examples[:3])}{more}", style="red")
+            out.print(f"  {finding.advice}", style="dim")
+        if report.rejected.count:
             out.print(
-                f"newest version refused: {report.refused.count}, such as {', '.join(report.refused.examples[:3])}"
+                f"newest version rejected: {report.rejected.count}, such as {', '.join(report.rejected.examples[:3])}"
             )
-            out.print(f"  {report.refused.advice}", style="dim")
+            out.print(f"  {report.rejected.advice}", style="dim")
         if report.not_compared.count:
             out.print(
                 f"passages not compared: {report.not_compared.count} documents, such as "
@@ -160,10 +160,10 @@ def verify(
             )
             out.print(f"  {report.not_compared.advice}", style="dim")
         if report.repaired:
-            out.print(f"repaired: {', '.join(f'{what} {count}' for what, count in report.repaired.items())}")
+            out.print(f"repaired: {', '.join(f'{action} {count}' for action, count in report.repaired.items())}")
         if report.under_way:
-            out.print(f"{report.under_way} events are under way: look again when `freshline lag` shows none")
-        out.print("all agree" if report.ok else "they do not agree", style="green" if report.ok else "red")
+            out.print(f"{report.under_way} events are in progress: verify again when `freshline lag` shows no lag")
+        out.print("consistent" if report.ok else "inconsistent", style="green" if report.ok else "red")
     if not report.ok:
         raise typer.Exit(FAILED)
 
@@ -176,7 +176,7 @@ async def _lag(settings: "Settings") -> dict[str, dict[str, Any]]:
     async with StreamAdmin(settings) as admin:
         for step, row in TOPOLOGY.items():
             group = settings.names.group(step)
-            partitions = {one.partition: one.behind for one in await admin.lag(row.reads, group)}
+            partitions = {lag.partition: lag.behind for lag in await admin.lag(row.reads, group)}
             consumed = await admin.is_consumed(group)
             figures[str(step)] = {"behind": sum(partitions.values()), "consumed": consumed, "partitions": partitions}
     return figures

@@ -1,4 +1,4 @@
-"""The documents of the demo: the running Python's standard library as pydoc describes it, or what the user brought."""
+"""Documents of the demo: the Python standard library documentation as rendered by pydoc, or the user's own."""
 
 import platform
 import shutil
@@ -17,23 +17,23 @@ from ingest.connectors.event_file import read_events
 from ingest.connectors.files import Unreadable, list_folder, read
 
 _LONGEST_PAGE_CHARS: Final = 5_000
-"""A few hundred documents are to be embedded in well under a minute."""
+"""Limits embedding of the few hundred documents to well under a minute."""
 
 _FORMAT: Final = 2
-"""To be raised whenever pages come out differently."""
+"""Increment when the rendered pages change."""
 
 _TIMEOUT_S: Final = 120.0
 _EDITABLE: Final = {".md": "text/markdown", ".txt": "text/plain"}
 _MAX_EDITABLE_CHARS: Final = 200_000
 
 
-class NoCorpus(Exception):
-    """The pages could not be made."""
+class CorpusUnavailable(Exception):
+    """The pages could not be rendered."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sources:
-    """Documents that the user brought: one of these, or none."""
+    """The user's own documents: at most one of these."""
 
     docs: Path | None = None
     git: Path | None = None
@@ -41,13 +41,13 @@ class Sources:
 
     @property
     def own(self) -> bool:
-        """True if the user brought documents."""
+        """Whether the user provided documents."""
         return any((self.docs, self.git, self.events))
 
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """A document whose text is at hand."""
+    """A document with its text."""
 
     document_id: str
     content: str
@@ -59,15 +59,15 @@ class Text:
 
     @property
     def name(self) -> str:
-        """What people would call it."""
+        """Display name."""
         return PurePosixPath(self.document_id).stem.replace("_", " ").replace("-", " ")
 
 
 def standard_library_pages() -> Path:
-    """A folder with a Markdown page for each module; made once for each version of Python.
+    """A directory with a Markdown page per module, rendered once for each Python version.
 
     Raises:
-        NoCorpus: pydoc failed; the message tells how.
+        CorpusUnavailable: pydoc failed. The message contains the reason.
     """
     cache = cache_dir()
     pages = cache / f"pydoc-{platform.python_version()}-{_FORMAT}"
@@ -79,7 +79,7 @@ def standard_library_pages() -> Path:
         _write_pages(partial)
         try:
             partial.rename(pages)
-        except OSError:  # another demo was faster
+        except OSError:  # rendered by a concurrent demo
             if not pages.is_dir():
                 raise
     finally:
@@ -88,19 +88,19 @@ def standard_library_pages() -> Path:
 
 
 def editable(sources: Sources, pages: Path | None) -> Text:
-    """A document of the corpus that is text; one of the demo's own where there is none.
+    """A text document of the corpus, or one of the demo's own if there is none.
 
     Args:
-        sources: what the user brought.
-        pages: the folder that is ingested, if one is.
+        sources: documents of the user.
+        pages: the ingested directory, if any.
     """
     if not sources.own and pages is not None:
-        # A short page, so that an edit of it is as small as edits are.
+        # A short page: typical edits are small.
         return Text("sched.md", (pages / "sched.md").read_text("utf-8"))
     for text in _texts(sources):
         if 0 < len(text.content) <= _MAX_EDITABLE_CHARS:
             return text
-    return Text("freshline-demo/notice.md", "# Notice board\n\nWhat this demo has to say.\n")
+    return Text("freshline-demo/notice.md", "# Notice board\n\nA notice of the Freshline demo.\n")
 
 
 def _texts(sources: Sources) -> Iterator[Text]:
@@ -143,7 +143,7 @@ def _git(repository: Path, *arguments: str) -> str:
 
 
 def _write_pages(target: Path) -> None:
-    # -I: modules of the user's directory or environment are not the standard library's.
+    # -I: ignore modules of the user's directory and environment.
     command = [sys.executable, "-I", module_pages.__file__, str(target), str(_LONGEST_PAGE_CHARS)]
     try:
         made = subprocess.run(  # noqa: S603 - our own program
@@ -156,7 +156,9 @@ def _write_pages(target: Path) -> None:
             cwd=target,
         )
     except subprocess.TimeoutExpired:
-        raise NoCorpus(f"pydoc took more than {_TIMEOUT_S:.0f} s: use --docs DIR for documents of your own") from None
+        raise CorpusUnavailable(
+            f"pydoc took more than {_TIMEOUT_S:.0f} s: use --docs DIR for documents of your own"
+        ) from None
     if made.returncode != 0 or not any(target.iterdir()):
-        raise NoCorpus(f"pydoc failed: {made.stderr.strip()[-300:]}; use --docs DIR for documents of your own")
+        raise CorpusUnavailable(f"pydoc failed: {made.stderr.strip()[-300:]}; use --docs DIR for documents of your own")
     target.chmod(0o755)

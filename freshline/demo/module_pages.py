@@ -1,7 +1,7 @@
-"""Writes the documentation of the standard library, one Markdown page for each module, as pydoc renders it.
+"""Renders the standard library documentation with pydoc, one Markdown page per module.
 
-Run as a program, in a process of its own that has nothing to lose: describing a module imports it. It needs nothing
-but the standard library: ``python -I module_pages.py DIRECTORY LONGEST_PAGE_CHARS``.
+Runs in a separate process, because describing a module imports it. Uses the standard library only:
+``python -I module_pages.py DIRECTORY LONGEST_PAGE_CHARS``.
 """
 
 import importlib
@@ -13,27 +13,27 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-PASSED_OVER = frozenset(
+SKIPPED_MODULES = frozenset(
     {"antigravity", "this", "idlelib", "lib2to3", "test", "tkinter", "turtle", "turtledemo", "ensurepip", "venv"}
 )
-"""Modules that do something when imported, open windows, or are about installing Python."""
+"""Modules that have import side effects, open windows, or install Python."""
 
 PACKAGES = ("asyncio", "concurrent", "email", "http", "importlib", "json", "logging", "urllib", "xml.etree")
-"""Packages whose modules are read one by one."""
+"""Packages whose modules get their own pages."""
 
 FIRST = ("Description", "Functions", "Classes")
-"""What pages are cut after says least about a module."""
+"""Sections that precede the others, which are cut first."""
 
-LEFT_OUT = frozenset(
+SKIPPED_SECTIONS = frozenset(
     {"Author", "Credits", "Data", "Date", "File", "Module docs", "Module reference", "Package contents", "Version"}
 )
-"""The same words on every page, tables of constants, and where files lie on this machine."""
+"""Sections without information, tables of constants, and local paths."""
 
 
 def module_names() -> Iterator[str]:
-    """Public modules of the standard library; some may belong to other platforms."""
+    """Public modules of the standard library, including those of other platforms."""
     yield from (
-        name for name in sorted(sys.stdlib_module_names) if not name.startswith("_") and name not in PASSED_OVER
+        name for name in sorted(sys.stdlib_module_names) if not name.startswith("_") and name not in SKIPPED_MODULES
     )
     for package in PACKAGES:
         path = importlib.import_module(package).__path__
@@ -44,7 +44,7 @@ def page(name: str, longest_chars: int) -> str:
     """The page of a module, cut between paragraphs.
 
     Raises:
-        Exception: the module cannot be imported here.
+        Exception: the module cannot be imported on this platform.
     """
     sections: dict[str, list[str]] = {"": []}
     lines = sections[""]
@@ -55,7 +55,7 @@ def page(name: str, longest_chars: int) -> str:
         else:
             lines.append(re.sub(r"^ *\|  ?", "", line.removeprefix("    ")).rstrip())
     synopsis = " ".join(" ".join(sections.pop("Name", [])).split())
-    titles = (*FIRST, *(title for title in sections if title and title not in (*FIRST, *LEFT_OUT)))
+    titles = (*FIRST, *(title for title in sections if title and title not in (*FIRST, *SKIPPED_SECTIONS)))
     texts = {title: "\n".join(sections.get(title, [])).strip("\n") for title in titles}
     parts = [f"# {synopsis or name}", *(f"## {title}\n\n{text}" for title, text in texts.items() if text)]
     whole = "\n\n".join(parts)
@@ -66,7 +66,7 @@ def page(name: str, longest_chars: int) -> str:
 
 
 def main() -> None:
-    """Write all pages that can be written."""
+    """Write all pages that can be rendered."""
     target, longest_chars = Path(sys.argv[1]), int(sys.argv[2])
     warnings.simplefilter("ignore")
     for name in module_names():

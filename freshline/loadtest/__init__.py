@@ -1,1 +1,1 @@
-"""Load on an installation, as many users make it, and what came of it."""
+"""Load generation against an installation, and its results."""

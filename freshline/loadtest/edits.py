@@ -1,4 +1,4 @@
-"""Edits of a recorded history, sent at a steady rate while questions are asked."""
+"""Sends the edits of a recorded history at a fixed rate while questions are asked."""
 
 import asyncio
 import time
@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from freshline.loadtest.tally import Ledger
-from ingest.connectors.client import IngestClient, Refused, ServiceUnavailable
+from freshline.loadtest.load_statistics import FreshnessSlo
+from ingest.connectors.client import IngestClient, Rejected, ServiceUnavailable
 from ingest.connectors.event_file import RecordedEvent, read_events
 from ingest.core.changes import DocumentRequest, Removal, Upload
 from ingest.core.content import TYPE_OF_SUFFIX
@@ -16,20 +16,20 @@ from schemas.documents import Accepted, DocumentAttributes, Stage
 from schemas.positions import Position
 
 _POLL_S: Final = 0.1
-"""A change counts a second after it was searchable, so this is often enough to know of it in time."""
+"""Short compared with the freshness objective of a second."""
 
-_END_S: Final = 30.0
+_OUTCOME_TIMEOUT_S: Final = 30.0
 
 
 def history_of(path: Path, *, after: int | None = None) -> Iterator[RecordedEvent]:
-    """Events that edit: those after the snapshot that a history begins with.
+    """The events that follow the snapshot of a history.
 
     Args:
-        path: the recorded history.
+        path: recorded history.
         after: only events with a higher ``seq``.
 
     Raises:
-        BadEventFile: see ``read_events``.
+        BadEventFile: a line is no event.
     """
     in_snapshot = True
     for event in read_events(path):
@@ -39,15 +39,15 @@ def history_of(path: Path, *, after: int | None = None) -> Iterator[RecordedEven
 
 
 def snapshot_of(path: Path) -> Iterator[RecordedEvent]:
-    """The creations that a history begins with."""
+    """The snapshot of a history: its leading creations."""
     for event in read_events(path):
         if event.type != "created":
             return
         yield event
 
 
-def last_state_of(path: Path) -> Iterator[RecordedEvent]:
-    """For each document that there is at the end of a history, the event that gave it its content, as a creation."""
+def final_state_of(path: Path) -> Iterator[RecordedEvent]:
+    """The final state of a history: for each live document, the event with its content, as a creation."""
     live: dict[str, RecordedEvent] = {}
     for event in read_events(path):
         if event.type == "deleted":
@@ -57,37 +57,37 @@ def last_state_of(path: Path) -> Iterator[RecordedEvent]:
     yield from live.values()
 
 
-class Edits:
-    """Sends edits, and notes when each became searchable.
+class EditSender:
+    """Sends edits, and records when each becomes searchable.
 
     Args:
-        client: of the ingest service.
-        events: what to send, in order.
-        ledger: told of each edit that is searchable.
-        per_s: edits in a second.
-        sent: called with the ``seq`` of each event that was sent.
+        client: client of the ingest service.
+        events: events to send, in order.
+        slo: receives each searchable edit.
+        per_s: edits per second.
+        sent: called with the ``seq`` of each sent event.
     """
 
     def __init__(
         self,
         client: IngestClient,
         events: Iterable[RecordedEvent],
-        ledger: Ledger,
+        slo: FreshnessSlo,
         *,
         per_s: float,
         sent: Callable[[int], None] | None = None,
     ) -> None:
         self._client = client
         self._events = events
-        self._ledger = ledger
+        self._ledger = slo
         self._per_s = per_s
         self._sent = sent
         self.ended: Counter[str] = Counter()
         self._searchable_ms: list[float] = []
-        self._under_way: set[asyncio.Task[None]] = set()
+        self._followed: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
-        """Send until cancelled, or until there are no more."""
+        """Send until cancelled or finished."""
         began_s, number = time.perf_counter(), 0
         try:
             for event in self._events:
@@ -98,34 +98,34 @@ class Edits:
                 number += 1
                 await self._send(event, request)
         finally:
-            for following in self._under_way:
-                following.cancel()
+            for task in self._followed:
+                task.cancel()
 
     def figures(self) -> dict[str, Any]:
-        """What a report says of them: how many ended how, and how long they took to be searchable."""
-        took = sorted(self._searchable_ms)
+        """Figures for the report: outcomes, and time to searchable."""
+        searchable_ms = sorted(self._searchable_ms)
         return {
             "edits": self.ended.total(),
-            "edits_ended": dict(self.ended),
-            "searchable_p50_ms": round(took[len(took) // 2], 1) if took else None,
-            "searchable_p99_ms": round(took[int(len(took) * 0.99)], 1) if took else None,
+            "edit_outcomes": dict(self.ended),
+            "searchable_p50_ms": round(searchable_ms[len(searchable_ms) // 2], 1) if searchable_ms else None,
+            "searchable_p99_ms": round(searchable_ms[int(len(searchable_ms) * 0.99)], 1) if searchable_ms else None,
         }
 
     async def _send(self, event: RecordedEvent, request: DocumentRequest) -> None:
         try:
             accepted = await self._client.send(request)
-        except (Refused, ServiceUnavailable):
-            self.ended["not sent"] += 1
+        except (Rejected, ServiceUnavailable):
+            self.ended["not_sent"] += 1
             return
         if self._sent is not None:
             self._sent(event.seq)
-        following = asyncio.create_task(self._follow(accepted), name=f"follow-{accepted.event_id}")
-        self._under_way.add(following)
-        following.add_done_callback(self._under_way.discard)
+        task = asyncio.create_task(self._follow(accepted), name=f"follow-{accepted.event_id}")
+        self._followed.add(task)
+        task.add_done_callback(self._followed.discard)
 
     async def _follow(self, accepted: Accepted) -> None:
         try:
-            async with asyncio.timeout(_END_S):
+            async with asyncio.timeout(_OUTCOME_TIMEOUT_S):
                 while True:
                     status = await self._client.status(accepted.event_id)
                     if status is not None and Stage.SEARCHABLE in status.stages_ms:
@@ -138,12 +138,12 @@ class Edits:
                         self.ended[str(status.outcome)] += 1
                         return
                     await asyncio.sleep(_POLL_S)
-        except (Refused, ServiceUnavailable, TimeoutError):
-            self.ended["not known"] += 1
+        except (Rejected, ServiceUnavailable, TimeoutError):
+            self.ended["unknown"] += 1
 
 
 def request_of(event: RecordedEvent) -> DocumentRequest | None:
-    """What to send; None for a rename that leaves the content, and for files that are not supported."""
+    """The request for an event. None for a rename without content, and for unsupported file types."""
     revision = event.seq + 1
     if event.type == "deleted":
         return Removal(event.doc_id, revision)

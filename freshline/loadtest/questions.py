@@ -1,4 +1,4 @@
-"""What is asked: questions of a file, some far more often than others."""
+"""Question files, and Zipf-distributed draws."""
 
 import bisect
 import gzip
@@ -11,17 +11,17 @@ import orjson
 
 
 class BadQuestionFile(ValueError):
-    """A line is no question, or there is none; the message tells which line."""
+    """A line is no question, or there are none. The message names the line."""
 
 
 def read_questions(path: Path) -> list[str]:
-    """Distinct questions in their order.
+    """Distinct questions, in file order.
 
     Args:
-        path: lines of JSON with ``text``, or plain lines; gzipped where it ends in ``.gz``.
+        path: JSON Lines with ``text``, or plain lines; gzipped if the name ends in ``.gz``.
 
     Raises:
-        BadQuestionFile: see there.
+        BadQuestionFile: a line is no question, or there are none.
     """
     plain = path.with_suffix("") if path.suffix == ".gz" else path
     texts: dict[str, None] = {}
@@ -49,22 +49,22 @@ def _text(path: Path, number: int, line: bytes) -> str:
 
 
 class Zipf:
-    """Draws from items as people draw: the item of rank r is r^s times as rare as the first.
+    """Zipf-distributed draws: the item of rank r is drawn r^s times less often than the first.
 
     Args:
-        items: in any order; their ranks are drawn too.
-        skew: s; 0 makes all equally frequent.
-        seed: of ranks and draws.
+        items: in any order; ranks are assigned randomly.
+        skew: s; 0 for a uniform distribution.
+        seed: seed of ranks and draws.
     """
 
     def __init__(self, items: Sequence[bytes], *, skew: float, seed: int) -> None:
-        self._chance = random.Random(seed)  # noqa: S311 - load, not secrets
+        self._rng = random.Random(seed)  # noqa: S311 - load, not secrets
         self._items = list(items)
-        self._chance.shuffle(self._items)
+        self._rng.shuffle(self._items)
         weights = (rank**-skew for rank in range(1, len(self._items) + 1))
-        self._reached = list(itertools.accumulate(weights))
+        self._cumulative = list(itertools.accumulate(weights))
 
     def __call__(self) -> bytes:
-        """The next one."""
-        place = bisect.bisect(self._reached, self._chance.random() * self._reached[-1])
-        return self._items[min(place, len(self._items) - 1)]
+        """The next item."""
+        index = bisect.bisect(self._cumulative, self._rng.random() * self._cumulative[-1])
+        return self._items[min(index, len(self._items) - 1)]

@@ -1,4 +1,4 @@
-"""A load test for people: a table, and a plot of it."""
+"""Load test report: a table and a plot."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,21 +8,21 @@ import pygal
 
 _COLUMNS: Final = (
     ("users", "users"),
-    ("success", "success_share"),
+    ("success rate", "success_rate"),
     ("answers/s", "answers_per_s"),
     ("mean ms", "mean_ms"),
     ("p50 ms", "p50_ms"),
     ("p95 ms", "p95_ms"),
     ("p99 ms", "p99_ms"),
-    ("hits", "hit_share"),
+    ("hit rate", "hit_rate"),
     ("staleness p50 ms", "staleness_p50_ms"),
     ("staleness p99 ms", "staleness_p99_ms"),
-    ("served past objective", "served_past_objective"),
+    ("SLO violations", "slo_violations"),
 )
 
 
 def write_report(folder: Path, report: Mapping[str, Any], as_json: bytes) -> list[Path]:
-    """Write ``loadtest.json``, ``loadtest.md`` and ``loadtest.svg``; returns them."""
+    """Write ``loadtest.json``, ``loadtest.md`` and ``loadtest.svg``. Returns their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     files = {
         "loadtest.json": as_json,
@@ -37,9 +37,9 @@ def write_report(folder: Path, report: Mapping[str, Any], as_json: bytes) -> lis
 def markdown(report: Mapping[str, Any]) -> str:
     """The report as Markdown."""
     about = (
-        f"{report['questions']:,} questions, Zipf s = {report['skew']:g}; users think {report['think_s']:g} s on "
-        f"average; {report['step_s']:g} s for each step; {report['edits']} edits meanwhile. "
-        "Where generator and servers run on one machine, they share its cores."
+        f"{report['questions']:,} questions, Zipf s = {report['skew']:g}; mean think time {report['think_s']:g} s; "
+        f"{report['step_s']:g} s per step; {report['edits']} edits in total. "
+        "On one machine, generator and servers share the cores."
     )
     lines = [
         "# Load test",
@@ -48,7 +48,7 @@ def markdown(report: Mapping[str, Any]) -> str:
         "",
         table(report["steps"]),
         "",
-        "![Times and answers by users](loadtest.svg)",
+        "![Latency and throughput by number of users](loadtest.svg)",
         "",
     ]
     if report["stopped"]:
@@ -64,13 +64,13 @@ def table(steps: Sequence[Mapping[str, Any]]) -> str:
 
 
 def plot(steps: Sequence[Mapping[str, Any]]) -> bytes:
-    """Times by number of users, and answers in a second on the other axis, as SVG."""
+    """Latency and throughput by number of users, as SVG."""
     chart = pygal.Line(
-        title="Times and answers by users",
+        title="Latency and throughput by number of users",
         x_title="users",
-        y_title="milliseconds; right: answers in a second",
+        y_title="milliseconds; right: answers per second",
         legend_at_bottom=True,
-        js=[],  # nothing is loaded from elsewhere
+        js=[],  # no external scripts
     )
     chart.x_labels = [f"{step['users']:,}" for step in steps]
     for title, name in (("mean", "mean_ms"), ("p50", "p50_ms"), ("p95", "p95_ms"), ("p99", "p99_ms")):

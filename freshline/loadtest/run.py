@@ -1,4 +1,4 @@
-"""One load: users who ask, edits that come meanwhile, and what came of both."""
+"""One load: users who ask while documents are edited."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -8,25 +8,25 @@ from typing import Any, Final
 
 import orjson
 
-from freshline.loadtest.drive import straining, users_ask
-from freshline.loadtest.edits import Edits
-from freshline.loadtest.lines import Target
+from freshline.loadtest.connection import Target
+from freshline.loadtest.edits import EditSender
+from freshline.loadtest.generator import measure_generator, run_users
+from freshline.loadtest.load_statistics import LoadStatistics
 from freshline.loadtest.questions import Zipf
-from freshline.loadtest.tally import Tally
 
-LEAST_SUCCESS: Final = 0.95
-"""Where fewer requests succeed, more users would show nothing new."""
+MIN_SUCCESS_RATE: Final = 0.95
+"""A load test ends after a step with a lower success rate."""
 
 
 @dataclass(frozen=True, slots=True)
-class Crowd:
-    """Who asks, and how.
+class UserLoad:
+    """A closed-loop load.
 
     Attributes:
-        users: at a time.
-        think_s: mean of the time that each thinks, exponentially distributed.
-        seconds: how long.
-        ramp_s: they come evenly over this time.
+        users: concurrent users.
+        think_s: mean of the exponentially distributed think time.
+        seconds: duration.
+        ramp_s: users start evenly over this time.
     """
 
     users: int
@@ -35,58 +35,58 @@ class Crowd:
     ramp_s: float = 0.0
 
 
-async def ask_as(crowd: Crowd, target: Target, questions: Zipf, tally: Tally) -> dict[str, Any]:
-    """Let the crowd ask; what came of it."""
-    async with straining() as strain:
-        await users_ask(
+async def run_load(load: UserLoad, target: Target, questions: Zipf, statistics: LoadStatistics) -> dict[str, Any]:
+    """Apply the load. Returns its figures."""
+    async with measure_generator() as generator_load:
+        await run_users(
             target,
             questions,
-            tally.note,
-            users=crowd.users,
-            think_s=crowd.think_s,
-            seconds=crowd.seconds,
-            ramp_s=crowd.ramp_s,
+            statistics.record,
+            users=load.users,
+            think_s=load.think_s,
+            seconds=load.seconds,
+            ramp_s=load.ramp_s,
         )
     return {
-        "users": crowd.users,
-        "think_s": crowd.think_s,
-        "ramp_s": crowd.ramp_s,
-        **tally.figures(crowd.seconds),
-        "minutes": tally.minutes(crowd.seconds),
-        "generator": strain.figures(),
+        "users": load.users,
+        "think_s": load.think_s,
+        "ramp_s": load.ramp_s,
+        **statistics.figures(load.seconds),
+        "minutes": statistics.minutes(load.seconds),
+        "generator": generator_load.figures(),
     }
 
 
-async def climb(
-    crowds: Sequence[Crowd],
+async def run_steps(
+    loads: Sequence[UserLoad],
     target: Target,
     questions: Zipf,
     *,
-    new_tally: Callable[[], Tally],
-    told: Callable[[dict[str, Any]], None],
+    new_statistics: Callable[[], LoadStatistics],
+    on_step: Callable[[dict[str, Any]], None],
 ) -> list[dict[str, Any]]:
-    """One crowd after the other; ends after the first that too many requests of failed.
+    """Apply loads in sequence; end after the first with a success rate below ``MIN_SUCCESS_RATE``.
 
     Args:
-        crowds: in their order.
-        target: where they ask.
-        questions: what they ask.
-        new_tally: counts for one crowd.
-        told: called with the figures of each.
+        loads: in their order.
+        target: resource to request.
+        questions: draws the requests.
+        new_statistics: returns statistics for a load.
+        on_step: called with the figures of each load.
     """
     steps = []
-    for crowd in crowds:
-        figures = await ask_as(crowd, target, questions, new_tally())
+    for load in loads:
+        figures = await run_load(load, target, questions, new_statistics())
         steps.append(figures)
-        told(figures)
-        if (figures["success_share"] or 0.0) < LEAST_SUCCESS:
+        on_step(figures)
+        if (figures["success_rate"] or 0.0) < MIN_SUCCESS_RATE:
             break
     return steps
 
 
 @asynccontextmanager
-async def editing(edits: Edits | None) -> AsyncIterator[None]:
-    """Edits are sent while the context lasts."""
+async def editing(edits: EditSender | None) -> AsyncIterator[None]:
+    """Send edits for the duration of the context."""
     if edits is None:
         yield
         return
@@ -99,5 +99,5 @@ async def editing(edits: Edits | None) -> AsyncIterator[None]:
 
 
 def question_requests(target: Target, questions: Sequence[str], *, top_k: int = 5) -> list[bytes]:
-    """Requests for these questions, ready to be sent."""
+    """Encoded requests for these questions."""
     return [target.request(orjson.dumps({"query": question, "top_k": top_k})) for question in questions]

@@ -1,4 +1,4 @@
-"""wrk, for loads that one Python process could not make: https://github.com/wg/wrk."""
+"""wrk, for loads beyond one Python process: https://github.com/wg/wrk."""
 
 import asyncio
 import json
@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from freshline.loadtest.lines import Target
+from freshline.loadtest.connection import Target
 
 _SCRIPT: Final = """
--- Requests, each with how often it is drawn, from a file of lengths and bytes.
+-- Weighted requests, from a file of weights, lengths and bytes.
 local requests, reached, total = {}, {}, 0
 function init(args)
   local file = io.open(args[1], 'rb')
@@ -45,28 +45,28 @@ end
 _TIMEOUT_S: Final = 30
 
 
-class NoWrk(Exception):
-    """wrk is needed and is not there."""
+class WrkUnavailable(Exception):
+    """wrk is not installed, or failed."""
 
 
 async def wrk(
     target: Target, weighted: Sequence[tuple[float, bytes]], *, connections: int, seconds: float, threads: int = 1
 ) -> dict[str, Any]:
-    """Keep every connection busy, without pauses.
+    """Keep every connection busy, without think time.
 
     Args:
-        target: where the connections go.
-        weighted: requests, ready to be sent, each with how often it is drawn.
-        connections: at a time.
-        seconds: how long.
-        threads: of wrk.
+        target: resource to request.
+        weighted: (weight, encoded request).
+        connections: concurrent connections.
+        seconds: duration.
+        threads: threads of wrk.
 
     Raises:
-        NoWrk: see there.
+        WrkUnavailable: wrk is not installed, or failed.
     """
     program = shutil.which("wrk")
     if program is None:
-        raise NoWrk("wrk is not installed (Debian: apt-get install wrk; macOS: brew install wrk)")
+        raise WrkUnavailable("wrk is not installed (Debian: apt-get install wrk; macOS: brew install wrk)")
     with tempfile.TemporaryDirectory(prefix="freshline-wrk-") as folder:
         script, requests = await asyncio.to_thread(_write, Path(folder), weighted)
         host, port = target.address
@@ -84,17 +84,17 @@ async def wrk(
         process = await asyncio.create_subprocess_exec(
             *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
         )
-        said = (await process.communicate())[0].decode()
-    line = next((line for line in said.splitlines() if line.startswith("FIGURES ")), None)
+        output = (await process.communicate())[0].decode()
+    line = next((line for line in output.splitlines() if line.startswith("FIGURES ")), None)
     if line is None:
-        raise NoWrk(f"wrk failed: {said.strip()[-500:]}")
-    found = json.loads(line.removeprefix("FIGURES "))
-    elapsed_s = found["duration_us"] / 1e6
-    failed = {name: found[name] for name in ("connect", "read", "write", "status", "timeout") if found[name]}
+        raise WrkUnavailable(f"wrk failed: {output.strip()[-500:]}")
+    figures = json.loads(line.removeprefix("FIGURES "))
+    elapsed_s = figures["duration_us"] / 1e6
+    failed = {name: figures[name] for name in ("connect", "read", "write", "status", "timeout") if figures[name]}
     return {
-        "requests": found["requests"],
-        "answers_per_s": round((found["requests"] - found["status"]) / elapsed_s, 1),
-        **{f"{name}_ms": round(found[f"{name}_us"] / 1e3, 2) for name in ("mean", "p50", "p95", "p99", "max")},
+        "requests": figures["requests"],
+        "answers_per_s": round((figures["requests"] - figures["status"]) / elapsed_s, 1),
+        **{f"{name}_ms": round(figures[f"{name}_us"] / 1e3, 2) for name in ("mean", "p50", "p95", "p99", "max")},
         "errors": failed,
     }
 

@@ -1,4 +1,4 @@
-"""What agreement of stream, index and contents means. Pure: values in, findings out."""
+"""Consistency rules of stream, index and contents. Pure functions."""
 
 import json
 from collections import defaultdict
@@ -14,7 +14,7 @@ from streams.core.chunk_identity import attributes_sha256, content_sha256
 
 
 class Kind(StrEnum):
-    """Kinds of disagreement; the first ones name documents, the last ones passages."""
+    """Kinds of inconsistency. The last ones refer to passages, the others to documents."""
 
     NOT_INDEXED = "not indexed"
     OUTDATED = "older than the stream"
@@ -33,62 +33,62 @@ class Kind(StrEnum):
     OTHER_PASSAGE = "passage that is not as its document's content says"
 
 
-_WRITE_ANEW: Final = "--repair has the workers write the document anew"
-_LOOK: Final = "something else wrote to this index: find out what before anything is changed"
+_REWRITE: Final = "--repair rewrites the document"
+_INVESTIGATE: Final = "another writer changed this index: investigate before any repair"
 
 ADVICE: Final = {
-    Kind.NOT_INDEXED: _WRITE_ANEW,
-    Kind.OUTDATED: _WRITE_ANEW,
-    Kind.UNFINISHED: _WRITE_ANEW,
-    Kind.UNKNOWN: _LOOK,
-    Kind.AHEAD: _LOOK,
-    Kind.NOT_DELETED: _WRITE_ANEW,
-    Kind.WRONGLY_DELETED: _WRITE_ANEW,
-    Kind.OTHER_CONTENT: _WRITE_ANEW,
-    Kind.CONTENT_LOST: "restore the blob store from its backup, or upload the document again; what is found stays",
-    Kind.MISSING_PASSAGES: _WRITE_ANEW,
+    Kind.NOT_INDEXED: _REWRITE,
+    Kind.OUTDATED: _REWRITE,
+    Kind.UNFINISHED: _REWRITE,
+    Kind.UNKNOWN: _INVESTIGATE,
+    Kind.AHEAD: _INVESTIGATE,
+    Kind.NOT_DELETED: _REWRITE,
+    Kind.WRONGLY_DELETED: _REWRITE,
+    Kind.OTHER_CONTENT: _REWRITE,
+    Kind.CONTENT_LOST: "restore the blob store from its backup, or upload the document again; its passages are kept",
+    Kind.MISSING_PASSAGES: _REWRITE,
     Kind.ORPHAN: "--repair removes it",
-    Kind.FOREIGN: _LOOK,
-    Kind.OTHER_GROUPS: _WRITE_ANEW,
-    Kind.NEWER: _WRITE_ANEW,
-    Kind.OTHER_PASSAGE: _WRITE_ANEW,
+    Kind.FOREIGN: _INVESTIGATE,
+    Kind.OTHER_GROUPS: _REWRITE,
+    Kind.NEWER: _REWRITE,
+    Kind.OTHER_PASSAGE: _REWRITE,
 }
-"""What to do about each kind."""
+"""Recommended action for each kind."""
 
-_OF_DOCUMENTS: Final = frozenset(kind for kind, advice in ADVICE.items() if advice == _WRITE_ANEW)
+_OF_DOCUMENTS: Final = frozenset(kind for kind, advice in ADVICE.items() if advice == _REWRITE)
 _NAMING_PASSAGES: Final = frozenset({Kind.ORPHAN, Kind.FOREIGN, Kind.OTHER_GROUPS, Kind.NEWER, Kind.OTHER_PASSAGE})
 
 Findings = Mapping[Kind, Sequence[str]]
-"""Kind → documents (``tenant/id``) or passages (``tenant/id CHUNK``) that it was found in."""
+"""Kind → affected documents (``tenant/id``) or passages (``tenant/id CHUNK``)."""
 
 
 def expected(
     events: Mapping[Position, DocumentEvent], outcomes: Mapping[Position, Outcome]
 ) -> dict[DocumentKey, DocumentEvent | None]:
-    """The event that each document should stand at; None where all of a document's events were refused.
+    """Expected event of each document; None if all its events were rejected.
 
-    The newest version wins, and of equal ones the first. A refused version leaves what was there (I3), also in place of
-    an older one that gave way to it while both were under way.
+    The newest version wins, and of equal versions the first. A rejected version leaves the document unchanged (I3),
+    also instead of an older version that it superseded while both were in progress.
 
     Args:
         events: the whole document stream.
-        outcomes: how events ended, where that is known.
+        outcomes: known outcomes of the events.
     """
     histories: dict[DocumentKey, list[tuple[DocumentEvent, Outcome | None]]] = defaultdict(list)
     for position, event in sorted(events.items()):
         histories[event.key].append((event, outcomes.get(position)))
-    standing: dict[DocumentKey, DocumentEvent | None] = {}
+    states: dict[DocumentKey, DocumentEvent | None] = {}
     for key, history in histories.items():
-        # A rewrite that was refused leaves its own version as it was.
+        # A rejected rewrite leaves its version unchanged.
         dead = (event for event, outcome in history if outcome is Outcome.DEAD_LETTER and not event.rewrite)
-        refused = max((event.version for event in dead), default=-1)
-        kept = [event for event, outcome in history if not _gave_way(event, outcome, refused)]
-        standing[key] = max(kept, key=lambda event: event.version, default=None)
-    return standing
+        rejected = max((event.version for event in dead), default=-1)
+        kept = [event for event, outcome in history if not _is_superseded(event, outcome, rejected)]
+        states[key] = max(kept, key=lambda event: event.version, default=None)
+    return states
 
 
-def refused(events: Mapping[Position, DocumentEvent], outcomes: Mapping[Position, Outcome]) -> list[str]:
-    """Documents whose newest version was refused, each time that it was tried."""
+def rejected(events: Mapping[Position, DocumentEvent], outcomes: Mapping[Position, Outcome]) -> list[str]:
+    """Documents whose newest version was rejected in every attempt."""
     newest: dict[DocumentKey, int] = {}
     for event in events.values():
         newest[event.key] = max(event.version, newest.get(event.key, -1))
@@ -96,13 +96,13 @@ def refused(events: Mapping[Position, DocumentEvent], outcomes: Mapping[Position
     for position, event in events.items():
         if event.version == newest[event.key]:
             ends[event.key].add(outcomes.get(position))
-    return sorted(str(key) for key, told in ends.items() if Outcome.DEAD_LETTER in told and Outcome.DONE not in told)
+    return sorted(str(key) for key, end in ends.items() if Outcome.DEAD_LETTER in end and Outcome.DONE not in end)
 
 
 def to_rewrite(
     findings: Findings, wanted: Mapping[DocumentKey, DocumentEvent | None]
 ) -> dict[DocumentKey, DocumentEvent]:
-    """The events to be sent once more, by document. Not where the content is lost: what is there is all there is."""
+    """Events to republish, by document, without documents whose content is lost."""
     lost = set(findings.get(Kind.CONTENT_LOST, ()))
     names = named_documents({kind: findings.get(kind, ()) for kind in _OF_DOCUMENTS})
     keys = [DocumentKey.parse(name) for name in sorted(names - lost)]
@@ -110,7 +110,7 @@ def to_rewrite(
 
 
 def named_documents(findings: Findings) -> set[str]:
-    """Documents (``tenant/id``) in which anything was found."""
+    """Documents (``tenant/id``) with findings."""
     return {
         name.rpartition(" ")[0] if kind in _NAMING_PASSAGES else name
         for kind, names in findings.items()
@@ -123,7 +123,7 @@ def compare(
     manifests: Mapping[DocumentKey, Manifest],
     chunks: Iterable[StoredChunk],
 ) -> dict[Kind, list[str]]:
-    """Every disagreement, by kind; kinds without any are absent."""
+    """All inconsistencies by kind."""
     findings: dict[Kind, list[str]] = defaultdict(list)
     for key in sorted(wanted.keys() | manifests.keys()):
         if key not in wanted:
@@ -153,12 +153,12 @@ def compare(
 
 
 class PassageContent(NamedTuple):
-    """What is compared of a passage.
+    """Compared properties of a passage.
 
     Attributes:
-        sha256: hash of all stored content; empty where its searched fields do not agree with it.
-        version: that wrote it.
-        span: its place in the parsed text of that version.
+        sha256: hash of all stored content; empty if its searched fields differ from it.
+        version: version that wrote it.
+        span: range in the parsed text of that version.
     """
 
     sha256: str
@@ -167,7 +167,7 @@ class PassageContent(NamedTuple):
 
     @classmethod
     def of(cls, chunk: StoredChunk, *, consistent: bool = True) -> Self:
-        """Of a passage with its text."""
+        """Properties of a passage, which must have its text."""
         content = content_sha256(chunk, attributes_sha256(chunk)) if consistent else ""
         return cls(content, chunk.version, (chunk.start, chunk.end))
 
@@ -175,16 +175,18 @@ class PassageContent(NamedTuple):
 def compare_passages(
     manifest: Manifest, plan: ChunkPlan, wanted: Sequence[StoredChunk], stored: Mapping[str, PassageContent]
 ) -> dict[Kind, list[str]]:
-    """How a document's stored passages differ from what its content makes; passages that are missing are passed over.
+    """Compare a document's stored passages with those of its content. Missing passages are ignored.
 
     Args:
-        manifest: complete, of the same profile as ``wanted``.
-        plan: what its content makes of it.
-        wanted: its passages, in order.
-        stored: what is stored, by chunk id.
+        manifest: complete manifest of the same profile as ``wanted``.
+        plan: plan of the content.
+        wanted: expected passages, in order.
+        stored: stored passages by chunk id.
     """
-    said = (plan.title, _encoded(plan.content_metadata))
-    if (manifest.title, _encoded(manifest.content_metadata)) != said or len(manifest.chunks) != len(wanted):
+    wanted_attributes = (plan.title, _encoded(plan.content_metadata))
+    if (manifest.title, _encoded(manifest.content_metadata)) != wanted_attributes or len(manifest.chunks) != len(
+        wanted
+    ):
         return {Kind.OTHER_CONTENT: [str(manifest.key)]}
     differing = [
         f"{manifest.key} {chunk_id}"
@@ -195,24 +197,24 @@ def compare_passages(
 
 
 def _same(wanted: PassageContent, stored: PassageContent) -> bool:
-    """A passage that an earlier version wrote has its place in that version's text."""
+    """Whether passages are equal. Spans are comparable only within a version."""
     return wanted.sha256 == stored.sha256 and (wanted.version != stored.version or wanted.span == stored.span)
 
 
 def _versions(manifest: Manifest) -> tuple[Manifest, ...]:
-    """The versions of which passages may be there: a claim that is left does not tell which of its own are."""
+    """Versions whose passages may exist. A remaining claim does not record which of its own are written."""
     return (manifest.previous, manifest) if manifest.previous is not None else (manifest,)
 
 
-def _gave_way(event: DocumentEvent, outcome: Outcome | None, refused: int) -> bool:
-    return outcome is Outcome.DEAD_LETTER or (outcome is Outcome.SUPERSEDED and event.version <= refused)
+def _is_superseded(event: DocumentEvent, outcome: Outcome | None, rejected: int) -> bool:
+    return outcome is Outcome.DEAD_LETTER or (outcome is Outcome.SUPERSEDED and event.version <= rejected)
 
 
 def _disagreement(event: DocumentEvent | None, manifest: Manifest | None) -> Kind | None:
-    """How a document's manifest differs from what its events say."""
+    """Difference between a document's manifest and its events."""
     if manifest is None:
         return None if event is None else Kind.NOT_INDEXED
-    if event is None:  # a refused first version may leave a manifest that says so, and nothing else
+    if event is None:  # a rejected first version may leave a manifest that records only the failure
         return Kind.AHEAD if manifest.state is LifeState.LIVE else None
     if manifest.version < event.version:
         return Kind.OUTDATED
@@ -224,7 +226,7 @@ def _disagreement(event: DocumentEvent | None, manifest: Manifest | None) -> Kin
 
 
 def _other_state(event: DocumentEvent, manifest: Manifest) -> Kind | None:
-    """How the same version differs."""
+    """Difference within the same version."""
     deleted = event.change is Change.DELETED
     if (manifest.state is LifeState.DELETED) != deleted:
         return Kind.NOT_DELETED if deleted else Kind.WRONGLY_DELETED

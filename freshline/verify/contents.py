@@ -1,4 +1,4 @@
-"""Whether stored passages are what the stored contents make: each document is parsed and split again."""
+"""Comparison of stored passages with the contents, which are parsed and split again."""
 
 from collections import defaultdict
 from collections.abc import Mapping
@@ -25,20 +25,20 @@ async def compare_with_contents(
     stored: Mapping[str, PassageContent],
     findings: Findings,
 ) -> tuple[Mapping[Kind, list[str]], list[str]]:
-    """Read each content, one at a time, and compare it with all stored fields of its document's passages.
+    """Compare the content of each document with all stored fields of its passages, one document at a time.
 
     Vectors are not compared: that would take as long as embedding everything.
 
     Args:
-        settings: of the workers: parser, splitter and model decide what a content makes.
-        blobs: the contents.
-        wanted: the event that each document should be at.
-        manifests: of all documents.
-        stored: passages, by chunk id.
-        findings: so far; of documents with findings only the content is checked.
+        settings: settings of the workers, with parser, splitter and model.
+        blobs: content store.
+        wanted: expected event of each document.
+        manifests: manifests of all documents.
+        stored: passages by chunk id.
+        findings: previous findings. For documents with findings, only the content is checked.
 
     Returns:
-        What else was found, and the documents that could not be compared.
+        Additional findings, and the documents that could not be compared.
     """
     found: dict[Kind, list[str]] = defaultdict(list)
     not_compared: list[str] = []
@@ -53,7 +53,7 @@ async def compare_with_contents(
             manifest = manifests.get(key)
             try:
                 if manifest is None or str(key) in wrong:
-                    await blobs.get(event.content)  # what is to be written anew must be readable
+                    await blobs.get(event.content)  # content to be rewritten must be readable
                     continue
                 if manifest.profile != prepare.profile:
                     await blobs.get(event.content)

@@ -1,6 +1,6 @@
-"""Whether stream, index and contents agree, document by document; and how to mend what can be mended.
+"""Consistency check of stream, index and contents per document, with repair.
 
-What is to be expected is computed from the stream alone. The index is only read, unless repair is asked for.
+The expected state is computed from the stream alone. Without repair, the index is only read.
 """
 
 import asyncio
@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict
 
-from freshline.verify.agreement import ADVICE, Kind, PassageContent, compare, expected, refused, to_rewrite
+from freshline.verify.agreement import ADVICE, Kind, PassageContent, compare, expected, rejected, to_rewrite
 from freshline.verify.contents import compare_with_contents
 from infra.blobs import open_blob_store
 from infra.blobs.port import BlobStore
@@ -37,21 +37,21 @@ from streams.topology import TOPOLOGY
 MAX_EXAMPLES: Final = 20
 _AT_A_TIME: Final = 32
 _ROUNDS: Final = 2
-"""A passage that could not be replaced under its name loses its name in the first, and is removed in the second."""
+"""A passage that cannot be replaced under its id becomes an orphan in the first round, removed in the second."""
 _PROCESSED_S: Final = 300.0
 _POLL_S: Final = 0.2
 
 
 class EventsUnderWay(Exception):
-    """There is something to repair, and workers are busy: what is found may be what they are just doing."""
+    """Repair is not possible while events are in progress: they may be the cause of the findings."""
 
 
 class Finding(BaseModel):
-    """One kind of disagreement.
+    """A kind of inconsistency.
 
     Attributes:
         examples: the first of them, at most ``MAX_EXAMPLES``.
-        advice: what to do about it.
+        advice: recommended action.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -62,18 +62,18 @@ class Finding(BaseModel):
 
 
 class Report(BaseModel):
-    """What was found.
+    """Result of a check.
 
     Attributes:
-        events: in the document stream.
-        documents: that are searchable.
-        tombstones: documents that are deleted.
-        chunks: searchable passages.
+        events: number of events in the document stream.
+        documents: number of searchable documents.
+        tombstones: number of deleted documents.
+        chunks: number of searchable passages.
         under_way: records that a step has not finished; each may be the cause of a finding.
-        refused: documents whose newest version could not be processed; as it should be, they keep the one before.
+        rejected: documents whose newest version could not be processed. They correctly keep the previous one.
         not_compared: documents whose passages were not compared with their content.
-        findings: kind of disagreement → what was found.
-        repaired: what was done → how often.
+        findings: kind of inconsistency → finding.
+        repaired: action → count.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -83,63 +83,62 @@ class Report(BaseModel):
     tombstones: int
     chunks: int
     under_way: int
-    refused: Finding
+    rejected: Finding
     not_compared: Finding
     findings: dict[str, Finding]
     repaired: dict[str, int] = {}
 
     @property
     def ok(self) -> bool:
-        """True if everything agrees."""
+        """Whether everything is consistent."""
         return not self.findings
 
 
 @dataclass(frozen=True, slots=True)
-class _Seen:
-    """One look at everything.
+class _Check:
+    """Result of one comparison.
 
     Attributes:
-        anew: events to be sent once more, by document.
-        orphans: passages that no manifest names.
+        rewrites: events to republish, by document.
+        orphans: passages without a manifest.
     """
 
     report: Report
-    anew: Mapping[DocumentKey, DocumentEvent]
+    rewrites: Mapping[DocumentKey, DocumentEvent]
     orphans: tuple[Hit, ...]
 
 
 async def verify(settings: Settings, *, repair: bool) -> Report:
-    """Compare everything; what is found last is reported.
+    """Compare everything; returns the report of the last comparison.
 
-    With ``repair``, the workers are told to write documents anew that are not as the stream says, passages that no
-    manifest names are removed, and after the workers are through, everything is compared again.
+    With ``repair``, inconsistent documents are rewritten by the workers, orphaned passages are removed, and everything
+    is compared again when the workers have finished.
 
     Raises:
-        EventsUnderWay: something is to be repaired while workers have something to do; or what was sent to them was
-            not processed in time.
+        EventsUnderWay: repair is required while events are in progress, or did not finish in time.
     """
-    seen = await _look(settings)
+    check = await _check(settings)
     repaired: Counter[str] = Counter()
     for _ in range(_ROUNDS if repair else 0):
-        if not seen.anew and not seen.orphans:
+        if not check.rewrites and not check.orphans:
             break
-        if seen.report.under_way:
+        if check.report.under_way:
             raise EventsUnderWay(
-                f"{seen.report.under_way} events are under way: repair when `freshline lag` shows none"
+                f"{check.report.under_way} events are in progress: repair when `freshline lag` shows no lag"
             )
-        repaired.update(await _repair(settings, seen))
+        repaired.update(await _repair(settings, check))
         await _until_processed(settings)
-        seen = await _look(settings)
-    return seen.report.model_copy(update={"repaired": dict(repaired)})
+        check = await _check(settings)
+    return check.report.model_copy(update={"repaired": dict(repaired)})
 
 
-async def _look(settings: Settings) -> _Seen:
+async def _check(settings: Settings) -> _Check:
     under_way, events, outcomes = await asyncio.gather(_under_way(settings), _events(settings), _outcomes(settings))
     index = OpenSearchIndex.open(settings)
     blobs = open_blob_store(settings.blobs)
     try:
-        # Passages first: whatever is seen of a change that comes now, its manifest was written before it. Their texts
-        # are not kept: there may be more than fits into memory.
+        # Passages first: a concurrent change writes its manifest before its passages. Texts are not kept, to bound
+        # memory.
         chunks: list[StoredChunk] = []
         passages: dict[str, PassageContent] = {}
         async for one in index.scan_chunks():
@@ -167,54 +166,56 @@ async def _look(settings: Settings) -> _Seen:
         tombstones=len(manifests) - live,
         chunks=len(chunks),
         under_way=under_way,
-        refused=_finding(refused(events, outcomes), "`GET /v1/events/ID` says why; upload what can be read"),
+        rejected=_finding(
+            rejected(events, outcomes), "`GET /v1/events/ID` returns the reason; upload a readable version"
+        ),
         not_compared=_finding(
             not_compared,
-            "indexed with another parser, splitter or model, or not readable within its limits now; the next event of "
-            "each writes it anew",
+            "indexed with another parser, splitter or model, or no longer readable within the limits; the next event "
+            "of each document rewrites it",
         ),
         findings={str(kind): _finding(found, ADVICE[kind]) for kind, found in findings.items()},
     )
     names = set(findings.get(Kind.ORPHAN, ()))
     orphans = (Hit(chunk.chunk_id, chunk.key, 0.0) for chunk in chunks if f"{chunk.key} {chunk.chunk_id}" in names)
-    return _Seen(report, to_rewrite(findings, wanted), tuple(orphans))
+    return _Check(report, to_rewrite(findings, wanted), tuple(orphans))
 
 
 def _finding(found: Sequence[str], advice: str) -> Finding:
     return Finding(count=len(found), examples=tuple(found[:MAX_EXAMPLES]), advice=advice)
 
 
-async def _repair(settings: Settings, seen: _Seen) -> Counter[str]:
+async def _repair(settings: Settings, check: _Check) -> Counter[str]:
     redis = connect_redis(settings.redis)
     producer = await KafkaProducer.open(settings)
     index = OpenSearchIndex.open(settings)
     try:
-        if seen.orphans:
-            await index.delete_chunks(seen.orphans)
-            # Cached answers may stand on what was removed, and no event tells of it.
+        if check.orphans:
+            await index.delete_chunks(check.orphans)
+            # Cached answers may include the removed passages, and no event invalidates them.
             cache = RedisAnswerCache(redis, settings.names, settings.answers)
-            for tenant in {hit.key.tenant for hit in seen.orphans}:
+            for tenant in {hit.key.tenant for hit in check.orphans}:
                 await cache.apply(tenant, {}, drop=True)
-        placing = EventLog(producer, RedisEventStates(redis, settings.names))
-        for event in seen.anew.values():
-            await placing.republish(event)
+        event_log = EventLog(producer, RedisEventStates(redis, settings.names))
+        for event in check.rewrites.values():
+            await event_log.republish(event)
     finally:
         await index.close()
         await producer.close()
         await redis.aclose()
-    return Counter({"passages removed": len(seen.orphans), "events sent again": len(seen.anew)})
+    return Counter({"passages removed": len(check.orphans), "events sent again": len(check.rewrites)})
 
 
 async def _until_processed(settings: Settings) -> None:
-    """Wait until no step has anything to do."""
+    """Wait until no step has lag."""
     try:
         async with asyncio.timeout(_PROCESSED_S):
-            while await _under_way(settings):  # noqa: ASYNC110 - brokers do not tell
+            while await _under_way(settings):  # noqa: ASYNC110 - lag can only be polled
                 await asyncio.sleep(_POLL_S)
     except TimeoutError:
         raise EventsUnderWay(
-            f"the repair was sent, but the workers were not through with it after {_PROCESSED_S:.0f} s: look at "
-            "`freshline lag`, and verify again when it shows none"
+            f"the repair was sent, but not processed within {_PROCESSED_S:.0f} s: verify again when `freshline lag` "
+            "shows no lag"
         ) from None
 
 
@@ -240,17 +241,17 @@ async def _events(settings: Settings) -> dict[Position, DocumentEvent]:
     async for record in read_to_end(settings, DOCUMENTS):
         try:
             event = decode(DocumentEvent, record.value, record.headers)
-        except Undecodable:  # it is a dead letter, and names no document
+        except Undecodable:  # a dead letter without a document
             continue
         events[Position(record.partition, record.offset)] = event
     return events
 
 
 async def _outcomes(settings: Settings) -> dict[Position, Outcome]:
-    """How events ended, as far back as these topics go. Dead letters are kept longer than index changes."""
+    """Outcomes of events, within the retention of the topics. Dead letters are retained longer than index changes."""
     outcomes: dict[Position, Outcome] = {}
     async for record in read_to_end(settings, DEAD_LETTERS):
-        if (position := _refused_position(record)) is not None:
+        if (position := _rejected_position(record)) is not None:
             outcomes[position] = Outcome.DEAD_LETTER
     async for record in read_to_end(settings, INDEX_CHANGES):
         try:
@@ -261,8 +262,8 @@ async def _outcomes(settings: Settings) -> dict[Position, Outcome]:
     return outcomes
 
 
-def _refused_position(record: Any) -> Position | None:
-    """The event that a dead letter is of; None where the event did become searchable, or cannot be told."""
+def _rejected_position(record: Any) -> Position | None:
+    """Position of a dead letter's event; None if the event became searchable, or is unknown."""
     letter = read_letter(record)
     if letter is None:
         return None

@@ -1,4 +1,4 @@
-"""Passages named by what a reader sees of them, so that the invariants judge what was answered and not ids."""
+"""Names the passages of an answer by what a reader sees of them, so that the invariants check answers and not ids."""
 
 import json
 from collections import Counter, defaultdict
@@ -47,11 +47,11 @@ def stored_passages(chunks: Iterable[StoredChunk]) -> dict[str, int]:
 
 
 def served_passages(results: Sequence[Mapping[str, Any]], tenant: str) -> dict[DocumentKey, dict[str, int]]:
-    """Document → name of each passage in an answer → version that wrote it.
+    """Passages of an answer: document → passage name → version that wrote it.
 
     Args:
         results: ``results`` of a query response.
-        tenant: the reader's.
+        tenant: tenant of the client.
     """
     documents: dict[DocumentKey, list[Shown]] = defaultdict(list)
     for one in results:

@@ -1,4 +1,4 @@
-"""Reading request bodies that may be larger than anybody wants."""
+"""Request bodies with a size limit."""
 
 from collections.abc import AsyncGenerator
 from http import HTTPStatus
@@ -10,28 +10,30 @@ from schemas.problems import InvalidField, ProblemType
 
 
 async def limited_chunks(request: Request, limit_bytes: int) -> AsyncGenerator[bytes, None]:
-    """The body as it arrives. Never yields more than ``limit_bytes``, and reads nothing where more is declared.
+    """Stream the body. Yields at most ``limit_bytes``; reads nothing if Content-Length exceeds the limit.
 
     Raises:
-        ProblemRaised: the body is larger, by its own word or by what came; or it has not as many bytes as it declared.
+        ProblemRaised: the body exceeds the limit, or its size differs from Content-Length.
     """
     content_length = request.headers.get("content-length", "")
     declared_bytes = int(content_length) if content_length.isdecimal() else None
     if declared_bytes is not None and declared_bytes > limit_bytes:
         raise too_large(limit_bytes)
-    taken_bytes = 0
+    received_bytes = 0
     async for chunk in request.stream():
-        taken_bytes += len(chunk)
-        if taken_bytes > limit_bytes:
+        received_bytes += len(chunk)
+        if received_bytes > limit_bytes:
             raise too_large(limit_bytes)
         yield chunk
-    if declared_bytes is not None and taken_bytes != declared_bytes:
-        detail = f"{taken_bytes:,} bytes of the body came and Content-Length says {declared_bytes:,}; send it again"
+    if declared_bytes is not None and received_bytes != declared_bytes:
+        detail = (
+            f"received {received_bytes:,} of {declared_bytes:,} bytes declared by Content-Length; retry the request"
+        )
         raise ProblemRaised(ProblemType.INVALID_REQUEST, detail, status=HTTPStatus.BAD_REQUEST)
 
 
 async def read_body(request: Request, limit_bytes: int) -> bytes:
-    """The whole body.
+    """Read the whole body.
 
     Raises:
         ProblemRaised: see ``limited_chunks``.
@@ -40,7 +42,7 @@ async def read_body(request: Request, limit_bytes: int) -> bytes:
 
 
 def too_large(limit_bytes: int, field: str = "body") -> ProblemRaised:
-    """The problem of content beyond the limit."""
-    message = f"at most {limit_bytes:,} bytes are taken"
+    """Problem of content that exceeds the limit."""
+    message = f"exceeds the limit of {limit_bytes:,} bytes"
     error = InvalidField(field=field, message=message)
     return ProblemRaised(ProblemType.TOO_LARGE, f"{field}: {message}", errors=(error,))

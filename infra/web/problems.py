@@ -1,4 +1,4 @@
-"""Every error leaves as RFC 9457 problem details, whoever raised it."""
+"""Error responses as RFC 9457 problem details."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -20,43 +20,43 @@ from infra.redis.port import CacheUnavailable
 from schemas.problems import PROBLEM_MEDIA_TYPE, InvalidField, Problem, ProblemType
 
 RETRY_AFTER_S: Final = 1.0
-"""Pause advised where a store did not answer: most such states are a restart or a fail-over, over in seconds."""
+"""``Retry-After`` when a store did not respond. Most such failures are restarts or fail-overs of a few seconds."""
 
 MAX_INVALID_FIELDS: Final = 20
-"""Most wrong fields that are named; a body can hold any number of them."""
+"""Maximum number of invalid fields in a response."""
 
 _log = structlog.get_logger(__name__)
 
 _STATUS_AND_TITLE: Final[dict[ProblemType, tuple[int, str]]] = {
-    ProblemType.INVALID_REQUEST: (422, "The request is not valid"),
-    ProblemType.UNAUTHENTICATED: (401, "A valid credential is needed"),
-    ProblemType.FORBIDDEN: (403, "This is not allowed"),
-    ProblemType.NOT_FOUND: (404, "There is nothing here"),
-    ProblemType.CONFLICT: (409, "The state of the document does not allow this"),
-    ProblemType.TOO_LARGE: (413, "The content is too large"),
-    ProblemType.UNSUPPORTED_TYPE: (415, "This type of content is not supported"),
+    ProblemType.INVALID_REQUEST: (422, "Invalid request"),
+    ProblemType.UNAUTHENTICATED: (401, "Authentication required"),
+    ProblemType.FORBIDDEN: (403, "Forbidden"),
+    ProblemType.NOT_FOUND: (404, "Not found"),
+    ProblemType.CONFLICT: (409, "Conflict with the state of the document"),
+    ProblemType.TOO_LARGE: (413, "Content too large"),
+    ProblemType.UNSUPPORTED_TYPE: (415, "Unsupported content type"),
     ProblemType.RATE_LIMITED: (429, "Too many requests"),
-    ProblemType.UNAVAILABLE: (503, "The service cannot do this now"),
-    ProblemType.POSITION_NOT_REACHED: (503, "The position asked for is not reached yet"),
-    ProblemType.INTERNAL: (500, "Something went wrong on our side"),
+    ProblemType.UNAVAILABLE: (503, "Service unavailable"),
+    ProblemType.POSITION_NOT_REACHED: (503, "Position not reached"),
+    ProblemType.INTERNAL: (500, "Internal error"),
 }
 
 _UNAVAILABLE_DETAIL: Final[dict[type[Exception], str]] = {
-    StreamUnavailable: "the event stream did not acknowledge in time; repeat the request",
-    CacheUnavailable: "Redis did not answer in time; repeat the request",
-    IndexUnavailable: "the search index did not answer in time; repeat the request",
-    CredentialsUnavailable: "whether the credential is valid cannot be told now; repeat the request",
-    BlobStoreUnavailable: "the content store did not answer in time; repeat the request",
+    StreamUnavailable: "the event stream did not acknowledge in time; retry the request",
+    CacheUnavailable: "Redis did not respond in time; retry the request",
+    IndexUnavailable: "the search index did not respond in time; retry the request",
+    CredentialsUnavailable: "the credential cannot be verified now; retry the request",
+    BlobStoreUnavailable: "the content store did not respond in time; retry the request",
 }
 
 _VALUE_ERROR_PREFIX: Final = "Value error, "
 
 
 class ProblemRaised(Exception):
-    """A request ends with this problem.
+    """Ends a request with a problem.
 
     Attributes:
-        problem: what is wrong; ``instance`` is filled in with the request's path when it is answered.
+        problem: the problem. ``instance`` is set to the path of the request in the response.
     """
 
     def __init__(
@@ -70,11 +70,11 @@ class ProblemRaised(Exception):
         as_of: Mapping[int, int] | None = None,
     ) -> None:
         super().__init__(detail)
-        usual_status, title = _STATUS_AND_TITLE[kind]
+        default_status, title = _STATUS_AND_TITLE[kind]
         self.problem = Problem(
             type=f"/problems/{kind}",
             title=title,
-            status=status or usual_status,
+            status=status or default_status,
             detail=detail,
             errors=tuple(errors),
             retry_after_s=retry_after_s,
@@ -83,14 +83,14 @@ class ProblemRaised(Exception):
 
 
 def invalid(detail: str, errors: Sequence[InvalidField]) -> ProblemRaised:
-    """The problem of a request with wrong fields; the first of them is named in the detail too."""
-    named = tuple(errors)[:MAX_INVALID_FIELDS]
-    first = f": {named[0].field}: {named[0].message}" if named else ""
-    return ProblemRaised(ProblemType.INVALID_REQUEST, f"{detail}{first}", errors=named)
+    """Problem of a request with invalid fields. The detail includes the first of them."""
+    listed = tuple(errors)[:MAX_INVALID_FIELDS]
+    first = f": {listed[0].field}: {listed[0].message}" if listed else ""
+    return ProblemRaised(ProblemType.INVALID_REQUEST, f"{detail}{first}", errors=listed)
 
 
 def invalid_fields(errors: Sequence[Mapping[str, Any]], *, skip: int = 0) -> tuple[InvalidField, ...]:
-    """Pydantic's findings as fields with messages, without the rejected values; ``skip`` drops leading path parts."""
+    """Convert pydantic errors, without the rejected values; ``skip`` drops leading parts of each location."""
     return tuple(
         InvalidField(
             field=".".join(str(part) for part in error["loc"][skip:]) or "body",
@@ -101,26 +101,26 @@ def invalid_fields(errors: Sequence[Mapping[str, Any]], *, skip: int = 0) -> tup
 
 
 def as_problem(error: Exception) -> Problem:
-    """The problem that tells of ``error``; an error nobody foresaw becomes ``internal`` and reveals nothing."""
+    """Convert an error to a problem. Unexpected errors become ``internal``, without details."""
     match error:
         case ProblemRaised():
             return error.problem
         case RequestValidationError():
-            return invalid("the request has wrong fields", invalid_fields(error.errors(), skip=1)).problem
+            return invalid("the request has invalid fields", invalid_fields(error.errors(), skip=1)).problem
         case HTTPException():
             return _of_status(error).problem
         case ClientDisconnect():
-            detail = "the connection ended before the body did"
+            detail = "the client disconnected before the end of the body"
             return ProblemRaised(ProblemType.INVALID_REQUEST, detail, status=HTTPStatus.BAD_REQUEST).problem
     for kind, detail in _UNAVAILABLE_DETAIL.items():
         if isinstance(error, kind):
             retry_after_s = getattr(error, "retry_after_s", 0.0) or RETRY_AFTER_S
             return ProblemRaised(ProblemType.UNAVAILABLE, detail, retry_after_s=retry_after_s).problem
-    return ProblemRaised(ProblemType.INTERNAL, "the error is in the service's log; repeat the request later").problem
+    return ProblemRaised(ProblemType.INTERNAL, "see the log of the service; retry the request later").problem
 
 
 def problem_response(problem: Problem, headers: Mapping[str, str] | None = None) -> Response:
-    """The problem as an HTTP response with the headers that belong to its status."""
+    """HTTP response of a problem, with the headers that its status requires."""
     all_headers = dict(headers or {})
     if problem.retry_after_s is not None:
         all_headers["Retry-After"] = str(math.ceil(problem.retry_after_s))
@@ -134,8 +134,8 @@ def problem_response(problem: Problem, headers: Mapping[str, str] | None = None)
     )
 
 
-def problems_told(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """``responses`` of a route that may answer with these problems, for its description."""
+def problem_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """OpenAPI ``responses`` of a route that may return problems with these statuses."""
     return {
         status: {"model": Problem, "content": {PROBLEM_MEDIA_TYPE: {}}, "description": "Problem details (RFC 9457)."}
         for status in statuses
@@ -143,7 +143,7 @@ def problems_told(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 def install_problems(app: FastAPI) -> None:
-    """Answer every error of ``app`` with problem details."""
+    """Convert every error of ``app`` to problem details."""
 
     async def answer(request: Request, error: Exception) -> Response:
         problem = as_problem(error).model_copy(update={"instance": request.scope["path"]})
@@ -164,19 +164,19 @@ def install_problems(app: FastAPI) -> None:
 
 
 def _allowed(request: Request) -> str:
-    """Methods of all routes with this path; the router names those of the first only."""
+    """Methods of all routes with this path. The router reports those of the first match only."""
     routes = (route for route in request.app.routes if isinstance(route, Route))
-    fitting = (route.methods or set() for route in routes if route.matches(request.scope)[0] is not Match.NONE)
-    return ", ".join(sorted(set().union(*fitting)))
+    methods = (route.methods or set() for route in routes if route.matches(request.scope)[0] is not Match.NONE)
+    return ", ".join(sorted(set().union(*methods)))
 
 
 def _of_status(error: HTTPException) -> ProblemRaised:
-    """Errors of the router and the framework, which know a status and at most a phrase."""
+    """Convert an error of the router or the framework."""
     match error.status_code:
         case HTTPStatus.NOT_FOUND:
-            return ProblemRaised(ProblemType.NOT_FOUND, "no such path; the API is described at /docs")
+            return ProblemRaised(ProblemType.NOT_FOUND, "unknown path; see the API description at /docs")
         case HTTPStatus.METHOD_NOT_ALLOWED:
-            detail = "this path does not take this method; the Allow header names those it takes"
+            detail = "method not allowed for this path; the Allow header lists the allowed methods"
             return ProblemRaised(ProblemType.INVALID_REQUEST, detail, status=error.status_code)
         case status if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
             return ProblemRaised(ProblemType.INTERNAL, str(error.detail), status=status)

@@ -1,1 +1,1 @@
-"""Sources of documents: a folder, a git history, a file of events. All speak to the ingest API like anybody else."""
+"""Connectors for folders, git repositories and event files. They are ordinary clients of the ingest API."""

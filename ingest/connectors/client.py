@@ -1,4 +1,4 @@
-"""Sending documents to the ingest API: many at once, each document's events in order, patient with a busy service."""
+"""Client of the ingest API for connectors: batched and concurrent, in order per document, with retries."""
 
 import asyncio
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Sequence
@@ -38,38 +38,38 @@ _JSON: Final = "application/json"
 
 
 class ServiceUnavailable(Exception):
-    """The service did not take an event for as long as one should try."""
+    """The service did not accept an event within the retry timeout."""
 
 
-class Refused(Exception):
-    """The service will not take this event, however often it is sent."""
+class Rejected(Exception):
+    """The service rejected the event permanently."""
 
 
-class Conflict(Refused):
-    """The document belongs to another source."""
+class Conflict(Rejected):
+    """Another source owns the document."""
 
 
-class TooLarge(Refused):
-    """The service will not take so much at once."""
+class TooLarge(Rejected):
+    """The request exceeds a size limit of the service."""
 
 
-_REFUSED_AS: Final[dict[int, type[Refused]]] = {409: Conflict, 413: TooLarge}
+_ERROR_BY_STATUS: Final[dict[int, type[Rejected]]] = {409: Conflict, 413: TooLarge}
 
 
-class _Busy(Exception):
-    """The service could not take some events of a batch now."""
+class _Retryable(Exception):
+    """Some events of a batch failed with a retryable status."""
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A document that could not be sent, and why."""
+    """A document that was not sent, and the reason."""
 
     document_id: str
     reason: str
 
 
 class SentEvent(NamedTuple):
-    """An event that the service accepted."""
+    """An accepted event."""
 
     event_id: str
     document_id: str
@@ -80,16 +80,16 @@ class SentEvent(NamedTuple):
 
 @dataclass(slots=True)
 class Summary:
-    """What a connector has done so far.
+    """Progress of a connector.
 
     Attributes:
-        sent: uploads accepted.
-        skipped: documents that had not changed.
-        deleted: deletions accepted.
-        failed: documents that were refused; the others do not wait for them.
-        passed_over: what the source has beside its documents, and why it is not sent: id or path → reason.
-        positions: partition → last offset accepted.
-        events: accepted events, in the order of their acceptance.
+        sent: number of accepted uploads.
+        skipped: number of unchanged documents.
+        deleted: number of accepted deletions.
+        failed: rejected or unreadable documents. They do not block others.
+        passed_over: files that are not sent: id or path → reason.
+        positions: partition → highest accepted offset.
+        events: accepted events, in order of acceptance.
     """
 
     sent: int = 0
@@ -101,7 +101,7 @@ class Summary:
     events: list[SentEvent] = field(default_factory=list)
 
     def note_accepted(self, accepted: Accepted, *, deleted: bool) -> None:
-        """Count an acceptance, and keep the event."""
+        """Count an accepted event and record it."""
         self.deleted += deleted
         self.sent += not deleted
         position = Position.parse(accepted.position)
@@ -111,19 +111,19 @@ class Summary:
 
 
 Progress = Callable[[Summary], None]
-"""Called after each request with the summary so far."""
+"""Called with the summary after each request."""
 
 
-_Note = Callable[[Outgoing, Accepted | Refused], None]
-"""Told how the sending of an event ended: accepted, or refused and why."""
+_OnResult = Callable[[Outgoing, Accepted | Rejected], None]
+"""Called with the result of sending an event."""
 
 
 def no_progress(_summary: Summary) -> None:
-    """Tell nobody."""
+    """Ignore progress."""
 
 
 class IngestClient:
-    """The ingest API, as seen by connectors. Make one with ``connect_ingest``."""
+    """Client of the ingest API. Open one with ``connect_ingest``."""
 
     def __init__(self, http: httpx.AsyncClient, *, retry_timeout_s: float = RETRY_TIMEOUT_S) -> None:
         self._http = http
@@ -135,11 +135,11 @@ class IngestClient:
         return str(self._http.base_url)
 
     async def send(self, request: DocumentRequest) -> Accepted:
-        """Send one event and return what the service promises of it.
+        """Send one event.
 
         Raises:
-            Refused: the service says that it is wrong.
-            ServiceUnavailable: it did not take it in time.
+            Rejected: the service rejected it.
+            ServiceUnavailable: it was not accepted within the retry timeout.
         """
         if isinstance(request, Removal):
             path = document_path(request.document_id)
@@ -149,114 +149,122 @@ class IngestClient:
             response = await self._call("PUT", path, headers=upload_headers(request), content=request.content)
         return Accepted.model_validate_json(response.content)
 
-    async def send_all(self, outgoing: AsyncIterable[Outgoing], log: SentLog, summary: Summary, told: Progress) -> None:
-        """Send everything; what is accepted is noted in ``log`` and ``summary``.
+    async def send_all(
+        self, outgoing: AsyncIterable[Outgoing], log: SentLog, summary: Summary, progress: Progress
+    ) -> None:
+        """Send everything; accepted events are recorded in ``log`` and ``summary``.
 
         Raises:
-            ServiceUnavailable: the rest was not sent; a later run goes on from the log.
-            Exception: what ``outgoing`` raised, once everything before it is sent.
+            ServiceUnavailable: the rest was not sent. A later run resumes from the log.
+            Exception: raised by ``outgoing``; everything before it was sent.
         """
 
-        def note(event: Outgoing, end: Accepted | Refused) -> None:
+        def on_result(event: Outgoing, result: Accepted | Rejected) -> None:
             document_id, deleted = event.request.document_id, isinstance(event.request, Removal)
-            if isinstance(end, Accepted):
+            if isinstance(result, Accepted):
                 log.note(document_id, event.mark)
-                summary.note_accepted(end, deleted=deleted)
+                summary.note_accepted(result, deleted=deleted)
                 return
-            summary.failed.append(Failure(document_id, str(end)))
-            if deleted and isinstance(end, Conflict):
-                # It belongs to another source by now, so that it is gone from this one is of no interest any more.
+            summary.failed.append(Failure(document_id, str(result)))
+            if deleted and isinstance(result, Conflict):
+                # Another source owns it now: this source no longer has to delete it.
                 log.note(document_id, None)
             else:
-                log.note_refused(document_id)
+                log.note_rejected(document_id)
 
-        async for together in rounds(outgoing):
-            log.begin(event.request.document_id for event in together.events if isinstance(event.request, Upload))
+        async for current in rounds(outgoing):
+            log.begin(event.request.document_id for event in current.events if isinstance(event.request, Upload))
             try:
                 async with asyncio.TaskGroup() as requests:
-                    if together.batched:
-                        requests.create_task(self._send_batch(together.batched, note))
-                    for event in together.alone:
-                        requests.create_task(self._send_alone(event, note))
+                    if current.batched:
+                        requests.create_task(self._send_batch(current.batched, on_result))
+                    for event in current.alone:
+                        requests.create_task(self._send_alone(event, on_result))
             except ExceptionGroup as errors:
-                # The first failure ended the others; it alone says why.
+                # The first failure cancelled the other requests: it is the cause.
                 raise errors.exceptions[0] from None
             finally:
-                told(summary)
+                progress(summary)
 
-    async def _send_alone(self, event: Outgoing, note: _Note) -> None:
+    async def _send_alone(self, event: Outgoing, on_result: _OnResult) -> None:
         try:
-            note(event, await self.send(event.request))
-        except Refused as error:
-            note(event, error)
+            on_result(event, await self.send(event.request))
+        except Rejected as error:
+            on_result(event, error)
 
-    async def _send_batch(self, events: Sequence[Outgoing], note: _Note) -> None:
-        """Send in one request; what the service cannot take now is tried again, without what it took."""
-        waiting = list(events)
+    async def _send_batch(self, events: Sequence[Outgoing], on_result: _OnResult) -> None:
+        """Send events in one request; retry those that failed with a retryable status."""
+        pending = list(events)
         try:
             async for attempt in stamina.retry_context(
-                on=_Busy, attempts=None, timeout=self._retry_timeout_s, wait_max=_WAIT_MAX_S
+                on=_Retryable, attempts=None, timeout=self._retry_timeout_s, wait_max=_WAIT_MAX_S
             ):
                 with attempt:
-                    await self._post_batch(waiting, note)
-        except _Busy as error:
+                    await self._post_batch(pending, on_result)
+        except _Retryable as error:
             raise ServiceUnavailable(f"{self.url}: {error}") from error
         except TooLarge:
-            # The service is set to smaller batches than ours.
-            if len(waiting) == 1:
-                await self._send_alone(waiting[0], note)
+            # The batch limit of the service is lower than ours.
+            if len(pending) == 1:
+                await self._send_alone(pending[0], on_result)
                 return
-            middle = len(waiting) // 2
-            await self._send_batch(waiting[:middle], note)
-            await self._send_batch(waiting[middle:], note)
-        except Refused as error:
-            for event in waiting:
-                note(event, error)
+            middle = len(pending) // 2
+            await self._send_batch(pending[:middle], on_result)
+            await self._send_batch(pending[middle:], on_result)
+        except Rejected as error:
+            for event in pending:
+                on_result(event, error)
 
-    async def _post_batch(self, waiting: list[Outgoing], note: _Note) -> None:
-        """Send once; events that ended are taken out of ``waiting``.
+    async def _post_batch(self, pending: list[Outgoing], on_result: _OnResult) -> None:
+        """Send once; removes the accepted and rejected events from ``pending``.
 
         Raises:
-            _Busy: some did not.
+            _Retryable: some events are still pending.
         """
-        content = b"".join(batch_line(event.request) for event in waiting)
+        content = b"".join(batch_line(event.request) for event in pending)
         response = await self._call("POST", "/v1/documents:batch", headers={"Content-Type": _NDJSON}, content=content)
         outcomes = BatchResponse.model_validate_json(response.content).outcomes
-        busy = ""
-        for event, outcome in zip(tuple(waiting), outcomes, strict=True):
-            if outcome.problem is not None and outcome.problem.status in RETRY_STATUSES:
-                busy = said(outcome.problem)
+        retryable = ""
+        for event, outcome in zip(tuple(pending), outcomes, strict=True):
+            problem = outcome.problem
+            if problem is not None and problem.status in RETRY_STATUSES:
+                retryable = summary_of(problem)
                 continue
-            note(event, cast("Accepted", outcome.accepted) if outcome.problem is None else _refused(outcome.problem))
-            waiting.remove(event)
-        if busy:
-            raise _Busy(busy)
+            on_result(event, cast("Accepted", outcome.accepted) if problem is None else _rejected(problem))
+            pending.remove(event)
+        if retryable:
+            raise _Retryable(retryable)
 
     async def status(self, event_id: str) -> EventStatus | None:
-        """Where an event is; None where the service does not know it (any more)."""
+        """Status of an event; None if unknown or expired."""
         response = await self._call("GET", f"/v1/events/{event_id}", missing_ok=True)
         return EventStatus.model_validate_json(response.content) if response.is_success else None
 
     async def statuses(self, events: Sequence[SentEvent]) -> dict[str, EventStatus]:
-        """Event id → where the event is, without those that the service does not know (any more).
+        """Event id → status, without unknown or expired events.
 
         Args:
             events: at most ``MAX_EVENTS_PER_REQUEST``.
         """
-        references = [EventReference(event_id=one.event_id, position=str(one.position)) for one in events]
+        references = [EventReference(event_id=event.event_id, position=str(event.position)) for event in events]
         content = EventsRequest(events=tuple(references)).model_dump_json().encode()
         response = await self._call("POST", "/v1/events:batch-get", headers={"Content-Type": _JSON}, content=content)
-        return {one.event_id: one for one in EventsResponse.model_validate_json(response.content).events}
+        return {status.event_id: status for status in EventsResponse.model_validate_json(response.content).events}
 
     async def installation(self) -> InstallationState:
-        """Which installation the service is of."""
+        """Identity of the installation."""
         response = await self._call("GET", "/v1/installation")
         return InstallationState.model_validate_json(response.content)
 
     async def documents_of(self, connector: str, *, wait_s: float) -> tuple[dict[str, ListedDocument], bool]:
-        """The live documents that a connector owns, by id, and whether none is missing.
+        """List the live documents that a connector owns.
 
-        The service waits up to ``wait_s`` for what it has accepted and not indexed yet; one may be missing after that.
+        Args:
+            connector: name of the connector.
+            wait_s: longest time that the service waits for accepted events that are not indexed yet.
+
+        Returns:
+            Documents by id, and whether the list is complete.
         """
         documents: dict[str, ListedDocument] = {}
         complete = False
@@ -292,13 +300,13 @@ class IngestClient:
         except httpx.TransportError as error:
             raise ServiceUnavailable(f"{self.url} does not answer ({error!r}): is the service running?") from error
         if not response.is_success and not (missing_ok and response.status_code == httpx.codes.NOT_FOUND):
-            raise _REFUSED_AS.get(response.status_code, Refused)(problem_text(response))
+            raise _ERROR_BY_STATUS.get(response.status_code, Rejected)(problem_text(response))
         return response
 
 
 @asynccontextmanager
 async def connect_ingest(url: str, api_key: str | None = None) -> AsyncIterator[IngestClient]:
-    """A client of the service at ``url``."""
+    """Open a client of the service at ``url``."""
     headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
     limits = httpx.Limits(max_connections=_CONNECTIONS, max_keepalive_connections=_CONNECTIONS)
     async with httpx.AsyncClient(base_url=url, headers=headers, limits=limits, timeout=30.0) as http:
@@ -306,25 +314,25 @@ async def connect_ingest(url: str, api_key: str | None = None) -> AsyncIterator[
 
 
 def problem_text(response: httpx.Response) -> str:
-    """What an error response says, in one line."""
+    """Summarize an error response in one line."""
     try:
-        return said(Problem.model_validate_json(response.content))
+        return summary_of(Problem.model_validate_json(response.content))
     except ValidationError:
         return f"HTTP {response.status_code}"
 
 
-def said(problem: Problem) -> str:
-    """What a problem says, in one line."""
+def summary_of(problem: Problem) -> str:
+    """Summarize a problem in one line."""
     return f"{problem.title}: {problem.detail}"
 
 
-def _refused(problem: Problem) -> Refused:
-    return _REFUSED_AS.get(problem.status, Refused)(said(problem))
+def _rejected(problem: Problem) -> Rejected:
+    return _ERROR_BY_STATUS.get(problem.status, Rejected)(summary_of(problem))
 
 
 def _retry(error: Exception) -> bool | float:
-    """Whether trying again may help, and after how many seconds where the service says so."""
+    """Whether to retry; the delay in seconds if the response has ``Retry-After``."""
     if isinstance(error, httpx.HTTPStatusError):
-        advised = error.response.headers.get("retry-after", "")
-        return float(advised) if advised.isdecimal() else True
+        retry_after = error.response.headers.get("retry-after", "")
+        return float(retry_after) if retry_after.isdecimal() else True
     return isinstance(error, httpx.TransportError)

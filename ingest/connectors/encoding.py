@@ -1,4 +1,4 @@
-"""How connectors write what they send: an upload's attributes as headers, or a request as a line of a batch."""
+"""Request encoding of connectors: attributes as headers, and requests as lines of a batch."""
 
 import base64
 from typing import Any
@@ -13,23 +13,23 @@ from schemas.content_types import SELF_DESCRIBING_TYPES
 
 
 def upload_headers(upload: Upload) -> dict[str, str]:
-    """The headers that carry an upload's type and attributes."""
-    given = upload.attributes
+    """Headers with the content type and attributes of an upload."""
+    attributes = upload.attributes
     texts = {
-        "title": given.title,
-        "source": given.source,
-        "groups": ",".join(given.groups) or None,
-        "metadata": orjson.dumps(given.metadata).decode() if given.metadata else None,
-        "connector": given.connector,
-        "take_over": "true" if given.take_over else None,
+        "title": attributes.title,
+        "source": attributes.source,
+        "groups": ",".join(attributes.groups) or None,
+        "metadata": orjson.dumps(attributes.metadata).decode() if attributes.metadata else None,
+        "connector": attributes.connector,
+        "take_over": "true" if attributes.take_over else None,
         "file_name": upload.file_name,
     }
     headers = {header_name(name): header_value(text) for name, text in texts.items() if text is not None}
-    return {"Content-Type": upload.content_type} | headers | revision_header(given.revision)
+    return {"Content-Type": upload.content_type} | headers | revision_header(attributes.revision)
 
 
 def batch_line(request: DocumentRequest) -> bytes:
-    """The request as a line of a batch."""
+    """Encode a request as a line of a batch."""
     if isinstance(request, Removal):
         fields: dict[str, Any] = {"document_id": request.document_id, "deleted": True, "revision": request.revision}
         fields |= {"connector": request.connector, "take_over": request.take_over or None}
@@ -51,7 +51,7 @@ def batch_line(request: DocumentRequest) -> bytes:
 
 
 def _text(upload: Upload) -> str | None:
-    """The content as text, which a receiver takes for UTF-8; None where its type, or itself, may say otherwise."""
+    """Content as text if it is UTF-8 and neither its type nor the content itself can declare another charset."""
     if upload.content_type in SELF_DESCRIBING_TYPES or declared_charset(upload.content_type) is not None:
         return None
     try:
@@ -61,7 +61,7 @@ def _text(upload: Upload) -> str | None:
 
 
 def header_value(text: str) -> str:
-    """Text as a header value: as it is where that is safe and unambiguous, else as RFC 8187 says."""
+    """Encode text as a header value: verbatim where that is unambiguous, else as in RFC 8187."""
     plain = text.isascii() and text.isprintable() and text == text.strip() and not text.lower().startswith("utf-8'")
     return text if plain else f"UTF-8''{quote(text, safe='')}"
 
@@ -72,17 +72,17 @@ def document_path(document_id: str) -> str:
 
 
 def upload_path(upload: Upload) -> str:
-    """Where an upload is put. What a source has without content is empty on purpose, and the path says so."""
+    """Path and query of an upload. Empty content is declared with ``empty=true``."""
     return document_path(upload.document_id) + ("" if upload.content else "?empty=true")
 
 
 def removal_headers(removal: Removal) -> dict[str, str]:
-    """The headers that go with a removal."""
+    """Headers of a removal."""
     connector = {} if removal.connector is None else {header_name("connector"): removal.connector}
     take_over = {header_name("take_over"): "true"} if removal.take_over else {}
     return revision_header(removal.revision) | connector | take_over
 
 
 def revision_header(revision: int | None) -> dict[str, str]:
-    """The header that carries a revision, if there is one."""
+    """Header of a revision, if any."""
     return {} if revision is None else {header_name("revision"): str(revision)}

@@ -1,7 +1,7 @@
-"""A recorded history as a source: one JSON event per line, plain or gzipped, in order.
+"""Connector for recorded event histories: one JSON event per line, plain or gzipped, in order.
 
-Each line has ``seq``, ``type`` (created, updated, renamed, deleted), ``doc_id``, ``path`` and, where the content is
-new, ``content`` or ``content_b64``. The document keeps its id when it is renamed; its path is its source.
+Each line has ``seq``, ``type`` (created, updated, renamed, deleted), ``doc_id``, ``path`` and, if the content is new,
+``content`` or ``content_b64``. A renamed document keeps its id; its path is its source attribute.
 """
 
 import asyncio
@@ -24,11 +24,11 @@ from schemas.models import Message
 
 
 class BadEventFile(ValueError):
-    """A line of the file is no event; the message tells which line and why."""
+    """A line is not a valid event; the message has its number and the reason."""
 
 
 class RecordedEvent(Message):
-    """One line."""
+    """A line of the file."""
 
     seq: int = Field(ge=0)
     type: Literal["created", "updated", "renamed", "deleted"]
@@ -38,7 +38,7 @@ class RecordedEvent(Message):
     content_b64: Base64Bytes | None = None
 
     def new_content(self) -> bytes | None:
-        """The content that comes with the event."""
+        """Content of the event, if any."""
         return self.content_b64 if self.content is None else self.content.encode()
 
 
@@ -50,32 +50,33 @@ async def ingest_event_file(
     progress: Progress = no_progress,
     log_path: Path | None = None,
 ) -> Summary:
-    """Send the events of the file, each with ``seq + 1`` as its revision; those sent by an earlier run are skipped.
+    """Send the events of the file, each with revision ``seq + 1``; skip those that an earlier run sent.
 
-    A document that the file does not speak of is not gone: only a deletion in the file is one.
+    Only deletion events delete: a document without events in the file is left unchanged.
 
     Args:
         client: the service.
         path: the file.
-        options: name, prefix and rights of the source.
+        options: name, prefix and ownership of the source.
         progress: called after each request.
-        log_path: where to remember what was sent; by default a file of this user, see ``opened_run``.
+        log_path: path of the sent log; None for the default path of this user.
 
     Raises:
-        BadEventFile: see there; events before that line are sent.
-        BadSourceName, SourceInUse: see there.
+        BadEventFile: a line is invalid; the events before it were sent.
+        BadSourceName: the name is invalid.
+        SourceInUse: another run of this source is active.
         ServiceUnavailable: the rest was not sent.
     """
     summary = Summary()
     source = Source.of("events", await asyncio.to_thread(path.resolve), options)
     async with opened_run(client, source, _mark_of, log_path) as run:
-        # What the file does not speak of is not gone, so the log need not be complete.
+        # Documents missing from the file are not deleted, so the log does not have to be complete.
         await client.send_all(_outgoing(path, source, run.log, summary), run.log, summary, progress)
     return summary
 
 
 def read_events(path: Path) -> Iterator[RecordedEvent]:
-    """The events of a ``.jsonl`` or ``.jsonl.gz`` file, one line in memory at a time."""
+    """Read a ``.jsonl`` or ``.jsonl.gz`` file lazily, line by line."""
     with _opened(path) as file:
         for number, line in enumerate(file, start=1):
             try:
@@ -87,7 +88,7 @@ def read_events(path: Path) -> Iterator[RecordedEvent]:
 
 
 async def _outgoing(path: Path, source: Source, log: SentLog, summary: Summary) -> AsyncIterator[Outgoing]:
-    """What to send. A rename without content sends the content that the document had, at its new path."""
+    """Events to send. A rename without content sends the document's previous content with the new path."""
     sent = {document_id: int(mark) if mark else 0 for document_id, mark in log.marks.items()}
     contents: dict[str, bytes] = {}
     for event in read_events(path):
@@ -105,7 +106,7 @@ async def _outgoing(path: Path, source: Source, log: SentLog, summary: Summary) 
         if isinstance(request, Failure):
             summary.failed.append(request)
         else:
-            # Deletions are remembered too: the file tells of them again in the next run.
+            # Deletions are kept in the log too: the next run reads them again.
             yield Outgoing(request, str(revision))
 
 
@@ -113,7 +114,7 @@ def _request(source: Source, event: RecordedEvent, content: bytes | None, revisi
     if event.type == "deleted":
         return source.removal(source.document_id(event.doc_id), revision)
     if content is None:
-        return Failure(event.doc_id, f"event {event.seq} has no content, and no event before it has")
+        return Failure(event.doc_id, f"event {event.seq} has no content, and neither has any earlier event")
     suffix = PurePosixPath(event.path).suffix
     if suffix.lower() not in TYPE_OF_SUFFIX:
         return Failure(event.doc_id, f"{event.path}: files named {suffix or 'without a suffix'} are not supported")

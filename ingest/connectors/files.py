@@ -1,7 +1,7 @@
-"""Documents in a folder: which files there are, and their contents, whatever else lies there.
+"""Listing and reading of the documents in a folder.
 
-What cannot be read is named and counts as present: that it is gone is only said of a name that a complete listing of
-its folder lacks. Nothing is opened that could make a reader wait, or do something, when it is opened.
+Unreadable files are reported and count as present: a document counts as deleted only if a complete listing of its
+folder lacks it. Only regular files are opened: opening a pipe or device could block or have side effects.
 """
 
 import hashlib
@@ -15,10 +15,10 @@ from typing import Final
 from ingest.core.content import why_unsupported
 
 LARGEST_BYTES: Final = 100_000_000
-"""Files beyond are not even read into memory; the service's own limit is usually lower."""
+"""Larger files are not read into memory. The limit of the service is usually lower."""
 
 _READS: Final = 3
-"""Tries to read a file that is being written."""
+"""Attempts to read a file that is being written."""
 
 _KINDS: Final = {
     stat.S_IFIFO: "a pipe",
@@ -30,18 +30,18 @@ _KINDS: Final = {
 
 
 class Unreadable(Exception):
-    """A file has no content that can be sent; the message says why."""
+    """The content of a file cannot be sent; the message has the reason."""
 
 
 @dataclass(slots=True)
 class Listing:
-    """What is in a folder.
+    """Contents of a folder.
 
     Attributes:
-        files: name below the root → path, of every document, sorted by name; readable or not.
-        passed_over: name as it can be shown → why it is no document; not of what is hidden.
-        problems: the same of folders that could not be listed.
-        unlisted: names of folders whose entries are not known: what was in them may still be there.
+        files: name relative to the root → path of every document, sorted by name, readable or not.
+        passed_over: printable name → why the file is not a document. Hidden files are not included.
+        problems: printable name → why the folder could not be listed.
+        unlisted: names of folders that could not be listed. Documents in them may still exist.
     """
 
     files: dict[str, Path] = field(default_factory=dict)
@@ -50,101 +50,101 @@ class Listing:
     unlisted: set[str] = field(default_factory=set)
 
     def may_hold(self, name: str) -> bool:
-        """Whether the document ``name`` is there, or could be in a folder that could not be listed."""
+        """Whether the document exists, or is below a folder that could not be listed."""
         parents = (parent.as_posix() for parent in PurePosixPath(name).parents)
         return name in self.files or not self.unlisted.isdisjoint((name, *parents))
 
 
-def list_folder(root: Path, place: Path) -> Listing:
-    """Every document at or below ``place``, which lies in ``root``; both are resolved.
+def list_folder(root: Path, path: Path) -> Listing:
+    """List the documents at or below ``path``, which is ``root`` or below it. Both are resolved paths.
 
-    Folders behind links are not followed, and hidden ones are not looked into.
+    Symbolic links to folders are not followed; hidden files and folders are ignored.
 
     Raises:
-        OSError: the root itself cannot be listed, so nothing is known of what it holds.
+        OSError: the root itself cannot be listed.
     """
     listing = Listing()
-    name = place.relative_to(root).as_posix()
-    if place == root:
+    name = path.relative_to(root).as_posix()
+    if path == root:
         _list_into(listing, root, root)
-    elif not _is_hidden(name) and os.path.realpath(place.parent) == str(place.parent):
-        _list_place(listing, root, place, name)
+    elif not _is_hidden(name) and os.path.realpath(path.parent) == str(path.parent):
+        _list_path(listing, root, path, name)
     listing.files = dict(sorted(listing.files.items()))
     return listing
 
 
 def sha256_of(path: Path) -> str:
-    """Hash of the file's content.
+    """SHA-256 of the file's content.
 
     Raises:
-        Unreadable: see there.
+        Unreadable: it cannot be read.
     """
     try:
-        with _open_regular(path) as opened:
-            return hashlib.file_digest(opened, "sha256").hexdigest()
+        with _open_regular(path) as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise _unreadable(error) from error
 
 
 def read(path: Path) -> bytes:
-    """The file's content, of one moment.
+    """Read a consistent snapshot of the file's content.
 
     Raises:
-        Unreadable: see there; also where it changes each time that it is read.
+        Unreadable: it cannot be read, or changed during each attempt.
     """
     try:
         for _ in range(_READS):
-            with _open_regular(path) as opened:
-                before = os.fstat(opened.fileno())
-                content = opened.read(LARGEST_BYTES + 1)
-                after = os.fstat(opened.fileno())
+            with _open_regular(path) as file:
+                before = os.fstat(file.fileno())
+                content = file.read(LARGEST_BYTES + 1)
+                after = os.fstat(file.fileno())
             same = (before.st_size, before.st_mtime_ns) == (after.st_size, after.st_mtime_ns)
             if same and len(content) == after.st_size:
                 return content
     except OSError as error:
         raise _unreadable(error) from error
-    raise Unreadable("changes while it is read; the next run tries again")
+    raise Unreadable("changed while it was read; the next run retries")
 
 
 def shown(name: str) -> str:
-    """A name as it can be printed: bytes that are no UTF-8 are escaped."""
+    """Printable form of a file name: bytes that are not UTF-8 are escaped."""
     return os.fsencode(name).decode(errors="backslashreplace")
 
 
 def why_no_document(name: str) -> str | None:
-    """Why a file of this name is no document; None where it is one."""
-    # Names that are not UTF-8 come as lone surrogates, which no document id can hold.
+    """Reason why a file of this name is not a document; None if it is one."""
+    # Names that are not UTF-8 decode to lone surrogates, which a document id cannot contain.
     if any("\ud800" <= char <= "\udfff" for char in name):
         return "its name is not UTF-8: rename it"
     return why_unsupported(name)
 
 
-def _list_place(listing: Listing, root: Path, place: Path, name: str) -> None:
+def _list_path(listing: Listing, root: Path, path: Path, name: str) -> None:
     try:
-        found = os.lstat(place)
+        status = os.lstat(path)
     except (FileNotFoundError, NotADirectoryError):
-        # That it is gone says something only while the root is there.
+        # Counts as deleted only if the root still exists.
         os.close(os.open(root, os.O_RDONLY | os.O_DIRECTORY))
     except OSError as error:
-        _leave_unlisted(listing, name, error)
+        _add_unlisted(listing, name, error)
     else:
-        if stat.S_ISDIR(found.st_mode):
-            _list_into(listing, root, place)
+        if stat.S_ISDIR(status.st_mode):
+            _list_into(listing, root, path)
         else:
-            _take(listing, root, place, name)
+            _add_file(listing, root, path, name)
 
 
-def _leave_unlisted(listing: Listing, name: str, error: OSError) -> None:
+def _add_unlisted(listing: Listing, name: str, error: OSError) -> None:
     listing.unlisted.add(name)
-    # One that vanished meanwhile is nobody's fault; what was in it is found gone by the next look.
+    # A folder that disappeared meanwhile is not an error. The next listing reports its documents as deleted.
     if not isinstance(error, FileNotFoundError | NotADirectoryError):
-        listing.problems[f"{shown(name)}/"] = f"cannot be listed: {error.strerror}; what was sent of it stays"
+        listing.problems[f"{shown(name)}/"] = f"cannot be listed: {error.strerror}; its documents are kept"
 
 
 def _list_into(listing: Listing, root: Path, top: Path) -> None:
-    waiting = [top]
-    while waiting:
-        folder = waiting.pop()
+    folders = [top]
+    while folders:
+        folder = folders.pop()
         name = folder.relative_to(root).as_posix()
         try:
             with os.scandir(folder) as entries:
@@ -153,19 +153,19 @@ def _list_into(listing: Listing, root: Path, top: Path) -> None:
                         continue
                     path = folder / entry.name
                     if entry.is_dir(follow_symlinks=False):
-                        waiting.append(path)
+                        folders.append(path)
                     else:
-                        _take(listing, root, path, path.relative_to(root).as_posix())
+                        _add_file(listing, root, path, path.relative_to(root).as_posix())
         except OSError as error:
             if folder == root:
                 raise
-            _leave_unlisted(listing, name, error)
+            _add_unlisted(listing, name, error)
 
 
-def _take(listing: Listing, root: Path, path: Path, name: str) -> None:
+def _add_file(listing: Listing, root: Path, path: Path, name: str) -> None:
     reason = why_no_document(name)
     if reason is None and not Path(os.path.realpath(path)).is_relative_to(root):
-        reason = "it is a link that leads out of the folder"
+        reason = "it is a link to a target outside the folder"
     if reason is None:
         listing.files[name] = path
     else:
@@ -173,22 +173,22 @@ def _take(listing: Listing, root: Path, path: Path, name: str) -> None:
 
 
 def _open_regular(path: Path) -> BufferedReader:
-    """Open an ordinary file; what else could make the caller wait, or do something, is not opened at all."""
+    """Open a regular file. Other kinds are not opened: that could block or have side effects."""
     _check_regular(path.stat())
-    # It may have become something else since; a pipe that is opened like this does not wait for a writer.
-    opened = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
+    # It may have been replaced since: O_NONBLOCK opens a pipe without waiting for a writer.
+    file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
     try:
-        _check_regular(os.fstat(opened.fileno()))
+        _check_regular(os.fstat(file.fileno()))
     except Unreadable:
-        opened.close()
+        file.close()
         raise
-    return opened
+    return file
 
 
-def _check_regular(found: os.stat_result) -> None:
-    if not stat.S_ISREG(found.st_mode):
-        raise Unreadable(f"is {_KINDS.get(stat.S_IFMT(found.st_mode), 'no file')}, not an ordinary file")
-    if found.st_size > LARGEST_BYTES:
+def _check_regular(status: os.stat_result) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        raise Unreadable(f"is {_KINDS.get(stat.S_IFMT(status.st_mode), 'no file')}, not a regular file")
+    if status.st_size > LARGEST_BYTES:
         raise Unreadable(f"larger than {LARGEST_BYTES:,} bytes")
 
 

@@ -1,4 +1,4 @@
-"""A folder as a source: each supported file is a document named by its path below the folder."""
+"""Connector for folders. Each supported file is a document; its id is the path relative to the folder."""
 
 import asyncio
 import hashlib
@@ -14,7 +14,7 @@ from ingest.connectors.files import Listing, Unreadable, list_folder, read, sha2
 from ingest.connectors.guard import check_deletions
 from ingest.connectors.reconcile import opened_run
 from ingest.connectors.rounds import Outgoing
-from ingest.connectors.sent_log import PERHAPS, SentLog
+from ingest.connectors.sent_log import UNCONFIRMED, SentLog
 from ingest.connectors.source import BY_DEFAULT, Source, SourceOptions
 from schemas.documents import ListedDocument
 
@@ -31,26 +31,28 @@ async def ingest_folder(
     progress: Progress = no_progress,
     log_path: Path | None = None,
 ) -> Summary:
-    """Send what changed in the folder since the last run; with ``watch``, go on until cancelled.
+    """Send the changes in the folder since the last run; with ``watch``, continue until cancelled.
 
-    A file that is gone is a deletion, and a renamed one an upload and a deletion. Deletions are sent when all uploads
-    are accepted, so that what moved is not missed for longer than it must be. What cannot be read or listed is a
-    failure, and no deletion. Unsupported types, names that are not UTF-8 and links that lead out are passed over, and
-    named in the summary; hidden files are passed over.
+    A missing file is a deletion, a renamed one an upload and a deletion. Deletions are sent after all uploads are
+    accepted, so that moved content stays searchable. Files and folders that cannot be read are failures, not
+    deletions. Unsupported types, names that are not UTF-8 and links to targets outside are skipped and listed in the
+    summary. Hidden files are ignored.
 
     Args:
         client: the service.
         path: the folder.
-        options: name, prefix and rights of the source.
+        options: name, prefix and ownership of the source.
         watch: keep sending changes as they happen.
-        yes: delete even if very much is gone.
+        yes: confirm mass deletions, see ``guard``.
         progress: called after each request.
-        log_path: where to remember what was sent; by default a file of this user, see ``opened_run``.
+        log_path: path of the sent log; None for the default path of this user.
 
     Raises:
-        NotADirectoryError: there is no such folder.
-        OSError: it cannot be listed, which must not look like deletions.
-        BadSourceName, SourceInUse, TooManyDeletions: see there.
+        NotADirectoryError: the folder does not exist.
+        OSError: it cannot be listed.
+        BadSourceName: the name is invalid.
+        SourceInUse: another run of this source is active.
+        TooManyDeletions: nothing was deleted; requires ``yes``.
         ServiceUnavailable: the rest was not sent.
     """
     root = await asyncio.to_thread(_existing, path)
@@ -59,48 +61,48 @@ async def ingest_folder(
     async with opened_run(client, source, _mark_of, log_path) as run:
         folder = _Folder(root, source, run.log, summary, confirmed=yes)
 
-        async def send(places: set[Path]) -> None:
-            look = await folder.look(places)
-            await client.send_all(folder.uploads(look), run.log, summary, progress)
-            await client.send_all(folder.removals(look.gone), run.log, summary, progress)
-            if places == {root} and await run.finish():
-                await client.send_all(folder.removals(folder.gone(look, places)), run.log, summary, progress)
+        async def send(paths: set[Path]) -> None:
+            scan = await folder.scan(paths)
+            await client.send_all(folder.uploads(scan), run.log, summary, progress)
+            await client.send_all(folder.removals(scan.deleted), run.log, summary, progress)
+            if paths == {root} and await run.finish():
+                await client.send_all(folder.removals(folder.deleted(scan, paths)), run.log, summary, progress)
             run.report(summary)
             progress(summary)
 
         if not watch:
             await send({root})
             return summary
-        # The whole folder is looked at once the watch stands, so that nothing changes between the two unseen.
-        places = {root}
+        # The first scan of the whole folder starts after the watch, so that no change in between is missed.
+        paths = {root}
         watched = awatch(root, watch_filter=None, rust_timeout=_WATCH_PAUSE_MS, yield_on_timeout=True)
         async with aclosing(watched):
             async for changes in watched:
-                places |= {Path(name) for _, name in changes}
-                if places:
-                    await send(places)
-                    places = set()
+                paths |= {Path(name) for _, name in changes}
+                if paths:
+                    await send(paths)
+                    paths = set()
     return summary
 
 
-class _Look(NamedTuple):
-    """What was found.
+class _Scan(NamedTuple):
+    """Result of a scan.
 
     Attributes:
-        listing: what is there.
-        hashes: name → content hash, of what can be read.
-        changed: documents that are new or different, as name → file.
-        gone: ids of those that are gone.
+        listing: the files.
+        hashes: name → content hash of the readable files.
+        changed: new or changed documents, as name → file.
+        deleted: ids of the deleted documents.
     """
 
     listing: Listing
     hashes: dict[str, str]
     changed: dict[str, Path]
-    gone: list[str]
+    deleted: list[str]
 
 
 class _Folder:
-    """The folder as it was sent, and how it differs now."""
+    """Compares the folder with the sent log."""
 
     def __init__(self, root: Path, source: Source, log: SentLog, summary: Summary, *, confirmed: bool) -> None:
         self._root = root
@@ -109,44 +111,44 @@ class _Folder:
         self._summary = summary
         self._confirmed = confirmed
 
-    async def look(self, places: set[Path]) -> _Look:
-        """Compare what is at or below ``places`` with what was sent.
+    async def scan(self, paths: set[Path]) -> _Scan:
+        """Compare the files at or below ``paths`` with the sent log.
 
-        All of them at once: what moved from one to another is not lost, and many small losses are a large one.
+        Pass all changed paths in one call, so that moves are recognized and the deletion guard sees the total.
 
         Raises:
             TooManyDeletions: see ``guard``.
             OSError: the folder itself cannot be listed.
         """
-        listing = await asyncio.to_thread(self._list, places)
+        listing = await asyncio.to_thread(self._list, paths)
         hashes = await asyncio.to_thread(self._hashes, listing.files)
-        known = self._log.marks
+        marks = self._log.marks
         changed = {
             name: listing.files[name]
             for name, mark in hashes.items()
-            if known.get(self._source.document_id(name)) != mark
+            if marks.get(self._source.document_id(name)) != mark
         }
         self._summary.skipped += len(hashes) - len(changed)
-        look = _Look(listing, hashes, changed, [])
-        return look._replace(gone=self.gone(look, places))
+        scan = _Scan(listing, hashes, changed, [])
+        return scan._replace(deleted=self.deleted(scan, paths))
 
-    def gone(self, look: _Look, places: set[Path]) -> list[str]:
-        """Ids of documents that the log knows at or below ``places`` and that were not found there.
+    def deleted(self, scan: _Scan, paths: set[Path]) -> list[str]:
+        """Ids of logged documents at or below ``paths`` that the scan did not find.
 
         Raises:
             TooManyDeletions: see ``guard``.
         """
-        known = self._log.marks
-        gone = [document_id for document_id in known if self._is_gone(document_id, look.listing, places)]
-        # What only moved is not lost.
-        present = set(look.hashes.values())
-        lost = sum(known[document_id] not in present for document_id in gone)
-        check_deletions(lost, len(known), confirmed=self._confirmed)
-        return sorted(gone)
+        marks = self._log.marks
+        deleted = [document_id for document_id in marks if self._is_deleted(document_id, scan.listing, paths)]
+        # Moved content does not count as lost.
+        present = set(scan.hashes.values())
+        lost = sum(marks[document_id] not in present for document_id in deleted)
+        check_deletions(lost, len(marks), confirmed=self._confirmed)
+        return sorted(deleted)
 
-    async def uploads(self, look: _Look) -> AsyncIterator[Outgoing]:
-        """What is new or different, read again: it is the content that is sent whose hash is remembered."""
-        for name, file in look.changed.items():
+    async def uploads(self, scan: _Scan) -> AsyncIterator[Outgoing]:
+        """Uploads of new and changed files, read again so that the logged hash is that of the content sent."""
+        for name, file in scan.changed.items():
             try:
                 content = await asyncio.to_thread(read, file)
             except Unreadable as error:
@@ -154,29 +156,29 @@ class _Folder:
                 continue
             yield Outgoing(self._source.upload(name, content), hashlib.sha256(content).hexdigest())
 
-    async def removals(self, gone: list[str]) -> AsyncIterator[Outgoing]:
-        """What is gone, by id."""
-        for document_id in gone:
+    async def removals(self, document_ids: list[str]) -> AsyncIterator[Outgoing]:
+        """Removals of these documents."""
+        for document_id in document_ids:
             yield Outgoing(self._source.removal(document_id), None)
 
-    def _is_gone(self, document_id: str, listing: Listing, places: set[Path]) -> bool:
+    def _is_deleted(self, document_id: str, listing: Listing, paths: set[Path]) -> bool:
         name = self._source.name_of(document_id)
-        if name is None:  # sent with another prefix than now
-            return self._root in places
-        return not listing.may_hold(name) and _is_within(self._root / name, places)
+        if name is None:  # sent with another prefix
+            return self._root in paths
+        return not listing.may_hold(name) and _is_within(self._root / name, paths)
 
-    def _list(self, places: set[Path]) -> Listing:
-        outermost = sorted(place for place in places if not _is_within(place.parent, places))
-        whole = Listing()
-        for place in outermost:
-            listing = list_folder(self._root, place)
-            whole.files |= listing.files
-            whole.problems |= listing.problems
-            whole.passed_over |= listing.passed_over
-            whole.unlisted |= listing.unlisted
-        self._summary.passed_over |= whole.passed_over
-        self._summary.failed += [Failure(name, reason) for name, reason in whole.problems.items()]
-        return whole
+    def _list(self, paths: set[Path]) -> Listing:
+        outermost = sorted(path for path in paths if not _is_within(path.parent, paths))
+        merged = Listing()
+        for path in outermost:
+            listing = list_folder(self._root, path)
+            merged.files |= listing.files
+            merged.problems |= listing.problems
+            merged.passed_over |= listing.passed_over
+            merged.unlisted |= listing.unlisted
+        self._summary.passed_over |= merged.passed_over
+        self._summary.failed += [Failure(name, reason) for name, reason in merged.problems.items()]
+        return merged
 
     def _hashes(self, files: Mapping[str, Path]) -> dict[str, str]:
         hashes: dict[str, str] = {}
@@ -189,7 +191,7 @@ class _Folder:
 
 
 def _mark_of(document: ListedDocument) -> str:
-    return document.content_sha256 or PERHAPS
+    return document.content_sha256 or UNCONFIRMED
 
 
 def _existing(path: Path) -> Path:
@@ -198,5 +200,5 @@ def _existing(path: Path) -> Path:
     return path.resolve()
 
 
-def _is_within(path: Path, places: set[Path]) -> bool:
-    return path in places or any(parent in places for parent in path.parents)
+def _is_within(path: Path, paths: set[Path]) -> bool:
+    return path in paths or any(parent in paths for parent in path.parents)

@@ -1,8 +1,8 @@
-"""A git repository as a source: each supported file of a branch is a document named by its path.
+"""Connector for git repositories. Each supported file of a branch is a document; its id is its path.
 
-A commit is sent as the difference between its tree and what was sent before, so that a broken run, a rewritten branch,
-a shallow clone and an ordinary commit are all the same case. Versions are assigned on acceptance, as those of every
-other source are: then whatever a document was before, and whoever sent that, what is sent now is newer.
+A commit is sent as the difference between its tree and the sent log. An interrupted run, a rewritten branch, a shallow
+clone and an ordinary commit are therefore the same case. Versions are assigned on acceptance, so each event is newer
+than all earlier ones of its document, from any source.
 """
 
 import asyncio
@@ -17,21 +17,21 @@ from ingest.connectors.files import shown, why_no_document
 from ingest.connectors.guard import check_deletions
 from ingest.connectors.reconcile import opened_run
 from ingest.connectors.rounds import Outgoing
-from ingest.connectors.sent_log import PERHAPS, SentLog
+from ingest.connectors.sent_log import UNCONFIRMED, SentLog
 from ingest.connectors.source import BY_DEFAULT, Source, SourceOptions
 from schemas.documents import ListedDocument
 
 _SUBMODULE: Final = b"160000 "
 
 POLL_S: Final = 2.0
-"""How often ``follow`` looks for new commits."""
+"""Interval at which ``follow`` polls for new commits."""
 
 _FILE_MODES: Final = frozenset({b"100644", b"100755"})
-"""Ordinary files; links and submodules are no content."""
+"""Modes of regular files. Links and submodules have no content."""
 
 
 class GitFailed(Exception):
-    """git refused; the message is its own."""
+    """A git command failed; the message is that of git."""
 
 
 async def ingest_git(
@@ -45,22 +45,23 @@ async def ingest_git(
     progress: Progress = no_progress,
     log_path: Path | None = None,
 ) -> Summary:
-    """Send the branch that is checked out.
+    """Send the checked-out branch.
 
     Args:
         client: the service.
         repository: a clone, with or without a work tree.
-        options: name, prefix and rights of the source.
-        start: send this revision first, then each first-parent commit after it; by default the newest state only.
-        follow: go on with new commits until cancelled.
-        yes: delete even if a commit takes very much away.
+        options: name, prefix and ownership of the source.
+        start: first revision to send, followed by each first-parent commit after it. Default: the latest commit only.
+        follow: keep sending new commits until cancelled.
+        yes: confirm mass deletions, see ``guard``.
         progress: called after each request.
-        log_path: where to remember what was sent; by default a file of this user, see ``opened_run``.
+        log_path: path of the sent log; None for the default path of this user.
 
     Raises:
-        GitFailed: no repository, or no such revision.
-        BadSourceName, SourceInUse: see there.
-        TooManyDeletions: see ``guard``.
+        GitFailed: not a repository, or no such revision.
+        BadSourceName: the name is invalid.
+        SourceInUse: another run of this source is active.
+        TooManyDeletions: nothing was deleted; requires ``yes``.
         ServiceUnavailable: the rest was not sent.
     """
     summary = Summary()
@@ -70,37 +71,42 @@ async def ingest_git(
         aclosing(await GitObjects.open(repository)) as objects,
     ):
         tree = _SentTree(objects, source, run.log, summary, confirmed=yes)
-        seen = await _commit(repository, start or "HEAD")
-        commits = [seen, *await _commits_after(repository, seen)]
+        latest = await _commit(repository, start or "HEAD")
+        commits = [latest, *await _commits_after(repository, latest)]
         while True:
             await client.send_all(_outgoing(repository, tree, commits), run.log, summary, progress)
             if await run.finish():
-                tree.know(run.log)
-                await client.send_all(_outgoing(repository, tree, commits[-1:] or [seen]), run.log, summary, progress)
+                tree.merge(run.log)
+                await client.send_all(_outgoing(repository, tree, commits[-1:] or [latest]), run.log, summary, progress)
             run.report(summary)
             if not follow:
                 return summary
-            seen = commits[-1] if commits else seen
+            latest = commits[-1] if commits else latest
             await asyncio.sleep(POLL_S)
-            commits = await _commits_after(repository, seen)
+            commits = await _commits_after(repository, latest)
 
 
 class _Tree(NamedTuple):
-    """What a commit holds: path → blob of every document, sorted; path → why it is none, of what is not hidden."""
+    """Files of a commit.
+
+    Attributes:
+        blobs: path → blob of every document, sorted.
+        passed_over: path → why the file is not a document. Hidden files are not included.
+    """
 
     blobs: dict[str, str]
     passed_over: dict[str, str]
 
 
 class GitObjects:
-    """Reads file contents through one long-running ``git cat-file``."""
+    """Reads file contents through a long-running ``git cat-file``."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process
 
     @classmethod
     async def open(cls, repository: Path) -> Self:
-        """Start reading."""
+        """Start the process."""
         await _git(repository, "rev-parse", "--git-dir")
         command = ("git", "-C", str(repository), "cat-file", "--batch")
         pipe = asyncio.subprocess.PIPE
@@ -128,7 +134,7 @@ class GitObjects:
 
 
 class _SentTree:
-    """What has been sent, as document id → blob, and how a tree differs from it."""
+    """Sent state as document id → blob, and its difference to a tree."""
 
     def __init__(self, objects: GitObjects, source: Source, log: SentLog, summary: Summary, *, confirmed: bool) -> None:
         self._objects = objects
@@ -137,17 +143,17 @@ class _SentTree:
         self._confirmed = confirmed
         self._blobs = dict(log.marks)
 
-    def know(self, log: SentLog) -> None:
-        """Know documents that the log has got since."""
+    def merge(self, log: SentLog) -> None:
+        """Add documents that were added to the log since."""
         self._blobs = {**log.marks, **self._blobs}
 
     async def changes_to(self, tree: _Tree) -> AsyncIterator[Outgoing]:
-        """Uploads and deletions that lead from what was sent to ``tree``."""
+        """Uploads and deletions that change the sent state to ``tree``."""
         self._summary.passed_over = tree.passed_over
         blobs = {self._source.document_id(path): blob for path, blob in tree.blobs.items()}
-        gone = [document_id for document_id in self._blobs if document_id not in blobs]
+        deleted = [document_id for document_id in self._blobs if document_id not in blobs]
         present = set(blobs.values())
-        lost = sum(self._blobs[document_id] not in present for document_id in gone)
+        lost = sum(self._blobs[document_id] not in present for document_id in deleted)
         check_deletions(lost, len(self._blobs), confirmed=self._confirmed)
         before, self._blobs = self._blobs, blobs
         for path, blob in tree.blobs.items():
@@ -158,11 +164,11 @@ class _SentTree:
                 content = await self._objects.read(blob)
             except GitFailed as error:
                 self._summary.failed.append(Failure(path, str(error)))
-                # To be tried again with the next commit.
-                self._blobs[document_id] = before.get(document_id, PERHAPS)
+                # Retried with the next commit.
+                self._blobs[document_id] = before.get(document_id, UNCONFIRMED)
                 continue
             yield Outgoing(self._source.upload(path, content), blob)
-        for document_id in gone:
+        for document_id in deleted:
             yield Outgoing(self._source.removal(document_id), None)
 
 
@@ -173,7 +179,7 @@ async def _outgoing(repository: Path, sent: _SentTree, commits: list[str]) -> As
 
 
 def _mark_of(_document: ListedDocument) -> str:
-    return PERHAPS  # of a blob's name the service knows nothing
+    return UNCONFIRMED  # the service does not store blob names
 
 
 async def _commit(repository: Path, revision: str) -> str:
@@ -181,13 +187,13 @@ async def _commit(repository: Path, revision: str) -> str:
     commit = await _git(repository, "rev-parse", "--verify", "--quiet", "--end-of-options", name, may_fail=True)
     if not commit:
         shallow = await _git(repository, "rev-parse", "--is-shallow-repository") == "true"
-        advice = "the clone is shallow: `git fetch --unshallow`" if shallow else "see `git log` for what it has"
+        advice = "the clone is shallow: `git fetch --unshallow`" if shallow else "see `git log`"
         raise GitFailed(f"{repository} has no commit {revision!r}: {advice}")
     return commit
 
 
 async def _commits_after(repository: Path, commit: str) -> list[str]:
-    """First-parent commits of HEAD after ``commit``, oldest first; HEAD alone where ``commit`` is not in its past."""
+    """First-parent commits of HEAD after ``commit``, oldest first; HEAD alone if ``commit`` is not an ancestor."""
     head = await _git(repository, "rev-parse", "HEAD")
     if await _git(repository, "merge-base", commit, head, may_fail=True) != commit:
         return [head]
@@ -196,7 +202,7 @@ async def _commits_after(repository: Path, commit: str) -> list[str]:
 
 
 async def _tree(repository: Path, commit: str) -> _Tree:
-    """Every document of a commit."""
+    """List the files of a commit."""
     listed = await _git_bytes(repository, "ls-tree", "-r", "-z", "--full-tree", commit)
     tree = _Tree({}, {})
     for entry in listed.split(b"\0"):
@@ -215,7 +221,7 @@ async def _tree(repository: Path, commit: str) -> _Tree:
 
 
 def _environment() -> dict[str, str]:
-    """Git asks nobody for a password: a partial clone may want one for the contents that it lacks."""
+    """Environment without password prompts, which a partial clone would otherwise show for missing contents."""
     return os.environ | {"GIT_TERMINAL_PROMPT": "0"}
 
 

@@ -1,23 +1,23 @@
-"""The brake before a mass deletion: an unmounted folder looks just like one that was emptied."""
+"""Guard against accidental mass deletions: an unmounted folder looks like an empty one."""
 
 from typing import Final
 
-MOST_DELETIONS: Final = 10
-MOST_SHARE: Final = 0.10
+MAX_DELETIONS: Final = 10
+MAX_DELETED_FRACTION: Final = 0.10
 
 
 class TooManyDeletions(Exception):
-    """The source has lost so much that somebody should confirm it."""
+    """The deletions exceed the limits and require confirmation."""
 
 
-def check_deletions(missing: int, known: int, *, confirmed: bool) -> None:
-    """Let a listing pass that takes away ``missing`` of ``known`` documents.
+def check_deletions(missing: int, total: int, *, confirmed: bool) -> None:
+    """Check the deletion of ``missing`` of ``total`` documents.
 
     Raises:
-        TooManyDeletions: these are more than 10 documents and more than 10 % of all, and nobody confirmed it.
+        TooManyDeletions: more than 10 documents and more than 10 % of all, without confirmation.
     """
-    if missing > MOST_DELETIONS and missing > MOST_SHARE * known and not confirmed:
+    if missing > MAX_DELETIONS and missing > MAX_DELETED_FRACTION * total and not confirmed:
         raise TooManyDeletions(
-            f"{missing} of {known} documents are gone from the source; nothing was deleted. "
+            f"{missing} of {total} documents are missing from the source; nothing was deleted. "
             "Check that the source is complete, then confirm the deletion"
         )

@@ -1,4 +1,4 @@
-"""How sent events ended: each of them is asked for, many in one request."""
+"""Outcomes of sent events, polled in batches."""
 
 import asyncio
 import time
@@ -8,25 +8,25 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Final, NamedTuple, Protocol
 
-from ingest.connectors.client import Refused, SentEvent, ServiceUnavailable
+from ingest.connectors.client import Rejected, SentEvent, ServiceUnavailable
 from schemas.documents import MAX_EVENTS_PER_REQUEST, EventStatus, Outcome
 
 _POLL_FIRST_S: Final = 0.05
 _POLL_MAX_S: Final = 1.0
 _LAST_READ_S: Final = 5.0
-"""Longest time that asking for all events once takes when the wait is over."""
+"""Timeout of the last poll of all events after the wait has timed out."""
 
 
 class EventReader(Protocol):
-    """The part of ``IngestClient`` that tells how events ended."""
+    """Reads event statuses. Implemented by ``IngestClient``."""
 
     async def statuses(self, events: Sequence[SentEvent]) -> dict[str, EventStatus]:
-        """See ``IngestClient``."""
+        """Event id → status, without unknown or expired events."""
         ...
 
 
 class EndedEvent(NamedTuple):
-    """A sent event and how it ended."""
+    """A sent event with its outcome."""
 
     event: SentEvent
     outcome: Outcome
@@ -35,76 +35,76 @@ class EndedEvent(NamedTuple):
 
     @property
     def is_empty(self) -> bool:
-        """Whether it is an upload that made nothing searchable."""
+        """Whether it is an upload without searchable passages."""
         return self.outcome is Outcome.DONE and self.passages == 0 and not self.event.deleted
 
 
 @dataclass(slots=True)
 class EventOutcomes:
-    """The outcomes of sent events, as far as they are known.
+    """Outcomes of sent events.
 
     Attributes:
-        ended: in the order in which they became known.
-        problem: why the service was not asked any more, where it failed.
+        ended: events with an outcome, in the order of reading.
+        problem: error of the service that ended polling, if any.
     """
 
     ended: list[EndedEvent] = field(default_factory=list)
     problem: str | None = None
-    _waiting: deque[SentEvent] = field(default_factory=deque)
+    _pending: deque[SentEvent] = field(default_factory=deque)
 
     def expect(self, events: Iterable[SentEvent]) -> None:
-        """Ask for these events, too."""
-        self._waiting.extend(events)
+        """Add events to poll."""
+        self._pending.extend(events)
 
     def forget(self) -> None:
-        """Expect nothing any more."""
-        self._waiting.clear()
+        """Discard all events without an outcome."""
+        self._pending.clear()
 
     @property
     def is_complete(self) -> bool:
-        """Whether all expected events are known to have ended."""
-        return not self._waiting
+        """Whether all events have an outcome."""
+        return not self._pending
 
     @property
     def under_way(self) -> list[SentEvent]:
-        """Events that are not known to have ended, in the order of their positions."""
-        return sorted(self._waiting, key=lambda event: event.position)
+        """Events without an outcome, ordered by position."""
+        return sorted(self._pending, key=lambda event: event.position)
 
     async def read(self, reader: EventReader) -> int:
-        """Ask for the events under way, oldest first, until one request brings no outcome.
+        """Poll events without an outcome, oldest first, until a request returns no new outcome.
 
-        What has not ended goes to the end of the queue, so that a partition that stands still hides no other.
+        Events without an outcome move to the end of the queue, so that a stalled partition does not block the others.
 
         Returns:
-            How many outcomes became known.
+            Number of new outcomes.
 
         Raises:
-            Refused: the service does not answer such a request.
-            ServiceUnavailable: it did not answer.
+            Rejected: the service rejected the request.
+            ServiceUnavailable: it did not respond.
         """
-        known = 0
-        while self._waiting and (found := await self._read_some(reader)):
-            known += found
-        return known
+        total = 0
+        while self._pending and (count := await self._read_batch(reader)):
+            total += count
+        return total
 
     async def read_all(self, reader: EventReader) -> None:
-        """Ask for every event under way once."""
-        for _ in range(-(-len(self._waiting) // MAX_EVENTS_PER_REQUEST)):
-            await self._read_some(reader)
+        """Poll every event without an outcome once."""
+        for _ in range(-(-len(self._pending) // MAX_EVENTS_PER_REQUEST)):
+            await self._read_batch(reader)
 
-    async def _read_some(self, reader: EventReader) -> int:
-        asked = list(islice(self._waiting, MAX_EVENTS_PER_REQUEST))
-        statuses = await reader.statuses(asked)
-        found = 0
-        for event in asked:
-            self._waiting.popleft()
+    async def _read_batch(self, reader: EventReader) -> int:
+        batch = list(islice(self._pending, MAX_EVENTS_PER_REQUEST))
+        statuses = await reader.statuses(batch)
+        count = 0
+        for event in batch:
+            self._pending.popleft()
             status = statuses.get(event.event_id)
             if status is None or status.outcome is None:
-                self._waiting.append(event)
+                self._pending.append(event)
             else:
                 self.ended.append(EndedEvent(event, status.outcome, status.reason, status.passages))
-                found += 1
-        return found
+                count += 1
+        return count
 
 
 async def wait_for_outcomes(
@@ -112,29 +112,29 @@ async def wait_for_outcomes(
     outcomes: EventOutcomes,
     *,
     timeout_s: float,
-    told: Callable[[EventOutcomes], None] = lambda _outcomes: None,
+    progress: Callable[[EventOutcomes], None] = lambda _outcomes: None,
 ) -> None:
-    """Wait until all expected events have ended, the time is over, or the service fails for good.
+    """Wait until all events have an outcome, the timeout, or a permanent failure of the service.
 
-    What is not known by then stays in ``outcomes.under_way``; ``outcomes.problem`` says where the service failed.
+    Events without an outcome stay in ``outcomes.under_way``; ``outcomes.problem`` has the failure.
 
     Args:
-        reader: asked for outcomes.
-        outcomes: the expected events; gets their outcomes.
-        timeout_s: longest wait.
-        told: called whenever more is known.
+        reader: reads statuses.
+        outcomes: the events; receives their outcomes.
+        timeout_s: longest wait in seconds.
+        progress: called after each poll with new outcomes.
     """
-    until_s = time.monotonic() + timeout_s
+    deadline_s = time.monotonic() + timeout_s
     pause_s = _POLL_FIRST_S
     try:
         async with asyncio.timeout(timeout_s + _LAST_READ_S):
             while not outcomes.is_complete:
                 if await outcomes.read(reader):
-                    told(outcomes)
+                    progress(outcomes)
                     pause_s = _POLL_FIRST_S
-                left_s = until_s - time.monotonic()
+                left_s = deadline_s - time.monotonic()
                 if left_s <= 0:
-                    # Those that were not asked for lately may have ended, too.
+                    # Events that were not polled recently may have ended.
                     await outcomes.read_all(reader)
                     return
                 if not outcomes.is_complete:
@@ -142,18 +142,18 @@ async def wait_for_outcomes(
                     pause_s = min(2 * pause_s, _POLL_MAX_S)
     except TimeoutError:
         return
-    except (Refused, ServiceUnavailable) as error:
+    except (Rejected, ServiceUnavailable) as error:
         outcomes.problem = str(error)
 
 
 class Findings(NamedTuple):
-    """What a run made searchable, and what it did not, document by document.
+    """Classified outcomes of a run.
 
     Attributes:
         failed: events that could not be processed.
-        superseded: events in whose place a version stands that this run did not send.
-        replaced: events in whose place a later version of this run is searchable; nothing is wrong with them.
-        empty: uploads without any passage, none of them replaced.
+        superseded: events superseded by a version that this run did not send.
+        replaced: events superseded by a later version of this run, as intended.
+        empty: uploads without passages that were not replaced.
     """
 
     failed: list[EndedEvent]
@@ -162,20 +162,20 @@ class Findings(NamedTuple):
     empty: list[EndedEvent]
 
 
-def find(ended: Sequence[EndedEvent]) -> Findings:
-    """Sort out how events ended."""
+def classify(ended: Sequence[EndedEvent]) -> Findings:
+    """Classify outcomes."""
     newest: dict[str, int] = {}
-    for one in ended:
-        if one.outcome is Outcome.DONE:
-            newest[one.event.document_id] = max(one.event.version, newest.get(one.event.document_id, -1))
+    for end in ended:
+        if end.outcome is Outcome.DONE:
+            newest[end.event.document_id] = max(end.event.version, newest.get(end.event.document_id, -1))
 
-    def is_replaced(one: EndedEvent) -> bool:
-        return newest.get(one.event.document_id, -1) > one.event.version
+    def is_replaced(end: EndedEvent) -> bool:
+        return newest.get(end.event.document_id, -1) > end.event.version
 
-    superseded = [one for one in ended if one.outcome is Outcome.SUPERSEDED]
+    superseded = [end for end in ended if end.outcome is Outcome.SUPERSEDED]
     return Findings(
-        failed=[one for one in ended if one.outcome is Outcome.DEAD_LETTER],
-        superseded=[one for one in superseded if not is_replaced(one)],
-        replaced=[one for one in superseded if is_replaced(one)],
-        empty=[one for one in ended if one.is_empty and not is_replaced(one)],
+        failed=[end for end in ended if end.outcome is Outcome.DEAD_LETTER],
+        superseded=[end for end in superseded if not is_replaced(end)],
+        replaced=[end for end in superseded if is_replaced(end)],
+        empty=[end for end in ended if end.is_empty and not is_replaced(end)],
     )

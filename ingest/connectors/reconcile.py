@@ -1,4 +1,4 @@
-"""A run of a connector: its log of this installation is opened, and what it lacks is asked of the service."""
+"""A connector run: opens the sent log of the source, and completes it from the service."""
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -6,29 +6,29 @@ from pathlib import Path
 from typing import Final
 
 from ingest.connectors.client import IngestClient, Summary
-from ingest.connectors.sent_log import PERHAPS, LogIdentity, SentLog, default_log_path
+from ingest.connectors.sent_log import UNCONFIRMED, LogIdentity, SentLog, default_log_path
 from ingest.connectors.source import Source
 from schemas.documents import ListedDocument
 
 BEGIN_WAIT_S: Final = 1.0
-"""How long the service may take to index what it has accepted, before a run begins with what it lists by then."""
+"""Longest wait for the service to index accepted events, before a run starts with a possibly incomplete list."""
 
 END_WAIT_S: Final = 20.0
-"""The same at the end of such a run, before its list does not count as everything."""
+"""The same at the end of the run, before its list is treated as incomplete."""
 
 MarkOf = Callable[[ListedDocument], str]
-"""What the log would have noted of a document, as far as the service can tell; else ``PERHAPS``."""
+"""Mark of a listed document, if it can be derived; else ``UNCONFIRMED``."""
 
 
 class SourceRun:
     """A run of one source.
 
-    A log of this installation that is whole is believed. In place of any other, and where documents are to be taken
-    over, the service lists what it has of the source. While it has accepted events that it has not indexed, that list
-    may lack some: what is listed is used, and at the end of the run it lists again.
+    A complete log of this installation is trusted. Otherwise, and with ``take_over``, the documents of the source are
+    listed from the service. The list may lack accepted events that are not indexed yet; it is then read again at the
+    end of the run.
 
     Attributes:
-        log: of the source.
+        log: sent log of the source.
     """
 
     def __init__(self, client: IngestClient, source: Source, log: SentLog, mark_of: MarkOf) -> None:
@@ -38,31 +38,31 @@ class SourceRun:
         self._mark_of = mark_of
 
     async def begin(self) -> None:
-        """List what the service has, if the log does not say."""
+        """Complete the log from the service if necessary."""
         if self.log.complete and not self._source.take_over:
             return
         listed = await self._list(BEGIN_WAIT_S)
         if self._source.take_over:
-            # What another source owns by now was sent once, and is to be sent again.
+            # Logged documents that another source owns now are sent again.
             for document_id in [name for name in self.log.marks if name not in listed]:
-                self.log.note(document_id, PERHAPS)
+                self.log.note(document_id, UNCONFIRMED)
 
     async def finish(self) -> bool:
-        """List once more if the first list may have lacked documents; whether the log has new ones from it."""
+        """List again if the first list may be incomplete; returns whether documents were added to the log."""
         if self.log.complete:
             return False
-        known = set(self.log.marks)
+        before = set(self.log.marks)
         await self._list(END_WAIT_S)
-        return not known.issuperset(self.log.marks)
+        return not before.issuperset(self.log.marks)
 
     def report(self, summary: Summary) -> None:
-        """Say in the summary whether documents may be gone from the source unseen; then the next run lists again."""
-        what = f"source {self._source.name}"
-        summary.passed_over.pop(what, None)
+        """Add a note to the summary if deletions may have been missed. The next run lists again."""
+        subject = f"source {self._source.name}"
+        summary.passed_over.pop(subject, None)
         if not self.log.complete:
-            summary.passed_over[what] = (
-                "the service has accepted documents that it has not indexed, so those that are gone from the source "
-                "may not all be found. Are the workers running? Run this again when they have caught up"
+            summary.passed_over[subject] = (
+                "accepted documents are not indexed yet, so deletions may have been missed. Check for active workers "
+                "with `freshline lag`, and run this again when there is no lag"
             )
 
     async def _list(self, wait_s: float) -> dict[str, ListedDocument]:
@@ -76,17 +76,17 @@ class SourceRun:
 async def opened_run(
     client: IngestClient, source: Source, mark_of: MarkOf, log_path: Path | None
 ) -> AsyncIterator[SourceRun]:
-    """A run of the source, begun.
+    """Open a run of the source.
 
     Args:
         client: the service.
-        source: whose log.
-        mark_of: see there.
-        log_path: where the log is, other than usual.
+        source: the source.
+        mark_of: mark of a listed document.
+        log_path: path of the sent log; None for the default path of this user.
 
     Raises:
-        SourceInUse: another run has it open.
-        ServiceUnavailable: the service cannot say what it has.
+        SourceInUse: another run of this source is active.
+        ServiceUnavailable: the documents of the source cannot be listed.
     """
     installation = await client.installation()
     identity = LogIdentity(

@@ -1,4 +1,4 @@
-"""What is sent together: small events in one batch, large contents beside it, each document's events in order."""
+"""Grouping of events into rounds: small events share a batch, large contents have requests of their own."""
 
 from collections.abc import AsyncIterable, AsyncIterator
 from dataclasses import dataclass, field
@@ -7,13 +7,13 @@ from typing import Final
 from ingest.core.changes import DocumentRequest, Upload
 
 ROUND_EVENTS: Final = 200
-"""Enough that the cost of a request is nothing to each event, few enough that progress is seen."""
+"""Large enough to amortize the cost of a request, small enough for visible progress."""
 
 ROUND_BYTES: Final = 8_000_000
-"""Content held in memory at a time, but for a single event that is larger."""
+"""Content held in memory at a time. A single larger event forms a round of its own."""
 
 ALONE_BYTES: Final = 500_000
-"""Content from here on travels as it is, in a request of its own: in a batch it would grow by its encoding."""
+"""Content of this size or larger is sent raw in its own request, without the encoding overhead of a batch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +21,7 @@ class Outgoing:
     """An event to send.
 
     Attributes:
-        mark: what the log remembers once it is accepted; None forgets the document.
+        mark: recorded in the log once it is accepted; None removes the document from the log.
     """
 
     request: DocumentRequest
@@ -35,17 +35,17 @@ class Outgoing:
 
 @dataclass(slots=True)
 class Round:
-    """Events that may be sent side by side."""
+    """Events that are sent concurrently."""
 
     events: list[Outgoing] = field(default_factory=list)
     size_bytes: int = 0
     _unordered: set[str] = field(default_factory=set)
 
     def fits(self, event: Outgoing) -> bool:
-        """Whether the event may join.
+        """Whether the event can be added.
 
-        A part of a round may have to be sent again while the rest was accepted. Revisions keep a document's events in
-        order all the same; without them, a document has one event in a round.
+        Part of a round may be retried after the rest was accepted. Revisions keep the events of a document in order;
+        without revisions, a round has at most one event per document.
         """
         if not self.events:
             return True
@@ -54,7 +54,7 @@ class Round:
         return ordered and len(self.events) < ROUND_EVENTS and self.size_bytes + event.size_bytes <= ROUND_BYTES
 
     def add(self, event: Outgoing) -> None:
-        """Let the event join."""
+        """Add an event."""
         self.events.append(event)
         self.size_bytes += event.size_bytes
         if event.request.revision is None:
@@ -72,13 +72,13 @@ class Round:
 
 
 async def rounds(outgoing: AsyncIterable[Outgoing]) -> AsyncIterator[Round]:
-    """The events in rounds, to be sent one after the other.
+    """Group events into rounds, to be sent sequentially.
 
     Raises:
-        Exception: what ``outgoing`` raised, after the round of what came before it.
+        Exception: raised by ``outgoing``; the events before it are yielded first.
     """
     current = Round()
-    broken: Exception | None = None
+    failure: Exception | None = None
     try:
         async for event in outgoing:
             if not current.fits(event):
@@ -86,8 +86,8 @@ async def rounds(outgoing: AsyncIterable[Outgoing]) -> AsyncIterator[Round]:
                 current = Round()
             current.add(event)
     except Exception as error:  # noqa: BLE001 - raised below
-        broken = error
+        failure = error
     if current.events:
         yield current
-    if broken is not None:
-        raise broken
+    if failure is not None:
+        raise failure

@@ -1,4 +1,4 @@
-"""What a connector has sent, so that the next run sends only what changed since, and finds what is gone."""
+"""Log of what a connector has sent. The next run sends only changes, and detects deletions."""
 
 import fcntl
 import hashlib
@@ -17,22 +17,22 @@ from schemas.models import Message
 _NAME_CHARS: Final = 16
 _FORMAT: Final = 2
 
-PERHAPS: Final = ""
-"""Mark of a document that the service may have, in whatever state: it was being sent, or another run sent it."""
+UNCONFIRMED: Final = ""
+"""Mark of a document that the service may have in unknown state: its upload started, or another run sent it."""
 
 
 class SourceInUse(Exception):
-    """Another run of the same source is under way."""
+    """Another run of the same source is active."""
 
 
 class LogIdentity(Message):
-    """Whose log it is, as its first line says. A log of anybody else is not read.
+    """Identity of a log, stored in its first line. A log with another identity is ignored.
 
     Attributes:
-        format: of the lines.
-        kind: of the connector, which alone knows what its marks mean.
-        installation: id of the installation that accepted what is noted.
-        tenant: whose documents they are.
+        format: version of the line format.
+        kind: connector, which defines the meaning of the marks.
+        installation: id of the installation that accepted the documents.
+        tenant: tenant of the documents.
         source: name of the source.
     """
 
@@ -43,20 +43,20 @@ class LogIdentity(Message):
     source: str
 
 
-class _Head(LogIdentity):
+class _Header(LogIdentity):
     complete: bool
 
 
 class SentLog:
-    """Document id → mark (a content hash, or a revision) of what the service accepted; a context manager.
+    """Document id → mark (content hash or revision) of the accepted documents. A context manager.
 
-    A file of JSON lines, to which each acceptance is appended; opening rewrites it without what is obsolete. A document
-    is noted, durably, before it is sent for the first time, so none that the service may have is ever unknown.
+    A file of JSON lines to which each acceptance is appended; opening compacts it. A document is logged durably before
+    it is sent for the first time, so the log includes every document that the service may have.
 
     Attributes:
-        marks: document id → mark; ``PERHAPS`` where the state of the document is not known.
-        complete: every document of the source that the service may have is in ``marks``. False for a log that is new,
-            of somebody else, or damaged: what it lacks is to be asked of the service before anything counts as gone.
+        marks: document id → mark; ``UNCONFIRMED`` if the state of the document is unknown.
+        complete: whether ``marks`` has every document of the source that the service may have. False for a log that is
+            new, of another identity, or damaged: documents must be listed from the service before any is deleted.
     """
 
     def __init__(self, path: Path, identity: LogIdentity) -> None:
@@ -76,8 +76,7 @@ class SentLog:
         except BlockingIOError:
             self._lock.close()
             raise SourceInUse(
-                f"source {self._identity.source!r} is being sent by another run on this machine: "
-                "wait for its end, or end it"
+                f"another run on this machine is sending source {self._identity.source!r}: wait for it, or stop it"
             ) from None
         try:
             self.marks, self.complete = _read(self._path, self._identity)
@@ -95,29 +94,31 @@ class SentLog:
                 file.close()
 
     def begin(self, document_ids: Iterable[str]) -> None:
-        """Note, before they are sent, documents that the service will perhaps have; on disk when this returns."""
+        """Record documents before they are sent for the first time. Durable on return."""
         new = [document_id for document_id in document_ids if document_id not in self.marks]
         if not new:
             return
         self._begun.update(new)
-        self._append(dict.fromkeys(new, PERHAPS))
+        self._append(dict.fromkeys(new, UNCONFIRMED))
         if self._file is not None:
             os.fsync(self._file.fileno())
 
     def note(self, document_id: str, mark: str | None) -> None:
-        """Remember what was accepted; ``None`` for a document that is not there any more."""
+        """Record an accepted document; ``None`` removes it."""
         self._begun.discard(document_id)
         self._append({document_id: mark})
 
-    def note_refused(self, document_id: str) -> None:
-        """Forget a document that was begun for the first time and is certainly not accepted."""
+    def note_rejected(self, document_id: str) -> None:
+        """Remove a document whose first upload was rejected."""
         if document_id in self._begun:
             self.note(document_id, None)
 
     def note_listed(self, listed: Mapping[str, str], *, complete: bool) -> None:
-        """Note what the service has of the source, document id → mark, and whether it lacks nothing.
+        """Add documents that the service listed, as document id → mark. Existing marks are kept.
 
-        What is noted already stays as it is.
+        Args:
+            listed: document id → mark.
+            complete: whether the list is complete.
         """
         self.marks = {**listed, **self.marks}
         self.complete = complete
@@ -136,10 +137,10 @@ class SentLog:
     def _rewrite(self) -> None:
         if self._file is not None:
             self._file.close()
-        head = _Head(**self._identity.model_dump(), complete=self.complete)
+        header = _Header(**self._identity.model_dump(), complete=self.complete)
         fresh = self._path.with_suffix(".new")
         with fresh.open("wb") as file:
-            file.write(_line(head.model_dump()))
+            file.write(_line(header.model_dump()))
             file.writelines(_line([document_id, mark]) for document_id, mark in self.marks.items())
             file.flush()
             os.fsync(file.fileno())
@@ -148,9 +149,9 @@ class SentLog:
 
 
 def default_log_path(identity: LogIdentity) -> Path:
-    """Where this user's log of one source, sent to one tenant of one installation, is kept."""
-    whose = f"{identity.installation}\n{identity.tenant}\n{identity.source}"
-    name = hashlib.sha256(whose.encode()).hexdigest()[:_NAME_CHARS]
+    """Path of this user's log for an identity."""
+    identity_text = f"{identity.installation}\n{identity.tenant}\n{identity.source}"
+    name = hashlib.sha256(identity_text.encode()).hexdigest()[:_NAME_CHARS]
     return platformdirs.user_state_path("freshline") / "sent" / f"{name}.jsonl"
 
 
@@ -159,18 +160,18 @@ def _line(value: object) -> bytes:
 
 
 def _read(path: Path, identity: LogIdentity) -> tuple[dict[str, str], bool]:
-    """The marks of the log, and whether all that was noted is among them."""
-    # JSON lines end with a line feed. Other line ends of Unicode occur in document ids as they are.
+    """Read the marks, and whether they are complete."""
+    # Split at line feeds only: document ids may contain other Unicode line separators.
     lines = path.read_bytes().split(b"\n") if path.exists() else []
     try:
-        head = _Head.model_validate_json(lines[0] if lines else b"")
+        header = _Header.model_validate_json(lines[0] if lines else b"")
     except ValidationError:
         return {}, False
-    if LogIdentity.model_validate(head.model_dump()) != identity:
+    if LogIdentity.model_validate(header.model_dump()) != identity:
         return {}, False
     marks: dict[str, str] = {}
     damaged = False
-    # What follows the last line feed is the end that a killed run left: of an event that it had begun.
+    # Text after the last line feed is a partial write of a run that was killed.
     for line in lines[1:-1]:
         try:
             document_id, mark = orjson.loads(line)
@@ -181,4 +182,4 @@ def _read(path: Path, identity: LogIdentity) -> tuple[dict[str, str], bool]:
             marks.pop(document_id, None)
         else:
             marks[document_id] = mark
-    return marks, head.complete and not damaged
+    return marks, header.complete and not damaged

@@ -1,4 +1,4 @@
-"""A source of documents by its name: what it sends is its own, and nobody else's is touched."""
+"""Identity of a source. It owns the documents that it sends, and does not change those of other sources."""
 
 import hashlib
 import platform
@@ -20,17 +20,17 @@ _HASH_CHARS: Final = 6
 
 
 class BadSourceName(ValueError):
-    """A name that a source cannot have; the message says which it can."""
+    """Invalid source name; the message has the allowed form."""
 
 
 @dataclass(frozen=True, slots=True)
 class SourceOptions:
-    """How a source's documents are sent.
+    """Options of a source.
 
     Attributes:
-        name: connector name that owns them; by default made of the kind, the machine and the path.
-        prefix: put before every document id, as it is: two sources with different prefixes do not meet.
-        take_over: replace and delete documents of other connectors too, and own them from then on.
+        name: connector name that owns the documents. Default: derived from kind, machine and path.
+        prefix: prefix of every document id; separates sources with equal paths.
+        take_over: replace and delete documents of other connectors too, and become their owner.
     """
 
     name: str | None = None
@@ -43,13 +43,13 @@ BY_DEFAULT: Final = SourceOptions()
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A source, ready to send.
+    """A source with resolved options.
 
     Attributes:
-        kind: which connector reads it: what its log remembers has another form for each.
-        name: see ``SourceOptions``.
-        prefix: see there.
-        take_over: see there.
+        kind: connector that reads it, which defines the form of the marks in its log.
+        name: connector name that owns the documents.
+        prefix: prefix of every document id.
+        take_over: see ``SourceOptions``.
     """
 
     kind: str
@@ -59,27 +59,27 @@ class Source:
 
     @classmethod
     def of(cls, kind: str, path: Path, options: SourceOptions) -> "Source":
-        """The source of ``kind`` at ``path``, which is resolved.
+        """Source of ``kind`` at the resolved ``path``.
 
         Raises:
-            BadSourceName: the name is not one.
+            BadSourceName: the name is invalid.
         """
         name = options.name or default_name(kind, path)
         try:
             TypeAdapter(ConnectorName).validate_python(name)
         except ValidationError:
             raise BadSourceName(
-                f"{name!r} cannot be the name of a source: use up to 100 letters, digits, dots, hyphens and "
-                "underscores, the first of them a letter or digit"
+                f"{name!r} is not a valid source name: use up to 100 letters, digits, dots, hyphens and underscores, "
+                "starting with a letter or digit"
             ) from None
         return cls(kind, name, options.prefix, options.take_over)
 
     def document_id(self, name: str) -> str:
-        """Id of the document that is called ``name`` in the source."""
+        """Document id of a name in the source."""
         return f"{self.prefix}{name}"
 
     def name_of(self, document_id: str) -> str | None:
-        """What the document is called in the source; None where its id has another prefix."""
+        """Name in the source of a document id; None if the id has another prefix."""
         return document_id.removeprefix(self.prefix) if document_id.startswith(self.prefix) else None
 
     def upload(
@@ -91,12 +91,19 @@ class Source:
         metadata: Mapping[str, Any] | None = None,
         revision: int | None = None,
     ) -> Upload:
-        """An upload of the document ``name``, which a person finds at ``path``, by default the name.
+        """Upload of the document ``name``.
+
+        Args:
+            name: name in the source.
+            content: content.
+            path: source attribute. Default: the name.
+            metadata: metadata attribute.
+            revision: revision of the source, if it has any.
 
         Raises:
-            KeyError: the suffix of the path is of no supported type.
+            KeyError: the suffix of the path has no supported type.
         """
-        place = PurePosixPath(path or name)
+        file = PurePosixPath(path or name)
         attributes = DocumentAttributes(
             source=str(path or name),
             metadata=dict(metadata or {}),
@@ -104,16 +111,16 @@ class Source:
             connector=self.name,
             take_over=self.take_over,
         )
-        content_type = TYPE_OF_SUFFIX[place.suffix.lower()]
-        return Upload(self.document_id(name), content, content_type, attributes, place.name)
+        content_type = TYPE_OF_SUFFIX[file.suffix.lower()]
+        return Upload(self.document_id(name), content, content_type, attributes, file.name)
 
     def removal(self, document_id: str, revision: int | None = None) -> Removal:
-        """The end of a document."""
+        """Removal of a document."""
         return Removal(document_id, revision, self.name, self.take_over)
 
 
 def default_name(kind: str, path: Path) -> str:
-    """A readable name that the same source has in every run, and none of another machine, kind or path."""
+    """Readable name that is stable between runs, and unique per machine, kind and path."""
     slug = re.sub(r"[^a-z0-9]+", "-", path.name.lower()).strip("-")[:_SLUG_CHARS].rstrip("-") or kind
     identity = "\0".join((_machine_id(), kind, str(path))).encode(errors="surrogateescape")
     return f"{slug}-{hashlib.sha256(identity).hexdigest()[:_HASH_CHARS]}"

@@ -1,1 +1,1 @@
-"""Pure rules of acceptance."""
+"""Pure functions of acceptance."""

@@ -1,4 +1,4 @@
-"""Document attributes in HTTP headers and form fields, where everything is text."""
+"""Decoding of document attributes in HTTP headers and form fields."""
 
 import re
 from collections.abc import Mapping
@@ -7,7 +7,7 @@ from urllib.parse import unquote
 
 HEADER_PREFIX: Final = "freshline-"
 FIELDS: Final = ("title", "source", "groups", "metadata", "revision", "connector", "take_over", "file_name")
-"""Attributes that may be given beside content; the header of ``file_name`` is ``Freshline-File-Name``."""
+"""Attributes of an upload; the header of ``file_name`` is ``Freshline-File-Name``."""
 
 _PLAIN: Final = ("title", "source", "revision", "connector", "take_over")
 
@@ -15,21 +15,21 @@ _EXTENDED: Final = re.compile(r"utf-8'[a-z0-9-]*'(.*)", re.IGNORECASE | re.DOTAL
 
 
 def header_name(field: str) -> str:
-    """The header that carries ``field``, as people write it."""
+    """Header name of a field, in canonical case."""
     return f"{HEADER_PREFIX}{field.replace('_', '-')}".title()
 
 
 def from_headers(headers: Mapping[str, str]) -> dict[str, str]:
-    """The attributes given in ``headers`` (names in lower case), decoded to text."""
+    """Decode the attributes in ``headers`` (names in lower case)."""
     names = {field: header_name(field).lower() for field in FIELDS}
     return {field: header_text(headers[name]) for field, name in names.items() if name in headers}
 
 
 def header_text(value: str) -> str:
-    """Text of a header value that the server read as Latin-1.
+    """Decode a header value that the server read as Latin-1.
 
-    Senders write other alphabets as RFC 8187 says, ``UTF-8''%D0%97…``, or as bare UTF-8 bytes, which no standard allows
-    and many do. A percent sign without that prefix is just a percent sign.
+    Supports RFC 8187 (``UTF-8''%D0%97…``), and raw UTF-8 bytes, which are not standard but common. A percent sign
+    without that prefix is literal.
     """
     extended = _EXTENDED.fullmatch(value)
     if extended:
@@ -41,9 +41,11 @@ def header_text(value: str) -> str:
 
 
 def as_attributes(texts: Mapping[str, str], parsed_metadata: Any) -> dict[str, Any]:
-    """The texts as fields of ``DocumentAttributes``, still to be validated.
+    """Convert texts to fields of ``DocumentAttributes``, not validated.
 
-    ``parsed_metadata`` is the JSON value of the ``metadata`` text; parsing is the caller's, as are its errors.
+    Args:
+        texts: field → text.
+        parsed_metadata: JSON value of the ``metadata`` text, parsed by the caller.
     """
     attributes: dict[str, Any] = {name: texts[name] for name in _PLAIN if texts.get(name, "") != ""}
     if texts.get("groups", "").strip() != "":

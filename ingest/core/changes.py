@@ -1,4 +1,4 @@
-"""What a sender asks for, checked and decoded, however it came."""
+"""Validated document requests, independent of their encoding."""
 
 from dataclasses import dataclass
 
@@ -7,11 +7,11 @@ from schemas.documents import DocumentAttributes
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """Content that shall be searchable from now on, in place of what the document was.
+    """Creates or replaces a document.
 
     Attributes:
-        content_type: one of the supported media types; with ``charset`` where text is declared to be in one.
-        file_name: the name that the content had at its sender.
+        content_type: supported media type, with ``charset`` if one is declared for text.
+        file_name: file name at the sender.
     """
 
     document_id: str
@@ -22,23 +22,23 @@ class Upload:
 
     @property
     def revision(self) -> int | None:
-        """The source's own revision."""
+        """Revision of the source."""
         return self.attributes.revision
 
     @property
     def connector(self) -> str | None:
-        """Name of the connector that sends it."""
+        """Name of the sending connector."""
         return self.attributes.connector
 
     @property
     def take_over(self) -> bool:
-        """Whether it is meant for a document of another connector too."""
+        """Whether it may replace a document of another connector."""
         return self.attributes.take_over
 
 
 @dataclass(frozen=True, slots=True)
 class Removal:
-    """The document shall not be found any more."""
+    """Deletes a document."""
 
     document_id: str
     revision: int | None = None

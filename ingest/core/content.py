@@ -1,4 +1,4 @@
-"""Which of the supported types and charsets content has, from what its sender declares and how it is named."""
+"""Content type and charset of an upload, from its declaration and name."""
 
 from pathlib import PurePosixPath
 from typing import Final
@@ -6,35 +6,35 @@ from typing import Final
 from schemas.charsets import declared_charset, find_charset
 from schemas.content_types import BINARY_TYPES, SUPPORTED_TYPES
 
-_SAYS_NOTHING: Final = frozenset({"", "application/octet-stream", "application/x-www-form-urlencoded"})
-"""What clients send by default where nobody chose a type; then the name decides."""
+_UNSPECIFIC_TYPES: Final = frozenset({"", "application/octet-stream", "application/x-www-form-urlencoded"})
+"""Default types of HTTP clients. The suffix of the name determines the type instead."""
 
 TYPE_OF_SUFFIX: Final = {suffix: media_type for media_type, suffixes in SUPPORTED_TYPES.items() for suffix in suffixes}
 """File name suffix in lower case, with its dot → media type."""
 
 
 class UnsupportedType(ValueError):
-    """Freshline does not read this type of content."""
+    """The content type is not supported."""
 
 
 class UnknownCharset(ValueError):
-    """The declared charset is none that can be decoded."""
+    """The declared charset cannot be decoded."""
 
 
 def choose_content_type(declared: str | None, name: str | None) -> str:
-    """The content type to carry on the stream: the media type, and the charset where one is declared for text.
+    """Content type for the stream: the media type, with the charset if one is declared for text.
 
     Args:
-        declared: a Content-Type, with or without parameters.
-        name: a file name, path or URL; its suffix decides where ``declared`` gives no type.
+        declared: Content-Type, with or without parameters.
+        name: file name, path or URL. Its suffix determines the type if ``declared`` does not.
 
     Returns:
-        Such as ``text/plain; charset=koi8-r``. The charset has its canonical name; other parameters are left out, and
-        so is ``us-ascii``, which senders declare by default and which excludes no later detection.
+        For example ``text/plain; charset=koi8-r``. The charset has its canonical name. Other parameters are omitted,
+        as is ``us-ascii``: senders declare it by default, and it does not preclude detection.
 
     Raises:
-        UnsupportedType: neither gives a supported type; the message names those that are.
-        UnknownCharset: of text.
+        UnsupportedType: neither argument has a supported type.
+        UnknownCharset: the declared charset of text is unknown.
     """
     media_type = _media_type(declared, name)
     label = declared_charset(declared)
@@ -43,8 +43,8 @@ def choose_content_type(declared: str | None, name: str | None) -> str:
     charset = find_charset(label)
     if charset is None:
         raise UnknownCharset(
-            f"the charset {label[:60]!r} is not known; declare one of the WHATWG Encoding Standard or of IANA, such as"
-            " utf-8, windows-1252 or shift_jis, or none to have it detected"
+            f"unknown charset {label[:60]!r}; declare a charset of the WHATWG Encoding Standard or of IANA, such as"
+            " utf-8, windows-1252 or shift_jis, or none to detect it"
         )
     return media_type if charset.codec == "ascii" else f"{media_type}; charset={charset.name}"
 
@@ -54,14 +54,16 @@ def _media_type(declared: str | None, name: str | None) -> str:
     if media_type in SUPPORTED_TYPES:
         return media_type
     suffix = PurePosixPath(name or "").suffix.lower()
-    if media_type in _SAYS_NOTHING and suffix in TYPE_OF_SUFFIX:
+    if media_type in _UNSPECIFIC_TYPES and suffix in TYPE_OF_SUFFIX:
         return TYPE_OF_SUFFIX[suffix]
-    what = media_type if media_type not in _SAYS_NOTHING else f"content without a type, named {(name or '')[-60:]!r},"
-    raise UnsupportedType(f"{what} is not supported; send one of {', '.join(sorted(SUPPORTED_TYPES))}")
+    subject = (
+        media_type if media_type not in _UNSPECIFIC_TYPES else f"content without a type, named {(name or '')[-60:]!r},"
+    )
+    raise UnsupportedType(f"{subject} is not supported; send one of {', '.join(sorted(SUPPORTED_TYPES))}")
 
 
 def why_unsupported(path: str) -> str | None:
-    """Why a file of this path cannot be a document by its name; None where it can."""
+    """Reason why a file of this path is not supported; None if it is."""
     suffix = PurePosixPath(path).suffix
     if suffix.lower() in TYPE_OF_SUFFIX:
         return None

@@ -1,4 +1,4 @@
-"""Reading a question from the body of a request."""
+"""Questions in request bodies."""
 
 from typing import Any, Final
 
@@ -12,7 +12,7 @@ from schemas.problems import InvalidField, ProblemType
 from schemas.queries import QueryRequest
 
 MAX_BODY_BYTES: Final = 256_000
-"""A question and its filters at their own limits fit."""
+"""Fits a question and filters of maximum length."""
 
 _JSON: Final = "application/json"
 _EXAMPLE: Final = {
@@ -25,25 +25,25 @@ _EXAMPLE: Final = {
 
 
 async def read_question(request: Request) -> QueryRequest:
-    """The question in a request's body.
+    """Read and validate the question of a request.
 
     Raises:
-        ProblemRaised: it is no JSON, too large, or has wrong fields.
+        ProblemRaised: the body is not JSON, is too large, or has invalid fields.
     """
-    # Also keeps other web pages from asking in a reader's browser: they may send JSON only after asking us.
+    # Also a CSRF protection: a cross-origin page may send JSON only after a preflight request.
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != _JSON:
         raise ProblemRaised(ProblemType.UNSUPPORTED_TYPE, f"send the question as Content-Type: {_JSON}")
     try:
         question = QueryRequest.model_validate_json(await read_body(request, MAX_BODY_BYTES))
     except ValidationError as error:
-        fields = invalid_fields([{"loc": found["loc"], "msg": found["msg"]} for found in error.errors()])
-        raise invalid("the question has wrong fields", fields) from None
+        fields = invalid_fields([{"loc": detail["loc"], "msg": detail["msg"]} for detail in error.errors()])
+        raise invalid("the question has invalid fields", fields) from None
     if not normalised(question.query):
-        raise invalid("the question has wrong fields", [InvalidField(field="query", message="has no text")])
+        raise invalid("the question has invalid fields", [InvalidField(field="query", message="has no text")])
     return question
 
 
-def question_described() -> dict[str, Any]:
-    """Its part of a route's description, for ``openapi_extra``."""
+def question_openapi() -> dict[str, Any]:
+    """OpenAPI description of the request body, for ``openapi_extra``."""
     schema = QueryRequest.model_json_schema(mode="validation")
     return {"requestBody": {"required": True, "content": {_JSON: {"schema": schema, "example": _EXAMPLE}}}}

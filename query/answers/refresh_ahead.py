@@ -1,12 +1,13 @@
-"""Answers that many asked for are retrieved again when a change drops them, before the next one asks.
+"""Refresh-ahead: popular answers that a change invalidated are filled again before they are next requested.
 
-In the background, a few in a second, and only while the index has room. With the access that the answer was asked with,
-which is part of its key: nobody else gets it.
+Refreshes run in the background, at a bounded rate, and only while the index has spare capacity. Each uses the access of
+the original request, which is part of its cache key, so no other reader sees the answer.
 """
 
 import asyncio
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final, Protocol
 
@@ -19,97 +20,108 @@ from query.telemetry.metrics import QueryMetrics
 from schemas.queries import QueryRequest
 from schemas.search import Access
 
-REMEMBERED: Final = 10_000
-"""Questions whose answers may be wanted again."""
+MAX_REMEMBERED: Final = 10_000
+"""Recent questions whose answers may be refreshed."""
 
-WAITING: Final = 100
+MAX_QUEUED: Final = 100
 
 _log = structlog.get_logger(__name__)
 
 
 class RefreshOutcome(StrEnum):
-    """How it went: there already, filled, or not kept, because the cache fails or changes came all the time."""
+    """Result of a refresh: cached already, filled, or not stored because Redis failed or changes kept arriving."""
 
-    THERE = "there"
+    CACHED = "cached"
     FILLED = "filled"
-    UNKEPT = "unkept"
+    NOT_STORED = "not_stored"
 
 
-class AnswerFiller(Protocol):
-    """What fills answers."""
+class Refresher(Protocol):
+    """Fills answers."""
 
-    async def refill(self, request: QueryRequest, access: Access) -> RefreshOutcome:
-        """Fill an answer that is not there."""
+    async def refresh(self, request: QueryRequest, access: Access) -> RefreshOutcome:
+        """Fill an answer that is not cached."""
         ...
 
 
-class RefreshAhead:
-    """Remembers who asked what; ``run`` does the work.
+@dataclass(frozen=True, slots=True)
+class RefreshPolicy:
+    """Which answers are refreshed, and how fast.
 
-    Args:
-        per_s: most answers in a second; 0 fills none.
-        hits: times that a copy of an answer must have been served by this process.
-        written: whether answers with a text are filled too: where texts cost, nobody has asked for these.
-        deadline_s: of one answer.
-        metrics: where they are counted.
+    Attributes:
+        per_s: maximum refreshes per second; 0 disables them.
+        min_hits: hits that the near-cache entry must have had.
+        generated: whether generated answers are refreshed too. Not worth it where generation costs money.
+        deadline_s: deadline of one refresh.
     """
 
-    def __init__(self, *, per_s: float, hits: int, written: bool, deadline_s: float, metrics: QueryMetrics) -> None:
-        self._per_s = per_s
-        self._hits = hits
-        self._written = written
-        self._deadline_s = deadline_s
-        self._metrics = metrics
-        self._asked: OrderedDict[str, tuple[QueryRequest, Access]] = OrderedDict()
-        self._waiting: OrderedDict[str, None] = OrderedDict()
-        self._wakes = asyncio.Event()
+    per_s: float
+    min_hits: int
+    generated: bool
+    deadline_s: float
 
-    def asked(self, key: str, request: QueryRequest, access: Access) -> None:
-        """An answer was asked for."""
-        if not self._per_s or (request.generate and not self._written):
+
+class RefreshAhead:
+    """Remembers recent questions; ``run`` refreshes their answers.
+
+    Args:
+        policy: see there.
+        metrics: counts refreshes.
+    """
+
+    def __init__(self, policy: RefreshPolicy, metrics: QueryMetrics) -> None:
+        self._policy = policy
+        self._metrics = metrics
+        self._questions: OrderedDict[str, tuple[QueryRequest, Access]] = OrderedDict()
+        self._queue: OrderedDict[str, None] = OrderedDict()
+        self._queued = asyncio.Event()
+
+    def on_question(self, key: str, request: QueryRequest, access: Access) -> None:
+        """Remember a question."""
+        if not self._policy.per_s or (request.generate and not self._policy.generated):
             return
         if request.min_position is not None:
             request = request.model_copy(update={"min_position": None})
-        self._asked[key] = (request, access)
-        self._asked.move_to_end(key)
-        if len(self._asked) > REMEMBERED:
-            self._asked.popitem(last=False)
+        self._questions[key] = (request, access)
+        self._questions.move_to_end(key)
+        if len(self._questions) > MAX_REMEMBERED:
+            self._questions.popitem(last=False)
 
-    def dropped(self, key: str, hits: int) -> None:
-        """A change has dropped an answer that this process had served so often."""
-        if hits < self._hits or key not in self._asked or key in self._waiting:
+    def on_invalidated(self, key: str, hits: int) -> None:
+        """Queue an answer that a change invalidated, if it had enough hits."""
+        if hits < self._policy.min_hits or key not in self._questions or key in self._queue:
             return
-        if len(self._waiting) >= WAITING:
-            self._metrics.refills.labels("full").inc()
+        if len(self._queue) >= MAX_QUEUED:
+            self._metrics.refreshes.labels("queue_full").inc()
             return
-        self._waiting[key] = None
-        self._wakes.set()
+        self._queue[key] = None
+        self._queued.set()
 
-    async def run(self, answers: AnswerFiller, has_room: Callable[[], bool]) -> None:
-        """Fill what was dropped, until cancelled."""
+    async def run(self, answers: Refresher, has_spare_capacity: Callable[[], bool]) -> None:
+        """Refresh queued answers until cancelled."""
         while True:
-            await self._wakes.wait()
-            key, _ = self._waiting.popitem(last=False)
-            if not self._waiting:
-                self._wakes.clear()
-            if not has_room():
-                self._metrics.refills.labels("busy").inc()
+            await self._queued.wait()
+            key, _ = self._queue.popitem(last=False)
+            if not self._queue:
+                self._queued.clear()
+            if not has_spare_capacity():
+                self._metrics.refreshes.labels("busy").inc()
                 continue
-            asked = self._asked.get(key)
-            if asked is None:
+            question = self._questions.get(key)
+            if question is None:
                 continue
-            await self._fill(answers, *asked)
-            await asyncio.sleep(1 / self._per_s)
+            await self._refresh(answers, *question)
+            await asyncio.sleep(1 / self._policy.per_s)
 
-    async def _fill(self, answers: AnswerFiller, request: QueryRequest, access: Access) -> None:
+    async def _refresh(self, answers: Refresher, request: QueryRequest, access: Access) -> None:
         try:
-            async with deadline_in(self._deadline_s):
-                refilled = await answers.refill(request, access)
+            async with deadline_in(self._policy.deadline_s):
+                outcome = await answers.refresh(request, access)
         except (DeadlineExceeded, EmbeddingError, IndexUnavailable) as error:
-            self._metrics.refills.labels("failed").inc()
-            _log.info("not_refilled", reason=str(error))
-        except Exception:  # noqa: BLE001 - whoever asks next fills it, and nobody else would tell
-            self._metrics.refills.labels("failed").inc()
-            _log.exception("refill_failed")
+            self._metrics.refreshes.labels("failed").inc()
+            _log.info("refresh_failed", reason=str(error))
+        except Exception:  # noqa: BLE001 - the next request fills the answer; nothing else would report the error
+            self._metrics.refreshes.labels("failed").inc()
+            _log.exception("refresh_failed")
         else:
-            self._metrics.refills.labels(refilled).inc()
+            self._metrics.refreshes.labels(outcome).inc()

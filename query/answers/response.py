@@ -1,30 +1,30 @@
-"""The response body: results that stay the same while they are cached, stamped anew for each caller."""
+"""Response bodies: a cacheable part, and per-request fields that are added to it. Pure."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import orjson
 
-from query.retrieval.fusion import Candidate
+from query.retrieval.fusion import FusedHit
 from schemas.index import StoredChunk
 from schemas.positions import AsOf
 from schemas.queries import GeneratedAnswer, Result, Unanswered
 
-_ENCODED: Final = 8_192
-"""Positions kept in encoded form."""
+_MAX_ENCODED: Final = 8_192
+"""Encoded positions kept."""
 
 
 def response_body(
-    found: Sequence[tuple[Candidate, StoredChunk]],
+    passages: Sequence[tuple[FusedHit, StoredChunk]],
     generated: GeneratedAnswer | None,
     *,
     include_metadata: bool,
     unanswered: Unanswered | None = None,
 ) -> bytes:
-    """The part of ``QueryResponse`` that is true for as long as the answer is, as a JSON object."""
+    """The cacheable part of ``QueryResponse`` as a JSON object."""
     return orjson.dumps(
         {
-            "results": results(found, include_metadata=include_metadata),
+            "results": results(passages, include_metadata=include_metadata),
             "answer": generated.text if generated else None,
             "citations": [citation.model_dump() for citation in generated.citations] if generated else None,
             "unanswered": unanswered,
@@ -32,31 +32,31 @@ def response_body(
     )
 
 
-def results(found: Sequence[tuple[Candidate, StoredChunk]], *, include_metadata: bool) -> list[dict[str, Any]]:
-    """``QueryResponse.results``, ready to be encoded."""
-    return [_result(candidate, chunk, include_metadata).model_dump() for candidate, chunk in found]
+def results(passages: Sequence[tuple[FusedHit, StoredChunk]], *, include_metadata: bool) -> list[dict[str, Any]]:
+    """``QueryResponse.results``, JSON-serializable."""
+    return [_result(hit, chunk, include_metadata).model_dump() for hit, chunk in passages]
 
 
 def stamped(body: bytes, *, query_time_ms: float, cached: bool, as_of: AsOf) -> bytes:
-    """The whole ``QueryResponse``: ``body`` with what differs from caller to caller, without parsing it again."""
+    """The whole ``QueryResponse``: ``body`` with the per-request fields, added without parsing it."""
     return _joined(body, query_time_ms, b"true" if cached else b"false", _positions(as_of.positions), as_of.checked_ms)
 
 
 class Stamp:
-    """Stamps answers from the cache; the same positions come again and again, and are encoded once."""
+    """Adds the per-request fields to cached answers. Caches encoded positions, which many answers share."""
 
     def __init__(self) -> None:
-        # By identity, which the mapping kept beside it makes sure of.
+        # Keyed by id(). The stored mapping keeps the id from being reused.
         self._encoded: dict[int, tuple[Mapping[int, int], bytes]] = {}
 
     def on(self, body: bytes, positions: Mapping[int, int], checked_ms: float, *, query_time_ms: float) -> bytes:
-        """The same as ``stamped`` gives of a cached answer. ``positions`` must not be changed afterwards."""
-        found = self._encoded.get(id(positions))
-        if found is None:
-            if len(self._encoded) >= _ENCODED:
+        """As ``stamped`` for a cached answer. ``positions`` must not be modified afterwards."""
+        entry = self._encoded.get(id(positions))
+        if entry is None:
+            if len(self._encoded) >= _MAX_ENCODED:
                 self._encoded.clear()
-            found = self._encoded[id(positions)] = (positions, _positions(positions))
-        return _joined(body, query_time_ms, b"true", found[1], checked_ms)
+            entry = self._encoded[id(positions)] = (positions, _positions(positions))
+        return _joined(body, query_time_ms, b"true", entry[1], checked_ms)
 
 
 def _joined(body: bytes, query_time_ms: float, cached: bytes, positions: bytes, checked_ms: float) -> bytes:
@@ -73,10 +73,10 @@ def _positions(positions: Mapping[int, int]) -> bytes:
     return orjson.dumps({str(partition): offset for partition, offset in positions.items()})
 
 
-def _result(candidate: Candidate, chunk: StoredChunk, include_metadata: bool) -> Result:  # noqa: FBT001 - private, one caller
+def _result(hit: FusedHit, chunk: StoredChunk, include_metadata: bool) -> Result:  # noqa: FBT001 - private, one caller
     return Result(
         text=chunk.text,
-        score=candidate.score,
+        score=hit.score,
         document_id=chunk.document_id,
         version=chunk.version,
         title=chunk.title,

@@ -1,4 +1,4 @@
-"""Answers as they are written: sources first, then text and citations, then what it cost and what it is true for."""
+"""Streamed answers: sources first, then text and citations as they are written, then token usage and positions."""
 
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator
@@ -7,21 +7,20 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import orjson
-import structlog
 
 from infra.generation.port import AnswerPart, GenerationError, Generator, Written
-from query.answers.answer import AnswerService, sources_of, why_unanswered
+from query.answers.answer import AnswerService
 from query.answers.broadcast import Broadcast
+from query.answers.fill import AnswerFill, sources_of
 from query.answers.response import response_body, results
+from query.answers.single_flight import SingleFlight
 from query.cache.freshness import ReadSnapshot, SharedRead
 from query.telemetry.metrics import QueryMetrics
 from schemas.queries import Citation, GeneratedAnswer, QueryRequest, Unanswered
 from schemas.search import Access
 
 IDLE_S: Final = 10.0
-"""A stream on which nothing comes for so long gets a comment, so that no proxy takes it for dead."""
-
-_log = structlog.get_logger(__name__)
+"""An idle stream gets a keep-alive comment at this interval, so that no proxy closes it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,111 +40,106 @@ _Made = _Sources | AnswerPart | Written | Unanswered
 
 
 @dataclass(frozen=True, slots=True)
-class _Flight:
-    """An answer that is being written, and the look of all who read it."""
+class _Streaming:
+    """An answer that is being written, and the latest read of all requests that share it."""
 
-    look: SharedRead
+    read: SharedRead
     written: Broadcast[_Made]
 
 
 class AnswerStreams:
-    """Answers as events. A finished one is cached as ``AnswerService`` caches it, and one that is cached is told at once.
+    """Answers as server-sent events. A finished answer is stored as by ``AnswerService``; a cached one is sent at once.
 
-    Equal questions at a time share one retrieval and one generation, as those of ``AnswerService`` do.
+    Concurrent requests for the same answer share one retrieval and one generation.
 
     Args:
-        answering: looks, retrieves and keeps.
+        answers: reads and counts.
+        fill: retrieves and stores.
         generator: writes.
-        metrics: where failures and costs are counted.
+        metrics: counts failures and tokens.
         idle_s: see ``IDLE_S``.
     """
 
     def __init__(
-        self, *, answering: AnswerService, generator: Generator, metrics: QueryMetrics, idle_s: float = IDLE_S
+        self,
+        *,
+        answers: AnswerService,
+        fill: AnswerFill,
+        generator: Generator,
+        metrics: QueryMetrics,
+        idle_s: float = IDLE_S,
     ) -> None:
-        self._answering = answering
+        self._answers = answers
+        self._fill = fill
         self._generator = generator
         self._metrics = metrics
         self._idle_s = idle_s
-        self._flights: dict[str, _Flight] = {}
+        self._flights: SingleFlight[_Streaming] = SingleFlight()
 
     async def begin(self, request: QueryRequest, access: Access) -> AsyncGenerator[StreamEvent | None, None]:
-        """The events of an answer; None where a sign of life is due. Closing them ends work that nobody else wants.
+        """Events of an answer; None for a keep-alive. Closing the generator cancels work that no other request shares.
 
         They are ``sources``, then any number of ``token`` and ``citation`` or one ``unanswered``, then ``usage``,
         ``as_of`` and ``done``. Only a failure before the first of them is raised.
 
         Raises:
-            PositionNotReached: ``min_position`` is not reached in time.
+            PositionNotReached: ``min_position`` was not reached in time.
             EmbeddingError: the question has no vector.
-            IndexUnavailable: nothing is cached and the index cannot answer now.
+            IndexUnavailable: the answer is not cached, and the index is unavailable or the process overloaded.
         """
         began_s = time.perf_counter()
         request = request.model_copy(update={"generate": True})
-        key, standing = await self._answering.look(request, access)
-        if standing.cached is not None:
-            look, made = SharedRead(standing), _replayed(standing.cached)
+        key, snapshot = await self._answers.read(request, access)
+        if snapshot.cached is not None:
+            read, made = SharedRead(snapshot), _replayed(snapshot.cached)
         else:
-            flight = self._flight(request, access, key, standing)
-            look, made = flight.look, flight.written.read(idle_s=self._idle_s)
-        first = await anext(made)  # what fails before it is not a stream but a problem
+            flight = self._flights.join_or_start(key, snapshot, lambda read: self._start(request, access, key, read))
+            read, made = flight.read, flight.written.read(idle_s=self._idle_s)
+        first = await anext(made)  # what fails before it becomes a problem response, not a stream
 
-        def served() -> ReadSnapshot:
-            seen = look.seen_by(standing)
-            self._answering.served(access.tenant, key, seen)
-            return seen
+        def count() -> ReadSnapshot:
+            shared = read.seen_by(snapshot)
+            self._answers.count(access.tenant, key, shared)
+            return shared
 
-        return _events(first, made, served, began_s=began_s)
+        return _events(first, made, count, began_s=began_s)
 
     async def close(self) -> None:
-        """End what is still being written."""
-        for flight in tuple(self._flights.values()):
+        """Cancel what is still being written."""
+        for flight in self._flights.flights():
             await flight.written.close()
 
-    def _flight(self, request: QueryRequest, access: Access, key: str, standing: ReadSnapshot) -> _Flight:
-        flight = self._flights.get(key)
-        if flight is None or not flight.look.join(standing):
-            look = SharedRead(standing)
-            written = Broadcast(
-                self._write(request, access, key, look),
-                forget=lambda: self._forget(key, look),
-                abandoned=self._metrics.abandoned.inc,
-            )
-            flight = self._flights[key] = _Flight(look, written)
-        return flight
-
-    def _forget(self, key: str, look: SharedRead) -> None:
-        if key in self._flights and self._flights[key].look is look:
-            del self._flights[key]
+    def _start(self, request: QueryRequest, access: Access, key: str, read: SharedRead) -> _Streaming:
+        written = Broadcast(
+            self._write(request, access, key, read),
+            on_closed=lambda: self._flights.end(key, read),
+            on_abandoned=self._metrics.answers_abandoned.inc,
+        )
+        return _Streaming(read, written)
 
     async def _write(
-        self, request: QueryRequest, access: Access, key: str, look: SharedRead
+        self, request: QueryRequest, access: Access, key: str, read: SharedRead
     ) -> AsyncGenerator[_Made, None]:
-        retrieved = await self._answering.retrieve(request, access, key, look)
+        retrieved = await self._fill.retrieve(request, access, key, read)
         if isinstance(retrieved, bytes):
             for part in _parts(retrieved):
                 yield part
             return
         yield _Sources(results(retrieved.passages, include_metadata=request.include_metadata))
         try:
-            self._answering.spend(access.tenant)
+            self._fill.spend(access.tenant)
             with self._metrics.stage("generate"):
                 stream = self._generator.stream(request.query, sources_of(retrieved), retrieved.search.vector)
                 async with aclosing(stream) as parts:
                     async for part in parts:
                         if isinstance(part, Written):
-                            self._metrics.generated(input_tokens=part.input_tokens, output_tokens=part.output_tokens)
+                            self._metrics.count_tokens(input_tokens=part.input_tokens, output_tokens=part.output_tokens)
                             include = request.include_metadata
                             body = response_body(retrieved.passages, part.answer, include_metadata=include)
-                            await self._answering.keep(
-                                request, access, key, look.standing, body=body, retrieved=retrieved
-                            )
+                            await self._fill.store(request, access, key, read.snapshot, body=body, retrieved=retrieved)
                         yield part
         except GenerationError as error:
-            reason = why_unanswered(error)
-            self._metrics.generation_failures.labels(reason).inc()
-            _log.warning("not_generated", reason=str(error))
-            yield reason
+            yield self._fill.unanswered(error)
 
 
 async def _replayed(body: bytes) -> AsyncGenerator[_Made | None, None]:
@@ -154,7 +148,7 @@ async def _replayed(body: bytes) -> AsyncGenerator[_Made | None, None]:
 
 
 def _parts(body: bytes) -> Iterator[_Made]:
-    """A cached answer: all of its text at once, and no tokens spent on it."""
+    """A cached answer: its whole text in one part, and no tokens used."""
     cached = orjson.loads(body)
     yield _Sources(cached["results"])
     answer = GeneratedAnswer(cached["answer"], tuple(map(Citation.model_validate, cached["citations"])))
@@ -163,22 +157,22 @@ def _parts(body: bytes) -> Iterator[_Made]:
 
 
 async def _events(
-    first: _Made | None, rest: AsyncGenerator[_Made | None, None], served: Callable[[], ReadSnapshot], *, began_s: float
+    first: _Made | None, rest: AsyncGenerator[_Made | None, None], count: Callable[[], ReadSnapshot], *, began_s: float
 ) -> AsyncGenerator[StreamEvent | None, None]:
-    """``served`` tells at the end what the answer is true for: the first sign of life may come before its search."""
+    """``count`` is called at the end and returns the positions: the first keep-alive may precede the search."""
     async with aclosing(rest):
-        for event in _told(first):
+        for event in _events_of(first):
             yield event
         async for made in rest:
-            for event in _told(made):
+            for event in _events_of(made):
                 yield event
-    standing = served()
-    yield _event("as_of", standing.as_of.model_dump(mode="json"))
+    snapshot = count()
+    yield _event("as_of", snapshot.as_of.model_dump(mode="json"))
     query_time_ms = round((time.perf_counter() - began_s) * 1_000, 3)
-    yield _event("done", {"cached": standing.cached is not None, "query_time_ms": query_time_ms})
+    yield _event("done", {"cached": snapshot.cached is not None, "query_time_ms": query_time_ms})
 
 
-def _told(made: _Made | None) -> Iterator[StreamEvent | None]:
+def _events_of(made: _Made | None) -> Iterator[StreamEvent | None]:
     match made:
         case None:
             yield None

@@ -1,8 +1,9 @@
-"""The HTTP face of the query service."""
+"""HTTP API of the query service."""
 
 import itertools
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing, contextmanager
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Final, Literal
 
 from fastapi import Depends, FastAPI, Request, Response
@@ -21,12 +22,12 @@ from infra.web.peers import PeerProcesses
 from infra.web.problems import ProblemRaised, install_problems
 from infra.web.tracing import install_tracing
 from query.answers.answer import AnswerService
-from query.answers.question import question_described, read_question
+from query.answers.question import question_openapi, read_question
 from query.answers.stream import AnswerStreams, StreamEvent
 from query.api.console import console
 from query.cache.freshness import PositionNotReached
-from query.operations.endpoints import Operations, add_operations
-from query.operations.explain import AnswerExplainer, add_explaining
+from query.operations.endpoints import Operations, add_operations_routes
+from query.operations.explain import AnswerExplainer, add_explain_route
 from query.overload.admission import Overloaded
 from query.overload.deadline import DeadlineExceeded, deadline_in
 from schemas.credentials import Scope
@@ -61,8 +62,8 @@ _EXAMPLE_RESPONSE: Final = {
 }
 _STREAM: Final[dict[str, Any]] = {
     "description": "`sources` (as `results` of `/v1/query`); any number of `token` and `citation`, or one `unanswered` "
-    "with the reason `busy`, `failed` or `limited`; `usage`, where an answer was written; `as_of`; `done`. A stream "
-    "without `done` was cut off.",
+    "with the reason `busy`, `failed` or `limited`; `usage` if an answer was generated; `as_of`; `done`. A stream "
+    "without `done` is truncated.",
     "content": {
         _EVENT_STREAM: {
             "example": 'event: sources\ndata: {"results": []}\n\n'
@@ -77,120 +78,157 @@ _STREAM: Final[dict[str, Any]] = {
 _PROBLEMS: Final[dict[int | str, dict[str, Any]]] = {
     status: {"model": Problem, "description": description}
     for status, description in {
-        400: "The body did not come as long as it was declared.",
-        401: "A valid credential is needed.",
-        403: "The credential lacks the scope `query`; or none is set up, and only this machine is served.",
+        400: "The body length differs from Content-Length.",
+        401: "A valid credential is required.",
+        403: "The credential lacks the scope `query`, or no credential is configured and the client is not local.",
         413: "The body is too large.",
         415: "The body is not JSON.",
-        422: "A field is wrong; `errors` names it.",
-        429: "The tenant asks too much; `Retry-After` says when to ask again.",
-        503: "A part does not answer, or `min_position` is not reached; `as_of` then has the current positions.",
+        422: "A field is invalid; see `errors`.",
+        429: "The tenant exceeded its rate limit; retry after `Retry-After`.",
+        503: "A dependency is unavailable, the service is overloaded, or `min_position` is not reached: `as_of` then "
+        "has the current positions.",
     }.items()
 }
 
 
 def question_limit(per_second: int) -> TenantLimit:
-    """Questions that each tenant may ask of this process in a second; 0 sets no limit."""
+    """Rate limit of each tenant in this process; 0 for unlimited."""
     return TenantLimit("questions in a second", per_second=per_second)
 
 
-def build_app(
-    answering: AnswerService,
-    streamed: AnswerStreams,
-    *,
-    credentials: Credentials,
-    operations: Operations,
-    explaining: AnswerExplainer,
-    registry: CollectorRegistry,
-    audited: Literal["changes", "all"] = "changes",
-    deadline_s: float = 20.0,
-    limit: TenantLimit | None = None,
-    seconds: Histogram | None = None,
-    tracer: Tracer = NO_TRACER,
-    peers: PeerProcesses | None = None,
-) -> FastAPI:
-    """The application; it owns nothing that needs closing."""
-    limit = limit or question_limit(0)
+@dataclass(frozen=True, slots=True)
+class ApiServices:
+    """Use cases behind the routes.
+
+    Attributes:
+        answers: complete answers.
+        streams: streamed answers.
+        explainer: explanations of cached answers.
+        operations: health, readiness and statistics.
+    """
+
+    answers: AnswerService
+    streams: AnswerStreams
+    explainer: AnswerExplainer
+    operations: Operations
+
+
+@dataclass(frozen=True, slots=True)
+class ApiPolicy:
+    """Which requests are served.
+
+    Attributes:
+        credentials: authentication.
+        limit: rate limit of each tenant.
+        deadline_s: deadline of one question.
+        audit_log: requests to write to the audit log.
+    """
+
+    credentials: Credentials
+    limit: TenantLimit = field(default_factory=lambda: question_limit(0))
+    deadline_s: float = 20.0
+    audit_log: Literal["changes", "all"] = "changes"
+
+
+@dataclass(frozen=True, slots=True)
+class ApiTelemetry:
+    """Metrics and traces of requests.
+
+    Attributes:
+        registry: served at ``/metrics``.
+        seconds: latency histogram; None to register one in ``registry``.
+        tracer: starts a span for each request.
+        peers: other processes that serve the same address, whose metrics are served too.
+    """
+
+    registry: CollectorRegistry
+    seconds: Histogram | None = None
+    tracer: Tracer = NO_TRACER
+    peers: PeerProcesses | None = None
+
+
+def build_app(services: ApiServices, policy: ApiPolicy, telemetry: ApiTelemetry) -> FastAPI:
+    """The application. It owns no resources that need closing."""
+    operations, credentials, limit = services.operations, policy.credentials, policy.limit
     app = FastAPI(
         title="Freshline query API",
         version="1",
-        summary="Answers over documents that change all the time, each with the positions it is true for.",
+        summary="Answers from continuously changing documents, each with the stream positions that it reflects.",
         redoc_url=None,
         docs_url=None,
     )
     install_problems(app)
-    install_metrics(app, service="query", registry=registry, seconds=seconds, peers=peers)
-
-    install_audit(app, audited)
+    install_metrics(app, service="query", registry=telemetry.registry, seconds=telemetry.seconds, peers=telemetry.peers)
+    install_audit(app, policy.audit_log)
     reader = Depends(credentials.requiring(Scope.QUERY))
 
     async def query(request: Request, access: Annotated[Access, reader]) -> Response:
-        """Answer a question from the passages that the caller may see."""
-        with operations.noting(), _problems_said():
+        """Answer a question from the passages visible to the caller."""
+        with operations.recorded(), _problems_raised():
             limit.take(access.tenant)
             question = await read_question(request)
-            async with deadline_in(deadline_s):
-                body = await answering.answer(question, access)
+            async with deadline_in(policy.deadline_s):
+                body = await services.answers.answer(question, access)
         return Response(body, media_type=_JSON)
 
-    answered: dict[str, Any] = {"model": QueryResponse, "content": {_JSON: {"example": _EXAMPLE_RESPONSE}}}
-    for path, documented in (("/v1/query", True), ("/query", False)):
+    response_200: dict[str, Any] = {"model": QueryResponse, "content": {_JSON: {"example": _EXAMPLE_RESPONSE}}}
+    for path, is_documented in (("/v1/query", True), ("/query", False)):
         app.post(
             path,
             response_class=Response,
-            responses={200: answered, **_PROBLEMS},
-            openapi_extra=question_described(),
+            responses={200: response_200, **_PROBLEMS},
+            openapi_extra=question_openapi(),
             operation_id="query",
-            include_in_schema=documented,
+            include_in_schema=is_documented,
         )(query)
 
     @app.post(
         "/v1/answers",
         response_class=Response,
         responses={200: _STREAM, **_PROBLEMS},
-        openapi_extra=question_described(),
+        openapi_extra=question_openapi(),
     )
     async def answers(request: Request, access: Annotated[Access, reader]) -> Response:
-        """Answer a question with text as it is written, as server-sent events. Going away ends the work."""
-        with operations.noting(), _problems_said():
+        """Stream an answer as server-sent events while it is generated. Disconnecting cancels the generation."""
+        with operations.recorded(), _problems_raised():
             limit.take(access.tenant)
             question = await read_question(request)
-            async with deadline_in(deadline_s):
-                events = await streamed.begin(question, access)
+            async with deadline_in(policy.deadline_s):
+                events = await services.streams.begin(question, access)
         return StreamingResponse(_server_sent(events), media_type=_EVENT_STREAM, headers=_UNBUFFERED)
 
-    add_operations(app, operations, credentials)
-    add_explaining(app, explaining, credentials)
-    install_tracing(app, tracer)
+    add_operations_routes(app, operations, credentials)
+    add_explain_route(app, services.explainer, credentials)
+    install_tracing(app, telemetry.tracer)
     app.get("/", include_in_schema=False)(console)
     _document_problems(app)
     return app
 
 
 @contextmanager
-def _problems_said() -> Iterator[None]:
-    """Tell failures of answering as problems; those of the stores are told everywhere alike."""
+def _problems_raised() -> Iterator[None]:
+    """Convert exceptions of the read path to problems. ``install_problems`` converts those of the stores."""
     try:
         yield
     except PositionNotReached as error:
-        detail = f"{error}: ask again, or without min_position for the state in `as_of`"
+        detail = f"{error}: retry, or omit min_position for an answer that reflects `as_of`"
         raise ProblemRaised(
             ProblemType.POSITION_NOT_REACHED, detail, retry_after_s=_RETRY_AFTER_S, as_of=error.as_of.positions
         ) from error
     except Overloaded as error:
-        detail = f"{error}; ask again after `Retry-After`"
+        detail = f"{error}; retry after `Retry-After`"
         raise ProblemRaised(ProblemType.UNAVAILABLE, detail, retry_after_s=error.retry_after_s) from error
     except EmbeddingThrottled as error:
         raise ProblemRaised(
-            ProblemType.UNAVAILABLE, f"{error}; repeat the request later", retry_after_s=error.retry_after_s
+            ProblemType.UNAVAILABLE, f"{error}; retry later", retry_after_s=error.retry_after_s
         ) from error
     except OverLimit as error:
         raise ProblemRaised(ProblemType.RATE_LIMITED, str(error), retry_after_s=error.retry_after_s) from error
     except DeadlineExceeded as error:
-        detail = f"the answer was {error}; repeat the request later"
+        detail = f"the answer was {error}; retry later"
         raise ProblemRaised(ProblemType.UNAVAILABLE, detail, retry_after_s=_RETRY_AFTER_S) from error
     except EmbeddingError as error:
-        detail = "the question could not be embedded; repeat the request later"
+        detail = "the question could not be embedded; retry later"
         raise ProblemRaised(ProblemType.UNAVAILABLE, detail, retry_after_s=_RETRY_AFTER_S) from error
 
 
@@ -198,13 +236,13 @@ async def _server_sent(events: AsyncGenerator[StreamEvent | None, None]) -> Asyn
     async with aclosing(events):
         async for event in events:
             if event is None:
-                yield format_sse_event(comment="still here")
+                yield format_sse_event(comment="keep-alive")
             else:
                 yield format_sse_event(event=event.name, data_str=event.data.decode())
 
 
 def _document_problems(app: FastAPI) -> None:
-    """FastAPI documents each model under the route's own media type; problems have one of theirs."""
+    """Document problems under their own media type; FastAPI documents each model under that of the route."""
     documented = [app.openapi()["paths"][path]["post"]["responses"].values() for path in ("/v1/query", "/v1/answers")]
     for response in itertools.chain.from_iterable(documented):
         content = response["content"]

@@ -1,4 +1,4 @@
-"""The console page: one file, and a policy that lets the browser run nothing but what is in it."""
+"""Console page: a single file, with a content security policy that allows only its own inline script and style."""
 
 import base64
 import re
@@ -13,7 +13,7 @@ _INLINE = re.compile(r"<(script|style)>(.*?)</\1>", re.DOTALL)
 
 @cache
 def _page() -> tuple[str, dict[str, str]]:
-    """The page and its headers."""
+    """HTML of the page, and its headers."""
     html = files("query.api").joinpath("console.html").read_text(encoding="utf-8")
     hashes = {tag: base64.b64encode(sha256(text.encode()).digest()).decode() for tag, text in _INLINE.findall(html)}
     policy = "; ".join(
@@ -37,6 +37,6 @@ def _page() -> tuple[str, dict[str, str]]:
 
 
 async def console() -> Response:
-    """The page that people ask questions on; everything it shows comes from the query API."""
+    """Serve the console, a browser client of the query API."""
     html, headers = _page()
     return Response(html, headers=headers, media_type="text/html")

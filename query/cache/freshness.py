@@ -1,10 +1,10 @@
-"""Where a tenant stands: up to which positions an answer given now is true, and whether one is cached."""
+"""Freshness reads: up to which positions an answer given now is true, and whether it is cached."""
 
 import asyncio
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from typing import Final
+from dataclasses import dataclass, field, replace
+from typing import Final, Protocol
 
 import structlog
 
@@ -17,23 +17,23 @@ from query.telemetry.metrics import QueryMetrics
 from schemas.positions import AsOf, Position
 
 BYPASS_S: Final = 1.0
-"""After the cache failed it is left aside for this long, so that not every request waits for its time limit."""
+"""Cache bypass after a Redis failure, so that not every request waits for the Redis timeout."""
 
 POLL_S: Final = 0.05
-"""How often a waiting request looks by itself, for announcements that were lost."""
+"""Poll interval of a request that waits for a position. It covers lost invalidation messages."""
 
-LOOK_STANDS_MS: Final = 100.0
-"""How old a look may be when the search begins. An older one is taken again, or the answer would be as old as its
-question waited, and changes would overtake it."""
+MAX_READ_AGE_MS: Final = 100.0
+"""Maximum age of a read when its search starts. An older read is repeated: the answer would be as old as its question
+was queued, and the next changes would win the epoch race against it."""
 
 _log = structlog.get_logger(__name__)
 
 
 class PositionNotReached(Exception):
-    """The position asked for was not reached in time.
+    """The requested position was not reached in time.
 
     Attributes:
-        as_of: the positions instead.
+        as_of: the current positions.
     """
 
     def __init__(self, position: Position, as_of: AsOf) -> None:
@@ -43,13 +43,13 @@ class PositionNotReached(Exception):
 
 @dataclass(frozen=True, slots=True)
 class ReadSnapshot:
-    """One look, taken before anything is retrieved.
+    """Result of one freshness read. It precedes every retrieval.
 
     Attributes:
-        epoch: under which an answer may be stored, or None where the cache is not to be had, or not needed.
-        as_of: what an answer is true for that is cached, or retrieved from now on.
-        cached: the response that is cached, without what differs from caller to caller.
-        leased: False where another process is filling the answer.
+        epoch: epoch under which an answer may be stored. None if Redis is unavailable, bypassed, or not needed.
+        as_of: positions that a cached answer, or one retrieved from now on, reflects.
+        cached: cached response body without the per-request fields, or None.
+        leased: False if another process holds the fill lease.
     """
 
     epoch: int | None
@@ -58,267 +58,299 @@ class ReadSnapshot:
     leased: bool = True
 
     @property
-    def since(self) -> object:
-        """Retrievals that began from equal values of this are equally true for both looks."""
+    def basis(self) -> object:
+        """Retrievals that started from reads of equal basis are equally fresh for both readers."""
         return self.epoch if self.epoch is not None else tuple(sorted(self.as_of.positions.items()))
 
-    def joined(self, other: "ReadSnapshot") -> "ReadSnapshot":
-        """The later of both looks, with all that is true for a retrieval that begins after both."""
+    def merged_with(self, other: "ReadSnapshot") -> "ReadSnapshot":
+        """The later of both reads, with the positions that hold for a retrieval that starts after both."""
         later, earlier = (other, self) if other.as_of.checked_ms >= self.as_of.checked_ms else (self, other)
-        return later.knowing(earlier.as_of.positions)
+        return later.with_positions(earlier.as_of.positions)
 
-    def knowing(self, positions: Mapping[int, int]) -> "ReadSnapshot":
-        """The same look, of an answer that reflects these positions too."""
-        known = self.as_of.positions
-        more = {partition: max(offset, known.get(partition, -1)) for partition, offset in positions.items()}
-        return replace(self, as_of=AsOf(positions={**known, **more}, checked_ms=self.as_of.checked_ms))
+    def with_positions(self, positions: Mapping[int, int]) -> "ReadSnapshot":
+        """The same read, for an answer that also reflects these positions."""
+        read = self.as_of.positions
+        merged = {partition: max(offset, read.get(partition, -1)) for partition, offset in positions.items()}
+        return replace(self, as_of=AsOf(positions={**read, **merged}, checked_ms=self.as_of.checked_ms))
 
 
 class SharedRead:
-    """The latest look of all who share a retrieval.
+    """The latest read of all requests that share one flight.
 
-    Until it begins whoever comes may share it, and it will be as true for each of them as their own; later, those may
-    who see what it began with.
+    Any request may join until the search starts: the answer will be as fresh for it as its own retrieval would be.
+    After that, only requests whose read has the same basis as the search may join.
 
     Args:
-        first: look of the first of them.
+        first: read of the request that started the flight.
 
     Attributes:
-        standing: what the answer is true for at least; with the answer, if it is found in the cache.
+        snapshot: lower bound of what the answer reflects; includes the answer if it was found in the cache.
     """
 
     def __init__(self, first: ReadSnapshot) -> None:
-        self.standing = first
-        self._has_begun = False
+        self.snapshot = first
+        self._search_started = False
 
-    def serves(self, standing: ReadSnapshot) -> bool:
-        """Whether the answer will be as true as the one of a retrieval that begins now."""
-        return not self._has_begun or self.standing.since == standing.since
+    def is_valid_for(self, snapshot: ReadSnapshot) -> bool:
+        """Whether the answer is at least as fresh as a retrieval that starts from ``snapshot``."""
+        return not self._search_started or self.snapshot.basis == snapshot.basis
 
-    def join(self, standing: ReadSnapshot) -> bool:
-        """Share the answer, if it serves."""
-        if not self._has_begun:
-            self.standing = self.standing.joined(standing)
-        return self.serves(standing)
+    def join(self, snapshot: ReadSnapshot) -> bool:
+        """Join with a read of one's own; returns False if the answer would be too old for it."""
+        if not self._search_started:
+            self.snapshot = self.snapshot.merged_with(snapshot)
+        return self.is_valid_for(snapshot)
 
-    def begin(self, *, searchable: Mapping[int, int]) -> None:
-        """The search begins now, and finds at least what is known to be searchable."""
-        self.standing = self.standing.knowing(searchable)
-        self._has_begun = True
+    def start_search(self, *, searchable: Mapping[int, int]) -> None:
+        """Close the flight to older reads. The search finds at least the positions in ``searchable``."""
+        self.snapshot = self.snapshot.with_positions(searchable)
+        self._search_started = True
 
-    def found(self, standing: ReadSnapshot) -> bool:
-        """Take what a later look has found; False where that lacks what others who share it were promised."""
-        positions = standing.as_of.positions
-        promised = self.standing.as_of.positions
+    def resolve(self, snapshot: ReadSnapshot) -> bool:
+        """Use a cached answer that a later read found; returns False if it lacks positions promised to a joiner."""
+        positions = snapshot.as_of.positions
+        promised = self.snapshot.as_of.positions
         if any(positions.get(partition, -1) < offset for partition, offset in promised.items()):
             return False
-        self.standing, self._has_begun = standing, True
+        self.snapshot, self._search_started = snapshot, True
         return True
 
-    def seen_by(self, standing: ReadSnapshot) -> ReadSnapshot:
-        """What the answer is true for, to one who shares it."""
-        return replace(standing.joined(self.standing), cached=self.standing.cached)
+    def seen_by(self, snapshot: ReadSnapshot) -> ReadSnapshot:
+        """What the shared answer reflects for a request that read ``snapshot``."""
+        return replace(snapshot.merged_with(self.snapshot), cached=self.snapshot.cached)
+
+
+class InvalidationMonitor(Protocol):
+    """Which tenants bypass the cache because invalidation lags."""
+
+    def is_lagging(self, tenant: str) -> bool:
+        """Whether cached answers of the tenant must not be served."""
+        ...
+
+    def searchable(self, tenant: str) -> AsOf | None:
+        """Positions known to be searchable from a recent read of the index; None if there was none."""
+        ...
+
+
+class NoLag:
+    """An ``InvalidationMonitor`` for caches that never lag."""
+
+    def is_lagging(self, _tenant: str) -> bool:
+        """Never."""
+        return False
+
+    def searchable(self, _tenant: str) -> AsOf | None:
+        """Unknown."""
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class FreshnessSources:
+    """What freshness reads are made from.
+
+    Attributes:
+        cache: Redis answer cache; authority for epochs and positions.
+        near: in-process answer cache.
+        index: source of searchable positions while Redis is unavailable or has lost its data.
+        subscription: wakes requests that wait for a position.
+        monitor: decides which tenants bypass the cache.
+    """
+
+    cache: AnswerCache
+    near: NearCache
+    index: SearchIndex
+    subscription: InvalidationSubscription
+    monitor: InvalidationMonitor = field(default_factory=NoLag)
 
 
 class FreshnessReader:
-    """Looks at the cache, and at the index where the cache has failed or lost what it knew.
+    """Reads epoch, positions and cached answer from the near cache or Redis; positions from the index as a fallback.
 
     Args:
-        cache: whose epoch and positions count.
-        near: copies of answers in this process.
-        behind: whether invalidation has fallen behind for a tenant, so that its answers are left aside.
-        searchable: what is known to be searchable for a tenant, without asking the index.
-        index: which positions are searchable at least.
-        watch: tells of positions that become applied.
-        metrics: where waits and failures are counted.
+        sources: stores and caches.
+        metrics: counts waits and failures.
         wait_s: longest wait for a position.
-        monotonic_s: a clock that only goes forward.
+        monotonic_s: monotonic clock.
     """
 
     def __init__(
         self,
+        sources: FreshnessSources,
         *,
-        cache: AnswerCache,
-        near: NearCache,
-        index: SearchIndex,
-        watch: InvalidationSubscription,
         metrics: QueryMetrics,
         wait_s: float,
-        behind: Callable[[str], bool] = lambda _tenant: False,
-        searchable: Callable[[str], AsOf | None] = lambda _tenant: None,
         monotonic_s: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._cache = cache
-        self._near = near
-        self._behind = behind
-        self._searchable = searchable
+        self._cache = sources.cache
+        self._near = sources.near
+        self._index = sources.index
+        self._subscription = sources.subscription
+        self._monitor = sources.monitor
         self._monotonic_s = monotonic_s
-        self._index = index
-        self._watch = watch
         self._metrics = metrics
         self._wait_s = wait_s
         self._bypass_until_s = 0.0
 
-    def left_aside(self, tenant: str) -> bool:
-        """Whether the tenant's cached answers are not served now."""
-        return self._behind(tenant)
+    def is_bypassed(self, tenant: str) -> bool:
+        """Whether cached answers of the tenant are not served now: invalidation lags, or Redis may evict keys."""
+        return self._monitor.is_lagging(tenant) or not self._subscription.trusted
 
     def near_hit(self, tenant: str, key: str) -> NearHit | None:
-        """The answer, if it is in this process and the tenant's answers are not left aside."""
-        return None if self._behind(tenant) else self._near.get(key)
+        """The answer from the in-process cache, if it may be served."""
+        return None if self.is_bypassed(tenant) else self._near.get(key)
 
-    async def near_proof(self, tenant: str, key: str) -> bool:
-        """Wait for the next proof, if only that is missing to serve the answer of this process; else False at once."""
-        if self._behind(tenant) or not self._near.lacks_proof(key):
+    async def await_heartbeat(self, tenant: str, key: str) -> bool:
+        """Wait for the next heartbeat if that is all an in-process answer lacks; else return False at once."""
+        if self.is_bypassed(tenant) or not self._near.lacks_heartbeat(key):
             return False
-        await self._near.next_proof()
+        await self._near.next_heartbeat()
         return True
 
-    async def shared_hit(self, tenant: str, key: str) -> NearHit | None:
-        """The answer, if it lies in Redis and the tenant's answers are not left aside; nothing else is asked."""
-        if self._behind(tenant) or self._monotonic_s() < self._bypass_until_s:
+    async def redis_hit(self, tenant: str, key: str) -> NearHit | None:
+        """The answer from Redis, if it may be served. Asks nothing else."""
+        if self.is_bypassed(tenant) or self._monotonic_s() < self._bypass_until_s:
             return None
-        looked_s, looked_ms = self._monotonic_s(), _now_ms()
+        read_s, read_ms = self._monotonic_s(), _now_ms()
         try:
-            look = await self._cache.lookup(tenant, key)
+            lookup = await self._cache.lookup(tenant, key)
         except CacheUnavailable as error:
-            self._leave_cache_aside(error)
+            self._start_bypass(error)
             return None
-        cached = _readable(look.entry)
-        if cached is None or not look.seeded:
+        cached = _readable(lookup.entry)
+        if cached is None or not lookup.seeded:
             return None
-        self._near.put(tenant, key, look, cached, looked_s=looked_s)
-        return NearHit(cached, dict(look.positions), looked_ms)
+        self._near.put(tenant, key, lookup, cached, read_s=read_s)
+        return NearHit(cached, dict(lookup.positions), read_ms)
 
-    async def look(self, tenant: str, key: str, *, lease_ms: int = 0) -> ReadSnapshot:
-        """Where the tenant stands now; ``lease_ms`` as in ``AnswerCache.lookup``.
+    async def read(self, tenant: str, key: str, *, lease_ms: int = 0) -> ReadSnapshot:
+        """Read the tenant's current state; ``lease_ms`` as in ``AnswerCache.lookup``.
 
         Raises:
-            IndexUnavailable: neither cache nor index can tell.
+            IndexUnavailable: neither Redis nor the index is available.
         """
-        if self._behind(tenant):
-            # What is searchable is true for more than the cached answers are.
-            known = self._searchable(tenant)
-            return ReadSnapshot(None, known, None) if known else await self._look_at_index(tenant)
-        return await self._look_here_first(tenant, key, lease_ms)
+        if self.is_bypassed(tenant):
+            # The index is ahead of the cached answers, so its positions are the better ones.
+            searchable = self._monitor.searchable(tenant)
+            return ReadSnapshot(None, searchable, None) if searchable else await self._read_index(tenant)
+        return await self._read_near_first(tenant, key, lease_ms)
 
-    async def _look_here_first(self, tenant: str, key: str, lease_ms: int = 0) -> ReadSnapshot:
-        hit = self._near.get(key)
-        if hit is not None:
-            self._metrics.near_hits.inc()
-            return ReadSnapshot(
-                None, AsOf.model_construct(positions=hit.positions, checked_ms=hit.checked_ms), hit.body
-            )
-        return await self._look_past_near(tenant, key, lease_ms)
+    async def reread(self, tenant: str, key: str, read: SharedRead) -> None:
+        """Repeat an old read as the search starts. A cached answer that it finds resolves ``read``.
 
-    async def _look_past_near(self, tenant: str, key: str, lease_ms: int = 0) -> ReadSnapshot:
-        if self._monotonic_s() >= self._bypass_until_s:
-            try:
-                return await self._look_at_cache(tenant, key, lease_ms)
-            except CacheUnavailable as error:
-                self._leave_cache_aside(error)
-        return await self._look_at_index(tenant)
-
-    async def _look_at_index(self, tenant: str) -> ReadSnapshot:
-        looked_ms = _now_ms()
-        return ReadSnapshot(None, _as_of(await self._index.positions(tenant), looked_ms), None)
-
-    async def look_again(self, tenant: str, key: str, look: SharedRead) -> None:
-        """A search begins: look again if the last look is old. The answer may be cached by now, and is ``found`` then.
-
-        Where nobody can tell, the look before stands.
+        Keeps the previous read if neither store is available.
         """
-        if _now_ms() - look.standing.as_of.checked_ms > LOOK_STANDS_MS:
+        if _now_ms() - read.snapshot.as_of.checked_ms > MAX_READ_AGE_MS:
             try:
-                again = await self.look(tenant, key)
+                again = await self.read(tenant, key)
             except IndexUnavailable:
                 pass
             else:
                 if again.cached is None:
-                    look.join(again)
-                elif look.found(again):
+                    read.join(again)
+                elif read.resolve(again):
                     return
-        known = self._searchable(tenant)
-        look.begin(searchable=known.positions if known else {})
+        searchable = self._monitor.searchable(tenant)
+        read.start_search(searchable=searchable.positions if searchable else {})
 
-    async def look_from(self, tenant: str, key: str, position: Position) -> ReadSnapshot:
-        """Where the tenant stands once ``position`` is reached; waits for that.
+    async def read_at(self, tenant: str, key: str, position: Position) -> ReadSnapshot:
+        """Read the tenant's state once ``position`` is reached.
 
         Raises:
-            PositionNotReached: not within the time limit.
-            IndexUnavailable: neither cache nor index can tell.
+            PositionNotReached: the wait timed out.
+            IndexUnavailable: neither Redis nor the index is available.
         """
-        if self._behind(tenant):
-            standing = await self._look_at_index(tenant)  # of this moment: what is known may just lack the position
+        if self.is_bypassed(tenant):
+            snapshot = await self._read_index(tenant)  # a recent read may just lack the position
         else:
-            standing = await self._look_here_first(tenant, key)
-        if standing.as_of.covers(position):
-            return standing
+            snapshot = await self._read_near_first(tenant, key)
+        if snapshot.as_of.covers(position):
+            return snapshot
         began_s = self._monotonic_s()
-        standing = await self._wait(tenant, key, position, until_s=began_s + self._wait_s)
-        reached = standing.as_of.covers(position)
-        self._metrics.waited(self._monotonic_s() - began_s, reached=reached)
+        snapshot = await self._wait(tenant, key, position, until_s=began_s + self._wait_s)
+        reached = snapshot.as_of.covers(position)
+        self._metrics.observe_position_wait(self._monotonic_s() - began_s, reached=reached)
         if not reached:
-            raise PositionNotReached(position, standing.as_of)
-        return standing
+            raise PositionNotReached(position, snapshot.as_of)
+        return snapshot
+
+    async def _read_near_first(self, tenant: str, key: str, lease_ms: int = 0) -> ReadSnapshot:
+        hit = self._near.get(key)
+        if hit is not None:
+            self._metrics.near_cache_hits.inc()
+            as_of = AsOf.model_construct(positions=hit.positions, checked_ms=hit.checked_ms)
+            return ReadSnapshot(None, as_of, hit.body)
+        return await self._read_stores(tenant, key, lease_ms)
+
+    async def _read_stores(self, tenant: str, key: str, lease_ms: int = 0) -> ReadSnapshot:
+        if self._monotonic_s() >= self._bypass_until_s:
+            try:
+                return await self._read_redis(tenant, key, lease_ms)
+            except CacheUnavailable as error:
+                self._start_bypass(error)
+        return await self._read_index(tenant)
+
+    async def _read_index(self, tenant: str) -> ReadSnapshot:
+        read_ms = _now_ms()
+        return ReadSnapshot(None, _as_of(await self._index.positions(tenant), read_ms), None)
+
+    async def _read_redis(self, tenant: str, key: str, lease_ms: int) -> ReadSnapshot:
+        read_s, read_ms = self._monotonic_s(), _now_ms()
+        lookup = await self._cache.lookup(tenant, key, lease_ms=lease_ms)
+        if not lookup.seeded:
+            await self._cache.seed(tenant, await self._index.positions(tenant))
+            read_s, read_ms = self._monotonic_s(), _now_ms()
+            lookup = await self._cache.lookup(tenant, key)
+        cached = _readable(lookup.entry)
+        if cached is not None:
+            self._near.put(tenant, key, lookup, cached, read_s=read_s)
+        is_leased = lookup.leased or cached is not None
+        return ReadSnapshot(lookup.epoch, _as_of(lookup.positions, read_ms), cached, is_leased)
 
     async def _wait(self, tenant: str, key: str, position: Position, *, until_s: float) -> ReadSnapshot:
-        with self._watch.waiting(tenant, position) as woken:
+        with self._subscription.waiting(tenant, position) as woken:
             while True:
                 woken.clear()
-                # Only now, when no announcement can pass unnoticed any more.
-                standing = await self._look_past_near(tenant, key)
-                left_s = until_s - self._monotonic_s()
-                if standing.as_of.covers(position):
-                    return standing
-                if left_s <= 0:
+                # Only after clear(): an invalidation message that arrives from here on sets the event.
+                snapshot = await self._read_stores(tenant, key)
+                remaining_s = until_s - self._monotonic_s()
+                if snapshot.as_of.covers(position):
+                    return snapshot
+                if remaining_s <= 0:
                     break
                 try:
-                    async with asyncio.timeout(min(POLL_S, left_s)):
+                    async with asyncio.timeout(min(POLL_S, remaining_s)):
                         await woken.wait()
                 except TimeoutError:
                     pass
-        return await self._catch_up(tenant, key, standing, position)
+        return await self._catch_up(tenant, key, snapshot, position)
 
-    async def _catch_up(self, tenant: str, key: str, standing: ReadSnapshot, position: Position) -> ReadSnapshot:
-        """The index may be ahead of a Redis that lost its last announcements; what is searchable may be applied."""
+    async def _catch_up(self, tenant: str, key: str, snapshot: ReadSnapshot, position: Position) -> ReadSnapshot:
+        """Apply searchable positions to a Redis that lost its last invalidations, dropping all its answers."""
         positions = await self._index.positions(tenant)
-        if standing.epoch is None or not _as_of(positions, 0).covers(position):
-            return standing
+        if snapshot.epoch is None or not _as_of(positions, 0).covers(position):
+            return snapshot
         try:
             await self._cache.apply(tenant, positions, drop=True)
         except CacheUnavailable as error:
-            self._leave_cache_aside(error)
-        return await self._look_past_near(tenant, key)  # what was just announced may not have been heard here yet
+            self._start_bypass(error)
+        return await self._read_stores(tenant, key)  # this process may not have received the message yet
 
-    async def _look_at_cache(self, tenant: str, key: str, lease_ms: int) -> ReadSnapshot:
-        looked_s, looked_ms = self._monotonic_s(), _now_ms()
-        look = await self._cache.lookup(tenant, key, lease_ms=lease_ms)
-        if not look.seeded:
-            await self._cache.seed(tenant, await self._index.positions(tenant))
-            looked_s, looked_ms = self._monotonic_s(), _now_ms()
-            look = await self._cache.lookup(tenant, key)
-        cached = _readable(look.entry)
-        if cached is not None:
-            self._near.put(tenant, key, look, cached, looked_s=looked_s)
-        return ReadSnapshot(look.epoch, _as_of(look.positions, looked_ms), cached, look.leased or cached is not None)
-
-    def _leave_cache_aside(self, error: CacheUnavailable) -> None:
+    def _start_bypass(self, error: CacheUnavailable) -> None:
         self._bypass_until_s = self._monotonic_s() + BYPASS_S
-        self._metrics.bypasses.inc()
+        self._metrics.cache_bypasses.inc()
         _log.warning("cache_bypassed", reason=str(error), for_s=BYPASS_S)
 
 
 def _readable(entry: bytes | None) -> bytes | None:
-    """The response of a stored entry, if there is one of this version."""
+    """The response of a stored entry; None if there is none of this format version."""
     try:
         return stored_response(entry) if entry is not None else None
     except UnreadableEntry:
         return None
 
 
-def _as_of(positions: Mapping[int, int], looked_ms: float) -> AsOf:
-    return AsOf(positions=dict(positions), checked_ms=looked_ms)
+def _as_of(positions: Mapping[int, int], read_ms: float) -> AsOf:
+    return AsOf(positions=dict(positions), checked_ms=read_ms)
 
 
 def _now_ms() -> float:

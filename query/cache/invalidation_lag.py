@@ -1,4 +1,4 @@
-"""Whether invalidation keeps up: what is searchable is to be applied to cached answers soon after."""
+"""Invalidation lag: searchable changes must be applied to cached answers within the freshness objective."""
 
 import asyncio
 import math
@@ -17,53 +17,66 @@ from schemas.index import MANIFESTS_REFRESH_S
 from schemas.positions import AsOf
 
 OBJECTIVE_S: Final = 1.0
-"""The freshness objective: a change that is searchable for longer should have dropped what it alters."""
+"""Freshness objective: within this time after it became searchable, a change has invalidated the answers it alters."""
 
-PATIENCE_S: Final = OBJECTIVE_S - MANIFESTS_REFRESH_S - 0.05
-"""How long after a look a change that it did not see yet may stay unapplied: less than the objective, as what is
-searchable is seen that much later, and as an answer is on its way for a moment."""
+TOLERANCE_S: Final = OBJECTIVE_S - MANIFESTS_REFRESH_S - 0.05
+"""How long a change may stay unapplied after the last check that did not see it. Less than the objective: positions in
+the index appear with a delay, and an answer takes a moment to reach its reader."""
 
-LOOK_S: Final = 0.2
-"""How often tenants that ask are looked after."""
+CHECK_INTERVAL_S: Final = 0.2
+"""Interval of the checks of active tenants."""
 
-GIVE_UP_S: Final = 30.0
-"""If nothing is applied for so long to the answers of a tenant that is behind, all of them are dropped, and what is
-searchable counts as applied. It may have been applied to a cache that has forgotten it, and nobody does so again."""
+DROP_ALL_AFTER_S: Final = 30.0
+"""If no position advances for a lagging tenant for so long, all its cached answers are dropped and the searchable
+positions count as applied. They may have been applied to a Redis that lost them, and nothing applies them again."""
 
-_LONGEST_BETWEEN_S: Final = 0.5
-"""What was found after a longer time came later than the look before: being behind for a moment is how steps work."""
+_MAX_INTERVAL_S: Final = 0.5
+"""A longer interval between checks counts as this. A short lag is normal operation of the pipeline."""
 
-_LOOKS_KEPT: Final = 8
+_CHECKS_KEPT: Final = 8
 _NO_ANSWER: Final = "0" * 32
-_ASKS_FOR_S: Final = 10.0
-"""A tenant that has not asked for so long is not looked after."""
+_ACTIVE_S: Final = 10.0
+"""A tenant without requests for so long is not checked."""
 
-_LOOKS_AT_ONCE: Final = 8
-"""Of very many tenants each waits longer for its turn, rather than the index being asked more often."""
+_TENANTS_PER_ROUND: Final = 8
+"""With very many tenants each is checked less often, instead of the index being asked more often."""
 
 _log = structlog.get_logger(__name__)
 
 
 class InvalidationLags(Exception):
-    """Cached answers do not know of changes that are searchable for longer than they should be."""
+    """Cached answers lack changes that have been searchable for longer than the objective."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Check:
+    """One comparison.
+
+    Attributes:
+        since_s: positions that this check saw and the one before did not became searchable after this time.
+        searchable: partition → offset.
+    """
+
+    since_s: float
+    searchable: Mapping[int, int]
 
 
 class InvalidationLag:
-    """Compares, for one tenant, what is searchable with what is applied.
+    """Compares the searchable and the applied positions of one tenant.
 
-    Each look tells what was searchable at its time. As soon as that is applied, so is every change that was there then;
-    so of what is not applied it is known since when it is searchable at most.
+    Each check records the positions that were searchable at its time. Once they are applied, so is every change that
+    existed then. For positions that are not applied, the checks bound since when they have been searchable.
 
     Args:
-        cache: knows what is applied.
-        index: knows what is searchable.
-        tenant: whose changes.
-        monotonic_s: a clock that only goes forward.
+        cache: source of applied positions.
+        index: source of searchable positions.
+        tenant: tenant to compare.
+        monotonic_s: monotonic clock.
 
     Attributes:
-        deadline_s: until when cached answers are within the objective; infinite where nothing is missing.
-        searchable: as of the last look; None before.
-        looked_s: when that began.
+        deadline_s: until when cached answers meet the objective; infinite if nothing is missing.
+        searchable: searchable positions of the last check; None before the first.
+        checked_s: start of the last check.
     """
 
     def __init__(
@@ -80,76 +93,63 @@ class InvalidationLag:
         self._monotonic_s = monotonic_s
         self.deadline_s = math.inf
         self.searchable: AsOf | None = None
-        self._unapplied: deque[_Look] = deque()
+        self._unapplied: deque[_Check] = deque()
         self._applied: Mapping[int, int] = {}
-        self.looked_s = -math.inf
-        self._moved_s = monotonic_s()
+        self.checked_s = -math.inf
+        self._advanced_s = monotonic_s()
 
     @property
-    def is_level(self) -> bool:
-        """Whether all that was searchable at the last look is applied."""
+    def is_caught_up(self) -> bool:
+        """Whether all positions of the last check are applied."""
         return not self._unapplied
 
     @property
-    def stands_for_s(self) -> float:
-        """For how long something is missing and nothing was applied."""
-        return self._monotonic_s() - self._moved_s
-
-    async def look(self) -> None:
-        """Look once.
-
-        Raises:
-            CacheUnavailable, IndexUnavailable: it cannot be told.
-        """
-        looked_s, looked_ms = self._monotonic_s(), round(time.time() * 1_000, 3)
-        positions = await self._index.positions(self._tenant)
-        found = await self._cache.lookup(self._tenant, _NO_ANSWER)
-        self.searchable = AsOf(positions=positions, checked_ms=looked_ms)
-        since_s = max(self.looked_s, looked_s - _LONGEST_BETWEEN_S)
-        self.looked_s = looked_s
-        if len(self._unapplied) == _LOOKS_KEPT:
-            since_s = self._unapplied.pop().since_s
-        self._unapplied.append(_Look(since_s, positions))
-        # A cache that was emptied has no answers, and is told its positions by the next who asks.
-        while self._unapplied and (not found.seeded or not _missing(self._unapplied[0].searchable, found.positions)):
-            self._unapplied.popleft()
-        self.deadline_s = self._unapplied[0].since_s + PATIENCE_S if self._unapplied else math.inf
-        if not self._unapplied or found.positions != self._applied:
-            self._applied, self._moved_s = dict(found.positions), self._monotonic_s()
-
-    async def check(self) -> None:
-        """Look once, and complain.
-
-        Raises:
-            InvalidationLags: a change is not applied yet, and the time for that is over.
-            CacheUnavailable, IndexUnavailable: it cannot be told.
-        """
-        await self.look()
-        if self._monotonic_s() > self.deadline_s:
-            raise InvalidationLags(self.reason)
+    def stalled_s(self) -> float:
+        """How long positions have been missing without any advance."""
+        return self._monotonic_s() - self._advanced_s
 
     @property
     def reason(self) -> str:
-        """What is missing, for people."""
+        """Description of what is missing."""
         missing = sorted(_missing(self._unapplied[0].searchable, self._applied)) if self._unapplied else ()
-        late_s = self._monotonic_s() - self.deadline_s + PATIENCE_S
+        lag_s = self._monotonic_s() - self.deadline_s + TOLERANCE_S
         return (
-            f"changes on partitions {', '.join(map(str, missing))} are searchable for up to {late_s:.1f} s "
-            "and not applied to cached answers: is `invalidate` running?"
+            f"changes on partitions {', '.join(map(str, missing))} have been searchable for up to {lag_s:.1f} s "
+            "and are not applied to cached answers: is `invalidate` running?"
         )
 
+    async def check(self) -> None:
+        """Compare once.
 
-@dataclass(frozen=True, slots=True)
-class _Look:
-    """One look.
+        Raises:
+            CacheUnavailable, IndexUnavailable: the positions cannot be read.
+        """
+        checked_s, checked_ms = self._monotonic_s(), round(time.time() * 1_000, 3)
+        positions = await self._index.positions(self._tenant)
+        lookup = await self._cache.lookup(self._tenant, _NO_ANSWER)
+        self.searchable = AsOf(positions=positions, checked_ms=checked_ms)
+        since_s = max(self.checked_s, checked_s - _MAX_INTERVAL_S)
+        self.checked_s = checked_s
+        if len(self._unapplied) == _CHECKS_KEPT:
+            since_s = self._unapplied.pop().since_s
+        self._unapplied.append(_Check(since_s, positions))
+        # A Redis that lost its data has no answers; the next request seeds its positions.
+        while self._unapplied and (not lookup.seeded or not _missing(self._unapplied[0].searchable, lookup.positions)):
+            self._unapplied.popleft()
+        self.deadline_s = self._unapplied[0].since_s + TOLERANCE_S if self._unapplied else math.inf
+        if not self._unapplied or lookup.positions != self._applied:
+            self._applied, self._advanced_s = dict(lookup.positions), self._monotonic_s()
 
-    Attributes:
-        since_s: what it found that the look before did not, became searchable after this.
-        searchable: partition → offset.
-    """
+    async def require_caught_up(self) -> None:
+        """Compare once.
 
-    since_s: float
-    searchable: Mapping[int, int]
+        Raises:
+            InvalidationLags: a change is not applied within the objective.
+            CacheUnavailable, IndexUnavailable: the positions cannot be read.
+        """
+        await self.check()
+        if self._monotonic_s() > self.deadline_s:
+            raise InvalidationLags(self.reason)
 
 
 def _missing(searchable: Mapping[int, int], applied: Mapping[int, int]) -> list[int]:
@@ -158,36 +158,36 @@ def _missing(searchable: Mapping[int, int], applied: Mapping[int, int]) -> list[
 
 @dataclass(slots=True)
 class _Tenant:
-    """A tenant that asks.
+    """A tenant with recent requests.
 
     Attributes:
-        lag: its own.
-        asked_s: when it last did.
-        out: the cache was out, and all that is searchable was not seen to be applied since.
-        told: of being behind, in the log.
+        lag: its comparison.
+        requested_s: time of its last request.
+        cache_failed: Redis has failed, and not all searchable positions have been seen applied since.
+        logged: its lag has been logged.
     """
 
     lag: InvalidationLag
-    asked_s: float
-    out: bool = False
-    told: bool = False
+    requested_s: float
+    cache_failed: bool = False
+    logged: bool = False
 
-    def is_behind(self, now_s: float) -> bool:
-        """Whether its cached answers are to be left aside."""
-        return self.out or now_s > self.lag.deadline_s
+    def is_lagging(self, now_s: float) -> bool:
+        """Whether its cached answers must not be served."""
+        return self.cache_failed or now_s > self.lag.deadline_s
 
 
 class InvalidationLagMonitor:
-    """Knows the tenants whose cached answers have fallen behind what is searchable: they are answered past the cache.
+    """Finds the tenants for which invalidation lags. They bypass the cache.
 
-    While the cache is out, changes cannot be applied to what it holds, so a tenant is behind from then on until all
-    that is searchable is seen to be applied.
+    While Redis is down, changes cannot be applied to the answers in it. A tenant counts as lagging from then on until
+    all searchable positions have been seen applied.
 
     Args:
-        cache: knows what is applied.
-        index: knows what is searchable.
-        metrics: where they are counted.
-        monotonic_s: a clock that only goes forward.
+        cache: source of applied positions.
+        index: source of searchable positions.
+        metrics: counts lagging tenants.
+        monotonic_s: monotonic clock.
     """
 
     def __init__(
@@ -204,63 +204,63 @@ class InvalidationLagMonitor:
         self._monotonic_s = monotonic_s
         self._tenants: OrderedDict[str, _Tenant] = OrderedDict()
 
-    def behind(self, tenant: str) -> bool:
-        """Whether the tenant's cached answers are to be left aside; asking has it looked after."""
+    def is_lagging(self, tenant: str) -> bool:
+        """Whether the tenant's cached answers must not be served. The call marks the tenant as active."""
         now_s = self._monotonic_s()
-        one = self._tenants.get(tenant)
-        if one is None:
+        state = self._tenants.get(tenant)
+        if state is None:
             lag = InvalidationLag(self._cache, self._index, tenant, monotonic_s=self._monotonic_s)
-            one = self._tenants[tenant] = _Tenant(lag, now_s)
-        one.asked_s = now_s
-        return one.is_behind(now_s)
+            state = self._tenants[tenant] = _Tenant(lag, now_s)
+        state.requested_s = now_s
+        return state.is_lagging(now_s)
 
     def searchable(self, tenant: str) -> AsOf | None:
-        """What a retrieval from now on is true for at least; None where it was not looked at lately."""
-        one = self._tenants.get(tenant)
-        if one is None or self._monotonic_s() - one.lag.looked_s > _LONGEST_BETWEEN_S:
+        """Lower bound of what a retrieval from now on reflects; None without a recent check."""
+        state = self._tenants.get(tenant)
+        if state is None or self._monotonic_s() - state.lag.checked_s > _MAX_INTERVAL_S:
             return None
-        return one.lag.searchable
+        return state.lag.searchable
 
     @property
-    def late(self) -> bool:
-        """Whether changes reach any tenant's answers late; not where the cache is out, and nothing could reach it."""
+    def lags(self) -> bool:
+        """Whether invalidation lags for any tenant. False if Redis is down: no change could be applied then."""
         now_s = self._monotonic_s()
-        return any(one.is_behind(now_s) and not one.out for one in self._tenants.values())
+        return any(state.is_lagging(now_s) and not state.cache_failed for state in self._tenants.values())
 
     async def run(self) -> None:
-        """Look after tenants until cancelled."""
+        """Check active tenants until cancelled."""
         while True:
-            await asyncio.sleep(LOOK_S)
-            await self.look()
+            await asyncio.sleep(CHECK_INTERVAL_S)
+            await self.check()
 
-    async def look(self) -> None:
-        """Look once after the tenants that ask, those first that wait for the longest."""
+    async def check(self) -> None:
+        """Check active tenants once, those first that were checked the longest time ago."""
         now_s = self._monotonic_s()
-        for name in [name for name, one in self._tenants.items() if one.asked_s < now_s - _ASKS_FOR_S]:
+        for name in [name for name, state in self._tenants.items() if state.requested_s < now_s - _ACTIVE_S]:
             del self._tenants[name]
-        for name in list(self._tenants)[:_LOOKS_AT_ONCE]:
+        for name in list(self._tenants)[:_TENANTS_PER_ROUND]:
             self._tenants.move_to_end(name)
-            await self._look_after(name, self._tenants[name])
+            await self._check_tenant(name, self._tenants[name])
         now_s = self._monotonic_s()
-        self._metrics.invalidation_behind.set(sum(one.is_behind(now_s) for one in self._tenants.values()))
+        self._metrics.tenants_lagging.set(sum(state.is_lagging(now_s) for state in self._tenants.values()))
 
-    async def _look_after(self, name: str, one: _Tenant) -> None:
+    async def _check_tenant(self, name: str, state: _Tenant) -> None:
         reason = None
         try:
-            await one.lag.look()
-            if one.lag.stands_for_s > GIVE_UP_S and one.lag.searchable is not None:
-                await self._cache.apply(name, one.lag.searchable.positions, drop=True)
+            await state.lag.check()
+            if state.lag.stalled_s > DROP_ALL_AFTER_S and state.lag.searchable is not None:
+                await self._cache.apply(name, state.lag.searchable.positions, drop=True)
                 _log.warning("answers_dropped_to_catch_up", tenant=name)
-                await one.lag.look()
+                await state.lag.check()
         except CacheUnavailable as error:
-            one.out, reason = True, str(error)
+            state.cache_failed, reason = True, str(error)
         except IndexUnavailable:
             return  # nothing new is known, and nothing new becomes searchable
         else:
-            one.out = one.out and not one.lag.is_level
-        behind = one.is_behind(self._monotonic_s())
-        if behind and not one.told:
-            _log.warning("invalidation_behind", tenant=name, reason=reason or one.lag.reason)
-        elif one.told and not behind:
+            state.cache_failed = state.cache_failed and not state.lag.is_caught_up
+        lagging = state.is_lagging(self._monotonic_s())
+        if lagging and not state.logged:
+            _log.warning("invalidation_lags", tenant=name, reason=reason or state.lag.reason)
+        elif state.logged and not lagging:
             _log.info("invalidation_caught_up", tenant=name)
-        one.told = behind
+        state.logged = lagging

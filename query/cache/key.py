@@ -19,7 +19,7 @@ class AnswerMaker:
         generation: index generation that is searched.
         model: fingerprint of the embedding model.
         generator: name of the generator.
-        fusion: window and constant, as text.
+        fusion: number of fused candidates and rank constant, as text.
     """
 
     generation: str

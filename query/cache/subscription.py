@@ -1,4 +1,4 @@
-"""Waking those who wait for a position, as soon as invalidation announces it."""
+"""The invalidation subscription of a query process."""
 
 import asyncio
 from collections import defaultdict
@@ -26,14 +26,14 @@ class _Waiter:
 
 
 class InvalidationSubscription:
-    """One subscription for the near cache and all waiting requests of this process.
+    """One subscription to invalidation messages, for the near cache and for requests that wait for a position.
 
-    A wake is a hint, not a proof: a waiter looks up the positions again, and also does so now and then unasked, since
-    announcements are lost while the subscription is broken. The near cache is told of that.
+    A wake-up is a hint: the waiter reads the positions again. It also polls, because messages are lost while the
+    subscription is broken.
 
     Args:
-        cache: whose announcements are heard.
-        near: told of each of them.
+        cache: Redis answer cache that publishes the messages.
+        near: receives each message, heartbeat and disconnect.
     """
 
     def __init__(self, cache: AnswerCache, near: NearCache | None = None) -> None:
@@ -45,23 +45,23 @@ class InvalidationSubscription:
 
     @property
     def trusted(self) -> bool:
-        """False while the cache is one whose answers are not to be served."""
+        """False if Redis may evict keys at will, so that its answers must not be served."""
         return self._trusted
 
     @property
     def live(self) -> bool:
-        """True while no announcement can be missed."""
+        """Whether the subscription is up."""
         return self._subscribed.is_set()
 
     async def run(self) -> None:
-        """Listen until cancelled; a broken subscription is renewed."""
+        """Receive messages until cancelled; reconnects a broken subscription."""
         while True:
             try:
-                heard = self._cache.applied(subscribed=self._begin, complete=self._near.complete)
-                async with aclosing(heard) as announcements:
-                    async for announcement in announcements:
-                        self._near.heard(announcement)
-                        self._wake(announcement)
+                received = self._cache.applied(subscribed=self._start, complete=self._near.on_heartbeat)
+                async with aclosing(received) as messages:
+                    async for message in messages:
+                        self._near.on_message(message)
+                        self._wake(message)
             except CacheUntrusted as error:
                 self._trusted = False
                 _log.error("cache_not_used", reason=str(error))
@@ -69,12 +69,12 @@ class InvalidationSubscription:
                 _log.warning("subscription_broken", reason=str(error))
             finally:
                 self._subscribed.clear()
-                self._near.lost()
+                self._near.on_disconnected()
             await asyncio.sleep(RESUBSCRIBE_S)
 
     @contextmanager
     def waiting(self, tenant: str, position: Position) -> Iterator[asyncio.Event]:
-        """An event that is set whenever an announcement covers ``position``."""
+        """An event that is set by each message that covers ``position``."""
         waiter = _Waiter(position)
         self._waiters[tenant].add(waiter)
         try:
@@ -84,12 +84,12 @@ class InvalidationSubscription:
             if not self._waiters[tenant]:
                 del self._waiters[tenant]
 
-    def _begin(self) -> None:
+    def _start(self) -> None:
         self._trusted = True
-        self._near.subscribed()
+        self._near.on_subscribed()
         self._subscribed.set()
 
-    def _wake(self, announcement: Applied) -> None:
-        for waiter in self._waiters.get(announcement.tenant, ()):
-            if announcement.positions.get(waiter.position.partition, -1) >= waiter.position.offset:
+    def _wake(self, message: Applied) -> None:
+        for waiter in self._waiters.get(message.tenant, ()):
+            if message.positions.get(waiter.position.partition, -1) >= waiter.position.offset:
                 waiter.woken.set()

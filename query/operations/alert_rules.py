@@ -1,25 +1,25 @@
-"""When a reading is worth waking somebody, and when it was said already. Pure."""
+"""When an alert notification is due. Pure: measurements and times are arguments."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final
 
 from schemas.alerts import Severity
 
-LOOKS: Final = 2
-"""Looks in a row that must agree before anything is said: one bad moment is none."""
+CONFIRMATIONS: Final = 2
+"""Consecutive evaluations with the same severity before a change of severity is notified."""
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
-    """A figure and what it may be.
+class Measurement:
+    """Value of a condition, with its thresholds.
 
     Attributes:
-        name: of the condition.
-        value: now.
-        warning: from here on it is a warning.
-        critical: from here on it is critical.
-        text: what the figure says, for people.
+        name: name of the condition.
+        value: current value.
+        warning: lowest value that is a warning.
+        critical: lowest value that is critical.
+        text: description of the value.
     """
 
     name: str
@@ -30,15 +30,15 @@ class Reading:
 
     @property
     def severity(self) -> Severity:
-        """How bad it is."""
+        """Severity of the value."""
         if self.value >= self.critical:
             return Severity.CRITICAL
         return Severity.WARNING if self.value >= self.warning else Severity.RESOLVED
 
 
 @dataclass(frozen=True, slots=True)
-class News:
-    """Something to tell."""
+class Notification:
+    """A notification that is due."""
 
     name: str
     severity: Severity
@@ -46,41 +46,42 @@ class News:
 
 
 @dataclass(slots=True)
-class _Condition:
-    told: Severity = Severity.RESOLVED
-    told_s: float = 0.0
-    seen: Severity = Severity.RESOLVED
-    looks: int = field(default=0)
+class _ConditionState:
+    notified: Severity = Severity.RESOLVED
+    notified_s: float = 0.0
+    last: Severity = Severity.RESOLVED
+    consecutive: int = 0
 
 
-class Alarms:
-    """Remembers what was told of each condition.
+class AlertEvaluator:
+    """Decides from consecutive measurements which notifications are due.
 
-    A condition is told of when its severity has changed for ``LOOKS`` looks in a row, and again every ``repeat_s``
-    while it lasts. One that is over is told of once.
+    A change of severity is notified once it is confirmed by ``CONFIRMATIONS`` consecutive evaluations. A condition that
+    persists is notified again every ``repeat_s``, a resolved one once.
 
     Args:
-        repeat_s: see above.
+        repeat_s: repeat interval.
     """
 
     def __init__(self, *, repeat_s: float) -> None:
         self._repeat_s = repeat_s
-        self._conditions: dict[str, _Condition] = {}
+        self._conditions: dict[str, _ConditionState] = {}
 
-    def judge(self, readings: Sequence[Reading], *, now_s: float) -> list[News]:
-        """What is to be told now. A condition that is not read any more counts as over."""
-        by_name: Mapping[str, Reading] = {reading.name: reading for reading in readings}
-        over = [Reading(name, 0.0, 1.0, 1.0, "is over") for name in self._conditions.keys() - by_name.keys()]
-        return [news for reading in (*readings, *over) if (news := self._judged(reading, now_s)) is not None]
+    def evaluate(self, measurements: Sequence[Measurement], *, now_s: float) -> list[Notification]:
+        """Notifications that are due now. A condition without a measurement counts as resolved."""
+        measured = {measurement.name for measurement in measurements}
+        resolved = [Measurement(name, 0.0, 1.0, 1.0, "resolved") for name in self._conditions.keys() - measured]
+        due = (self._evaluate(measurement, now_s) for measurement in (*measurements, *resolved))
+        return [notification for notification in due if notification is not None]
 
-    def _judged(self, reading: Reading, now_s: float) -> News | None:
-        condition = self._conditions.setdefault(reading.name, _Condition())
-        severity = reading.severity
-        condition.looks = condition.looks + 1 if severity is condition.seen else 1
-        condition.seen = severity
-        is_change = severity is not condition.told and condition.looks >= LOOKS
-        lasts = severity is condition.told and severity is not Severity.RESOLVED
-        if not is_change and not (lasts and now_s - condition.told_s >= self._repeat_s):
+    def _evaluate(self, measurement: Measurement, now_s: float) -> Notification | None:
+        state = self._conditions.setdefault(measurement.name, _ConditionState())
+        severity = measurement.severity
+        state.consecutive = state.consecutive + 1 if severity is state.last else 1
+        state.last = severity
+        is_change = severity is not state.notified and state.consecutive >= CONFIRMATIONS
+        persists = severity is state.notified and severity is not Severity.RESOLVED
+        if not is_change and not (persists and now_s - state.notified_s >= self._repeat_s):
             return None
-        condition.told, condition.told_s = severity, now_s
-        return News(reading.name, severity, reading.text)
+        state.notified, state.notified_s = severity, now_s
+        return Notification(measurement.name, severity, measurement.text)

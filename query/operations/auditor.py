@@ -1,8 +1,8 @@
-"""Looking again, now and then, whether an answer from the cache is what the index says: what is promised, measured.
+"""Freshness auditor: compares a sample of cache hits with a new retrieval.
 
-Of the hits that go out a share is drawn before anything is done for it. Each is retrieved afresh, one after the other,
-only while the index has room, and no more than some in a second; what does not find room is counted and let go. Nothing
-is repaired here: a violation is a mistake of invalidation, and is told.
+Hits are sampled as they are sent. Samples are retrieved again one at a time, at a bounded rate, and only while there is
+spare capacity for retrieval; the others are counted and dropped. The auditor repairs nothing: a violation is a defect
+of invalidation, and is logged and counted.
 """
 
 import asyncio
@@ -11,43 +11,63 @@ import random
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
-import orjson
 import structlog
 
 from infra.embedding.port import EmbeddingError
 from infra.opensearch.port import IndexUnavailable, SearchIndex
-from infra.redis.entry import Entry, UnreadableEntry
-from infra.redis.port import AnswerCache, AnswerSlices, CacheUnavailable, Dropped, EventStates
+from infra.redis.entry import Entry
+from infra.redis.port import CacheUnavailable
 from query.cache.invalidation_lag import OBJECTIVE_S
-from query.cache.near_cache import PROOF_S
+from query.cache.near_cache import MAX_HEARTBEAT_AGE_S
+from query.operations.answer_records import AnswerRecords, readable, reason_of
 from query.retrieval.retrieve import Retrieval, Retrieved
-from query.telemetry.audit_verdicts import Altered, Finding, Source, Verdict, difference, judged, stale_ms
+from query.telemetry.audit_verdicts import (
+    AuditResult,
+    AuditVerdict,
+    Source,
+    SourceChange,
+    difference,
+    evaluate,
+    staleness_ms,
+)
 from query.telemetry.metrics import QueryMetrics
-from schemas.cache_keys import slice_of
 from schemas.documents import Stage
 from schemas.index import Manifest
 from schemas.positions import Position
 from schemas.search import Hit
 
-WAITING: Final = 8
-"""Answers that wait to be looked at. Few: what waits for long was dropped meanwhile, and tells less."""
+QUEUE_SIZE: Final = 8
+"""Samples that wait for their audit. A long queue is of no use: by then most answers are invalidated."""
 
-_DROPS_TOLD: Final = 3
+_LOGGED_DROPS: Final = 3
 
 _log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
-    """A hit that went out.
+class AuditPolicy:
+    """How many hits are audited.
 
     Attributes:
-        tenant: whose.
-        key: of the answer.
-        body: that was served, without its stamp.
-        positions: partition → offset, that it was served with.
+        sample_rate: fraction of hits to audit, 0 to 1.
+        per_s: maximum audits per second.
+    """
+
+    sample_rate: float
+    per_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class ServedHit:
+    """A sampled cache hit.
+
+    Attributes:
+        tenant: tenant of the answer.
+        key: key of the answer.
+        body: response body without the per-request fields.
+        positions: partition → offset that it was served with.
         served_ms: epoch milliseconds.
     """
 
@@ -59,237 +79,217 @@ class Seen:
 
 
 class Auditor:
-    """Audits hits; ``run`` does the work.
+    """Samples hits; ``run`` audits them.
 
     Args:
-        share: of hits to look at, 0 to 1.
-        per_s: most of them in a second.
-        cache: holds the answers' evidence.
-        slices: remember what was dropped, and why; the same store.
-        index: says what became of passages.
-        retrieval: finds afresh.
-        states: know when events became searchable.
-        metrics: where findings are counted.
-        rng: draws.
+        policy: sample rate and audit rate.
+        records: entries, invalidations and events.
+        index: current state of passages.
+        retrieval: repeats the retrieval of an answer.
+        metrics: counts audits.
+        rng: source of the samples.
     """
 
     def __init__(
         self,
+        policy: AuditPolicy,
         *,
-        share: float,
-        per_s: float,
-        cache: AnswerCache,
-        slices: AnswerSlices,
+        records: AnswerRecords,
         index: SearchIndex,
         retrieval: Retrieval,
-        states: EventStates,
         metrics: QueryMetrics,
         rng: random.Random | None = None,
     ) -> None:
-        self._share = share
-        self._pause_s = 1 / per_s
-        self._cache = cache
-        self._slices = slices
+        self._policy = policy
+        self._records = records
         self._index = index
         self._retrieval = retrieval
-        self._states = states
         self._metrics = metrics
         self._rng = rng or random.Random()  # noqa: S311 - a sample, not a secret
-        self._waiting: asyncio.Queue[Seen] = asyncio.Queue(WAITING)
-        self._passes = self._drawn()
+        self._queue: asyncio.Queue[ServedHit] = asyncio.Queue(QUEUE_SIZE)
+        self._hits_to_skip = self._next_gap()
 
-    def saw(self, tenant: str, key: str, body: bytes, positions: Mapping[int, int]) -> None:
-        """A hit goes out. Costs next to nothing for one that is not drawn."""
-        self._passes -= 1
-        if self._passes >= 0:
+    def on_hit(self, tenant: str, key: str, body: bytes, positions: Mapping[int, int]) -> None:
+        """Sample a hit. Costs next to nothing for hits outside the sample."""
+        self._hits_to_skip -= 1
+        if self._hits_to_skip >= 0:
             return
-        self._passes = self._drawn()
-        if self._waiting.full():
-            self._metrics.unaudited.labels("full").inc()
+        self._hits_to_skip = self._next_gap()
+        if self._queue.full():
+            self._metrics.audits_skipped.labels("queue_full").inc()
             return
-        self._waiting.put_nowait(Seen(tenant, key, body, positions, time.time() * 1_000))
+        self._queue.put_nowait(ServedHit(tenant, key, body, positions, time.time() * 1_000))
 
     async def run(self) -> None:
-        """Look at what was drawn, until cancelled."""
+        """Audit sampled hits until cancelled."""
         while True:
-            seen = await self._waiting.get()
-            if self._retrieval.has_room:
-                await self._look(seen)
-                await asyncio.sleep(self._pause_s)
+            hit = await self._queue.get()
+            if self._retrieval.has_spare_capacity:
+                await self._audit_or_skip(hit)
+                await asyncio.sleep(1 / self._policy.per_s)
             else:
-                self._metrics.unaudited.labels("busy").inc()
+                self._metrics.audits_skipped.labels("busy").inc()
 
-    async def _look(self, seen: Seen) -> None:
+    async def _audit_or_skip(self, hit: ServedHit) -> None:
         try:
-            await self.audit(seen)
+            await self.audit(hit)
         except (CacheUnavailable, IndexUnavailable, EmbeddingError) as error:
-            self._metrics.unaudited.labels("failed").inc()
-            _log.info("not_audited", reason=str(error))
-        except Exception:  # noqa: BLE001 - as the next line says
-            self._metrics.unaudited.labels("failed").inc()
-            _log.exception("audit_failed")  # the next one may do better, and nobody else would tell
+            self._metrics.audits_skipped.labels("failed").inc()
+            _log.info("audit_skipped", reason=str(error))
+        except Exception:  # noqa: BLE001 - logged; the auditor must not end, and the next audit may succeed
+            self._metrics.audits_skipped.labels("failed").inc()
+            _log.exception("audit_failed")
 
-    async def audit(self, seen: Seen) -> Finding:
-        """Look at one answer, and count and tell what is found.
+    async def audit(self, hit: ServedHit) -> AuditResult:
+        """Audit one hit; counts the result and logs a violation.
 
         Raises:
-            CacheUnavailable, IndexUnavailable, EmbeddingError: it cannot be told.
+            CacheUnavailable, IndexUnavailable, EmbeddingError: the hit cannot be audited.
         """
-        entry = _readable((await self._cache.lookup(seen.tenant, seen.key, whole=True)).entry)
-        if entry is None or entry.response != seen.body:
-            finding = Finding(Verdict.GONE, stale_ms=await self._stale_when_dropped(seen))
-            self._count(seen, finding)
-            return finding
-        finding, fresh = await self._compared(seen, entry)
-        if finding.verdict is Verdict.VIOLATION:
-            # A search in the middle of a change may lack what the next one finds. And one that walks a graph misses
-            # better passages now and then, so that it finds what rightly did not come in.
-            finding, fresh = await self._compared(seen, entry, exact=True)
-        if finding.verdict is Verdict.VIOLATION:
-            await self._tell(seen, entry, finding, fresh)
-        self._count(seen, finding)
-        return finding
+        entry = readable((await self._records.cache.lookup(hit.tenant, hit.key, whole=True)).entry)
+        if entry is None or entry.response != hit.body:
+            result = AuditResult(AuditVerdict.GONE, staleness_ms=await self._staleness_when_invalidated(hit))
+            self._count(hit, result)
+            return result
+        result, fresh = await self._compare(hit, entry)
+        if result.verdict is AuditVerdict.VIOLATION:
+            # Confirm with an exact search: the first one may have seen a partial change, and approximate k-NN sometimes
+            # misses better passages, so that it returns ones that were rightly not among the sources.
+            result, fresh = await self._compare(hit, entry, exact=True)
+        if result.verdict is AuditVerdict.VIOLATION:
+            await self._log_violation(hit, entry, result, fresh)
+        self._count(hit, result)
+        return result
 
-    async def _compared(self, seen: Seen, entry: Entry, *, exact: bool = False) -> tuple[Finding, Retrieved]:
+    async def _compare(self, hit: ServedHit, entry: Entry, *, exact: bool = False) -> tuple[AuditResult, Retrieved]:
         search = entry.search
-        found = await self._retrieval.retrieve(
+        fresh = await self._retrieval.retrieve(
             search.text, search.access, top_k=entry.top_k, filters=dict(search.filters), exact=exact
         )
-        finding = judged(
+        result = evaluate(
             entry.sources,
-            found.sources,
-            await self._altered(entry, found),
-            as_of=seen.positions,
+            fresh.sources,
+            await self._changes(entry, fresh),
+            as_of=hit.positions,
             filled_at=entry.positions,
-            served_ms=seen.served_ms,
+            served_ms=hit.served_ms,
         )
-        return finding, found
+        return result, fresh
 
-    async def _altered(self, entry: Entry, found: Retrieved) -> list[Altered]:
-        lost, come = difference(entry.sources, found.sources)
-        if not lost and not come:
+    async def _changes(self, entry: Entry, fresh: Retrieved) -> list[SourceChange]:
+        """Added and removed passages among the sources that differ."""
+        missing, added = difference(entry.sources, fresh.sources)
+        if not missing and not added:
             return []
         keys = {hit.chunk_id: hit.key for window in (entry.vector_window, entry.lexical_window) for hit in window}
-        chunks = {(chunk.chunk_id, chunk.version): chunk for _, chunk in found.passages}
-        there = await self._index.fetch([Hit(chunk_id, keys[chunk_id], 0.0) for chunk_id, _ in lost])
-        touched = {keys[chunk_id] for chunk_id, _ in lost} | {chunks[source].key for source in come}
-        manifests = await self._index.manifests(sorted(touched))
-        altered = [
-            Altered(
+        chunks = {(chunk.chunk_id, chunk.version): chunk for _, chunk in fresh.passages}
+        current = await self._index.fetch([Hit(chunk_id, keys[chunk_id], 0.0) for chunk_id, _ in missing])
+        documents = {keys[chunk_id] for chunk_id, _ in missing} | {chunks[source].key for source in added}
+        manifests = await self._index.manifests(sorted(documents))
+        changes = [
+            SourceChange(
                 source,
                 chunks[source].document_id,
                 added=True,
                 position=Position.parse(chunks[source].position),
                 searchable_ms=_searchable_ms(manifests.get(chunks[source].key), version=source[1]),
             )
-            for source in come
+            for source in added
         ]
-        for source in lost:
+        for source in missing:
             chunk_id, version = source
-            now, key = there.get(chunk_id), keys[chunk_id]
-            if now is not None and now.version == version:
+            chunk, key = current.get(chunk_id), keys[chunk_id]
+            if chunk is not None and chunk.version == version:
                 continue
             manifest = manifests.get(key)
-            position = now.position if now is not None else manifest.position if manifest is not None else None
-            altered.append(
-                Altered(
+            position = chunk.position if chunk is not None else manifest.position if manifest is not None else None
+            changes.append(
+                SourceChange(
                     source,
                     key.document_id,
                     added=False,
                     position=Position.parse(position) if position is not None else None,
-                    searchable_ms=_searchable_ms(manifest, version=now.version if now is not None else None),
+                    searchable_ms=_searchable_ms(manifest, version=chunk.version if chunk is not None else None),
                 )
             )
-        return altered
+        return changes
 
-    async def _stale_when_dropped(self, seen: Seen) -> float | None:
-        """For how long the first of the changes that dropped it had been searchable when it was served.
+    async def _staleness_when_invalidated(self, hit: ServedHit) -> float | None:
+        """Upper bound of the hit's staleness, from the events that invalidated the answer.
 
-        They were judged together, and not each of them altered it, so it is that at most.
+        The events were evaluated together, and not each of them altered the answer.
         """
-        latest = (await self._drops(seen))[:1]
-        # A copy may have been served for as long after the drop as copies go without a proof.
-        if not latest or latest[0].at_ms < seen.served_ms - PROOF_S * 1_000:
+        latest = (await self._records.drops(hit.tenant, hit.key))[:1]
+        # The near cache may serve an answer for this long after its invalidation in Redis.
+        if not latest or latest[0].at_ms < hit.served_ms - MAX_HEARTBEAT_AGE_S * 1_000:
             return None
-        states = [await self._states.get(seen.tenant, event_id) for event_id in _why(latest[0]).get("events", ())]
-        return stale_ms(
+        statuses = await self._records.events(hit.tenant, reason_of(latest[0]).get("events", ()))
+        return staleness_ms(
             [
-                state.accepted_ms + state.stages_ms[Stage.SEARCHABLE]
-                for state in states
-                if state is not None and Stage.SEARCHABLE in state.stages_ms
+                status.accepted_ms + status.stages_ms[Stage.SEARCHABLE]
+                for status in statuses
+                if status is not None and Stage.SEARCHABLE in status.stages_ms
             ],
-            seen.served_ms,
+            hit.served_ms,
         )
 
-    async def _drops(self, seen: Seen) -> list[Dropped]:
-        return await self._slices.drops(seen.tenant, slice_of(seen.key, self._slices.count), seen.key)
-
-    async def _tell(self, seen: Seen, entry: Entry, finding: Finding, fresh: Retrieved) -> None:
-        # Neither the question nor texts: logs are read by others than answers are.
+    async def _log_violation(self, hit: ServedHit, entry: Entry, result: AuditResult, fresh: Retrieved) -> None:
+        # Neither question nor passage text: readers of logs need not be allowed to read the documents.
+        drops = (await self._records.drops(hit.tenant, hit.key))[:_LOGGED_DROPS]
         _log.error(
             "stale_answer_served",
-            tenant=seen.tenant,
-            key=seen.key,
-            served_ms=seen.served_ms,
+            tenant=hit.tenant,
+            key=hit.key,
+            served_ms=hit.served_ms,
             filled_ms=entry.filled_ms,
-            stale_ms=finding.stale_ms,
-            as_of=dict(seen.positions),
+            staleness_ms=result.staleness_ms,
+            as_of=dict(hit.positions),
             filled_at=dict(entry.positions),
             served=_with_ranks(entry.sources, entry.vector_window, entry.lexical_window),
             fresh=_with_ranks(fresh.sources, fresh.windows.vector, fresh.windows.lexical),
             changes=[
                 {
-                    "document_id": one.document_id,
-                    "source": one.source,
-                    "change": "added" if one.added else "gone",
-                    "position": str(one.position) if one.position is not None else None,
-                    "searchable_ms": one.searchable_ms,
+                    "document_id": change.document_id,
+                    "source": change.source,
+                    "change": "added" if change.added else "removed",
+                    "position": str(change.position) if change.position is not None else None,
+                    "searchable_ms": change.searchable_ms,
                 }
-                for one in finding.because
+                for change in result.changes
             ],
-            drops=[{"at_ms": drop.at_ms, **_why(drop)} for drop in (await self._drops(seen))[:_DROPS_TOLD]],
+            drops=[{"at_ms": drop.at_ms, **reason_of(drop)} for drop in drops],
         )
 
-    def _count(self, seen: Seen, finding: Finding) -> None:
-        past = finding.stale_ms is not None and finding.stale_ms > OBJECTIVE_S * 1_000
-        self._metrics.audited(finding.verdict, finding.stale_ms, past_objective=past)
-        if past:
+    def _count(self, hit: ServedHit, result: AuditResult) -> None:
+        violates_slo = result.staleness_ms is not None and result.staleness_ms > OBJECTIVE_S * 1_000
+        self._metrics.count_audit(result.verdict, result.staleness_ms, violates_slo=violates_slo)
+        if violates_slo:
             _log.warning(
-                "served_past_objective",
-                tenant=seen.tenant,
-                key=seen.key,
-                verdict=finding.verdict,
-                stale_ms=finding.stale_ms,
+                "freshness_slo_violated",
+                tenant=hit.tenant,
+                key=hit.key,
+                verdict=result.verdict,
+                staleness_ms=result.staleness_ms,
             )
 
-    def _drawn(self) -> float:
-        """How many hits pass before the next is looked at: each is drawn by itself, with the same chance."""
-        if self._share <= 0:
+    def _next_gap(self) -> float:
+        """Number of hits before the next sample: geometric, so that each hit is sampled independently."""
+        rate = self._policy.sample_rate
+        if rate <= 0:
             return math.inf
-        if self._share >= 1:
+        if rate >= 1:
             return 0
-        return int(math.log(1 - self._rng.random()) / math.log1p(-self._share))
+        return int(math.log(1 - self._rng.random()) / math.log1p(-rate))
 
 
 def _searchable_ms(manifest: Manifest | None, *, version: int | None) -> float | None:
-    """When the change was seen to be searchable, if the manifest still tells of it."""
+    """When the change was observed to be searchable, if the manifest still records it."""
     if manifest is None or not manifest.complete or (version is not None and manifest.version != version):
         return None
     return manifest.updated_ms
 
 
-def _with_ranks(sources: Sequence[Source], *legs: Sequence[Hit]) -> list[tuple[str, int, list[int | None]]]:
-    """Chunk id, version, and the place in each leg's window, from 1: near the last that is fused, drift is likely."""
-    ranks = [{hit.chunk_id: rank for rank, hit in enumerate(leg, start=1)} for leg in legs]
-    return [(chunk_id, version, [leg.get(chunk_id) for leg in ranks]) for chunk_id, version in sources]
-
-
-def _why(drop: Dropped) -> dict[str, Any]:
-    return dict(orjson.loads(drop.why)) if drop.why else {}
-
-
-def _readable(stored: bytes | None) -> Entry | None:
-    try:
-        return Entry.decode(stored) if stored is not None else None
-    except UnreadableEntry:
-        return None
+def _with_ranks(sources: Sequence[Source], *retrievers: Sequence[Hit]) -> list[tuple[str, int, list[int | None]]]:
+    """Chunk id, version, and the rank in each retriever's candidates, from 1. Ranks near the cut-off suggest drift."""
+    ranks = [{hit.chunk_id: rank for rank, hit in enumerate(hits, start=1)} for hits in retrievers]
+    return [(chunk_id, version, [by_id.get(chunk_id) for by_id in ranks]) for chunk_id, version in sources]

@@ -1,4 +1,4 @@
-"""How this process does: health, readiness, and with others of the same address a summary of the last minutes."""
+"""Health, readiness and performance summary of a query process."""
 
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
@@ -16,156 +16,163 @@ from starlette.types import ASGIApp, Message, Receive, Send
 from starlette.types import Scope as AsgiScope
 
 from infra.web.credentials import Credentials
-from infra.web.peers import PeerProcesses, Told
-from infra.web.problems import as_problem, problems_told
-from query.operations.health import PartState, health, is_well
-from query.telemetry.audit_verdicts import Verdict
-from query.telemetry.rolling_stats import LONGEST_S, Ended, RollingStats, Tally, Window
+from infra.web.peers import PeerProcesses
+from infra.web.problems import as_problem, problem_responses
+from query.operations.health import DependencyState, health, is_healthy
+from query.telemetry.audit_verdicts import AuditVerdict
+from query.telemetry.rolling_stats import MAX_WINDOW_S, RequestOutcome, RollingStats, WindowCounts, WindowStats
 from schemas.credentials import Scope
 from schemas.operations import AuditReport, HealthReport, HealthScore, PerformanceSummary, ReadyReport, TimesReport
 from schemas.search import Access
 
 _HEALTH_WINDOW_S: Final = 60
-_TALLY: Final = "tally"
+_COUNTS: Final = "window_counts"
 
 _log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
-    """Something that readiness depends on.
+class Dependency:
+    """A dependency that readiness checks.
 
     Attributes:
-        check: raises an exception that says what is wrong.
-        needed: False where questions are answered without it, only slower.
+        check: raises an exception that describes the failure.
+        required: False if questions are answered without it, at lower performance.
     """
 
     check: Callable[[], Awaitable[None]]
-    needed: bool
+    required: bool
 
 
 class Operations:
-    """What is known of this process.
-
-    Attributes:
-        peers: other processes of the address.
+    """Operational state of this process.
 
     Args:
-        parts: what readiness depends on.
-        recent: what happened lately.
-        memory_limit_bytes: resident memory beyond which the process is failing.
-        peers: other processes of the address, which answer as ``told`` does.
+        dependencies: dependencies by name.
+        rolling_stats: request statistics.
+        memory_limit_bytes: resident memory above which the process is unhealthy; None for no limit.
+        peers: other processes that serve the same address. They expect this process to serve ``peer_handlers``.
+
+    Attributes:
+        peers: as the argument.
     """
 
     def __init__(
         self,
-        parts: Mapping[str, Part],
-        recent: RollingStats,
+        dependencies: Mapping[str, Dependency],
+        rolling_stats: RollingStats,
         *,
         memory_limit_bytes: int | None = None,
         peers: PeerProcesses | None = None,
     ) -> None:
         self.peers: Final = peers or PeerProcesses()
-        self._parts = parts
-        self._recent = recent
+        self._dependencies = dependencies
+        self._rolling_stats = rolling_stats
         self._memory_limit_bytes = memory_limit_bytes
         self._process = psutil.Process()
         self._draining = False
 
     def drain(self) -> None:
-        """From now on this process is not ready: whoever balances requests is to send no more."""
+        """Fail readiness from now on, so that load balancers stop sending requests."""
         self._draining = True
 
     @property
     def draining(self) -> bool:
-        """Whether the process is about to end."""
+        """Whether the process is shutting down."""
         return self._draining
 
     @contextmanager
-    def noting(self) -> Iterator[None]:
-        """Note how the request in it ends, and after how long."""
+    def recorded(self) -> Iterator[None]:
+        """Run a request, and record its outcome and latency."""
         began_s = time.monotonic()
-        ended = Ended.INTERNAL
+        outcome = RequestOutcome.INTERNAL
         try:
             yield
-            ended = Ended.ANSWERED
+            outcome = RequestOutcome.ANSWERED
         except Exception as error:
-            ended = Ended.of(as_problem(error).status)
+            outcome = RequestOutcome.of(as_problem(error).status)
             raise
         finally:
             now_s = time.monotonic()
-            self._recent.note_end(ended, (now_s - began_s) * 1_000, now_s=now_s)
+            self._rolling_stats.record_request(outcome, (now_s - began_s) * 1_000, now_s=now_s)
 
-    def window(self, seconds: int) -> Window:
-        """What happened in the last ``seconds``."""
-        return self._recent.window(seconds, now_s=time.monotonic())
+    def window(self, seconds: int) -> WindowStats:
+        """Statistics of the last ``seconds``."""
+        return self._rolling_stats.window(seconds, now_s=time.monotonic())
 
     def health(self) -> HealthReport:
-        """Whether the process itself is well."""
+        """Health of the process itself, without its dependencies."""
         window = self.window(_HEALTH_WINDOW_S)
         memory_bytes = self._process.memory_info().rss
-        is_large = self._memory_limit_bytes is not None and memory_bytes > self._memory_limit_bytes
+        is_over_limit = self._memory_limit_bytes is not None and memory_bytes > self._memory_limit_bytes
         return HealthReport(
-            status="ok" if is_well(window) and not is_large else "failing",
+            status="ok" if is_healthy(window) and not is_over_limit else "failing",
             uptime_s=round(time.time() - self._process.create_time(), 3),
             memory_bytes=memory_bytes,
             memory_limit_bytes=self._memory_limit_bytes,
-            error_share=window.error_share,
+            error_rate=window.error_rate,
         )
 
     async def ready(self) -> ReadyReport:
         """Whether questions can be answered now."""
-        if self._draining:  # at once: whoever balances requests is to know before the stores have answered
-            return ReadyReport(status="unavailable", parts={"process": "is about to end"})
-        states = await self.states()
-        is_out = any(state.fault and state.needed for state in states.values())
-        is_poor = any(state.fault for state in states.values())
+        if self._draining:  # without checks: load balancers need the answer at once
+            return ReadyReport(status="unavailable", dependencies={"process": "draining"})
+        states = await self.dependency_states()
+        is_unavailable = any(state.fault and state.required for state in states.values())
+        is_degraded = any(state.fault for state in states.values())
         return ReadyReport(
-            status="unavailable" if is_out else "degraded" if is_poor else "ready",
-            parts={name: state.fault or "ready" for name, state in states.items()},
+            status="unavailable" if is_unavailable else "degraded" if is_degraded else "ready",
+            dependencies={name: state.fault or "ready" for name, state in states.items()},
         )
 
     async def summary(self, window_s: int) -> PerformanceSummary:
-        """How the last ``window_s`` went, in all processes of the address."""
-        tallies = [self._recent.tally(window_s, now_s=time.monotonic())]
-        for process, told in (await self.peers.ask(_TALLY, str(window_s))).items():
+        """Performance of the last ``window_s``, over all processes that serve the address."""
+        counts = [self._rolling_stats.counts(window_s, now_s=time.monotonic())]
+        for process, encoded in (await self.peers.ask(_COUNTS, str(window_s))).items():
             try:
-                tallies.append(Tally.read(orjson.loads(told)))
+                counts.append(WindowCounts.from_json(orjson.loads(encoded)))
             except ValueError as error:
-                _log.warning("sibling_not_understood", process=process, reason=str(error))
-        window = reduce(add, tallies).window(min(window_s, LONGEST_S))
-        scored = health(window, await self.states())
+                _log.warning("peer_counts_unreadable", process=process, reason=str(error))
+        window = reduce(add, counts).stats(min(window_s, MAX_WINDOW_S))
+        score = health(window, await self.dependency_states())
         return PerformanceSummary(
             window_s=window.seconds,
-            processes=len(tallies),
+            processes=len(counts),
             requests=window.requests,
             requests_per_s=round(window.requests / window.seconds, 3),
-            times=TimesReport(**asdict(window.times)),
-            errors={str(kind): count for kind, count in window.ended.items() if kind is not Ended.ANSWERED},
-            error_share=window.error_share,
-            hit_share=window.hit_share,
+            times=TimesReport(**asdict(window.latency)),
+            errors={
+                str(outcome): count
+                for outcome, count in window.outcomes.items()
+                if outcome is not RequestOutcome.ANSWERED
+            },
+            error_rate=window.error_rate,
+            cache_hit_rate=window.cache_hit_rate,
             staleness=TimesReport(**asdict(window.staleness)),
             audit=_audit_report(window),
-            health=HealthScore(score=scored.score, reasons=scored.reasons),
+            health=HealthScore(score=score.score, reasons=score.reasons),
         )
 
     @property
-    def told(self) -> dict[str, Told]:
-        """What other processes of the address may ask of this one."""
-        return {_TALLY: self._tally}
+    def peer_handlers(self) -> dict[str, Callable[[str], bytes]]:
+        """Handlers of requests from peer processes."""
+        return {_COUNTS: self._encoded_counts}
 
-    def _tally(self, window_s: str) -> bytes:
-        return orjson.dumps(self._recent.tally(int(window_s), now_s=time.monotonic()).told())
+    def _encoded_counts(self, window_s: str) -> bytes:
+        return orjson.dumps(self._rolling_stats.counts(int(window_s), now_s=time.monotonic()).to_json())
 
-    async def states(self) -> dict[str, PartState]:
-        """Every part as it is now."""
-        return {name: PartState(part.needed, await _fault(part)) for name, part in self._parts.items()}
+    async def dependency_states(self) -> dict[str, DependencyState]:
+        """Check every dependency."""
+        return {
+            name: DependencyState(dependency.required, await _fault(dependency))
+            for name, dependency in self._dependencies.items()
+        }
 
 
 class Draining:
-    """ASGI middleware: connections end with their response once the process is about to end.
+    """ASGI middleware: closes each connection with its response once the process is draining.
 
-    A connection that is kept open would otherwise be closed under a request that is just being sent.
+    Otherwise a keep-alive connection could be closed while the next request is being sent on it.
     """
 
     def __init__(self, app: ASGIApp, *, operations: Operations) -> None:
@@ -175,54 +182,54 @@ class Draining:
     async def __call__(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
         """Pass the request on."""
 
-        async def ending(message: Message) -> None:
+        async def send_closing(message: Message) -> None:
             if message["type"] == "http.response.start" and self._operations.draining:
                 message["headers"] = [*message.get("headers", ()), (b"connection", b"close")]
             await send(message)
 
-        await self._app(scope, receive, ending)
+        await self._app(scope, receive, send_closing)
 
 
-def add_operations(app: FastAPI, operations: Operations, credentials: Credentials) -> None:
-    """Serve what is known at ``/health``, ``/ready`` and ``/performance-summary``; end connections when draining."""
+def add_operations_routes(app: FastAPI, operations: Operations, credentials: Credentials) -> None:
+    """Add ``/health``, ``/ready`` and ``/performance-summary``, and the ``Draining`` middleware."""
     app.add_middleware(Draining, operations=operations)
 
-    @app.get("/health", responses={503: {"model": HealthReport, "description": "The process is failing."}})
+    @app.get("/health", responses={503: {"model": HealthReport, "description": "The process is unhealthy."}})
     async def health(response: Response) -> HealthReport:
-        """Whether the process itself is well: it answers, its memory is within its limit, fewer than 5 % errors."""
+        """Liveness: the process responds, memory is within its limit, and fewer than 5 % of requests failed."""
         report = operations.health()
         response.status_code = 200 if report.status == "ok" else 503
         return report
 
-    @app.get("/ready", responses={503: {"model": ReadyReport, "description": "A needed part does not answer."}})
+    @app.get("/ready", responses={503: {"model": ReadyReport, "description": "A required dependency is unavailable."}})
     async def ready(response: Response) -> ReadyReport:
-        """Whether questions can be answered now: `ready`, `degraded` (slower), or `unavailable` with status 503."""
+        """Readiness: `ready`, `degraded` (lower performance), or `unavailable` with status 503."""
         report = await operations.ready()
         response.status_code = 503 if report.status == "unavailable" else 200
         return report
 
-    @app.get("/performance-summary", responses=problems_told(401, 403, 422))
+    @app.get("/performance-summary", responses=problem_responses(401, 403, 422))
     async def performance_summary(
         _access: Annotated[Access, Depends(credentials.requiring(Scope.ADMIN))],
-        window: Annotated[int, Query(ge=1, le=LONGEST_S, description="Seconds to look back.")] = 300,
+        window: Annotated[int, Query(ge=1, le=MAX_WINDOW_S, description="Length of the window in seconds.")] = 300,
     ) -> PerformanceSummary:
-        """How the service did lately: times, errors, hits, staleness, and a health score with its reasons."""
+        """Latency, errors, cache hit rate, staleness, and a health score with reasons."""
         return await operations.summary(window)
 
 
-def _audit_report(window: Window) -> AuditReport:
-    compared = sum(count for verdict, count in window.audited.items() if verdict is not Verdict.GONE)
+def _audit_report(window: WindowStats) -> AuditReport:
+    compared = sum(count for verdict, count in window.audits.items() if verdict is not AuditVerdict.GONE)
     return AuditReport(
-        verdicts={str(verdict): count for verdict, count in window.audited.items()},
-        unsafe_share=window.audited[Verdict.VIOLATION] / compared if compared else None,
-        past_objective=window.past_objective,
-        stale=TimesReport(**asdict(window.audited_stale)),
+        verdicts={str(verdict): count for verdict, count in window.audits.items()},
+        violation_rate=window.audits[AuditVerdict.VIOLATION] / compared if compared else None,
+        slo_violations=window.slo_violations,
+        staleness=TimesReport(**asdict(window.audited_staleness)),
     )
 
 
-async def _fault(part: Part) -> str | None:
+async def _fault(dependency: Dependency) -> str | None:
     try:
-        await part.check()
-    except Exception as error:  # noqa: BLE001 - a part that fails in an unforeseen way is not ready either
+        await dependency.check()
+    except Exception as error:  # noqa: BLE001 - any failure of a check makes the dependency unavailable
         return str(error) or type(error).__name__
     return None

@@ -1,98 +1,86 @@
-"""Telling what is known of a cached answer, and why it was dropped. Drops and fills nothing, and counts as no hit."""
+"""Explanation of a cached answer and its invalidations. Read-only; does not count as a hit."""
 
 import time
-from collections.abc import Callable
-from typing import Annotated, Any, Final
+from typing import Annotated, Final
 
-import orjson
 from fastapi import Depends, FastAPI, Request
 
-from infra.redis.entry import Entry, UnreadableEntry
-from infra.redis.port import AnswerCache, AnswerSlices, Dropped, EventStates, Lookup
+from infra.redis.port import Dropped, Lookup
 from infra.web.credentials import Credentials
-from infra.web.problems import problems_told
-from query.answers.question import question_described, read_question
+from infra.web.problems import problem_responses
+from query.answers.question import question_openapi, read_question
+from query.cache.freshness import FreshnessReader
 from query.cache.key import AnswerMaker, cache_key
 from query.cache.near_cache import NearCache
-from schemas.cache_keys import slice_of
+from query.operations.answer_records import AnswerRecords, readable, reason_of
 from schemas.credentials import Scope
-from schemas.documents import Stage
+from schemas.documents import EventStatus, Stage
 from schemas.explanations import CacheExplanation, DropEvent, DropReport, SourceReport, StoredReport, WindowReport
 from schemas.positions import AsOf
 from schemas.queries import QueryRequest
 from schemas.search import Access, Hit
 
-DROPS_TOLD: Final = 10
+MAX_DROPS: Final = 10
 
 
 class AnswerExplainer:
-    """The use case.
+    """Explains what is cached for a question.
 
     Args:
-        cache: holds the answers.
-        slices: remember what was dropped; the same store.
-        near: copies of answers in this process.
-        states: tell of events.
-        maker: what decides an answer besides the question.
-        window: places of each leg that are fused.
-        behind: whether a tenant's cached answers are left aside.
+        records: entries, invalidations and events.
+        near: in-process answer cache.
+        freshness: decides which tenants bypass the cache.
+        maker: identifies everything besides question and reader that decides an answer.
+        candidates: candidates of each retriever that are fused.
     """
 
     def __init__(
         self,
         *,
-        cache: AnswerCache,
-        slices: AnswerSlices,
+        records: AnswerRecords,
         near: NearCache,
-        states: EventStates,
+        freshness: FreshnessReader,
         maker: AnswerMaker,
-        window: int,
-        behind: Callable[[str], bool],
+        candidates: int,
     ) -> None:
-        self._cache = cache
-        self._slices = slices
+        self._records = records
         self._near = near
-        self._states = states
+        self._freshness = freshness
         self._maker = maker
-        self._window = window
-        self._behind = behind
+        self._candidates = candidates
 
     async def explain(self, request: QueryRequest, access: Access) -> CacheExplanation:
-        """What is known of the answer that ``access`` would get; ``min_position`` makes no difference.
+        """Explain the answer that ``access`` would get. ``min_position`` is ignored.
 
         Raises:
-            CacheUnavailable: Redis does not tell.
+            CacheUnavailable: Redis is unavailable.
         """
         tenant, key = access.tenant, cache_key(request, access, self._maker)
-        number = slice_of(key, self._slices.count)
-        looked_ms = round(time.time() * 1_000, 3)
-        look = await self._cache.lookup(tenant, key, whole=True)
-        drops = await self._slices.drops(tenant, number, key)
+        read_ms = round(time.time() * 1_000, 3)
+        lookup = await self._records.cache.lookup(tenant, key, whole=True)
+        drops = await self._records.drops(tenant, key)
         return CacheExplanation(
             key=key,
             tenant=tenant,
-            slice=number,
-            as_of=AsOf(positions=dict(look.positions), checked_ms=looked_ms),
-            left_aside=self._behind(tenant),
+            slice=self._records.slice_of(key),
+            as_of=AsOf(positions=dict(lookup.positions), checked_ms=read_ms),
+            bypassed=self._freshness.is_bypassed(tenant),
             near=self._near.holds(key),
-            stored=self._stored(look),
-            drops=tuple([await self._drop(tenant, drop) for drop in drops[:DROPS_TOLD]]),
+            stored=self._stored(lookup),
+            drops=tuple([await self._drop(tenant, drop) for drop in drops[:MAX_DROPS]]),
         )
 
-    def _stored(self, look: Lookup) -> StoredReport | None:
-        if look.entry is None:
+    def _stored(self, lookup: Lookup) -> StoredReport | None:
+        entry = readable(lookup.entry)
+        if lookup.entry is None or entry is None:
             return None
-        try:
-            entry = Entry.decode(look.entry)
-        except UnreadableEntry:
-            return None  # as good as none: it is not served
         documents = {hit.chunk_id: hit.key.document_id for hit in (*entry.vector_window, *entry.lexical_window)}
-        fused = max(self._window, entry.top_k)
+        fused = max(self._candidates, entry.top_k)
         return StoredReport(
             filled_ms=entry.filled_ms,
             filled_at=dict(entry.positions),
-            ends_in_ms=look.ends_ms,
-            size_bytes=len(look.entry),
+            ttl_ms=lookup.ends_ms,
+            size_bytes=len(lookup.entry),
             sources=tuple(
                 SourceReport(document_id=documents[chunk_id], chunk_id=chunk_id, version=version)
                 for chunk_id, version in entry.sources
@@ -102,50 +90,52 @@ class AnswerExplainer:
         )
 
     async def _drop(self, tenant: str, drop: Dropped) -> DropReport:
-        why: dict[str, Any] = orjson.loads(drop.why) if drop.why else {}
+        reason = reason_of(drop)
+        event_ids = reason.get("events", ())
+        statuses = await self._records.events(tenant, event_ids)
         return DropReport(
             at_ms=drop.at_ms,
             everything=drop.everything,
-            unjudged=why.get("unjudged"),
-            documents=tuple(why.get("documents", ())),
-            events=tuple([await self._event(tenant, event_id) for event_id in why.get("events", ())]),
-        )
-
-    async def _event(self, tenant: str, event_id: str) -> DropEvent:
-        status = await self._states.get(tenant, event_id)
-        if status is None:
-            return DropEvent(event_id=event_id, document_id=None, version=None, position=None, searchable_ms=None)
-        after_ms = status.stages_ms.get(Stage.SEARCHABLE)
-        return DropEvent(
-            event_id=event_id,
-            document_id=status.document_id,
-            version=status.version,
-            position=status.position,
-            searchable_ms=None if after_ms is None else status.accepted_ms + after_ms,
+            unjudged=reason.get("unjudged"),
+            documents=tuple(reason.get("documents", ())),
+            events=tuple(_event(event_id, status) for event_id, status in zip(event_ids, statuses, strict=True)),
         )
 
 
-def add_explaining(app: FastAPI, explaining: AnswerExplainer, credentials: Credentials) -> None:
-    """Serve it at ``/v1/cache:explain``."""
+def add_explain_route(app: FastAPI, explainer: AnswerExplainer, credentials: Credentials) -> None:
+    """Add ``/v1/cache:explain``."""
 
     @app.post(
         "/v1/cache:explain",
-        responses=problems_told(401, 403, 413, 415, 422, 503),
-        openapi_extra=question_described(),
+        responses=problem_responses(401, 403, 413, 415, 422, 503),
+        openapi_extra=question_openapi(),
     )
     async def explain_cache(
         request: Request, access: Annotated[Access, Depends(credentials.requiring(Scope.ADMIN))]
     ) -> CacheExplanation:
-        """What is cached for a question as the caller would ask it, what it stands on, and why it was last dropped."""
-        return await explaining.explain(await read_question(request), access)
+        """Explain what is cached for the caller's question: sources, candidates, and recent invalidations."""
+        return await explainer.explain(await read_question(request), access)
 
 
-def _window(hits: tuple[Hit, ...], asked: int, fused: int, *, scored: bool) -> WindowReport:
+def _event(event_id: str, status: EventStatus | None) -> DropEvent:
+    if status is None:
+        return DropEvent(event_id=event_id, document_id=None, version=None, position=None, searchable_ms=None)
+    after_ms = status.stages_ms.get(Stage.SEARCHABLE)
+    return DropEvent(
+        event_id=event_id,
+        document_id=status.document_id,
+        version=status.version,
+        position=status.position,
+        searchable_ms=None if after_ms is None else status.accepted_ms + after_ms,
+    )
+
+
+def _window(hits: tuple[Hit, ...], requested: int, fused: int, *, scored: bool) -> WindowReport:
     fused = min(fused, len(hits))
     return WindowReport(
-        places=len(hits),
-        asked=asked,
+        kept=len(hits),
+        requested=requested,
         fused=fused,
-        fused_edge_score=hits[fused - 1].score if scored and fused else None,
-        edge_score=hits[-1].score if scored and hits else None,
+        lowest_fused_score=hits[fused - 1].score if scored and fused else None,
+        lowest_kept_score=hits[-1].score if scored and hits else None,
     )

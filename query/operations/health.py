@@ -1,84 +1,86 @@
-"""How well a process does, as one number with its reasons. Pure."""
+"""Health score of a process, with reasons. Pure."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from query.telemetry.audit_verdicts import Verdict
-from query.telemetry.rolling_stats import Window
+from query.telemetry.audit_verdicts import AuditVerdict
+from query.telemetry.rolling_stats import WindowStats
 
-MAX_ERROR_SHARE: Final = 0.05
-"""Share of requests that may end by faults of this process before it counts as unwell."""
+MAX_ERROR_RATE: Final = 0.05
+"""Fraction of requests with an internal error from which the process is unhealthy."""
 
 P99_OBJECTIVE_MS: Final = 1_000.0
 
-_NEEDED_PENALTY: Final = 50.0
-_USEFUL_PENALTY: Final = 10.0
+_REQUIRED_PENALTY: Final = 50.0
+_OPTIONAL_PENALTY: Final = 10.0
 _ERROR_PENALTY: Final = 40.0
-_UNAVAILABLE_PENALTY: Final = 30.0
-_SLOW_PENALTY: Final = 20.0
-_STALE_PENALTY: Final = 40.0
-_FEWEST: Final = 20
-"""Requests below which shares and percentiles say nothing."""
+_REJECTION_PENALTY: Final = 30.0
+_LATENCY_PENALTY: Final = 20.0
+_VIOLATION_PENALTY: Final = 40.0
+_MIN_REQUESTS: Final = 20
+"""Rates and percentiles of a window with fewer requests are not evaluated."""
 
 
 @dataclass(frozen=True, slots=True)
-class PartState:
-    """A part that answering depends on.
+class DependencyState:
+    """State of a dependency.
 
     Attributes:
-        needed: False where questions are answered without it, only slower.
-        fault: what is wrong; None where nothing is.
+        required: False if questions are answered without it, at lower performance.
+        fault: description of the failure; None if it is available.
     """
 
-    needed: bool
+    required: bool
     fault: str | None
 
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """The score, 0 to 100, and what it lost points for, most first."""
+    """Health score from 0 to 100, and the reasons for lost points, largest penalty first."""
 
     score: int
     reasons: tuple[str, ...]
 
 
-def health(window: Window, parts: Mapping[str, PartState]) -> Health:
-    """Score a window and the parts.
+def health(window: WindowStats, dependencies: Mapping[str, DependencyState]) -> Health:
+    """Score a window and the dependencies.
 
-    A part that is needed and out costs 50 points, another one 10. Own errors cost 40 at twice ``MAX_ERROR_SHARE``,
-    refusals 30 if all requests are refused, a p99 beyond the objective 20 at twice that; below these, in proportion. An
-    answer from the cache that lacked what it claimed costs 40, be it one.
+    Penalties: 50 for each required dependency that is unavailable, 10 for each optional one; up to 40 for internal
+    errors, reached at twice ``MAX_ERROR_RATE``; up to 30 for rejections, reached when all requests are rejected; up to
+    20 for a p99 above the objective, reached at twice the objective; 40 for any audited freshness violation.
     """
-    lost = [
-        (_NEEDED_PENALTY if part.needed else _USEFUL_PENALTY, f"{name}: {part.fault}")
-        for name, part in parts.items()
-        if part.fault is not None
+    penalties = [
+        (_REQUIRED_PENALTY if state.required else _OPTIONAL_PENALTY, f"{name}: {state.fault}")
+        for name, state in dependencies.items()
+        if state.fault is not None
     ]
-    stale = window.audited[Verdict.VIOLATION]
-    if stale:
-        lost.append((_STALE_PENALTY, f"{stale} audited answers lacked changes that they claimed"))
-    if window.requests >= _FEWEST:
-        p99_ms = window.times.p99_ms
-        lost += [
+    violations = window.audits[AuditVerdict.VIOLATION]
+    if violations:
+        penalties.append(
+            (_VIOLATION_PENALTY, f"{violations} audited answers lacked changes that their positions cover")
+        )
+    if window.requests >= _MIN_REQUESTS:
+        p99_ms = window.latency.p99_ms
+        penalties += [
             (
-                _ERROR_PENALTY * min(1.0, window.error_share / (2 * MAX_ERROR_SHARE)),
-                f"{window.error_share:.1%} of requests failed",
+                _ERROR_PENALTY * min(1.0, window.error_rate / (2 * MAX_ERROR_RATE)),
+                f"{window.error_rate:.1%} of requests failed",
             ),
             (
-                _UNAVAILABLE_PENALTY * window.unavailable_share,
-                f"{window.unavailable_share:.1%} of requests were refused",
+                _REJECTION_PENALTY * window.rejection_rate,
+                f"{window.rejection_rate:.1%} of requests were rejected",
             ),
             (
-                _SLOW_PENALTY * min(1.0, max(0.0, p99_ms / P99_OBJECTIVE_MS - 1)),
-                f"p99 is {p99_ms:.0f} ms, the objective {P99_OBJECTIVE_MS:.0f} ms",
+                _LATENCY_PENALTY * min(1.0, max(0.0, p99_ms / P99_OBJECTIVE_MS - 1)),
+                f"p99 latency is {p99_ms:.0f} ms, objective {P99_OBJECTIVE_MS:.0f} ms",
             ),
         ]
-    lost = sorted((one for one in lost if one[0] > 0), key=lambda one: -one[0])
-    score = max(0, round(100 - sum(points for points, _ in lost)))
-    return Health(score, tuple(reason for _, reason in lost))
+    penalties = sorted((penalty for penalty in penalties if penalty[0] > 0), key=lambda penalty: -penalty[0])
+    score = max(0, round(100 - sum(points for points, _ in penalties)))
+    return Health(score, tuple(reason for _, reason in penalties))
 
 
-def is_well(window: Window) -> bool:
-    """False where so many requests end by faults of this process that another one may do better."""
-    return window.requests < _FEWEST or window.error_share < MAX_ERROR_SHARE
+def is_healthy(window: WindowStats) -> bool:
+    """False if the rate of internal errors suggests a restart of the process."""
+    return window.requests < _MIN_REQUESTS or window.error_rate < MAX_ERROR_RATE

@@ -1,8 +1,8 @@
-"""How many questions are retrieved at a time, and whose turn it is. Pure: times are arguments.
+"""Adaptive concurrency limit, and a queue that is fair between tenants. Pure: times are arguments.
 
-The limit follows what the stores can do: it grows by one for each round of questions that were answered within the
-target, and shrinks by a tenth for each round that was not (additive increase, multiplicative decrease). A round is as
-many answers as the limit allows at a time. It does not grow while there is no demand for it.
+Additive increase, multiplicative decrease: the limit grows by one after a round whose mean latency met the target, and
+shrinks by a tenth after one that did not. A round is as many retrievals as the limit allows concurrently. The limit
+grows only if it was reached.
 """
 
 import math
@@ -11,117 +11,117 @@ from typing import Final, Generic, TypeVar
 
 T = TypeVar("T")
 
-_LESS: Final = 0.9
+_DECREASE: Final = 0.9
 
-_SHORTEST_MS: Final = 1.0
-"""Nothing is retrieved in less."""
+_MIN_LATENCY_MS: Final = 1.0
+"""Lower bound of the latency in queue estimates."""
 
 
 class AdaptiveLimit:
-    """Additive increase, multiplicative decrease.
+    """Concurrency limit that follows the capacity of a store.
 
     Args:
-        target_ms: time of one retrieval up to which more at a time are tried.
-        least: the limit never falls below this.
-        most: the limit never rises above this.
-        first: where it begins.
+        target_ms: target latency of one retrieval.
+        min_limit: lower bound.
+        max_limit: upper bound.
+        initial_limit: initial value.
 
     Attributes:
-        mean_ms: time of one retrieval in the last round; the target before there was one.
-        at_a_time: most that were under way in it.
+        mean_ms: mean latency of the last round; the target before the first.
+        peak_in_flight: highest concurrency of the last round.
     """
 
-    def __init__(self, *, target_ms: float, least: int, most: int, first: int) -> None:
-        if not 1 <= least <= first <= most:
-            raise ValueError(f"1 <= {least} <= {first} <= {most} does not hold")
+    def __init__(self, *, target_ms: float, min_limit: int, max_limit: int, initial_limit: int) -> None:
+        if not 1 <= min_limit <= initial_limit <= max_limit:
+            raise ValueError(f"1 <= {min_limit} <= {initial_limit} <= {max_limit} does not hold")
         self.mean_ms = self._target_ms = target_ms
-        self.at_a_time = 0
-        self._least = least
-        self._most = most
-        self._limit = float(first)
-        self._answers = 0
+        self.peak_in_flight = 0
+        self._min_limit = min_limit
+        self._max_limit = max_limit
+        self._limit = float(initial_limit)
+        self._samples = 0
         self._sum_ms = 0.0
-        self._busiest = 0
+        self._round_peak = 0
 
     @property
-    def now(self) -> int:
-        """How many at a time."""
+    def current(self) -> int:
+        """Current limit."""
         return int(self._limit)
 
-    def note(self, took_ms: float, *, at_a_time: int, failed: bool = False) -> None:
-        """One has ended.
+    def record(self, took_ms: float, *, in_flight: int, failed: bool = False) -> None:
+        """Record the end of a retrieval.
 
         Args:
-            took_ms: from its admission to its end.
-            at_a_time: how many were under way, itself included.
-            failed: the store did not answer in time, or refused: as bad as a whole round that was too slow.
+            took_ms: time since its admission.
+            in_flight: retrievals in flight, including this one.
+            failed: True if the store timed out or rejected it. Ends the round with a decrease.
         """
-        self._answers += 1
+        self._samples += 1
         self._sum_ms += took_ms
-        self._busiest = max(self._busiest, at_a_time)
-        if not failed and self._answers < self.now:
+        self._round_peak = max(self._round_peak, in_flight)
+        if not failed and self._samples < self.current:
             return
-        self.mean_ms, self.at_a_time = self._sum_ms / self._answers, self._busiest
+        self.mean_ms, self.peak_in_flight = self._sum_ms / self._samples, self._round_peak
         if failed or self.mean_ms > self._target_ms:
-            self._limit = max(float(self._least), self._limit * _LESS)
-        elif self._busiest >= self.now:
-            self._limit = min(float(self._most), self._limit + 1.0)
-        self._answers, self._sum_ms, self._busiest = 0, 0.0, 0
+            self._limit = max(float(self._min_limit), self._limit * _DECREASE)
+        elif self._round_peak >= self.current:
+            self._limit = min(float(self._max_limit), self._limit + 1.0)
+        self._samples, self._sum_ms, self._round_peak = 0, 0.0, 0
 
 
 class FairQueue(Generic[T]):
-    """Who waits: each tenant in its own line, one of each line in turn."""
+    """Round-robin over tenants, FIFO within each tenant."""
 
     def __init__(self) -> None:
-        self._lines: OrderedDict[str, deque[T]] = OrderedDict()
-        self._count = 0
+        self._queues: OrderedDict[str, deque[T]] = OrderedDict()
+        self._size = 0
 
     def __len__(self) -> int:
-        return self._count
+        return self._size
 
-    def waiting(self, tenant: str) -> int:
-        """How many of this tenant wait."""
-        return len(self._lines.get(tenant, ()))
+    def queued(self, tenant: str) -> int:
+        """Number of queued items of the tenant."""
+        return len(self._queues.get(tenant, ()))
 
     @property
     def tenants(self) -> int:
-        """How many tenants wait."""
-        return len(self._lines)
+        """Number of tenants with queued items."""
+        return len(self._queues)
 
-    def add(self, tenant: str, one: T) -> None:
-        """Wait at the end of the tenant's line."""
-        self._lines.setdefault(tenant, deque()).append(one)
-        self._count += 1
+    def push(self, tenant: str, item: T) -> None:
+        """Append an item to the tenant's queue."""
+        self._queues.setdefault(tenant, deque()).append(item)
+        self._size += 1
 
-    def take(self) -> T | None:
-        """The next: the first of the line whose turn it is; its tenant's next turn is after all others'."""
-        if not self._lines:
+    def pop(self) -> T | None:
+        """Remove and return the next item, or None. Its tenant moves to the end of the rotation."""
+        if not self._queues:
             return None
-        tenant, line = self._lines.popitem(last=False)
-        one = line.popleft()
-        self._count -= 1
-        if line:
-            self._lines[tenant] = line
-        return one
+        tenant, queue = self._queues.popitem(last=False)
+        item = queue.popleft()
+        self._size -= 1
+        if queue:
+            self._queues[tenant] = queue
+        return item
 
-    def remove(self, tenant: str, one: T) -> None:
-        """No longer wait; nothing happens where it does not."""
-        line = self._lines.get(tenant)
-        if line is None or one not in line:
+    def remove(self, tenant: str, item: T) -> None:
+        """Remove an item if it is queued."""
+        queue = self._queues.get(tenant)
+        if queue is None or item not in queue:
             return
-        line.remove(one)
-        self._count -= 1
-        if not line:
-            del self._lines[tenant]
+        queue.remove(item)
+        self._size -= 1
+        if not queue:
+            del self._queues[tenant]
 
 
-def places_in_line(limit: int, tenants: int, *, wait_ms: float, mean_ms: float) -> int:
-    """How many of one tenant may wait: as many as are answered in some time, shared by all tenants that wait.
+def max_queued_per_tenant(limit: int, tenants: int, *, max_wait_ms: float, mean_ms: float) -> int:
+    """Queue bound of one tenant: the retrievals that complete within the longest wait, divided between tenants.
 
     Args:
-        limit: how many are retrieved at a time.
-        tenants: how many wait, this one included.
-        wait_ms: longest wait.
-        mean_ms: time of one retrieval.
+        limit: concurrent retrievals.
+        tenants: tenants with queued retrievals, including this one.
+        max_wait_ms: longest wait in the queue.
+        mean_ms: mean latency of one retrieval.
     """
-    return max(1, math.ceil(limit * wait_ms / max(_SHORTEST_MS, mean_ms) / max(1, tenants)))
+    return max(1, math.ceil(limit * max_wait_ms / max(_MIN_LATENCY_MS, mean_ms) / max(1, tenants)))

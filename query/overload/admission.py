@@ -1,4 +1,4 @@
-"""How many questions are retrieved at a time; the rest waits for a moment, or is told at once to come back."""
+"""Admission control of retrievals: an adaptive concurrency limit, a short queue, and load shedding."""
 
 import asyncio
 import time
@@ -7,38 +7,38 @@ from contextlib import asynccontextmanager
 from typing import Final
 
 from infra.opensearch.port import IndexUnavailable
-from query.overload.adaptive_limit import AdaptiveLimit, FairQueue, places_in_line
-from query.overload.deadline import left_s
+from query.overload.adaptive_limit import AdaptiveLimit, FairQueue, max_queued_per_tenant
+from query.overload.deadline import remaining_s
 from query.telemetry.metrics import QueryMetrics
 
 RETRY_AFTER_S: Final = 1.0
 
-_LEAST: Final = 8
-"""A process that is slow for other reasons than the index gains nothing by asking it less."""
+_MIN_LIMIT: Final = 8
+"""Lower bound of the adaptive limit. If latency has causes other than the index, a lower limit does not help."""
 
-_FIRST: Final = 16
+_INITIAL_LIMIT: Final = 16
 
-_LATE: Final = 2
-"""While changes reach cached answers late, questions leave room for what brings them. Else all that was cached is
-retrieved, which makes the next change late, and so on."""
+_LAGGING_LIMIT: Final = 2
+"""Limit while invalidation lags. Tenants that lag bypass the cache, and retrieving all their answers would delay
+invalidation further."""
 
 
 class Overloaded(IndexUnavailable):
-    """More is asked than can be answered in time."""
+    """The retrieval was rejected because it could not complete in time."""
 
 
 class Admission:
-    """Admits retrievals, each tenant in its turn. Hits are not asked: they never wait here.
+    """Admits retrievals, round-robin over tenants. Cache hits are not subject to it.
 
-    Refusing costs next to nothing, so that whatever is asked, what is admitted is answered in time.
+    A rejection costs next to nothing, so under any load the admitted retrievals complete in time.
 
     Args:
-        target_ms: see ``AdaptiveLimit``.
-        queue_ms: longest wait for a place; nobody joins a line that is longer than is answered in that time.
-        most: at a time: as many as the store has connections.
-        metrics: where the limit and refusals are told.
-        late: whether changes reach cached answers late, so that these are left aside.
-        monotonic_s: a clock that only goes forward.
+        target_ms: target latency, as in ``AdaptiveLimit``.
+        queue_ms: longest wait in the queue. It also bounds the queue length.
+        max_concurrent: upper bound of the limit: the connections of the store.
+        metrics: counts rejections and exports the limit.
+        is_lagging: whether invalidation lags.
+        monotonic_s: monotonic clock.
     """
 
     def __init__(
@@ -46,49 +46,54 @@ class Admission:
         *,
         target_ms: float,
         queue_ms: float,
-        most: int,
+        max_concurrent: int,
         metrics: QueryMetrics,
-        late: Callable[[], bool] = lambda: False,
+        is_lagging: Callable[[], bool] = lambda: False,
         monotonic_s: Callable[[], float] = time.monotonic,
     ) -> None:
-        least = min(_LEAST, most)
-        self._limit = AdaptiveLimit(target_ms=target_ms, least=least, most=most, first=max(least, min(_FIRST, most)))
+        min_limit = min(_MIN_LIMIT, max_concurrent)
+        self._limit = AdaptiveLimit(
+            target_ms=target_ms,
+            min_limit=min_limit,
+            max_limit=max_concurrent,
+            initial_limit=max(min_limit, min(_INITIAL_LIMIT, max_concurrent)),
+        )
         self._queue_ms = queue_ms
         self._metrics = metrics
-        self._late = late
+        self._is_lagging = is_lagging
         self._monotonic_s = monotonic_s
-        self._waiting: FairQueue[asyncio.Future[None]] = FairQueue()
-        self._under_way = 0
-        metrics.admitted_at_a_time.set(self._limit.now)
+        self._queue: FairQueue[asyncio.Future[None]] = FairQueue()
+        self._in_flight = 0
+        metrics.retrieval_limit.set(self._limit.current)
 
     @property
     def limit(self) -> int:
-        """How many at a time."""
-        return min(_LATE, self._limit.now) if self._late() else self._limit.now
+        """Concurrent retrievals allowed now."""
+        return min(_LAGGING_LIMIT, self._limit.current) if self._is_lagging() else self._limit.current
 
-    def is_full(self, tenant: str) -> bool:
-        """Whether one more of the tenant would be refused at once."""
-        if self._under_way < self.limit and not self._waiting:
+    def is_at_capacity(self, tenant: str) -> bool:
+        """Whether a retrieval for the tenant would be rejected now."""
+        if self._in_flight < self.limit and not self._queue:
             return False
-        waiting = self._waiting.waiting(tenant)
-        # Where fewer are admitted than just before, each takes less time, and as many are answered in a second.
-        at_a_time = max(self.limit, self._limit.at_a_time)
-        tenants = self._waiting.tenants + (not waiting)
-        return waiting >= places_in_line(at_a_time, tenants, wait_ms=self._queue_ms, mean_ms=self._limit.mean_ms)
+        queued = self._queue.queued(tenant)
+        # Just after the limit has dropped, latency drops too, and throughput stays the same.
+        limit = max(self.limit, self._limit.peak_in_flight)
+        tenants = self._queue.tenants + (not queued)
+        return queued >= max_queued_per_tenant(limit, tenants, max_wait_ms=self._queue_ms, mean_ms=self._limit.mean_ms)
 
     @property
-    def has_room(self) -> bool:
-        """Whether half of the places are free and nobody waits: time for what can be left undone."""
-        return not self._waiting and 2 * self._under_way < self.limit
+    def has_spare_capacity(self) -> bool:
+        """Whether the queue is empty and at least half of the slots are free."""
+        return not self._queue and 2 * self._in_flight < self.limit
 
     @asynccontextmanager
     async def admitted(self, tenant: str) -> AsyncIterator[None]:
-        """Retrieve in it.
+        """Hold a retrieval slot.
 
         Raises:
-            Overloaded: there is no place, and will be none soon.
+            Overloaded: the queue is at capacity, or no slot became free in time.
         """
-        await self._enter(tenant)
+        await self._acquire(tenant)
         began_s, failed = self._monotonic_s(), False
         try:
             yield
@@ -97,47 +102,46 @@ class Admission:
             raise
         finally:
             took_ms = (self._monotonic_s() - began_s) * 1_000
-            self._limit.note(took_ms, at_a_time=self._under_way, failed=failed)
-            self._metrics.admitted_at_a_time.set(self._limit.now)
-            self._under_way -= 1
-            self._let_in()
+            self._limit.record(took_ms, in_flight=self._in_flight, failed=failed)
+            self._metrics.retrieval_limit.set(self._limit.current)
+            self._in_flight -= 1
+            self._dispatch()
 
-    async def _enter(self, tenant: str) -> None:
-        if self._under_way < self.limit and not self._waiting:
-            self._under_way += 1
+    async def _acquire(self, tenant: str) -> None:
+        if self._in_flight < self.limit and not self._queue:
+            self._in_flight += 1
             return
-        if self.is_full(tenant):
-            raise self._refused("full", "more is asked than can be answered now")
-        waiting = self._waiting
-        place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        waiting.add(tenant, place)
-        self._let_in()
+        if self.is_at_capacity(tenant):
+            raise self._rejection("at_capacity", "the retrieval queue is at capacity")
+        slot: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._queue.push(tenant, slot)
+        self._dispatch()
         try:
-            async with asyncio.timeout(min(self._queue_ms / 1_000, max(0.0, left_s()))):
-                await place
+            async with asyncio.timeout(min(self._queue_ms / 1_000, max(0.0, remaining_s()))):
+                await slot
         except TimeoutError:
-            if not self._took(place):
-                waiting.remove(tenant, place)
-                raise self._refused("late", "more is asked than can be answered in time") from None
+            if not self._is_granted(slot):
+                self._queue.remove(tenant, slot)
+                raise self._rejection("queue_timeout", "no retrieval slot became free in time") from None
         except asyncio.CancelledError:
-            if self._took(place):
-                self._under_way -= 1
-                self._let_in()
+            if self._is_granted(slot):
+                self._in_flight -= 1
+                self._dispatch()
             else:
-                waiting.remove(tenant, place)
+                self._queue.remove(tenant, slot)
             raise
 
     @staticmethod
-    def _took(place: asyncio.Future[None]) -> bool:
-        """Whether the place was given in the instant in which its wait was ended."""
-        return place.done() and not place.cancelled()
+    def _is_granted(slot: asyncio.Future[None]) -> bool:
+        """Whether the slot was granted just as the wait for it ended."""
+        return slot.done() and not slot.cancelled()
 
-    def _let_in(self) -> None:
-        while self._under_way < self.limit and (place := self._waiting.take()) is not None:
-            if not place.done():
-                place.set_result(None)
-                self._under_way += 1
+    def _dispatch(self) -> None:
+        while self._in_flight < self.limit and (slot := self._queue.pop()) is not None:
+            if not slot.done():
+                slot.set_result(None)
+                self._in_flight += 1
 
-    def _refused(self, reason: str, message: str) -> Overloaded:
-        self._metrics.not_admitted.labels("retrieval", reason).inc()
+    def _rejection(self, reason: str, message: str) -> Overloaded:
+        self._metrics.calls_rejected.labels("retrieval", reason).inc()
         return Overloaded(message, retry_after_s=RETRY_AFTER_S)

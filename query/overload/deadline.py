@@ -1,4 +1,4 @@
-"""Until when an answer is wanted: set once for each request, and asked by whatever works for it."""
+"""Request deadlines, propagated to everything that works for the request."""
 
 import asyncio
 import math
@@ -7,32 +7,33 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 
-_until_s: ContextVar[float] = ContextVar("until_s", default=math.inf)
+_deadline_s: ContextVar[float] = ContextVar("deadline_s", default=math.inf)
+"""Deadline on the monotonic clock."""
 
 
 class DeadlineExceeded(Exception):
-    """The time that the request had is over."""
+    """The request did not complete within its deadline."""
 
 
 @asynccontextmanager
 async def deadline_in(seconds: float) -> AsyncIterator[None]:
-    """End what runs here after ``seconds``; tasks that are begun in it know of its deadline.
+    """Cancel the body after ``seconds``. Tasks created in it inherit the deadline.
 
     Raises:
-        DeadlineExceeded: it did not end by itself.
+        DeadlineExceeded: the body did not complete in time.
     """
-    token = _until_s.set(min(_until_s.get(), time.monotonic() + seconds))
+    token = _deadline_s.set(min(_deadline_s.get(), time.monotonic() + seconds))
     try:
-        async with asyncio.timeout(seconds) as limit:
+        async with asyncio.timeout(seconds) as timeout:
             yield
     except TimeoutError as error:
-        if limit.expired():
-            raise DeadlineExceeded(f"not done within {seconds:g} s") from error
+        if timeout.expired():
+            raise DeadlineExceeded(f"not completed within {seconds:g} s") from error
         raise
     finally:
-        _until_s.reset(token)
+        _deadline_s.reset(token)
 
 
-def left_s() -> float:
-    """Seconds until the deadline; infinite where there is none."""
-    return _until_s.get() - time.monotonic()
+def remaining_s() -> float:
+    """Seconds until the deadline; infinite without one."""
+    return _deadline_s.get() - time.monotonic()

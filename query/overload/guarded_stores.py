@@ -1,4 +1,4 @@
-"""The index and the generator behind their guards."""
+"""The index and the generator, each behind a bulkhead."""
 
 import asyncio
 import random
@@ -7,10 +7,12 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from typing import Final, TypeVar
 
+from typing_extensions import override
+
 from infra.generation.port import AnswerPart, GenerationError, GenerationThrottled, Generator, SourceText, Written
 from infra.opensearch.port import IndexUnavailable, SearchIndex
-from query.overload.bulkhead import Bulkhead, NotAdmitted
-from query.overload.deadline import left_s
+from query.overload.bulkhead import Bulkhead, CallRejected
+from query.overload.deadline import remaining_s
 from query.overload.retry_budget import RetryBudget
 from query.telemetry.metrics import QueryMetrics
 from schemas.documents import DocumentKey
@@ -18,120 +20,128 @@ from schemas.index import Manifest, StoredChunk
 from schemas.queries import GeneratedAnswer
 from schemas.search import Hit, HybridSearch, Vector, Windows
 
-QUICK_S: Final = 0.5
-"""A failure that took longer is not tried again: the time is gone, and the store has enough to do."""
+MAX_RETRIED_CALL_S: Final = 0.5
+"""Only failures within this time are retried. After a slow failure the store is likely overloaded."""
 
-_PAUSES_S: Final = (0.01, 0.05)
+_BACKOFF_S: Final = (0.01, 0.05)
 _GENERATION_QUEUE_S: Final = 1.0
+
+_GENERATION_DEADLINE_FRACTION: Final = 0.9
+"""Generation ends before the request's deadline, so that the results can still be returned without an answer."""
 
 T = TypeVar("T")
 
 
-class GuardedIndex:
-    """See ``SearchIndex``. A quick failure is tried once more, within a budget.
+class GuardedIndex(SearchIndex):
+    """A ``SearchIndex`` with a bulkhead. Calls that fail fast are retried once, within a retry budget.
 
     Args:
         index: the index.
-        guard: stands before it.
-        metrics: where repetitions are counted.
-        limit_s: longest call.
+        bulkhead: bulkhead in front of it.
+        metrics: counts retries.
+        timeout_s: timeout of one call.
     """
 
-    def __init__(self, index: SearchIndex, *, guard: Bulkhead, metrics: QueryMetrics, limit_s: float) -> None:
+    def __init__(self, index: SearchIndex, *, bulkhead: Bulkhead, metrics: QueryMetrics, timeout_s: float) -> None:
         self._index = index
-        self._guard = guard
+        self._bulkhead = bulkhead
         self._metrics = metrics
-        self._limit_s = limit_s
-        self._budget = RetryBudget()
+        self._timeout_s = timeout_s
+        self._retries = RetryBudget()
 
+    @override
     async def search(self, searches: Sequence[HybridSearch]) -> list[Windows]:
-        """See ``SearchIndex``."""
         return await self._call(lambda: self._index.search(searches))
 
+    @override
     async def fetch(self, hits: Sequence[Hit]) -> dict[str, StoredChunk]:
-        """See ``SearchIndex``."""
         return await self._call(lambda: self._index.fetch(hits))
 
+    @override
     async def manifests(self, keys: Sequence[DocumentKey]) -> dict[DocumentKey, Manifest]:
-        """See ``SearchIndex``."""
         return await self._call(lambda: self._index.manifests(keys))
 
+    @override
     async def count_chunks(self, key: DocumentKey) -> int:
-        """See ``SearchIndex``."""
         return await self._call(lambda: self._index.count_chunks(key))
 
+    @override
     async def positions(self, tenant: str) -> dict[int, int]:
-        """See ``SearchIndex``."""
         return await self._call(lambda: self._index.positions(tenant))
 
     async def _call(self, call: Callable[[], Awaitable[T]]) -> T:
-        self._budget.note_call()
+        self._retries.deposit()
         began_s = time.monotonic()
         try:
-            return await self._once(call)
+            return await self._attempt(call)
         except IndexUnavailable as error:
-            is_quick = time.monotonic() - began_s < min(QUICK_S, left_s())
-            if isinstance(error.__cause__, NotAdmitted) or not is_quick or not self._budget.take():
+            failed_fast = time.monotonic() - began_s < min(MAX_RETRIED_CALL_S, remaining_s())
+            if isinstance(error.__cause__, CallRejected) or not failed_fast or not self._retries.withdraw():
                 raise
-        self._metrics.retries.labels("index").inc()
-        await asyncio.sleep(random.uniform(*_PAUSES_S))  # noqa: S311 - spreads load, guards nothing
-        return await self._once(call)
+        self._metrics.call_retries.labels("index").inc()
+        await asyncio.sleep(random.uniform(*_BACKOFF_S))  # noqa: S311 - jitter, not a secret
+        return await self._attempt(call)
 
-    async def _once(self, call: Callable[[], Awaitable[T]]) -> T:
-        limit_s = max(0.0, min(self._limit_s, left_s()))
+    async def _attempt(self, call: Callable[[], Awaitable[T]]) -> T:
+        timeout_s = max(0.0, min(self._timeout_s, remaining_s()))
         try:
-            async with self._guard.admitted(queue_s=limit_s, limit_s=limit_s):
+            async with self._bulkhead.admitted(queue_s=timeout_s, timeout_s=timeout_s):
                 return await call()
-        except NotAdmitted as error:
+        except CallRejected as error:
             raise IndexUnavailable(str(error), retry_after_s=error.retry_after_s) from error
         except TimeoutError as error:
-            raise IndexUnavailable(f"the index did not answer within {limit_s:.3g} s") from error
+            raise IndexUnavailable(f"the index did not respond within {timeout_s:.3g} s") from error
 
 
-class GuardedGenerator:
-    """See ``Generator``.
+class GuardedGenerator(Generator):
+    """A ``Generator`` with a bulkhead.
 
     Args:
         generator: the generator.
-        guard: stands before it.
-        limit_s: longest time for one answer.
+        bulkhead: bulkhead in front of it.
+        timeout_s: timeout of one answer.
     """
 
-    def __init__(self, generator: Generator, *, guard: Bulkhead, limit_s: float) -> None:
+    def __init__(self, generator: Generator, *, bulkhead: Bulkhead, timeout_s: float) -> None:
         self._generator = generator
-        self._guard = guard
-        self._limit_s = limit_s
-        self.name = generator.name
+        self._bulkhead = bulkhead
+        self._timeout_s = timeout_s
 
+    @property
+    @override
+    def name(self) -> str:
+        return self._generator.name
+
+    @override
     async def answer(
         self, question: str, sources: Sequence[SourceText], query_vector: Vector | None = None
     ) -> GeneratedAnswer:
-        """See ``Generator``. Ends a little before the request does: the results are to go out without an answer."""
-        limit_s = max(0.0, min(self._limit_s, 0.9 * left_s()))
+        timeout_s = max(0.0, min(self._timeout_s, _GENERATION_DEADLINE_FRACTION * remaining_s()))
         try:
-            async with self._guard.admitted(queue_s=min(_GENERATION_QUEUE_S, limit_s), limit_s=limit_s):
+            async with self._bulkhead.admitted(queue_s=min(_GENERATION_QUEUE_S, timeout_s), timeout_s=timeout_s):
                 return await self._generator.answer(question, sources, query_vector)
-        except NotAdmitted as error:
+        except CallRejected as error:
             raise GenerationThrottled(str(error), retry_after_s=error.retry_after_s) from error
         except TimeoutError as error:
-            raise GenerationError(f"no answer within {limit_s:.3g} s") from error
+            raise GenerationError(f"no answer within {timeout_s:.3g} s") from error
 
+    @override
     async def stream(
         self, question: str, sources: Sequence[SourceText], query_vector: Vector | None = None
     ) -> AsyncGenerator[AnswerPart | Written, None]:
-        """See ``Generator``. The request's deadline does not count: its reader has the sources, and sees it come."""
+        # The request's deadline does not apply: the reader has the sources already and receives the text as it arrives.
         try:
             async with (
-                self._guard.admitted(queue_s=_GENERATION_QUEUE_S, limit_s=self._limit_s),
+                self._bulkhead.admitted(queue_s=_GENERATION_QUEUE_S, timeout_s=self._timeout_s),
                 aclosing(self._generator.stream(question, sources, query_vector)) as parts,
             ):
                 async for part in parts:
                     yield part
-        except NotAdmitted as error:
+        except CallRejected as error:
             raise GenerationThrottled(str(error), retry_after_s=error.retry_after_s) from error
         except TimeoutError as error:
-            raise GenerationError(f"no answer within {self._limit_s:g} s") from error
+            raise GenerationError(f"no answer within {self._timeout_s:g} s") from error
 
+    @override
     async def close(self) -> None:
-        """See ``Generator``."""
         await self._generator.close()

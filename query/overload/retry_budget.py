@@ -1,27 +1,27 @@
-"""How many calls may be repeated: a share of all, so that repeating never makes an overload worse."""
+"""Retry budget: bounds retries to a fraction of all calls, so that they cannot amplify an overload."""
 
 from typing import Final
 
-SHARE: Final = 0.1
-"""Repetitions for each first try."""
+RETRY_RATIO: Final = 0.1
+"""Retries per call."""
 
-MOST: Final = 10.0
-"""Repetitions that may be saved up."""
+MAX_BALANCE: Final = 10.0
+"""Maximum number of saved retries; also the initial balance."""
 
 
 class RetryBudget:
-    """Saves a share of a repetition with each call, and spends one with each repetition."""
+    """Each call deposits ``RETRY_RATIO`` of a retry; each retry withdraws one."""
 
     def __init__(self) -> None:
-        self._saved = MOST
+        self._balance = MAX_BALANCE
 
-    def note_call(self) -> None:
-        """A first try was made."""
-        self._saved = min(MOST, self._saved + SHARE)
+    def deposit(self) -> None:
+        """Record a call that is not a retry."""
+        self._balance = min(MAX_BALANCE, self._balance + RETRY_RATIO)
 
-    def take(self) -> bool:
-        """True if a call may be repeated, which is then paid for."""
-        if self._saved < 1:
+    def withdraw(self) -> bool:
+        """Take one retry from the budget; returns False if it is exhausted."""
+        if self._balance < 1:
             return False
-        self._saved -= 1
+        self._balance -= 1
         return True

@@ -1,19 +1,19 @@
-"""What a tenant may have written: answers of a language model cost money."""
+"""Token budget of each tenant for generated answers."""
 
 from infra.generation.port import GenerationError
 from infra.web.limits import OverLimit, TenantLimit
 
 
 class OverBudget(GenerationError):
-    """The tenant has used up its tokens for now."""
+    """The tenant's token budget is exhausted for now."""
 
 
 class GenerationBudget:
-    """Tokens of each tenant's answers. Each answer counts as the longest it may be, as nobody knows before.
+    """Tokens per minute and tenant. Each answer counts as the longest allowed one, since its length is not known yet.
 
     Args:
-        tokens_per_minute: of one tenant; 0 sets no limit.
-        tokens_per_answer: the longest answer.
+        tokens_per_minute: budget of each tenant; 0 for unlimited.
+        tokens_per_answer: maximum length of an answer.
     """
 
     def __init__(self, *, tokens_per_minute: int, tokens_per_answer: int) -> None:
@@ -21,10 +21,10 @@ class GenerationBudget:
         self._tokens_per_answer = tokens_per_answer
 
     def spend(self, tenant: str) -> None:
-        """Count an answer for the tenant.
+        """Take one answer from the budget.
 
         Raises:
-            OverBudget: there is not enough left.
+            OverBudget: the budget does not suffice.
         """
         try:
             self._limit.take(tenant, self._tokens_per_answer)

@@ -1,4 +1,4 @@
-"""Passages that were read lately, by the write that was found: the same write is not read twice."""
+"""In-process cache of passages, keyed by the write that the search returned."""
 
 from collections import OrderedDict
 from typing import Final
@@ -7,39 +7,40 @@ from schemas.index import StoredChunk
 from schemas.search import Hit
 
 _OVERHEAD_BYTES: Final = 1_500
+"""Approximate size of an entry besides its text."""
 
 
 class PassageCache:
-    """Passages of the searches of one process. Nothing in it ages: another write has another name.
+    """LRU cache of passages. Entries never become stale: another write of a passage has another key.
 
     Args:
-        max_bytes: of text, and what comes with it; those not asked for longest give way.
+        max_bytes: approximate total size; the least recently used entries are evicted.
     """
 
     def __init__(self, *, max_bytes: int) -> None:
         self._max_bytes = max_bytes
-        self._bytes = 0
+        self._size_bytes = 0
         self._passages: OrderedDict[tuple[str, tuple[str, str]], StoredChunk] = OrderedDict()
 
     def get(self, hit: Hit) -> StoredChunk | None:
-        """The passage as the search found it, if it is here."""
+        """The passage as the search returned it, or None."""
         if hit.written is None:
             return None
-        name = (hit.chunk_id, hit.written)
-        found = self._passages.get(name)
-        if found is not None:
-            self._passages.move_to_end(name)
-        return found
+        key = (hit.chunk_id, hit.written)
+        passage = self._passages.get(key)
+        if passage is not None:
+            self._passages.move_to_end(key)
+        return passage
 
     def put(self, hit: Hit, passage: StoredChunk) -> None:
-        """Keep what was read for ``hit``, unless it was written anew between the search and the reading."""
+        """Store what was fetched for ``hit``, unless the passage was rewritten between search and fetch."""
         if hit.written is None or hit.written[1] != passage.position or (hit.chunk_id, hit.written) in self._passages:
             return
         self._passages[hit.chunk_id, hit.written] = passage
-        self._bytes += _size_bytes(passage)
-        while self._bytes > self._max_bytes:
-            _, forgotten = self._passages.popitem(last=False)
-            self._bytes -= _size_bytes(forgotten)
+        self._size_bytes += _size_bytes(passage)
+        while self._size_bytes > self._max_bytes:
+            _, evicted = self._passages.popitem(last=False)
+            self._size_bytes -= _size_bytes(evicted)
 
 
 def _size_bytes(passage: StoredChunk) -> int:

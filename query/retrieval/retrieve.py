@@ -1,4 +1,4 @@
-"""From a question to passages: embed, search both legs, fuse, fetch, and see that no two versions are mixed."""
+"""Hybrid retrieval: embed the question, search, fuse, fetch passages, and check that versions are not mixed."""
 
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -9,7 +9,7 @@ from typing import Final
 from infra.embedding.port import Embedder
 from infra.opensearch.port import SearchIndex
 from query.overload.admission import Admission
-from query.retrieval.fusion import Candidate, fuse
+from query.retrieval.fusion import FusedHit, fuse
 from query.retrieval.passage_cache import PassageCache
 from query.retrieval.version_check import VersionCheck
 from query.telemetry.metrics import QueryMetrics
@@ -17,26 +17,41 @@ from schemas.documents import DocumentKey, MetadataValue
 from schemas.index import StoredChunk
 from schemas.search import Access, Hit, HybridSearch, Vector, Windows
 
-VECTORS_KEPT: Final = 4_096
-"""Vectors of recent questions; about 6 MB at 384 dimensions. Text and model decide a vector, so none ever ages."""
+MAX_CACHED_VECTORS: Final = 4_096
+"""Recent question vectors; about 6 MB at 384 dimensions. Text and model determine a vector, so none becomes stale."""
 
-PASSAGES_KEPT_BYTES: Final = 64_000_000
+PASSAGE_CACHE_BYTES: Final = 64_000_000
 
-LOOKS: Final = 3
-"""How often to search where what is found is just being replaced."""
+MAX_SEARCHES: Final = 3
+"""Searches per question while its results are being replaced."""
 
-Passages = tuple[tuple[Candidate, StoredChunk], ...]
-"""Best first, each with the place that it was found at."""
+Passages = tuple[tuple[FusedHit, StoredChunk], ...]
+"""Passages, best first, each with its position in the fused ranking."""
+
+
+@dataclass(frozen=True, slots=True)
+class FusionPolicy:
+    """How deep to search, and how to fuse.
+
+    Attributes:
+        candidates: candidates of each retriever to fuse.
+        kept: candidates of each retriever to keep with a cached answer, as evidence for its invalidation.
+        rrf_k: rank constant of reciprocal rank fusion.
+    """
+
+    candidates: int
+    kept: int
+    rrf_k: int
 
 
 @dataclass(frozen=True, slots=True)
 class Retrieved:
-    """What was found.
+    """Result of a retrieval.
 
     Attributes:
-        search: what was asked of the index; its window is deeper than what is fused.
-        windows: both legs, as the index gave them.
-        passages: see there.
+        search: the search. It asks for more candidates than are fused.
+        windows: candidates of both retrievers, as returned by the index.
+        passages: the best passages.
     """
 
     search: HybridSearch
@@ -50,16 +65,14 @@ class Retrieved:
 
 
 class Retrieval:
-    """Hybrid retrieval over the searchable state of the index.
+    """Hybrid retrieval from the searchable state of the index.
 
     Args:
-        index: to search.
-        embedder: the model of its vectors.
-        metrics: where stages are timed.
-        window: places of each leg to fuse.
-        kept: places of each leg to keep with the answer, as evidence of what later changes do to it.
-        rrf_k: constant of the fusion.
-        admission: says how many are retrieved at a time; without, all are.
+        index: index to search.
+        embedder: embedding model of the index.
+        metrics: measures the stages.
+        policy: depth of the search, and fusion.
+        admission: limits concurrent retrievals; None for unlimited.
     """
 
     def __init__(
@@ -68,30 +81,26 @@ class Retrieval:
         index: SearchIndex,
         embedder: Embedder,
         metrics: QueryMetrics,
-        window: int,
-        kept: int,
-        rrf_k: int,
+        policy: FusionPolicy,
         admission: Admission | None = None,
     ) -> None:
         self._index = index
         self._versions = VersionCheck(index)
         self._embedder = embedder
         self._metrics = metrics
-        self._window = window
-        self._kept = kept
-        self._rrf_k = rrf_k
+        self._policy = policy
         self._admission = admission
         self._vectors: OrderedDict[str, Vector] = OrderedDict()
-        self._read = PassageCache(max_bytes=PASSAGES_KEPT_BYTES)
+        self._passage_cache = PassageCache(max_bytes=PASSAGE_CACHE_BYTES)
 
     @property
-    def has_room(self) -> bool:
-        """Whether there is time for what can be left undone."""
-        return self._admission is None or self._admission.has_room
+    def has_spare_capacity(self) -> bool:
+        """Whether optional work, such as audits and refreshes, may run."""
+        return self._admission is None or self._admission.has_spare_capacity
 
-    def is_full(self, tenant: str) -> bool:
-        """Whether one more question of the tenant would be refused at once."""
-        return self._admission is not None and self._admission.is_full(tenant)
+    def is_at_capacity(self, tenant: str) -> bool:
+        """Whether a retrieval for the tenant would be rejected now."""
+        return self._admission is not None and self._admission.is_at_capacity(tenant)
 
     async def retrieve(
         self,
@@ -102,27 +111,27 @@ class Retrieval:
         filters: Mapping[str, MetadataValue | tuple[MetadataValue, ...]],
         exact: bool = False,
     ) -> Retrieved:
-        """The best passages that ``access`` may see, at most ``top_k``; ``exact`` as in ``HybridSearch``.
+        """The best passages visible to ``access``, at most ``top_k``; ``exact`` as in ``HybridSearch``.
 
         Raises:
             EmbeddingError: the question has no vector.
-            IndexUnavailable: the index cannot answer now; or ``Overloaded``.
+            IndexUnavailable: the index is unavailable; or ``Overloaded``.
         """
-        async with self.turn(question, access.tenant) as vector:
-            return await self.find(question, vector, access, top_k=top_k, filters=filters, exact=exact)
+        async with self.admitted(question, access.tenant) as vector:
+            return await self.search(question, vector, access, top_k=top_k, filters=filters, exact=exact)
 
     @asynccontextmanager
-    async def turn(self, question: str, tenant: str) -> AsyncIterator[Vector]:
-        """Wait until the question may be retrieved: all of what ``retrieve`` does before it searches; ``find`` in it.
+    async def admitted(self, question: str, tenant: str) -> AsyncIterator[Vector]:
+        """Hold a retrieval slot; yields the question's vector for ``search``.
 
         Raises:
             EmbeddingError: the question has no vector.
-            Overloaded: there is no place, and will be none soon.
+            Overloaded: no slot became free in time.
         """
         async with self._admission.admitted(tenant) if self._admission else nullcontext():
             yield await self._vector(question)
 
-    async def find(
+    async def search(
         self,
         question: str,
         vector: Vector,
@@ -132,17 +141,17 @@ class Retrieval:
         filters: Mapping[str, MetadataValue | tuple[MetadataValue, ...]],
         exact: bool = False,
     ) -> Retrieved:
-        """As ``retrieve``, of a question whose turn it is."""
-        fused = max(self._window, top_k)
-        search = HybridSearch(question, vector, access, max(self._kept, fused), filters, exact)
+        """As ``retrieve``, for the holder of a retrieval slot."""
+        depth = max(self._policy.candidates, top_k)
+        search = HybridSearch(question, vector, access, max(self._policy.kept, depth), filters, exact)
         written: dict[DocumentKey, frozenset[str]] = {}
-        for _ in range(LOOKS):
+        for _ in range(MAX_SEARCHES):
             with self._metrics.stage("search"):
                 [windows] = await self._index.search([search])
             with self._metrics.stage("fetch"):
-                candidates = fuse(Windows(windows.vector[:fused], windows.lexical[:fused]), k=self._rrf_k)
-                passages, whole = await self._passages(candidates, access, top_k, written)
-            if whole:
+                fused = fuse(Windows(windows.vector[:depth], windows.lexical[:depth]), k=self._policy.rrf_k)
+                passages, is_complete = await self._passages(fused, access, top_k, written)
+            if is_complete:
                 break
         return Retrieved(search, windows, passages)
 
@@ -152,76 +161,76 @@ class Retrieval:
             with self._metrics.stage("embed"):
                 vector = await self._embedder.embed_query(question)
             self._vectors[question] = vector
-            if len(self._vectors) > VECTORS_KEPT:
+            if len(self._vectors) > MAX_CACHED_VECTORS:
                 self._vectors.popitem(last=False)
         self._vectors.move_to_end(question)
         return vector
 
     async def _passages(
-        self, candidates: Sequence[Candidate], access: Access, top_k: int, written: dict[DocumentKey, frozenset[str]]
+        self, fused: Sequence[FusedHit], access: Access, top_k: int, written: dict[DocumentKey, frozenset[str]]
     ) -> tuple[Passages, bool]:
-        """The best passages, without two versions of a document among them.
+        """The best passages, without two versions of any document.
 
         Args:
-            candidates: of one search.
-            access: of the reader.
-            top_k: how many.
-            written: document → passages of a version which were all written before that search; is added to.
+            fused: fused ranking of one search.
+            access: access of the reader.
+            top_k: maximum number of passages.
+            written: document → passages of a version that were all written before that search. Updated.
 
         Returns:
-            The passages; and whether nothing is missing, which another search would find.
+            The passages, and False if another search would find missing ones.
         """
-        whole = True
-        kept: dict[DocumentKey, frozenset[str]] = {}
+        is_complete = True
+        selected: dict[DocumentKey, frozenset[str]] = {}
         while True:
-            wanted = [one for one in candidates if one.hit.chunk_id in kept.get(one.hit.key, (one.hit.chunk_id,))]
-            passages, vanished = await self._fetch(wanted, access, top_k)
-            whole = whole and not vanished
-            mixed = await self._versions.mixed(chunk for _, chunk in passages if chunk.key not in kept)
+            eligible = [hit for hit in fused if hit.hit.chunk_id in selected.get(hit.hit.key, (hit.hit.chunk_id,))]
+            passages, any_missing = await self._fetch(eligible, access, top_k)
+            is_complete = is_complete and not any_missing
+            mixed = await self._versions.mixed(chunk for _, chunk in passages if chunk.key not in selected)
             if not mixed:
-                return tuple(passages), whole
+                return tuple(passages), is_complete
             for manifest in mixed:
-                serving = None if manifest.complete else await self._versions.serving(manifest)
-                serves = frozenset(manifest.chunks) if serving is None else serving
-                if serving is None or (manifest.previous and manifest.previous.gone):
-                    # The search may have come before the last of them was written, also where a writer was stopped
-                    # and another one has found all of them.
-                    whole = whole and written.get(manifest.key) == serves
-                    written[manifest.key] = serves
-                kept[manifest.key] = serves
+                searchable = None if manifest.complete else await self._versions.searchable_version(manifest)
+                version = frozenset(manifest.chunks) if searchable is None else searchable
+                if searchable is None or (manifest.previous and manifest.previous.gone):
+                    # The search may precede the last write of the version, also if a writer was stopped and another one
+                    # has read all its passages.
+                    is_complete = is_complete and written.get(manifest.key) == version
+                    written[manifest.key] = version
+                selected[manifest.key] = version
 
     async def _fetch(
-        self, candidates: Sequence[Candidate], access: Access, top_k: int
-    ) -> tuple[list[tuple[Candidate, StoredChunk]], bool]:
-        """Passages that are still there, the next best in place of those that are not; and whether any are not."""
-        found: list[tuple[Candidate, StoredChunk]] = []
-        vanished = False
-        taken = 0
-        while len(found) < top_k and taken < len(candidates):
-            wanted = candidates[taken : taken + top_k - len(found)]
-            taken += len(wanted)
-            chunks = await self._passages_of([candidate.hit for candidate in wanted])
-            vanished = vanished or len(chunks) < len(wanted)
-            for candidate in wanted:
-                chunk = chunks.get(candidate.hit.chunk_id)
-                if chunk is not None and _may_see(access, chunk):
-                    found.append((candidate, chunk))
-        return found, vanished
+        self, fused: Sequence[FusedHit], access: Access, top_k: int
+    ) -> tuple[list[tuple[FusedHit, StoredChunk]], bool]:
+        """The best passages that still exist, and whether any hit has none."""
+        passages: list[tuple[FusedHit, StoredChunk]] = []
+        any_missing = False
+        offset = 0
+        while len(passages) < top_k and offset < len(fused):
+            page = fused[offset : offset + top_k - len(passages)]
+            offset += len(page)
+            chunks = await self._chunks([hit.hit for hit in page])
+            any_missing = any_missing or len(chunks) < len(page)
+            for hit in page:
+                chunk = chunks.get(hit.hit.chunk_id)
+                if chunk is not None and _is_visible(access, chunk):
+                    passages.append((hit, chunk))
+        return passages, any_missing
 
-    async def _passages_of(self, hits: Sequence[Hit]) -> dict[str, StoredChunk]:
-        """The passages as they were found; those that are read only now, as they are now."""
-        known = {hit.chunk_id: chunk for hit in hits if (chunk := self._read.get(hit)) is not None}
-        unread = [hit for hit in hits if hit.chunk_id not in known]
-        if unread:
-            read = await self._index.fetch(unread)
-            for hit in unread:
-                if (chunk := read.get(hit.chunk_id)) is not None:
-                    self._read.put(hit, chunk)
-                    known[hit.chunk_id] = chunk
-        return known
+    async def _chunks(self, hits: Sequence[Hit]) -> dict[str, StoredChunk]:
+        """Passages by chunk id: cached ones as the search returned them, fetched ones in their current state."""
+        chunks = {hit.chunk_id: chunk for hit in hits if (chunk := self._passage_cache.get(hit)) is not None}
+        uncached = [hit for hit in hits if hit.chunk_id not in chunks]
+        if uncached:
+            fetched = await self._index.fetch(uncached)
+            for hit in uncached:
+                if (chunk := fetched.get(hit.chunk_id)) is not None:
+                    self._passage_cache.put(hit, chunk)
+                    chunks[hit.chunk_id] = chunk
+        return chunks
 
 
-def _may_see(access: Access, chunk: StoredChunk) -> bool:
-    """Asked again after the search: a passage keeps its id when only the groups of its document change (I7)."""
-    allowed = not chunk.groups or not set(chunk.groups).isdisjoint(access.groups)
-    return allowed and chunk.tenant == access.tenant
+def _is_visible(access: Access, chunk: StoredChunk) -> bool:
+    """Access check of a fetched passage. Its groups may have changed since the search under the same chunk id (I7)."""
+    is_allowed = not chunk.groups or not set(chunk.groups).isdisjoint(access.groups)
+    return is_allowed and chunk.tenant == access.tenant

@@ -1,10 +1,10 @@
-"""What a second look at a cached answer says of it. Pure: times and readings are arguments.
+"""Evaluation of an audited answer. Pure: times and retrieved sources are arguments.
 
-The fresh sources differ from the served ones for three reasons, which the stream's positions tell apart:
+Stream positions separate the three reasons for which fresh sources differ from the served ones:
 
-- passages that have not changed since the fill rank otherwise: *drift*;
-- a change beyond the answer's positions came or took away a passage: *newer*, which the answer does not promise;
-- a change that its positions claim came or took away a passage: a *violation*.
+- *drift*: passages that have not changed since the fill rank differently;
+- *newer*: a change after the answer's positions added or removed a passage. The answer does not promise it;
+- *violation*: a change that the answer's positions cover added or removed a passage.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,27 +18,27 @@ Source = tuple[str, int]
 """Chunk id, and the version of the document that wrote it."""
 
 
-class Verdict(StrEnum):
-    """What an audited answer was."""
+class AuditVerdict(StrEnum):
+    """Result of an audit; see the module."""
 
     SAME = "same"
     DRIFT = "drift"
     NEWER = "newer"
     VIOLATION = "violation"
     GONE = "gone"
-    """Dropped, ended or filled anew before it was looked at."""
+    """Invalidated, expired or refilled before the audit."""
 
 
 @dataclass(frozen=True, slots=True)
-class Altered:
-    """A passage that was written, or is no longer there, and so makes the sources differ.
+class SourceChange:
+    """A passage that was added or removed, so that fresh and served sources differ.
 
     Attributes:
         source: the passage.
-        document_id: of its document.
-        added: False where it is gone.
-        position: of the change; None where nothing tells of one.
-        searchable_ms: epoch milliseconds at which the change was seen to be searchable; None where that is not known.
+        document_id: its document.
+        added: False if it was removed.
+        position: position of the change; None if unknown.
+        searchable_ms: epoch milliseconds at which the change was observed to be searchable; None if unknown.
     """
 
     source: Source
@@ -49,71 +49,71 @@ class Altered:
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
-    """The verdict.
+class AuditResult:
+    """Verdict and evidence.
 
     Attributes:
-        verdict: see there.
-        because: the changes that decided it.
-        stale_ms: for how long the oldest of them had been searchable when the answer was served; None where there is
-            none, where it is not known, and where it became searchable only afterwards.
+        verdict: result of the audit.
+        changes: changes that led to the verdict.
+        staleness_ms: how long the oldest of these changes had been searchable when the answer was served; None if there
+            is no such change, its time is unknown, or it became searchable later.
     """
 
-    verdict: Verdict
-    because: tuple[Altered, ...] = ()
-    stale_ms: float | None = None
+    verdict: AuditVerdict
+    changes: tuple[SourceChange, ...] = ()
+    staleness_ms: float | None = None
 
 
-_WORST_FIRST: Final = (Verdict.VIOLATION, Verdict.NEWER)
+_WORST_FIRST: Final = (AuditVerdict.VIOLATION, AuditVerdict.NEWER)
 
 
 def difference(served: Sequence[Source], fresh: Sequence[Source]) -> tuple[list[Source], list[Source]]:
-    """Sources that only the served answer has, and those that only the fresh one has, each in its order."""
-    return [one for one in served if one not in fresh], [one for one in fresh if one not in served]
+    """Sources missing from ``fresh``, and sources missing from ``served``, each in its original order."""
+    return [source for source in served if source not in fresh], [source for source in fresh if source not in served]
 
 
-def judged(
+def evaluate(
     served: Sequence[Source],
     fresh: Sequence[Source],
-    altered: Sequence[Altered],
+    changes: Sequence[SourceChange],
     *,
     as_of: Mapping[int, int],
     filled_at: Mapping[int, int],
     served_ms: float,
-) -> Finding:
-    """What the difference says.
+) -> AuditResult:
+    """Evaluate the difference between served and fresh sources.
 
     Args:
         served: sources of the answer, best first.
-        fresh: sources that a retrieval finds now.
-        altered: of the differing passages, those added, and those gone. One that is still there and lost its place is
-            none of them.
+        fresh: sources of a new retrieval, best first.
+        changes: added and removed passages among the differing sources. Excludes passages that exist unchanged and only
+            rank lower.
         as_of: partition → offset that the answer was served with.
-        filled_at: partition → offset known to be reflected when it was filled.
-        served_ms: when it was served, epoch milliseconds.
+        filled_at: partition → offset that the answer reflected when it was filled.
+        served_ms: epoch milliseconds at which it was served.
     """
     if tuple(served) == tuple(fresh):
-        return Finding(Verdict.SAME)
-    verdicts = [(_verdict(one, as_of, filled_at), one) for one in altered]
-    for verdict in _WORST_FIRST:
-        because = tuple(one for its_verdict, one in verdicts if its_verdict is verdict)
-        if because:
-            return Finding(verdict, because, stale_ms([one.searchable_ms for one in because], served_ms))
-    return Finding(Verdict.DRIFT)
+        return AuditResult(AuditVerdict.SAME)
+    verdicts = [(_verdict(change, as_of, filled_at), change) for change in changes]
+    for worst in _WORST_FIRST:
+        causes = tuple(change for verdict, change in verdicts if verdict is worst)
+        if causes:
+            return AuditResult(worst, causes, staleness_ms([change.searchable_ms for change in causes], served_ms))
+    return AuditResult(AuditVerdict.DRIFT)
 
 
-def stale_ms(searchable_ms: Sequence[float | None], served_ms: float) -> float | None:
-    """How long before the answer was served the first of these moments was; None where none was, or none is known."""
-    known = [at_ms for at_ms in searchable_ms if at_ms is not None and at_ms < served_ms]
-    return served_ms - min(known) if known else None
+def staleness_ms(searchable_ms: Sequence[float | None], served_ms: float) -> float | None:
+    """Time from the earliest of ``searchable_ms`` to ``served_ms``; None if none is known to precede it."""
+    earlier_ms = [at_ms for at_ms in searchable_ms if at_ms is not None and at_ms < served_ms]
+    return served_ms - min(earlier_ms) if earlier_ms else None
 
 
-def _verdict(one: Altered, as_of: Mapping[int, int], filled_at: Mapping[int, int]) -> Verdict:
-    if one.position is None:
-        return Verdict.VIOLATION
-    partition, offset = one.position
+def _verdict(change: SourceChange, as_of: Mapping[int, int], filled_at: Mapping[int, int]) -> AuditVerdict:
+    if change.position is None:
+        return AuditVerdict.VIOLATION
+    partition, offset = change.position
     if offset > as_of.get(partition, -1):
-        return Verdict.NEWER
-    # What stood at the fill and was not among the best then has not come: it ranks otherwise.
-    stood = one.added and offset <= filled_at.get(partition, -1)
-    return Verdict.DRIFT if stood else Verdict.VIOLATION
+        return AuditVerdict.NEWER
+    # A passage that existed at the fill, and was not among the best then, was not added since: its rank drifted.
+    existed = change.added and offset <= filled_at.get(partition, -1)
+    return AuditVerdict.DRIFT if existed else AuditVerdict.VIOLATION

@@ -1,7 +1,8 @@
-"""What happened in the last seconds: counts, times and their percentiles, for any window up to an hour. Pure.
+"""Request statistics of the last hour: counts, durations and percentiles of any window. Pure.
 
-One row for each second, in a ring. Times go into buckets that grow by a twentieth, so a percentile is off by at most
-that; the memory is the same at any load. What several processes count adds up.
+A ring buffer holds one row per second. Durations are counted in exponential buckets with a growth factor of 1.05, which
+bounds the relative error of a percentile to 5 % and makes memory independent of load. Counts of several processes can
+be added.
 """
 
 import math
@@ -13,27 +14,27 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from query.telemetry.audit_verdicts import Verdict
+from query.telemetry.audit_verdicts import AuditVerdict
 
-LONGEST_S: Final = 3_600
+MAX_WINDOW_S: Final = 3_600
 
-_LEAST_MS: Final = 0.05
+_MIN_MS: Final = 0.05
 _GROWTH: Final = 1.05
 _LOG_GROWTH: Final = math.log(_GROWTH)
 _BUCKETS: Final = 300
-"""Up to 114 s; what took longer counts as that."""
+"""The last bucket begins at 114 s and also counts everything above."""
 
 
-class Served(StrEnum):
-    """Where an answer came from."""
+class CacheStatus(StrEnum):
+    """How the cache was used for an answer. ``UNCACHED``: it was unavailable or bypassed."""
 
     HIT = "hit"
     FILLED = "filled"
     UNCACHED = "uncached"
 
 
-class Ended(StrEnum):
-    """How a request ended, by who is at fault."""
+class RequestOutcome(StrEnum):
+    """Outcome of a request, by the party at fault."""
 
     ANSWERED = "answered"
     CLIENT = "client"
@@ -42,8 +43,8 @@ class Ended(StrEnum):
     INTERNAL = "internal"
 
     @classmethod
-    def of(cls, status: int) -> "Ended":
-        """How a response with this status ended its request."""
+    def of(cls, status: int) -> "RequestOutcome":
+        """Outcome for an HTTP status."""
         match status:
             case 429:
                 return cls.LIMITED
@@ -57,8 +58,8 @@ class Ended(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Times:
-    """Milliseconds; all zero where there was nothing to time."""
+class DurationSummary:
+    """Mean and percentiles in milliseconds; all zero if nothing was recorded."""
 
     mean_ms: float
     p50_ms: float
@@ -67,253 +68,260 @@ class Times:
 
 
 @dataclass(frozen=True, slots=True)
-class Window:
-    """What happened in some seconds.
+class WindowStats:
+    """Statistics of a window.
 
     Attributes:
-        seconds: how many.
-        ended: requests by their end.
-        served: answers by where they came from.
-        times: of answered requests.
-        staleness: how long before its answer went out the positions in ``as_of`` were read.
-        audited: hits that were looked at again, by what was found.
-        audited_stale: for how long a change had been searchable that a hit lacked; of those that lacked one.
-        past_objective: hits for which that was longer than the freshness objective.
+        seconds: length of the window.
+        outcomes: requests by outcome.
+        answers: answers by cache status.
+        latency: duration of answered requests.
+        staleness: time from the read of an answer's positions to its response.
+        audits: audited hits by verdict.
+        audited_staleness: time for which a change missing from an audited hit had been searchable; hits that lack none
+            are not included.
+        slo_violations: audited hits that were stale beyond the freshness objective.
     """
 
     seconds: int
-    ended: Mapping[Ended, int]
-    served: Mapping[Served, int]
-    times: Times
-    staleness: Times
-    audited: Mapping[Verdict, int]
-    audited_stale: Times
-    past_objective: int
+    outcomes: Mapping[RequestOutcome, int]
+    answers: Mapping[CacheStatus, int]
+    latency: DurationSummary
+    staleness: DurationSummary
+    audits: Mapping[AuditVerdict, int]
+    audited_staleness: DurationSummary
+    slo_violations: int
 
     @property
     def requests(self) -> int:
-        """All requests."""
-        return sum(self.ended.values())
+        """Number of requests."""
+        return sum(self.outcomes.values())
 
     @property
-    def error_share(self) -> float:
-        """Share of requests that ended by a fault of this process."""
-        return self.ended[Ended.INTERNAL] / self.requests if self.requests else 0.0
+    def error_rate(self) -> float:
+        """Fraction of requests that failed with an internal error."""
+        return self.outcomes[RequestOutcome.INTERNAL] / self.requests if self.requests else 0.0
 
     @property
-    def unavailable_share(self) -> float:
-        """Share of requests that were refused because a store or a generator cannot serve."""
-        return self.ended[Ended.UNAVAILABLE] / self.requests if self.requests else 0.0
+    def rejection_rate(self) -> float:
+        """Fraction of requests rejected with 503: overload, or a dependency that is down."""
+        return self.outcomes[RequestOutcome.UNAVAILABLE] / self.requests if self.requests else 0.0
 
     @property
-    def hit_share(self) -> float | None:
-        """Share of answers from the cache; None where there were none."""
-        answers = sum(self.served.values())
-        return self.served[Served.HIT] / answers if answers else None
+    def cache_hit_rate(self) -> float | None:
+        """Fraction of answers from the cache; None without answers."""
+        answers = sum(self.answers.values())
+        return self.answers[CacheStatus.HIT] / answers if answers else None
 
 
 @dataclass(frozen=True, slots=True)
-class Spread:
-    """How times spread: how many are in each bucket, and what they add up to."""
+class DurationHistogram:
+    """Durations by bucket, and their sum."""
 
     counts: NDArray[np.int64]
     sum_ms: float
 
-    def __add__(self, other: "Spread") -> "Spread":
-        return Spread(self.counts + other.counts, self.sum_ms + other.sum_ms)
+    def __add__(self, other: "DurationHistogram") -> "DurationHistogram":
+        return DurationHistogram(self.counts + other.counts, self.sum_ms + other.sum_ms)
 
-    def times(self) -> Times:
-        """What is told of them."""
+    def summary(self) -> DurationSummary:
+        """Mean and percentiles."""
         total = int(self.counts.sum())
         if not total:
-            return Times(0.0, 0.0, 0.0, 0.0)
-        reached = self.counts.cumsum()
+            return DurationSummary(0.0, 0.0, 0.0, 0.0)
+        cumulative = self.counts.cumsum()
 
-        def percentile(share: float) -> float:
-            bucket = int(np.searchsorted(reached, math.ceil(share * total)))
-            # The middle of the bucket, on the scale on which buckets are equally wide.
-            return round(_LEAST_MS * _GROWTH ** (bucket - 0.5), 3) if bucket else _LEAST_MS
+        def percentile(quantile: float) -> float:
+            bucket = int(np.searchsorted(cumulative, math.ceil(quantile * total)))
+            # The geometric middle of the bucket.
+            return round(_MIN_MS * _GROWTH ** (bucket - 0.5), 3) if bucket else _MIN_MS
 
-        return Times(round(self.sum_ms / total, 3), percentile(0.50), percentile(0.95), percentile(0.99))
+        return DurationSummary(round(self.sum_ms / total, 3), percentile(0.50), percentile(0.95), percentile(0.99))
 
 
 @dataclass(frozen=True, slots=True)
-class Tally:
-    """Counts of some seconds, which add up over processes.
+class WindowCounts:
+    """Counts of a window. Counts of several processes add up.
 
     Attributes:
-        ended: requests, in the order of ``Ended``.
-        served: answers, in the order of ``Served``.
-        audited: hits that were looked at again, in the order of ``Verdict``.
-        past_objective: one number; this and the rest as in ``Window``.
+        outcomes: requests, in the order of ``RequestOutcome``.
+        answers: answers, in the order of ``CacheStatus``.
+        audits: audited hits, in the order of ``AuditVerdict``.
+        slo_violations: array of one number; this and the histograms as in ``WindowStats``.
     """
 
-    ended: NDArray[np.int64]
-    served: NDArray[np.int64]
-    audited: NDArray[np.int64]
-    past_objective: NDArray[np.int64]
-    times: Spread
-    staleness: Spread
-    audited_stale: Spread
+    outcomes: NDArray[np.int64]
+    answers: NDArray[np.int64]
+    audits: NDArray[np.int64]
+    slo_violations: NDArray[np.int64]
+    latency: DurationHistogram
+    staleness: DurationHistogram
+    audited_staleness: DurationHistogram
 
-    def __add__(self, other: "Tally") -> "Tally":
-        return Tally(*(getattr(self, name) + getattr(other, name) for name in _PARTS))
+    def __add__(self, other: "WindowCounts") -> "WindowCounts":
+        return WindowCounts(*(getattr(self, name) + getattr(other, name) for name in _FIELDS))
 
-    def told(self) -> dict[str, Any]:
-        """As a JSON object."""
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object for ``from_json`` of another process."""
         return {
-            **{name: getattr(self, name).tolist() for name in _COUNTED},
-            **{name: [spread.counts.tolist(), spread.sum_ms] for name, spread in self._spreads()},
+            **{name: getattr(self, name).tolist() for name in _COUNTS},
+            **{name: [histogram.counts.tolist(), histogram.sum_ms] for name, histogram in self._histograms()},
         }
 
-    def _spreads(self) -> Iterator[tuple[str, Spread]]:
-        return ((name, getattr(self, name)) for name in _TIMED)
+    def _histograms(self) -> Iterator[tuple[str, DurationHistogram]]:
+        return ((name, getattr(self, name)) for name in _HISTOGRAMS)
 
     @classmethod
-    def read(cls, told: Mapping[str, Any]) -> "Tally":
-        """Read ``told`` back.
+    def from_json(cls, encoded: Mapping[str, Any]) -> "WindowCounts":
+        """Decode the result of ``to_json``.
 
         Raises:
-            ValueError: it is of another release.
+            ValueError: it was encoded by another release.
         """
         try:
-            counted = {name: np.array(told[name], dtype=np.int64) for name in _COUNTED}
-            spreads = {name: Spread(np.array(told[name][0], dtype=np.int64), float(told[name][1])) for name in _TIMED}
-            parts: dict[str, Any] = counted | spreads
-            tally = cls(**parts)
+            counts = {name: np.array(encoded[name], dtype=np.int64) for name in _COUNTS}
+            histograms = {
+                name: DurationHistogram(np.array(encoded[name][0], dtype=np.int64), float(encoded[name][1]))
+                for name in _HISTOGRAMS
+            }
+            fields: dict[str, Any] = counts | histograms
+            decoded = cls(**fields)
         except (LookupError, TypeError, OverflowError) as error:
-            raise ValueError(f"not a tally: {error!r}") from error
-        lengths = [getattr(tally, name).shape for name in _COUNTED]
-        lengths += [spread.counts.shape for _, spread in tally._spreads()]
-        if lengths != [(len(Ended),), (len(Served),), (len(Verdict),), (1,), *[(_BUCKETS,)] * len(_TIMED)]:
-            raise ValueError(f"not a tally of this release: {lengths}")
-        return tally
+            raise ValueError(f"not window counts: {error!r}") from error
+        shapes = [getattr(decoded, name).shape for name in _COUNTS]
+        shapes += [histogram.counts.shape for _, histogram in decoded._histograms()]
+        expected = [(len(RequestOutcome),), (len(CacheStatus),), (len(AuditVerdict),), (1,)]
+        if shapes != [*expected, *[(_BUCKETS,)] * len(_HISTOGRAMS)]:
+            raise ValueError(f"not window counts of this release: {shapes}")
+        return decoded
 
-    def window(self, seconds: int) -> Window:
-        """What is told of them, which were so many seconds."""
-        return Window(
+    def stats(self, seconds: int) -> WindowStats:
+        """Statistics of the counts, taken over a window of ``seconds``."""
+        return WindowStats(
             seconds=seconds,
-            ended={kind: int(self.ended[place]) for kind, place in _ENDED.items()},
-            served={kind: int(self.served[place]) for kind, place in _SERVED.items()},
-            times=self.times.times(),
-            staleness=self.staleness.times(),
-            audited={kind: int(self.audited[place]) for kind, place in _AUDITED.items()},
-            audited_stale=self.audited_stale.times(),
-            past_objective=int(self.past_objective[0]),
+            outcomes={outcome: int(self.outcomes[column]) for outcome, column in _OUTCOME_COLUMNS.items()},
+            answers={status: int(self.answers[column]) for status, column in _STATUS_COLUMNS.items()},
+            latency=self.latency.summary(),
+            staleness=self.staleness.summary(),
+            audits={verdict: int(self.audits[column]) for verdict, column in _VERDICT_COLUMNS.items()},
+            audited_staleness=self.audited_staleness.summary(),
+            slo_violations=int(self.slo_violations[0]),
         )
 
 
-_COUNTED: Final = ("ended", "served", "audited", "past_objective")
-_TIMED: Final = ("times", "staleness", "audited_stale")
-_PARTS: Final = _COUNTED + _TIMED
+_COUNTS: Final = ("outcomes", "answers", "audits", "slo_violations")
+_HISTOGRAMS: Final = ("latency", "staleness", "audited_staleness")
+_FIELDS: Final = _COUNTS + _HISTOGRAMS
 
 
-class _Histogram:
-    """Times of each second."""
+class _HistogramRing:
+    """A histogram for each second."""
 
     def __init__(self) -> None:
-        self._counts = np.zeros((LONGEST_S, _BUCKETS), dtype=np.uint32)
-        self._sums_ms = np.zeros(LONGEST_S)
+        self._counts = np.zeros((MAX_WINDOW_S, _BUCKETS), dtype=np.uint32)
+        self._sums_ms = np.zeros(MAX_WINDOW_S)
 
     def clear(self, row: int) -> None:
         self._counts[row] = 0
         self._sums_ms[row] = 0.0
 
-    def note(self, row: int, ms: float) -> None:
-        bucket = math.ceil(math.log(ms / _LEAST_MS) / _LOG_GROWTH) if ms > _LEAST_MS else 0
+    def record(self, row: int, ms: float) -> None:
+        bucket = math.ceil(math.log(ms / _MIN_MS) / _LOG_GROWTH) if ms > _MIN_MS else 0
         self._counts[row, min(bucket, _BUCKETS - 1)] += 1
         self._sums_ms[row] += ms
 
-    def note_many(self, row: int, many_ms: Sequence[float]) -> None:
-        ms = np.maximum(np.array(many_ms), _LEAST_MS)
-        buckets = np.minimum(np.ceil(np.log(ms / _LEAST_MS) / _LOG_GROWTH).astype(np.int64), _BUCKETS - 1)
+    def record_many(self, row: int, durations_ms: Sequence[float]) -> None:
+        ms = np.maximum(np.array(durations_ms), _MIN_MS)
+        buckets = np.minimum(np.ceil(np.log(ms / _MIN_MS) / _LOG_GROWTH).astype(np.int64), _BUCKETS - 1)
         self._counts[row] += np.bincount(buckets, minlength=_BUCKETS).astype(np.uint32)
-        self._sums_ms[row] += float(np.sum(many_ms))
+        self._sums_ms[row] += float(np.sum(durations_ms))
 
-    def spread(self, rows: list[int]) -> Spread:
-        return Spread(self._counts[rows].sum(axis=0, dtype=np.int64), float(self._sums_ms[rows].sum()))
+    def total(self, rows: list[int]) -> DurationHistogram:
+        return DurationHistogram(self._counts[rows].sum(axis=0, dtype=np.int64), float(self._sums_ms[rows].sum()))
 
 
 class RollingStats:
-    """Remembers an hour.
+    """Counts of the last hour.
 
-    Times of all methods are seconds of any one clock that only goes forward.
+    ``now_s`` of all methods is the time of one monotonic clock, in seconds.
     """
 
     def __init__(self) -> None:
-        self._seconds = np.full(LONGEST_S, -1, dtype=np.int64)
-        self._ended = np.zeros((LONGEST_S, len(Ended)), dtype=np.int64)
-        self._served = np.zeros((LONGEST_S, len(Served)), dtype=np.int64)
-        self._times = _Histogram()
-        self._staleness = _Histogram()
-        self._audited = np.zeros((LONGEST_S, len(Verdict)), dtype=np.int64)
-        self._audited_stale = _Histogram()
-        self._past_objective = np.zeros(LONGEST_S, dtype=np.int64)
+        self._seconds = np.full(MAX_WINDOW_S, -1, dtype=np.int64)
+        self._outcomes = np.zeros((MAX_WINDOW_S, len(RequestOutcome)), dtype=np.int64)
+        self._answers = np.zeros((MAX_WINDOW_S, len(CacheStatus)), dtype=np.int64)
+        self._latency = _HistogramRing()
+        self._staleness = _HistogramRing()
+        self._audits = np.zeros((MAX_WINDOW_S, len(AuditVerdict)), dtype=np.int64)
+        self._audited_staleness = _HistogramRing()
+        self._slo_violations = np.zeros(MAX_WINDOW_S, dtype=np.int64)
 
-    def note_end(self, ended: Ended, took_ms: float, *, now_s: float) -> None:
-        """A request ended; its time counts if it was answered."""
+    def record_request(self, outcome: RequestOutcome, took_ms: float, *, now_s: float) -> None:
+        """Record the end of a request. Only answered requests count towards latency."""
         row = self._row(now_s)
-        self._ended[row, _ENDED[ended]] += 1
-        if ended is Ended.ANSWERED:
-            self._times.note(row, took_ms)
+        self._outcomes[row, _OUTCOME_COLUMNS[outcome]] += 1
+        if outcome is RequestOutcome.ANSWERED:
+            self._latency.record(row, took_ms)
 
-    def note_served(self, served: Served, staleness_ms: float, *, now_s: float) -> None:
-        """An answer goes out."""
+    def record_answer(self, status: CacheStatus, staleness_ms: float, *, now_s: float) -> None:
+        """Record an answer that is sent."""
         row = self._row(now_s)
-        self._served[row, _SERVED[served]] += 1
-        self._staleness.note(row, staleness_ms)
+        self._answers[row, _STATUS_COLUMNS[status]] += 1
+        self._staleness.record(row, staleness_ms)
 
-    def note_hits(self, took_ms: Sequence[float], staleness_ms: Sequence[float], *, now_s: float) -> None:
-        """As many answers from the cache as there are times, all of them answered requests."""
+    def record_hits(self, took_ms: Sequence[float], staleness_ms: Sequence[float], *, now_s: float) -> None:
+        """Record requests answered from the cache: one element of each sequence per request."""
         row = self._row(now_s)
-        self._ended[row, _ENDED[Ended.ANSWERED]] += len(took_ms)
-        self._times.note_many(row, took_ms)
-        self._served[row, _SERVED[Served.HIT]] += len(took_ms)
-        self._staleness.note_many(row, staleness_ms)
+        self._outcomes[row, _OUTCOME_COLUMNS[RequestOutcome.ANSWERED]] += len(took_ms)
+        self._latency.record_many(row, took_ms)
+        self._answers[row, _STATUS_COLUMNS[CacheStatus.HIT]] += len(took_ms)
+        self._staleness.record_many(row, staleness_ms)
 
-    def note_audited(self, verdict: Verdict, stale_ms: float | None, *, past_objective: bool, now_s: float) -> None:
-        """A hit was looked at again."""
+    def record_audit(
+        self, verdict: AuditVerdict, staleness_ms: float | None, *, violates_slo: bool, now_s: float
+    ) -> None:
+        """Record an audited hit."""
         row = self._row(now_s)
-        self._audited[row, _AUDITED[verdict]] += 1
-        self._past_objective[row] += past_objective
-        if stale_ms is not None:
-            self._audited_stale.note(row, stale_ms)
+        self._audits[row, _VERDICT_COLUMNS[verdict]] += 1
+        self._slo_violations[row] += violates_slo
+        if staleness_ms is not None:
+            self._audited_staleness.record(row, staleness_ms)
 
-    def window(self, seconds: int, *, now_s: float) -> Window:
-        """The last ``seconds``, of which the present one counts as one."""
-        seconds = min(seconds, LONGEST_S)
-        return self.tally(seconds, now_s=now_s).window(seconds)
+    def window(self, seconds: int, *, now_s: float) -> WindowStats:
+        """Statistics of the last ``seconds``, at most ``MAX_WINDOW_S``, including the current second."""
+        seconds = min(seconds, MAX_WINDOW_S)
+        return self.counts(seconds, now_s=now_s).stats(seconds)
 
-    def tally(self, seconds: int, *, now_s: float) -> Tally:
-        """Likewise, to be added to what others counted."""
-        first = int(now_s) - min(seconds, LONGEST_S) + 1
-        rows = [second % LONGEST_S for second in range(first, int(now_s) + 1)]
+    def counts(self, seconds: int, *, now_s: float) -> WindowCounts:
+        """Counts of the last ``seconds``, to be added to those of other processes."""
+        first = int(now_s) - min(seconds, MAX_WINDOW_S) + 1
+        rows = [second % MAX_WINDOW_S for second in range(first, int(now_s) + 1)]
         rows = [row for row in rows if self._seconds[row] >= first]
-        return Tally(
-            ended=self._ended[rows].sum(axis=0),
-            served=self._served[rows].sum(axis=0),
-            audited=self._audited[rows].sum(axis=0),
-            past_objective=self._past_objective[rows].sum(keepdims=True),
-            times=self._times.spread(rows),
-            staleness=self._staleness.spread(rows),
-            audited_stale=self._audited_stale.spread(rows),
+        return WindowCounts(
+            outcomes=self._outcomes[rows].sum(axis=0),
+            answers=self._answers[rows].sum(axis=0),
+            audits=self._audits[rows].sum(axis=0),
+            slo_violations=self._slo_violations[rows].sum(keepdims=True),
+            latency=self._latency.total(rows),
+            staleness=self._staleness.total(rows),
+            audited_staleness=self._audited_staleness.total(rows),
         )
 
     def _row(self, now_s: float) -> int:
         second = int(now_s)
-        row = second % LONGEST_S
+        row = second % MAX_WINDOW_S
         if self._seconds[row] != second:
             self._seconds[row] = second
-            self._ended[row] = 0
-            self._served[row] = 0
-            self._times.clear(row)
+            self._outcomes[row] = 0
+            self._answers[row] = 0
+            self._latency.clear(row)
             self._staleness.clear(row)
-            self._audited[row] = 0
-            self._audited_stale.clear(row)
-            self._past_objective[row] = 0
+            self._audits[row] = 0
+            self._audited_staleness.clear(row)
+            self._slo_violations[row] = 0
         return row
 
 
-_ENDED: Final = {kind: place for place, kind in enumerate(Ended)}
-_AUDITED: Final = {kind: place for place, kind in enumerate(Verdict)}
-_SERVED: Final = {kind: place for place, kind in enumerate(Served)}
+_OUTCOME_COLUMNS: Final = {outcome: column for column, outcome in enumerate(RequestOutcome)}
+_STATUS_COLUMNS: Final = {status: column for column, status in enumerate(CacheStatus)}
+_VERDICT_COLUMNS: Final = {verdict: column for column, verdict in enumerate(AuditVerdict)}

@@ -73,8 +73,8 @@ def test_what_is_missing_changed_or_left_over_is_found_and_mended(monkeypatch, t
     capsys.readouterr()
     assert main(["--check"]) == 1
     said = capsys.readouterr().err
-    assert "docs/contracts/schemas/Problem.json is not current" in said
-    assert "docs/contracts/schemas/Gone.json describes nothing any more" in said
+    assert "docs/contracts/schemas/Problem.json is outdated" in said
+    assert "docs/contracts/schemas/Gone.json is obsolete" in said
     assert main([]) == 0
     assert not leftover.exists()
     assert main(["--check"]) == 0

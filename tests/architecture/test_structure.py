@@ -15,7 +15,7 @@ from freshline.contracts import main as compare_contracts
 from infra.settings import Section, Settings
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = ("freshline", "ingest", "query", "streams", "schemas", "infra")
+PACKAGES = ("freshline", "ingest", "query", "streams", "schemas", "infra", "bench", "chaos")
 SOURCES = [file for package in PACKAGES for file in (ROOT / package).rglob("*.py")]
 
 

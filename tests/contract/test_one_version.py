@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry
 
 from infra.embedding.hashing import HashingEmbedder
 from infra.opensearch.port import ChunkChange, ChunkWrite
-from query.retrieval.retrieve import Retrieval
+from query.retrieval.retrieve import FusionPolicy, Retrieval
 from query.telemetry.metrics import QueryMetrics
 from schemas.documents import DocumentKey, LifeState
 from schemas.index import Manifest, StoredChunk
@@ -33,7 +33,10 @@ class Reader:
         sides = {name: self._counted(name) for name in ("search", "fetch", "manifests", "positions")}
         metrics = QueryMetrics(CollectorRegistry())
         self.retrieval = Retrieval(
-            index=SimpleNamespace(**sides), embedder=self.embedder, metrics=metrics, window=20, kept=20, rrf_k=60
+            index=SimpleNamespace(**sides),
+            embedder=self.embedder,
+            metrics=metrics,
+            policy=FusionPolicy(candidates=20, kept=20, rrf_k=60),
         )
 
     def _counted(self, name):

@@ -1,7 +1,6 @@
-"""Many connections at once, while documents change: no answer may be older than the moment that it names, nor that
-moment be long ago.
+"""Many concurrent connections while documents change: answers must reflect their ``as_of``, which must be recent.
 
-One client over raw connections, so that what is measured is the service. What is checked is right and wrong, not speed.
+Uses one client with raw connections. Checks correctness, not speed.
 """
 
 import asyncio
@@ -23,23 +22,23 @@ from infra.opensearch.provision import create_indices
 from infra.opensearch.store import OpenSearchIndex
 from infra.redis.answers import RedisAnswerCache
 from infra.redis.connect import connect_redis
-from query.cache.near_cache import PROOF_S
+from query.cache.near_cache import MAX_HEARTBEAT_AGE_S
 from schemas.documents import LifeState
 from schemas.index import Manifest, StoredChunk
 from schemas.queries import QueryResponse
 
-pytestmark = pytest.mark.stack
+pytestmark = [pytest.mark.stack, pytest.mark.timeout(900)]
 
 TENANT = "local"
 CONNECTIONS = 200
 QUESTIONS_EACH = 12
 QUESTIONS = 50
 CHANGE_EVERY = 240
-"""Answers between two changes."""
+"""Answers between changes."""
 PARTITIONS = 3
-LIMIT_S = 60
+LIMIT_S = 240
 GROWTH_BYTES = 64_000_000
-"""Resident memory that the second half of the load may add to the first."""
+"""Allowed growth of resident memory in the second half of the load."""
 
 ROOMS = tuple(
     f"{colour} {thing}"
@@ -47,11 +46,11 @@ ROOMS = tuple(
     for thing in ("falcon", "otter", "walrus", "heron", "lynx", "badger", "beetle", "salmon", "bison", "cobra")
 )
 WEIGHTS = tuple(1 / rank for rank in range(1, QUESTIONS + 1))
-"""Zipf's law: the first question is asked fifty times as often as the last."""
+"""Zipf distribution: the first question is asked fifty times as often as the last."""
 
 
 class Library:
-    """Documents that change, written to the stores in the order of the write path, and how far that is applied.
+    """Documents that change, written to the stores in the order of the write path, with their applied state.
 
     Attributes:
         applied: last applied offset of each partition.
@@ -67,11 +66,11 @@ class Library:
         self.applied: dict[int, int] = {}
         self.versions: dict[str, int] = {}
         self.changes = 0
-        # What was applied, and when for certain, oldest first.
+        # Applied states with a time at which they were applied, oldest first.
         self.log: list[tuple[float, dict[int, int], dict[str, int]]] = [(0.0, {}, {})]
 
     async def change(self, documents):
-        """New versions of ``documents``; returns when they are applied."""
+        """Write and apply new versions of ``documents``."""
         async with self._one_at_a_time:
             chunks = [self._next_chunk(document) for document in documents]
             vectors = await self._embedder.embed_passages([chunk.text for chunk in chunks])
@@ -140,7 +139,7 @@ async def library(settings):
 
 @asynccontextmanager
 async def _query_process(monkeypatch):
-    """The query service in a process of its own; yields that process and the service's host and port."""
+    """The query service in its own process; yields the process and the address."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = free.getsockname()
@@ -163,8 +162,8 @@ async def _query_process(monkeypatch):
         yield psutil.Process(process.pid), address
         process.terminate()
         async with asyncio.timeout(LIMIT_S):
-            said = (await reading).decode()
-            assert await process.wait() == 0, said
+            output = (await reading).decode()
+            assert await process.wait() == 0, output
     finally:
         if process.returncode is None:
             process.kill()
@@ -181,7 +180,7 @@ async def _is_taking_connections(address):
 
 
 class Connection:
-    """One kept HTTP connection."""
+    """A keep-alive HTTP connection."""
 
     def __init__(self, reader, writer):
         self._reader = reader
@@ -198,7 +197,7 @@ class Connection:
             await writer.wait_closed()
 
     async def post(self, path, message):
-        """Status and body of the response."""
+        """Status, head in lower case and body of the response."""
         body = json.dumps(message).encode()
         self._writer.write(
             f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
@@ -207,56 +206,66 @@ class Connection:
         )
         head = (await self._reader.readuntil(b"\r\n\r\n")).decode().lower()
         length = int(head.partition("content-length:")[2].partition("\r\n")[0])
-        return int(head.split(" ", 2)[1]), await self._reader.readexactly(length)
+        return int(head.split(" ", 2)[1]), head, await self._reader.readexactly(length)
 
 
 class Load:
-    """What the connections ask together, and what came of it."""
+    """The questions of all connections, and results."""
 
     def __init__(self, library):
         self._library = library
         self._all_connected = asyncio.Barrier(CONNECTIONS)
         self.answers = 0
+        self.rejected = 0
         self.served = Counter()
         self.asked = Counter()
 
     async def run(self, address, seed):
-        """All questions of all connections, each with a random order of its own."""
+        """Ask all questions on all connections, each in its own random order."""
         async with asyncio.timeout(LIMIT_S), asyncio.TaskGroup() as group:
             for number in range(CONNECTIONS):
                 group.create_task(self._ask_in_turn(address, random.Random(f"{seed}-{number}")))
 
-    async def _ask_in_turn(self, address, chance):
+    async def _ask_in_turn(self, address, rng):
         async with Connection.to(address) as connection:
             await self._all_connected.wait()
             for _ in range(QUESTIONS_EACH):
-                [room] = chance.choices(ROOMS, WEIGHTS)
+                [room] = rng.choices(ROOMS, WEIGHTS)
                 await self._ask(connection, room)
                 self.answers += 1
                 if self.answers % CHANGE_EVERY == 0:
-                    await self._library.change(chance.choices(ROOMS, WEIGHTS))
+                    await self._library.change(rng.choices(ROOMS, WEIGHTS))
 
     async def _ask(self, connection, room):
-        asked_ms = time.time() * 1_000
-        status, body = await connection.post("/v1/query", {"query": f"Who booked the room {room}?", "generate": True})
+        message = {"query": f"Who booked the room {room}?", "generate": True}
+        while True:
+            asked_ms = time.time() * 1_000
+            status, head, body = await connection.post("/v1/query", message)
+            if status != 503:
+                break
+            # An overloaded service rejects a question and says when to repeat it, as on a machine with busy cores.
+            self.rejected += 1
+            await asyncio.sleep(int(head.partition("\r\nretry-after:")[2].partition("\r\n")[0]))
         assert status == 200, body
         answer = QueryResponse.model_validate_json(body)
-        assert answer.as_of.checked_ms > asked_ms - PROOF_S * 1_000, "nothing older is proven to be true now"
+        assert answer.as_of.checked_ms > asked_ms - MAX_HEARTBEAT_AGE_S * 1_000, (
+            "the answer is not proven to be current"
+        )
         applied, versions = self._library.applied_before(min(asked_ms, answer.as_of.checked_ms))
-        behind = {
+        missing = {
             partition: offset
             for partition, offset in applied.items()
             if answer.as_of.positions.get(partition, -1) < offset
         }
-        assert not behind, f"true for {answer.as_of.positions} only"
+        assert not missing, f"as_of is {answer.as_of.positions} only"
         [found] = [result for result in answer.results if result.document_id == room]
-        assert found.version >= versions[room], f"says it is true for {answer.as_of.positions}, and is not"
+        assert found.version >= versions[room], f"older than its as_of {answer.as_of.positions}"
         assert found.text.endswith(f"team {found.version}.")
         self.served["hit" if answer.cached else "miss"] += 1
         self.asked[room] += 1
 
 
-async def test_two_hundred_connections_get_true_answers_while_documents_change(library, monkeypatch):
+async def test_two_hundred_connections_get_fresh_answers_while_documents_change(library, monkeypatch):
     load = Load(library)
     async with _query_process(monkeypatch) as (process, address):
         await load.run(address, seed=1)

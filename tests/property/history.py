@@ -15,7 +15,7 @@ from infra.embedding.hashing import HashingEmbedder
 from infra.opensearch.port import ChunkChange, ChunkWrite
 from infra.redis.entry import Entry
 from query.cache.key import normalised
-from query.retrieval.retrieve import Retrieval
+from query.retrieval.retrieve import FusionPolicy, Retrieval
 from query.telemetry.metrics import QueryMetrics
 from schemas.documents import DocumentKey, Outcome
 from schemas.events import IndexChange, StageTimes
@@ -79,7 +79,10 @@ class History:
         self.embedder = RandomEmbedder()
         metrics = QueryMetrics(CollectorRegistry())
         self.retrieval = Retrieval(
-            index=self.index, embedder=self.embedder, metrics=metrics, window=FUSION.fused, kept=FUSION.kept, rrf_k=60
+            index=self.index,
+            embedder=self.embedder,
+            metrics=metrics,
+            policy=FusionPolicy(candidates=FUSION.fused, kept=FUSION.kept, rrf_k=60),
         )
         self.questions = [self._question() for _ in range(10)]
         # What each stored answer says, and which passages were touched since.
@@ -125,11 +128,9 @@ class History:
         self.offset += 1
         standing = self.passages.get(name, {})
         gone = [chunk_id for chunk_id in standing if self.rng.random() < 0.4]
-        # The same id with another version: what an edit of the document's attributes does.
+        # The same id with another version: the id covers all content, so that is the same (0042).
         again = [chunk_id for chunk_id in standing if chunk_id not in gone and self.rng.random() < 0.2]
-        # Its title is searched too, and is no part of what names a passage here.
-        title = " ".join(self.rng.choices(WORDS, k=self.rng.randint(0, 9)))
-        told = {"version": self.offset, "position": f"documents.v1-0:{self.offset}", "title": title or None}
+        told = {"version": self.offset, "position": f"documents.v1-0:{self.offset}"}
         put = [standing[chunk_id].model_copy(update=told) for chunk_id in again]
         put += [self._passage(key) for _ in range(self.rng.randint(0, 3))]
         writes = [ChunkWrite(chunk, await self.embedder.embed_query(chunk.text)) for chunk in put]

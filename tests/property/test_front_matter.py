@@ -185,7 +185,7 @@ def test_no_shape_of_front_matter_takes_long(block, fence):
     """It is read in the worker's own process."""
     began = time.process_time()
     parsed = parse(f"{fence}\n{block}\n{fence}\nThe text.\n".encode(), MARKDOWN)
-    assert time.process_time() - began < 0.5
+    assert time.process_time() - began < 2
     assert parsed.text.endswith("The text.\n")
 
 
@@ -202,4 +202,4 @@ def test_no_shape_of_front_matter_takes_long(block, fence):
 def test_no_shape_of_toml_takes_long(block):
     began = time.process_time()
     assert parse(f"+++\n{block}\n+++\nThe text.\n".encode(), MARKDOWN).text.endswith("The text.\n")
-    assert time.process_time() - began < 0.5
+    assert time.process_time() - began < 2

@@ -1,7 +1,7 @@
-"""All orders of looks, announcements, drops, losses and broken subscriptions: no copy is served that should be gone.
+"""Model check of the near cache: no order of reads, messages, evictions and failures serves an invalidated answer.
 
-The content of the index is a number; an answer is the content that it was retrieved from, and the number of its fill. A
-change raises the content, is announced on position ``{0: content}``, and drops the answer in Redis.
+The content of the index is a number. An answer is the content that it was retrieved from, and the number of its fill. A
+change increments the content, is published with position ``{0: content}``, and invalidates the answer in Redis.
 """
 
 import asyncio
@@ -20,12 +20,12 @@ STEP_S = 0.001
 
 
 def run(call):
-    """The value of a coroutine that waits for nothing."""
+    """The result of a coroutine that never suspends."""
     try:
         call.send(None)
     except StopIteration as stop:
         return stop.value
-    raise AssertionError("it waited")
+    raise AssertionError("it suspended")
 
 
 @dataclass
@@ -38,7 +38,7 @@ class Clock:
 
 @dataclass
 class World:
-    """One process that keeps copies; planted mistakes override single steps."""
+    """One process with a near cache. Planted mistakes override methods of the cache."""
 
     clock: Clock = field(default_factory=Clock)
     near_class: type = NearCache
@@ -46,12 +46,20 @@ class World:
     cache: MemoryAnswerCache | None = None
     content: int = 0
     queue: list[Applied] | None = None
-    looks: list[tuple[Lookup, float]] = field(default_factory=list)
+    reads: list[tuple[Lookup, float]] = field(default_factory=list)
     fills: int = 0
-    # Moment at which an answer was gone from Redis.
-    gone_s: dict[bytes, float] = field(default_factory=dict)
+    # Time at which an answer was removed from Redis.
+    removed_s: dict[bytes, float] = field(default_factory=dict)
     left: dict[str, int] = field(
-        default_factory=lambda: {"change": 2, "fill": 2, "look": 2, "subscribe": 2, "lose": 1, "evict": 1, "prove": 1}
+        default_factory=lambda: {
+            "change": 2,
+            "fill": 2,
+            "read": 2,
+            "subscribe": 2,
+            "lose": 1,
+            "evict": 1,
+            "heartbeat": 1,
+        }
     )
 
     def __post_init__(self):
@@ -66,45 +74,45 @@ class World:
         if self.left["fill"]:
             yield "fill", 0
         if run(self.cache.lookup(TENANT, KEY)).entry is not None:
-            for name in ("look", "evict"):
+            for name in ("read", "evict"):
                 if self.left[name]:
                     yield name, 0
-        yield from self._steps_of_the_subscription()
-        for number in range(len(self.looks)):
+        yield from self._subscription_steps()
+        for number in range(len(self.reads)):
             yield "arrive", number
 
-    def _steps_of_the_subscription(self):
+    def _subscription_steps(self):
         if self.queue is None:
             if self.left["subscribe"]:
                 yield "subscribe", 0
         else:
-            yield "sever", 0
+            yield "disconnect", 0
             if self.queue:
-                yield "hear", 0
-            elif self.left["prove"]:
-                yield "prove", 0
+                yield "receive", 0
+            elif self.left["heartbeat"]:
+                yield "heartbeat", 0
 
     def take(self, step, number):
         self.clock.now_s += STEP_S
         if step in self.left:
             self.left[step] -= 1
-        announced = self._announcements()
+        published = self._capture_messages()
         getattr(self, step)(number)
         if self.queue is not None and step != "subscribe":
-            self.queue += announced()
+            self.queue += published()
 
-    def _announcements(self):
+    def _capture_messages(self):
         inbox: asyncio.Queue = asyncio.Queue()
         self.cache._subscribers.add(inbox)
 
-        def taken():
+        def messages():
             self.cache._subscribers.discard(inbox)
             return [inbox.get_nowait() for _ in range(inbox.qsize())]
 
-        return taken
+        return messages
 
     def change(self, _):
-        self._gone()
+        self._note_removal()
         self.content += 1
         judged = run(self.cache.lookup(TENANT, KEY)).epoch
         if run(self.cache.append(TENANT, 0, {0: self.content}, b"change")).waits:
@@ -113,65 +121,67 @@ class World:
             assert run(self.cache.settle(TENANT, 0, judged=judged, epoch=pending.epoch, drop=drop))
 
     def fill(self, _):
-        """Another process stores an answer, in the place of one that is there."""
-        self._gone()
+        """Another process stores an answer, and replaces the existing one."""
+        self._note_removal()
         self.fills += 1
         epoch = run(self.cache.lookup(TENANT, KEY)).epoch
         run(self.cache.store(TENANT, KEY, b"%d %d" % (self.content, self.fills), epoch=epoch, ttl_s=60))
 
     def evict(self, _):
-        """Room is made: the answer is gone although nothing changed, and is not judged from here on."""
-        self._gone()
-        place = self.cache._slice(TENANT, 0)
-        del place.answers[KEY]
-        self.cache._announce(TENANT, 0, place, {}, {KEY})
+        """The answer is evicted without a change. Later changes are not evaluated for it."""
+        self._note_removal()
+        state = self.cache._slice(TENANT, 0)
+        del state.answers[KEY]
+        self.cache._announce(TENANT, 0, state, {}, {KEY})
 
     def lose(self, _):
-        """All data, on a connection that lives; and somebody stores another answer."""
+        """Redis loses all data without closing the connection, and another answer is stored."""
         self.cache._slices.clear()
         epoch = run(self.cache.lookup(TENANT, "other")).epoch
         run(self.cache.store(TENANT, "other", b"other", epoch=epoch, ttl_s=60))
 
-    def look(self, _):
-        self.looks.append((run(self.cache.lookup(TENANT, KEY)), self.clock.now_s))
+    def read(self, _):
+        self.reads.append((run(self.cache.lookup(TENANT, KEY)), self.clock.now_s))
 
     def arrive(self, number):
-        look, looked_s = self.looks.pop(number)
-        self.near.put(TENANT, KEY, look, look.entry, looked_s=looked_s)
+        lookup, read_s = self.reads.pop(number)
+        self.near.put(TENANT, KEY, lookup, lookup.entry, read_s=read_s)
 
     def subscribe(self, _):
         self.queue = []
-        self.near.subscribed()
+        self.near.on_subscribed()
 
-    def sever(self, _):
+    def disconnect(self, _):
         self.queue = None
-        self.near.lost()
+        self.near.on_disconnected()
 
-    def hear(self, _):
-        self.near.heard(self.queue.pop(0))
+    def receive(self, _):
+        self.near.on_message(self.queue.pop(0))
 
-    def prove(self, _):
-        """Nothing is on its way: all that was announced was heard."""
-        self.near.complete(self.clock.now_s)
+    def heartbeat(self, _):
+        """No message is in flight: every published one has been received."""
+        self.near.on_heartbeat(self.clock.now_s)
 
-    def _gone(self):
-        look = run(self.cache.lookup(TENANT, KEY))
-        if look.entry is not None:
-            self.gone_s[look.entry] = self.clock.now_s
+    def _note_removal(self):
+        lookup = run(self.cache.lookup(TENANT, KEY))
+        if lookup.entry is not None:
+            self.removed_s[lookup.entry] = self.clock.now_s
 
     def check(self):
         hit = self.near.get(KEY)
         if hit is None:
             return
         content = int(hit.body.split()[0])
-        assert hit.positions.get(0, 0) <= content, f"served {content} as true for {hit.positions}"
-        # Proven up to a moment: what was gone before it has been heard of.
-        gone_s = self.gone_s.get(hit.body)
-        assert gone_s is None or gone_s > self.near._proven_s, f"served {hit.body}, gone before the last proof"
+        assert hit.positions.get(0, 0) <= content, f"served {content} with positions {hit.positions}"
+        # Every invalidation before the last heartbeat has been received.
+        removed_s = self.removed_s.get(hit.body)
+        assert removed_s is None or removed_s > self.near._heartbeat_s, (
+            f"served {hit.body}, removed before the last heartbeat"
+        )
 
 
 def explore(first, depth):
-    """Every order of at most ``depth`` steps; how many were taken."""
+    """Explore every order of at most ``depth`` steps; returns the number of steps taken."""
     taken = 0
     front = [first]
     for _ in range(depth):
@@ -188,24 +198,27 @@ def explore(first, depth):
 
 
 def _fingerprint(world):
-    """States that differ in times and numbers only by how they were reached are one."""
+    """Equal for states that differ only in absolute times and sequence numbers."""
     near = world.near
-    place = world.cache._slices.get((TENANT, 0))
-    told = place.told if place else 0
-    known = near._places.get((TENANT, 0))
-    copy = near._copies.get(KEY)
+    stored = world.cache._slices.get((TENANT, 0))
+    sequence = stored.told if stored else 0
+    state = near._slices.get((TENANT, 0))
+    entry = near._entries.get(KEY)
     return repr(
         (
             sorted(world.left.items()),
             world.content,
-            place and ({key: one.entry for key, one in place.answers.items()}, place.positions),
-            world.queue and [(one.told - told, one.positions, one.dropped) for one in world.queue],
+            stored and ({key: answer.entry for key, answer in stored.answers.items()}, stored.positions),
+            world.queue and [(message.told - sequence, message.positions, message.dropped) for message in world.queue],
             world.queue is None,
-            [(look.told - told, look.entry, look.positions, at < (near._since_s or 0)) for look, at in world.looks],
-            known and (known.told and known.told - told, known.positions, known.heard),
-            copy and (copy.body, copy.positions, copy.heard),
-            {content: at > near._proven_s for content, at in world.gone_s.items()},
-            near._proven_s > 0,
+            [
+                (lookup.told - sequence, lookup.entry, lookup.positions, read_s < (near._subscribed_s or 0))
+                for lookup, read_s in world.reads
+            ],
+            state and (state.sequence and state.sequence - sequence, state.positions, state.generation),
+            entry and (entry.body, entry.positions, entry.generation),
+            {content: at > near._heartbeat_s for content, at in world.removed_s.items()},
+            near._heartbeat_s > 0,
         )
     )
 
@@ -213,44 +226,44 @@ def _fingerprint(world):
 DEPTH = 7
 
 
-def test_no_order_serves_a_copy_that_is_gone():
+def test_no_order_serves_an_invalidated_answer():
     assert explore(World(), DEPTH) > 10_000
 
 
-class KeepsWhatWasReadBeforeTheSubscription(NearCache):
-    def put(self, tenant, key, look, body, *, looked_s):
-        return super().put(tenant, key, look, body, looked_s=max(looked_s, self._since_s or 0))
+class StoresReadsFromBeforeTheSubscription(NearCache):
+    def put(self, tenant, key, lookup, body, *, read_s):
+        return super().put(tenant, key, lookup, body, read_s=max(read_s, self._subscribed_s or 0))
 
 
-class KeepsWhatWasDroppedMeanwhile(NearCache):
-    def put(self, tenant, key, look, body, *, looked_s):
-        place = self._place(tenant, 0)
-        told, place.told = place.told, None
-        kept = super().put(tenant, key, look, body, looked_s=looked_s)
-        place.told = told
-        return kept
+class StoresAnswersInvalidatedSinceTheRead(NearCache):
+    def put(self, tenant, key, lookup, body, *, read_s):
+        state = self._slice(tenant, 0)
+        sequence, state.sequence = state.sequence, None
+        is_stored = super().put(tenant, key, lookup, body, read_s=read_s)
+        state.sequence = sequence
+        return is_stored
 
 
-class OverlooksGaps(NearCache):
-    def heard(self, announced):
-        self._place(announced.tenant, announced.number).told = announced.told - 1
-        super().heard(announced)
+class IgnoresSequenceGaps(NearCache):
+    def on_message(self, message):
+        self._slice(message.tenant, message.number).sequence = message.told - 1
+        super().on_message(message)
 
 
-class ForgetsNothing(NearCache):
-    def lost(self):
-        self._since_s = None
+class KeepsEntriesOnDisconnect(NearCache):
+    def on_disconnected(self):
+        self._subscribed_s = None
 
 
 @pytest.mark.parametrize(
     "mistake",
     [
-        KeepsWhatWasReadBeforeTheSubscription,
-        KeepsWhatWasDroppedMeanwhile,
-        OverlooksGaps,
-        ForgetsNothing,
+        StoresReadsFromBeforeTheSubscription,
+        StoresAnswersInvalidatedSinceTheRead,
+        IgnoresSequenceGaps,
+        KeepsEntriesOnDisconnect,
     ],
 )
-def test_the_model_catches(mistake):
+def test_the_model_detects_a_planted_mistake(mistake):
     with pytest.raises(AssertionError, match="served"):
         explore(World(near_class=mistake), DEPTH)

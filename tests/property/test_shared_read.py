@@ -1,4 +1,4 @@
-"""What an answer that several share is said to be true for: what its retrieval found, and what each of them saw."""
+"""Positions of a shared answer: at most what its search returned, at least what each request read."""
 
 from dataclasses import dataclass, field
 
@@ -11,7 +11,7 @@ from schemas.positions import AsOf
 
 @dataclass
 class Tenant:
-    """Two partitions whose changes become searchable, and are applied to cached answers later."""
+    """Two partitions. Changes become searchable first, and are applied to cached answers later."""
 
     searchable: dict[int, int] = field(default_factory=lambda: {0: 0, 1: 0})
     applied: dict[int, int] = field(default_factory=lambda: {0: 0, 1: 0})
@@ -26,7 +26,7 @@ class Tenant:
             self.applied[partition] = self.searchable[partition]
             self.epoch += 1
 
-    def look(self, kind):
+    def read(self, kind):
         self.now_ms += 1
         positions = self.searchable if kind == "index" else self.applied
         as_of = AsOf(positions=dict(positions), checked_ms=self.now_ms)
@@ -37,11 +37,11 @@ PARTITION = st.integers(0, 1)
 STEPS = st.lists(
     st.one_of(
         st.tuples(st.sampled_from(("change", "apply")), PARTITION),
-        st.tuples(st.just("come"), st.sampled_from(("cache", "index"))),
-        st.tuples(st.just("look"), st.sampled_from(("cache", "index"))),
+        st.tuples(st.just("read and join"), st.sampled_from(("cache", "index"))),
+        st.tuples(st.just("read"), st.sampled_from(("cache", "index"))),
         st.tuples(st.just("join"), st.integers(0, 9)),
-        st.tuples(st.just("begin"), st.booleans()),
-        st.tuples(st.just("found"), st.none()),
+        st.tuples(st.just("start search"), st.booleans()),
+        st.tuples(st.just("resolve"), st.none()),
     ),
     max_size=40,
 )
@@ -53,69 +53,69 @@ def covers(positions, others):
 
 @dataclass
 class World:
-    """Those who share an answer, one after the other, and what its retrieval finds."""
+    """Requests that join one flight, and the positions that its answer reflects."""
 
     tenant: Tenant
     first: ReadSnapshot
-    found: dict[int, int] | None = None
+    reflected: dict[int, int] | None = None
 
     def __post_init__(self):
-        self.shared, self.looks, self.sharers = SharedRead(self.first), [self.first], [self.first]
+        self.shared, self.reads, self.joined = SharedRead(self.first), [self.first], [self.first]
 
     def take(self, step, what):
         match step:
             case "change" | "apply":
                 getattr(self.tenant, step)(what)
-            case "come":
-                self.join(self.tenant.look(what))
-            case "look":
-                self.looks.append(self.tenant.look(what))
+            case "read and join":
+                self.join(self.tenant.read(what))
+            case "read":
+                self.reads.append(self.tenant.read(what))
             case "join":
-                self.join(self.looks[what % len(self.looks)])  # it may have looked long before it comes to join
-            case "begin" if self.found is None:
-                self.shared.begin(searchable=self.tenant.searchable if what else {})
-                self.found = dict(self.tenant.searchable)
-            case "found" if self.found is None and self.shared.found(self.tenant.look("cached")):
-                self.found = dict(self.tenant.applied)
-                event("found")
+                self.join(self.reads[what % len(self.reads)])  # a read may be older than the join
+            case "start search" if self.reflected is None:
+                self.shared.start_search(searchable=self.tenant.searchable if what else {})
+                self.reflected = dict(self.tenant.searchable)
+            case "resolve" if self.reflected is None and self.shared.resolve(self.tenant.read("cached")):
+                self.reflected = dict(self.tenant.applied)
+                event("resolved")
 
-    def join(self, one):
-        if self.shared.join(one):
-            self.sharers.append(one)
-            event(f"joined, begun: {self.found is not None}")
+    def join(self, snapshot):
+        if self.shared.join(snapshot):
+            self.joined.append(snapshot)
+            event(f"joined, search started: {self.reflected is not None}")
         else:
-            assert self.found is not None
+            assert self.reflected is not None
 
 
 @settings(max_examples=500)
 @given(first=st.sampled_from(("cache", "index")), steps=STEPS)
-def test_nobody_is_promised_more_than_the_retrieval_finds_nor_less_than_they_saw(first, steps):
+def test_positions_are_at_most_what_the_answer_reflects_and_at_least_what_was_read(first, steps):
     tenant = Tenant()
-    world = World(tenant, tenant.look(first))
+    world = World(tenant, tenant.read(first))
     for step, what in steps:
         world.take(step, what)
-    for one in world.sharers if world.found is not None else ():
-        seen = world.shared.seen_by(one)
-        assert covers(world.found, seen.as_of.positions)
-        assert covers(seen.as_of.positions, one.as_of.positions)
-        assert seen.as_of.checked_ms >= one.as_of.checked_ms
-        assert seen.cached == world.shared.standing.cached
+    for snapshot in world.joined if world.reflected is not None else ():
+        seen = world.shared.seen_by(snapshot)
+        assert covers(world.reflected, seen.as_of.positions)
+        assert covers(seen.as_of.positions, snapshot.as_of.positions)
+        assert seen.as_of.checked_ms >= snapshot.as_of.checked_ms
+        assert seen.cached == world.shared.snapshot.cached
 
 
 @given(steps=STEPS)
-def test_an_answer_is_kept_under_an_epoch_that_was_seen_before_its_search(steps):
+def test_the_epoch_of_a_fill_was_read_before_its_search(steps):
     tenant = Tenant()
-    shared = SharedRead(tenant.look("cache"))
+    shared = SharedRead(tenant.read("cache"))
     epochs = {1}
     for step, what in steps:
         match step:
             case "change" | "apply":
                 getattr(tenant, step)(what)
-            case "look" | "come":
-                one = tenant.look("cache")
-                shared.join(one)
-                epochs.add(one.epoch)
-            case "begin":
-                shared.begin(searchable=tenant.searchable)
+            case "read" | "read and join":
+                snapshot = tenant.read("cache")
+                shared.join(snapshot)
+                epochs.add(snapshot.epoch)
+            case "start search":
+                shared.start_search(searchable=tenant.searchable)
                 break
-    assert shared.standing.epoch == max(epochs)
+    assert shared.snapshot.epoch == max(epochs)

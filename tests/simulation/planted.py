@@ -169,19 +169,19 @@ class AdvancesBeforeItDrops(Invalidate):
 
 
 class AnswersWithTwoVersions(Retrieval):
-    """Takes whatever is found."""
+    """Returns passages without the version check."""
 
-    async def _passages(self, candidates, access, top_k, _written):
-        found, _ = await self._fetch(candidates, access, top_k)
-        return tuple(found), True
+    async def _passages(self, fused, access, top_k, _written):
+        passages, _ = await self._fetch(fused, access, top_k)
+        return tuple(passages), True
 
 
 class SearchesOnce(Retrieval):
-    """Leaves out the version that is not to be seen, but does not look where all of the other is."""
+    """Excludes the other version, but does not search again for missing passages of the selected one."""
 
-    async def _passages(self, candidates, access, top_k, written):
-        found, _ = await super()._passages(candidates, access, top_k, written)
-        return found, True
+    async def _passages(self, fused, access, top_k, written):
+        passages, _ = await super()._passages(fused, access, top_k, written)
+        return passages, True
 
 
 class TellsOnlyWhatWasRecorded(EventStatuses):

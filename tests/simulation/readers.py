@@ -11,10 +11,12 @@ from freshline.verify.served import served_passages
 from infra.generation.extractive import ExtractiveGenerator
 from infra.opensearch.port import IndexUnavailable
 from query.answers.answer import AnswerService
-from query.cache.freshness import FreshnessReader
+from query.answers.fill import AnswerFill, AnswerStore
+from query.cache.freshness import FreshnessReader, FreshnessSources
 from query.cache.key import AnswerMaker
 from query.cache.near_cache import NearCache
 from query.cache.subscription import InvalidationSubscription
+from query.retrieval.retrieve import FusionPolicy
 from query.telemetry.metrics import QueryMetrics
 from schemas.queries import QueryRequest
 from schemas.search import Access
@@ -34,25 +36,26 @@ class Reader:
         metrics = QueryMetrics(CollectorRegistry())
         near = NearCache(slices=world.cache.count, max_bytes=1_000_000, monotonic_s=loop.time)
         self._watch = watch = InvalidationSubscription(world.cache, near)
-        self._answering = AnswerService(
-            freshness=FreshnessReader(
-                cache=world.cache,
-                index=world.index,
-                near=near,
-                watch=watch,
-                metrics=metrics,
-                wait_s=1,
-                monotonic_s=loop.time,
-            ),
+        freshness = FreshnessReader(
+            FreshnessSources(world.cache, near, world.index, watch),
+            metrics=metrics,
+            wait_s=1,
+            monotonic_s=loop.time,
+        )
+        fill = AnswerFill(
+            freshness=freshness,
             retrieval=world.parts.retrieval(
-                index=world.index, embedder=world.embedder, metrics=metrics, window=ROOM, kept=ROOM, rrf_k=60
+                index=world.index,
+                embedder=world.embedder,
+                metrics=metrics,
+                policy=FusionPolicy(candidates=ROOM, kept=ROOM, rrf_k=60),
             ),
             generator=ExtractiveGenerator(),
-            cache=world.cache,
-            maker=AnswerMaker("g1", world.embedder.model.fingerprint, "none", "rrf"),
+            store=AnswerStore(world.cache, ttl_s=3_600),
             metrics=metrics,
-            ttl_s=3_600,
         )
+        maker = AnswerMaker("g1", world.embedder.model.fingerprint, "none", "rrf")
+        self._answering = AnswerService(freshness=freshness, fill=fill, maker=maker, metrics=metrics)
 
     async def ask_for_ever(self) -> None:
         """Ask the same few questions again and again, as people do, so that answers come from the cache too."""

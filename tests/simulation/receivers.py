@@ -75,7 +75,7 @@ class Receivers:
         self.told.add((webhook.tenant, message.message_id))
         place = Position.parse(body["data"]["position"])
         applied = await world.cache.positions(webhook.tenant)
-        world.observed.told_of_end(message.message_id, place, applied)
+        world.observed.completion_reported(message.message_id, place, applied)
         await world.faults.after()
         return NotDelivered("no answer") if not world.faults.calm and world.rng.random() < 0.1 else None
 

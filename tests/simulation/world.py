@@ -25,7 +25,7 @@ from shaky_twins import (
 from worker import Worker
 
 from freshline.verify.invariants import Version
-from freshline.verify.observed import Observed
+from freshline.verify.observed import ObservedHistory
 from freshline.verify.served import planned_passages
 from infra.kafka.codec import decode, encode_event
 from infra.kafka.memory import MemoryStreams
@@ -106,7 +106,7 @@ class World:
         self.receivers = Receivers(self)
         self.committed: dict[tuple[StepName, int], int] = defaultdict(int)
         self._floor: dict[tuple[StepName, int], int] = {}
-        self.observed = Observed()
+        self.observed = ObservedHistory()
         self.sent: list[tuple[str, str]] = []
         self._sent_once: list[tuple[str, str]] = []
         self._read_changes = dict.fromkeys(range(PARTITIONS), 0)
@@ -283,7 +283,7 @@ class World:
             if status.outcome is None:
                 self.observed.lost(f"nobody can tell how {event_id} ended: {status}")
             else:
-                self.observed.told_again(Position.parse(status.position), status.outcome)
+                self.observed.outcome_reported_again(Position.parse(status.position), status.outcome)
 
     async def _wait_for_messages(self) -> None:
         """Whoever asked for it is told of each end, once at least."""
@@ -348,7 +348,7 @@ class World:
                 position = Position.parse(change.position)
                 if change.outcome is Outcome.DEAD_LETTER:
                     self._give_up(position)
-                self.observed.told(position, change.outcome, self.index.seen(key))
+                self.observed.record_outcome(position, change.outcome, self.index.seen(key))
             self._read_changes[partition] = len(lane)
         self._look()
 

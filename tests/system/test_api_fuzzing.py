@@ -10,7 +10,7 @@ from hypothesis.errors import Unsatisfiable
 from schemathesis import GenerationMode, checks
 from schemathesis.core.failures import Failure, FailureGroup
 
-from bench.installation import Installation, installed
+from bench.installation import BenchInstallation, installed
 from infra.local import Stack
 from ingest.batches import NDJSON
 from schemas.content_types import SUPPORTED_TYPES
@@ -48,7 +48,7 @@ FUZZED = settings(
 
 
 @pytest.fixture(scope="module")
-async def installation(stack: Stack) -> AsyncIterator[Installation]:
+async def installation(stack: Stack) -> AsyncIterator[BenchInstallation]:
     async with installed(
         stack, {"FRESHLINE_KAFKA__PARTITIONS": "3", "FRESHLINE_QUERY__MIN_POSITION_WAIT_S": "0"}
     ) as it:

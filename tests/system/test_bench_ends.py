@@ -1,4 +1,4 @@
-"""A benchmark that is told to stop leaves no process behind."""
+"""A stopped benchmark leaves no process."""
 
 import asyncio
 import signal
@@ -13,7 +13,7 @@ LIMIT_S = 90
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
-async def test_a_stopped_benchmark_takes_its_processes_with_it(stack, number):
+async def test_a_stopped_benchmark_ends_its_processes(stack, number):
     bench = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "freshline", "bench", "redis-states", "--seconds", "60"),
         *("--data", str(stack.config.data_dir)),

@@ -7,7 +7,7 @@ import httpx
 import orjson
 import pytest
 
-from bench.installation import Installation, installed
+from bench.installation import BenchInstallation, installed
 from freshline.services import Services, connect_services
 from freshline.verify.run import verify
 from infra.blobs import open_blob_store
@@ -26,28 +26,28 @@ FOLDER = 200
 
 
 @pytest.fixture(scope="module")
-async def installation(stack: Stack) -> AsyncIterator[Installation]:
+async def installation(stack: Stack) -> AsyncIterator[BenchInstallation]:
     async with installed(stack, {"FRESHLINE_KAFKA__PARTITIONS": "3"}) as running:
         yield running
 
 
 @pytest.fixture
-async def services(installation: Installation) -> AsyncIterator[Services]:
+async def services(installation: BenchInstallation) -> AsyncIterator[Services]:
     async with connect_services(installation.settings) as connected:
         yield connected
 
 
-async def batch(installation: Installation, lines: Iterable[dict]) -> None:
+async def batch(installation: BenchInstallation, lines: Iterable[dict]) -> None:
     """Send a batch, and wait until it is through."""
     body = b"".join(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE) for line in lines)
     async with httpx.AsyncClient(base_url=installation.ingest_url, timeout=120) as client:
         headers = {"content-type": "application/x-ndjson"}
         sent = (await client.post("/v1/documents:batch", content=body, headers=headers)).json()
-    assert not sent["refused"], sent
+    assert not sent["rejected"], sent
     await installation.caught_up(timeout_s=200)
 
 
-async def outcomes(installation: Installation) -> dict[str, Counter[Outcome]]:
+async def outcomes(installation: BenchInstallation) -> dict[str, Counter[Outcome]]:
     """How often the events of each document ended, by outcome; an event that was told twice counts once."""
     told: dict[str, tuple[str, Outcome]] = {}
     async for record in read_to_end(installation.settings, INDEX_CHANGES):

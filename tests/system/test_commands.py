@@ -120,10 +120,10 @@ def test_a_cached_answer_is_explained_and_so_is_its_drop(handbook: Path, setting
     assert cached["near"]
     assert stored["sources"][0]["document_id"] == "travel.md"
     assert stored["size_bytes"] > 1_500
-    assert 0 < stored["ends_in_ms"] <= 3_600_000
+    assert 0 < stored["ttl_ms"] <= 3_600_000
     for leg in ("vector_window", "lexical_window"):
-        assert 1 <= stored[leg]["fused"] <= stored[leg]["places"] <= stored[leg]["asked"]
-    assert -1 <= stored["vector_window"]["edge_score"] <= 1
+        assert 1 <= stored[leg]["fused"] <= stored[leg]["kept"] <= stored[leg]["requested"]
+    assert -1 <= stored["vector_window"]["lowest_kept_score"] <= 1
     # Other options, another answer.
     assert told("explain-cache", question, "--top-k", "1")["stored"] is None
     (handbook / "travel.md").write_text(TRAVEL.replace("30 days", "40 days"))
@@ -154,7 +154,7 @@ def test_document_that_cannot_be_read_fails_the_command(home: Path) -> None:
     assert summary["outcomes"] == {"dead_letter": 1}
     report = told("verify")
     assert report["ok"]
-    assert report["refused"]["examples"] == ["local/broken.pdf"]
+    assert report["rejected"]["examples"] == ["local/broken.pdf"]
 
 
 @pytest.mark.usefixtures("handbook")

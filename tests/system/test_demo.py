@@ -1,4 +1,4 @@
-"""The demo as a new user runs it: one command, real servers, real documents."""
+"""The demo command with real servers and documents."""
 
 import json
 import shutil
@@ -22,7 +22,7 @@ COMMAND = (sys.executable, "-m", "freshline", "demo", "--once", "--json", "--dat
 
 @pytest.fixture
 def home() -> Iterator[Path]:
-    """A data directory for the demo to make, which a server of another user can reach."""
+    """Data directory of the demo, accessible to servers of another user."""
     place = Path(tempfile.mkdtemp(prefix="freshline-tests-", dir="/var/tmp"))
     place.chmod(0o711)
     yield place / "demo"
@@ -41,7 +41,7 @@ def handbook(tmp_path: Path) -> Path:
 
 
 def processes(home: Path) -> list[psutil.Process]:
-    """The supervisor and everything that it runs, from what it has written."""
+    """The supervisor and its processes, from its state file."""
     state = json.loads((home / "state.json").read_text(encoding="utf-8"))
     identities = [state["supervisor"], *(process["identity"] for process in state["processes"])]
     return [psutil.Process(one["pid"]) for one in identities if one is not None and psutil.pid_exists(one["pid"])]
@@ -75,7 +75,7 @@ def test_run_after_a_killed_one(home: Path, handbook: Path) -> None:
     command = [*COMMAND, str(home), "--docs", str(handbook)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as killed:
         assert killed.stderr is not None
-        for line in killed.stderr:  # ends with the process, should it never come so far
+        for line in killed.stderr:  # ends with the process at the latest
             if line.startswith("opensearch-1: ready"):
                 break
         left = processes(home)
@@ -89,8 +89,8 @@ def test_run_after_a_killed_one(home: Path, handbook: Path) -> None:
     assert alive == []
 
 
-def test_sigterm_leaves_nothing(home: Path, handbook: Path) -> None:
-    told = subprocess.Popen(
+def test_sigterm_leaves_no_process(home: Path, handbook: Path) -> None:
+    demo = subprocess.Popen(
         [*COMMAND, str(home), "--docs", str(handbook)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     deadline_s = time.monotonic() + 60
@@ -98,17 +98,17 @@ def test_sigterm_leaves_nothing(home: Path, handbook: Path) -> None:
         assert time.monotonic() < deadline_s
         time.sleep(0.05)
     started = processes(home)
-    told.terminate()
-    assert told.wait(timeout=120) == 130
+    demo.terminate()
+    assert demo.wait(timeout=120) == 130
     _, alive = psutil.wait_procs(started, timeout=30)
     assert alive == []
     assert processes(home) == []
 
 
-def test_directory_of_something_else_is_left_alone(home: Path) -> None:
+def test_a_directory_with_other_content_is_not_changed(home: Path) -> None:
     home.mkdir()
     (home / "installation.json").write_text("{}")
     ended = subprocess.run([*COMMAND, str(home)], capture_output=True, text=True, check=False)
     assert ended.returncode == 1
-    assert ended.stderr.startswith(f"error: {home} holds something else")
+    assert ended.stderr.startswith(f"error: {home} has other content")
     assert [file.name for file in home.iterdir()] == ["installation.json"]

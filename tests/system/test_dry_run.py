@@ -30,7 +30,7 @@ async def installation(stack):
         # So long that a passage can have one word very often.
         "FRESHLINE_SPLIT__CHUNK_TOKENS": "2000",
         # What is dropped is to stay away until it is looked at.
-        "FRESHLINE_QUERY__REFILLS_PER_S": "0",
+        "FRESHLINE_QUERY__REFRESHES_PER_S": "0",
     }
     async with installed(stack, told) as running:
         yield running

@@ -13,7 +13,7 @@ import httpx
 import pytest
 from redis.asyncio import Redis
 
-from bench.installation import Installation, installed
+from bench.installation import BenchInstallation, installed
 from freshline.services import Services, connect_services
 from freshline.verify.run import verify
 from infra.local import Stack
@@ -38,7 +38,7 @@ PIPELINES = {
 class Room:
     """An installation whose index refuses what is marked."""
 
-    def __init__(self, installation: Installation, services: Services, opensearch: httpx.AsyncClient) -> None:
+    def __init__(self, installation: BenchInstallation, services: Services, opensearch: httpx.AsyncClient) -> None:
         self.installation, self.services, self.opensearch = installation, services, opensearch
         names, generation = installation.settings.names, installation.settings.generation
         self.chunks, self.manifests = names.chunks_index(generation), names.manifests_index(generation)

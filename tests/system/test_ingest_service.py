@@ -179,7 +179,7 @@ async def test_batch_with_bad_lines(settings, client):
     lines[50] = orjson.dumps({"document_id": "doc-0", "text": "x" * (MAX_BYTES + 1)})
     response = await client.post("/v1/documents:batch", content=b"\n".join(lines), headers=NDJSON)
     result = response.json()
-    assert (result["accepted"], result["refused"]) == (198, 2)
+    assert (result["accepted"], result["rejected"]) == (198, 2)
     assert {o["line"]: o["problem"]["status"] for o in result["outcomes"] if "problem" in o} == {18: 422, 51: 413}
     for document in range(10):
         mine = [
@@ -229,7 +229,7 @@ async def test_stream_that_does_not_acknowledge_is_503(settings, monkeypatch):
         assert response.headers["retry-after"] == "1"
         lines = b"\n".join(orjson.dumps({"document_id": f"doc-{number}", "text": "x"}) for number in range(100))
         result = (await client.post("/v1/documents:batch", content=lines, headers=NDJSON)).json()
-        assert (result["accepted"], result["refused"]) == (0, 100)
+        assert (result["accepted"], result["rejected"]) == (0, 100)
 
 
 async def test_key_is_asked_for_when_set(settings):

@@ -7,9 +7,9 @@ from collections.abc import AsyncIterator
 import httpx
 import pytest
 
-from bench.installation import Installation, installed
-from chaos.judge import judging
-from chaos.traffic import Seen
+from bench.installation import BenchInstallation, installed
+from chaos.checker import checking
+from chaos.clients import ClientHistory
 from freshline.services import Services, connect_services
 from freshline.verify.observed import Harm
 from freshline.verify.run import verify
@@ -22,13 +22,13 @@ PAGE = "# Travel\n\n## Flights\n\nThe travel office books flights.\n\n## Hotels\
 
 
 @pytest.fixture(scope="module")
-async def installation(stack: Stack) -> AsyncIterator[Installation]:
+async def installation(stack: Stack) -> AsyncIterator[BenchInstallation]:
     async with installed(stack, {"FRESHLINE_OPENSEARCH__SHARDS": "2", "FRESHLINE_KAFKA__PARTITIONS": "4"}) as running:
         yield running
 
 
 @pytest.fixture
-async def services(installation: Installation) -> AsyncIterator[Services]:
+async def services(installation: BenchInstallation) -> AsyncIterator[Services]:
     async with connect_services(installation.settings) as connected:
         yield connected
 
@@ -139,16 +139,16 @@ async def test_killed_workers_lose_nothing(stack):
                 outcomes = [(await services.ended(event))["outcome"] for event in events]
                 await doomed.caught_up(timeout_s=60)
             assert outcomes == ["done"] * 40
-        async with judging(doomed.settings, Seen()) as judge:
-            judge.observed.rested(await judge.look())
-            assert judge.observed.violations == []
-            assert len(judge.observed.accepted) == 40
+        async with checking(doomed.settings, ClientHistory()) as checker:
+            checker.observed.rested(await checker.check())
+            assert checker.observed.violations == []
+            assert len(checker.observed.accepted) == 40
         report = await verify(doomed.settings, repair=False)
         assert report.ok, report
         assert report.documents == 40
 
 
-async def test_the_judge_tells_damage(installation, services):
+async def test_the_checker_reports_damage(installation, services):
     """What finds nothing must be able to find something: a passage that is gone, one that came back, one too many."""
     for name in ("gone.md", "back.md", "old.md"):
         await put(services, name, f"# Kept\n\nThe page {name} tells of storks.\n")
@@ -157,18 +157,18 @@ async def test_the_judge_tells_damage(installation, services):
     await installation.caught_up(timeout_s=60)
     tenant = installation.settings.tenant.default
     gone, back, old = (DocumentKey(tenant, name) for name in ("gone.md", "back.md", "old.md"))
-    async with judging(installation.settings, Seen()) as judge:
-        searchable = await judge.look()
-        judge.observed.rested(searchable)
-        assert judge.observed.violations == []
-        versions = judge.observed.accepted
+    async with checking(installation.settings, ClientHistory()) as checker:
+        searchable = await checker.check()
+        checker.observed.rested(searchable)
+        assert checker.observed.violations == []
+        versions = checker.observed.accepted
         damaged = searchable | {
             gone: {},
             back: dict.fromkeys(versions[back][0].passages, versions[back][0].number),
             old: searchable[old] | dict.fromkeys(versions[old][0].passages, versions[old][0].number),
         }
-        judge.observed.rested(damaged)
-        found = [(violation.harm, violation.what.partition(":")[0]) for violation in judge.observed.violations]
+        checker.observed.rested(damaged)
+        found = [(violation.harm, violation.what.partition(":")[0]) for violation in checker.observed.violations]
         assert sorted(found) == [(Harm.LOST, str(gone)), (Harm.RESURRECTED, str(back)), (Harm.STALE, str(old))]
 
 

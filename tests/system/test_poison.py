@@ -11,7 +11,7 @@ from functools import partial
 import httpx
 import pytest
 
-from bench.installation import Installation, installed
+from bench.installation import BenchInstallation, installed
 from freshline.services import Services, connect_services
 from freshline.verify.run import verify
 from infra.blobs.port import ref_of
@@ -34,19 +34,19 @@ LOST = ref_of(b"never stored")
 
 
 @pytest.fixture(scope="module")
-async def installation(stack: Stack) -> AsyncIterator[Installation]:
+async def installation(stack: Stack) -> AsyncIterator[BenchInstallation]:
     async with installed(stack, {"FRESHLINE_KAFKA__PARTITIONS": "3", "FRESHLINE_PARSE__WALL_S": "120"}) as running:
         yield running
 
 
 @pytest.fixture
-async def services(installation: Installation) -> AsyncIterator[Services]:
+async def services(installation: BenchInstallation) -> AsyncIterator[Services]:
     async with connect_services(installation.settings) as connected:
         yield connected
 
 
 @pytest.fixture
-async def producer(installation: Installation) -> AsyncIterator[KafkaProducer]:
+async def producer(installation: BenchInstallation) -> AsyncIterator[KafkaProducer]:
     producer = await KafkaProducer.open(installation.settings)
     yield producer
     await producer.close()
@@ -74,13 +74,13 @@ async def ended(services: Services, event_id: str) -> dict:
     return status
 
 
-async def letters(installation: Installation) -> dict[str, object]:
+async def letters(installation: BenchInstallation) -> dict[str, object]:
     """Open letters by id."""
     found = await open_letters(partial(read_to_end, installation.settings))
     return {letter.letter_id: letter for letter in found}
 
 
-def freshline(installation: Installation, *arguments: str, status: int = 0) -> dict:
+def freshline(installation: BenchInstallation, *arguments: str, status: int = 0) -> dict:
     command = [sys.executable, "-m", "freshline", *arguments, "--json"]
     ended = subprocess.run(
         command, env=installation.launcher.environment, capture_output=True, text=True, check=False, timeout=200
@@ -181,7 +181,7 @@ async def test_replay_of_a_mended_cause_succeeds_and_of_an_overtaken_version_is_
     assert "backup" in (await services.ask("backup", filters={"document_id": "mended.md"}))["results"][0]["text"]
     assert await letters(installation) == {}
     report = await installation_verified(installation)
-    assert (report.ok, report.refused.count) == (True, 0)
+    assert (report.ok, report.rejected.count) == (True, 0)
 
 
 async def test_plan_whose_passages_are_lost_is_parked_and_its_document_goes_on(installation, services, producer):

@@ -140,7 +140,7 @@ async def test_without_opensearch_hits_go_on_and_misses_are_refused_at_once(worl
     for _ in range(20):
         hit = await ask(client, "When does it open?")
         assert (hit.status_code, hit.json()["cached"], hit.json()["results"][0]["text"]) == (200, True, TEXT)
-    assert 'freshline_breaker_open{store="index"} 1.0' in (await client.get("/metrics")).text
+    assert 'freshline_circuit_breaker_open{store="index"} 1.0' in (await client.get("/metrics")).text
 
     opensearch.is_open, opensearch.is_silent = True, False
     opensearch.drop()

@@ -215,7 +215,7 @@ async def test_the_service_is_ready_and_shows_its_console(client):
     async with asyncio.timeout(WAIT_S):
         while (report := (await client.get("/ready")).json())["status"] != "ready":  # noqa: ASYNC110 - over HTTP
             await asyncio.sleep(0.02)
-    assert set(report["parts"]) == {"index", "redis", "subscription", "generator", "invalidation"}
+    assert set(report["dependencies"]) == {"index", "redis", "subscription", "generator", "invalidation"}
     assert "<title>Freshline</title>" in (await client.get("/")).text
 
 
@@ -232,8 +232,8 @@ async def test_without_redis_questions_are_answered_uncached(stack_settings):
 
 @pytest.fixture
 async def audited(stack_settings, writer):  # noqa: ARG001 - the index is to be there first
-    """A service that looks again at every answer from its caches."""
-    every = QuerySettings(port=0, min_position_wait_s=WAIT_S, audit_share=1.0, audits_per_s=1_000.0)
+    """A service that audits every cache hit."""
+    every = QuerySettings(port=0, min_position_wait_s=WAIT_S, audit_sample_rate=1.0, audits_per_s=1_000.0)
     async with service_of(stack_settings.model_copy(update={"query": every})) as client:
         yield client
 
@@ -251,7 +251,7 @@ async def audited_as(client, verdict, count=1):
 
 
 async def hit_at(client, query, offset):
-    """An answer from the cache that claims the position."""
+    """A cache hit whose positions cover the offset."""
     async with asyncio.timeout(WAIT_S):
         while (answer := await ask(client, query)).as_of.positions.get(0, -1) < offset:  # noqa: ASYNC110 - over HTTP
             await asyncio.sleep(0.01)
@@ -259,8 +259,8 @@ async def hit_at(client, query, offset):
     return answer
 
 
-@pytest.mark.parametrize("change", ["added", "gone"])
-async def test_the_auditor_finds_an_answer_that_invalidation_forgot(audited, writer, change):
+@pytest.mark.parametrize("change", ["added", "removed"])
+async def test_the_auditor_detects_an_answer_that_was_not_invalidated(audited, writer, change):
     query = f"Where do I report a lost scooter that is {change}?"
     texts = [f"Report a lost scooter that is {change} {where}." for where in ("at the gate", "to the fleet desk")]
     name = f"scooters-{change}.md"
@@ -270,7 +270,7 @@ async def test_the_auditor_finds_an_answer_that_invalidation_forgot(audited, wri
     await audited_as(audited, "same")
     assert (await verdicts(audited))["violation"] == 0
     with capture_logs() as lines:
-        # The mistake: positions advance, and nothing is dropped.
+        # The planted mistake: positions advance without invalidation.
         if change == "added":
             new = await writer.make_searchable(f"more-{name}", texts[1])
         else:
@@ -279,24 +279,26 @@ async def test_the_auditor_finds_an_answer_that_invalidation_forgot(audited, wri
         answer = await hit_at(audited, query, writer.offset)
         await audited_as(audited, "violation")
     assert texts[0] in [result.text for result in answer.results]
-    told = next(line for line in lines if line["event"] == "stale_answer_served")
-    expected = (new.document_id, "added", new.position) if change == "added" else (name, "gone", new.position)
-    assert expected in [(one["document_id"], one["change"], one["position"]) for one in told["changes"]]
-    assert told["stale_ms"] > 0
+    violation = next(line for line in lines if line["event"] == "stale_answer_served")
+    expected = (new.document_id, "added", new.position) if change == "added" else (name, "removed", new.position)
+    changes = [(change["document_id"], change["change"], change["position"]) for change in violation["changes"]]
+    assert expected in changes
+    assert violation["staleness_ms"] > 0
     fresh, served = (
-        {(chunk_id, version): ranks for chunk_id, version, ranks in told[of]} for of in ("fresh", "served")
+        {(chunk_id, version): ranks for chunk_id, version, ranks in violation[sources]}
+        for sources in ("fresh", "served")
     )
     assert all(fresh[new.chunk_id, new.version]) if change == "added" else (old.chunk_id, old.version) not in fresh
     assert all(served[old.chunk_id, old.version])
     summary = (await audited.get("/performance-summary")).json()
-    assert summary["audit"]["unsafe_share"] > 0
-    assert any("lacked changes that they claimed" in reason for reason in summary["health"]["reasons"])
+    assert summary["audit"]["violation_rate"] > 0
+    assert any("lacked changes that their positions cover" in reason for reason in summary["health"]["reasons"])
     metrics = (await audited.get("/metrics")).text
     assert 'freshline_audits_total{verdict="violation"} 0.0' not in metrics
-    await writer.cache.apply("local", {0: writer.offset}, drop=True)  # nothing planted is left for other tests
+    await writer.cache.apply("local", {0: writer.offset}, drop=True)  # leave no stale answer for other tests
 
 
-async def test_the_auditor_finds_nothing_where_changes_drop_what_they_alter(audited, writer):
+async def test_the_auditor_detects_no_violation_while_changes_invalidate_what_they_alter(audited, writer):
     query = "Which colour are the umbrellas?"
     edits = ("red", "green", "blue", "white")
     old = None
@@ -306,11 +308,11 @@ async def test_the_auditor_finds_nothing_where_changes_drop_what_they_alter(audi
         assert not (await ask(audited, query, min_position=old.position)).cached
         assert (await ask(audited, query)).cached
         await audited_as(audited, "same", number)
-    # What is searchable and not applied yet is no part of what an answer claims.
+    # The positions of an answer do not cover changes that are searchable but not applied yet.
     await writer.make_searchable("colours-2.md", "The umbrellas are also yellow.")
     assert (await ask(audited, query)).cached
     await audited_as(audited, "newer")
     await writer.cache.apply("local", {0: writer.offset}, drop=True)
-    found = await verdicts(audited)
-    assert (found["violation"], found["same"] >= len(edits)) == (0, True)
-    assert (await audited.get("/performance-summary")).json()["audit"]["unsafe_share"] == 0
+    counts = await verdicts(audited)
+    assert (counts["violation"], counts["same"] >= len(edits)) == (0, True)
+    assert (await audited.get("/performance-summary")).json()["audit"]["violation_rate"] == 0

@@ -14,7 +14,7 @@ HOT, COLD = "who booked the blue room", "who waters the plants"
 
 
 async def test_a_hot_answer_is_filled_again_and_a_cold_one_is_not(stack):
-    told = {"FRESHLINE_KAFKA__PARTITIONS": "2", "FRESHLINE_QUERY__REFILL_HITS": "3"}
+    told = {"FRESHLINE_KAFKA__PARTITIONS": "2", "FRESHLINE_QUERY__REFRESH_MIN_HITS": "3"}
     async with installed(stack, told) as installation, connect_services(installation.settings) as services:
         text = "# House\n\nTeam {} booked the blue room. Team {} waters the plants.\n"
         await services.ended((await services.put("a.md", text.format(1, 1).encode(), "text/markdown"))["event_id"])

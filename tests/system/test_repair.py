@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 import httpx
 import pytest
 
-from bench.installation import Installation, installed
+from bench.installation import BenchInstallation, installed
 from freshline.services import Services, connect_services
 from freshline.verify.agreement import Kind
 from freshline.verify.run import Report, verify
@@ -17,13 +17,13 @@ PAGE = "# Page {0}\n\n## First\n\nThe first of page {0}.\n\n## Second\n\n" + "Th
 
 
 @pytest.fixture(scope="module")
-async def installation(stack: Stack) -> AsyncIterator[Installation]:
+async def installation(stack: Stack) -> AsyncIterator[BenchInstallation]:
     async with installed(stack, {"FRESHLINE_KAFKA__PARTITIONS": "3"}) as running:
         yield running
 
 
 @pytest.fixture(scope="module")
-async def services(installation: Installation) -> AsyncIterator[Services]:
+async def services(installation: BenchInstallation) -> AsyncIterator[Services]:
     async with connect_services(installation.settings) as connected:
         for number in range(8):
             await put(connected, f"page-{number}.md", PAGE.format(number))
@@ -32,7 +32,7 @@ async def services(installation: Installation) -> AsyncIterator[Services]:
 
 
 @pytest.fixture
-async def index(installation: Installation, services: Services) -> AsyncIterator[httpx.AsyncClient]:  # noqa: ARG001
+async def index(installation: BenchInstallation, services: Services) -> AsyncIterator[httpx.AsyncClient]:  # noqa: ARG001
     async with httpx.AsyncClient(base_url=installation.settings.opensearch.url, trust_env=False) as client:
         yield client
 
@@ -42,12 +42,12 @@ async def put(services: Services, document_id: str, text: str) -> None:
     assert (await services.ended(accepted["event_id"]))["outcome"] == "done"
 
 
-async def found(installation: Installation) -> set[str]:
+async def found(installation: BenchInstallation) -> set[str]:
     await installation.caught_up(timeout_s=60)
     return set((await verify(installation.settings, repair=False)).findings)
 
 
-async def repaired(installation: Installation, services: Services) -> Report:
+async def repaired(installation: BenchInstallation, services: Services) -> Report:
     """Repair, and check that everything is as it was before the damage."""
     report = await verify(installation.settings, repair=True)
     assert report.ok, report
@@ -65,7 +65,7 @@ async def repaired(installation: Installation, services: Services) -> Report:
 class Damage:
     """What something else than Freshline may do to the index."""
 
-    def __init__(self, installation: Installation, index: httpx.AsyncClient) -> None:
+    def __init__(self, installation: BenchInstallation, index: httpx.AsyncClient) -> None:
         self._index = index
         names, generation = installation.settings.names, installation.settings.generation
         self.chunks, self.manifests = names.chunks_index(generation), names.manifests_index(generation)
@@ -186,7 +186,7 @@ async def test_lost_content_is_reported_and_what_is_found_stays(installation, se
 class Edited:
     """A document that is uploaded again and again with its attributes, and all that is found of it."""
 
-    def __init__(self, installation: Installation, services: Services, http: httpx.AsyncClient, name: str) -> None:
+    def __init__(self, installation: BenchInstallation, services: Services, http: httpx.AsyncClient, name: str) -> None:
         self._installation, self._services, self._http, self._name = installation, services, http, name
 
     async def put(self, text: str, **attributes: object) -> None:

@@ -17,7 +17,7 @@ import httpx
 import orjson
 import pytest
 
-from bench.installation import Installation, installed
+from bench.installation import BenchInstallation, installed
 from freshline.services import Services, connect_services
 from infra.local import Stack
 
@@ -192,19 +192,19 @@ def reported() -> dict[str, Made]:
 
 
 @pytest.fixture(scope="module")
-async def installation(stack: Stack) -> AsyncIterator[Installation]:
+async def installation(stack: Stack) -> AsyncIterator[BenchInstallation]:
     async with installed(stack, {"FRESHLINE_KAFKA__PARTITIONS": "4"}) as running:
         yield running
 
 
 @pytest.fixture
-async def services(installation: Installation) -> AsyncIterator[Services]:
+async def services(installation: BenchInstallation) -> AsyncIterator[Services]:
     async with connect_services(installation.settings) as connected:
         yield connected
 
 
 @pytest.fixture(scope="module")
-async def sent(installation: Installation) -> Mapping[str, Sent]:
+async def sent(installation: BenchInstallation) -> Mapping[str, Sent]:
     """All documents of both tables, sent and followed to their ends."""
     free = asyncio.Semaphore(8)
 
@@ -289,7 +289,9 @@ async def test_reported_input(services: Services, sent: Mapping[str, Sent], name
     await assert_holds(services, name, REPORTED[name], sent[name])
 
 
-async def test_an_edit_of_front_matter_alone_changes_what_filters_find(installation: Installation, services: Services):
+async def test_an_edit_of_front_matter_alone_changes_what_filters_find(
+    installation: BenchInstallation, services: Services
+):
     """The passages' texts stay the same; what is stored with them does not."""
     async with httpx.AsyncClient(base_url=installation.ingest_url, timeout=60) as client:
         for tag, other in (("draft", "final"), ("final", "draft")):

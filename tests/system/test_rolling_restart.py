@@ -160,7 +160,7 @@ async def whoever_is_asked_tells_of_all(url, pids, *, questions=8):
                 sample
                 for family in text_string_to_metric_families(page)
                 for sample in family.samples
-                if sample.name == "freshline_queries_total" and sample.labels["served"] == "filled"
+                if sample.name == "freshline_queries_total" and sample.labels["cache_status"] == "filled"
             ]
             assert {int(sample.labels["process"]) for sample in samples} <= pids
             assert summary["processes"] == len(pids)

@@ -15,7 +15,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from bench.installation import Installation, installed
+from bench.installation import BenchInstallation, installed
 from freshline.services import Services, connect_services
 from infra.local import Stack
 
@@ -23,13 +23,13 @@ pytestmark = [pytest.mark.stack, pytest.mark.timeout(300)]
 
 
 @pytest.fixture(scope="module")
-async def installation(stack: Stack) -> AsyncIterator[Installation]:
+async def installation(stack: Stack) -> AsyncIterator[BenchInstallation]:
     async with installed(stack, {"FRESHLINE_KAFKA__PARTITIONS": "3"}) as running:
         yield running
 
 
 @pytest.fixture
-async def services(installation: Installation) -> AsyncIterator[Services]:
+async def services(installation: BenchInstallation) -> AsyncIterator[Services]:
     async with connect_services(installation.settings) as connected:
         yield connected
 
@@ -41,10 +41,10 @@ def state(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def freshline(installation: Installation, state: Path):
+def freshline(installation: BenchInstallation, state: Path):
     """Runs a command against an installation; its JSON and what it says beside it."""
 
-    def run(*arguments: object, status: int = 0, on: Installation = installation) -> tuple[dict, str]:
+    def run(*arguments: object, status: int = 0, on: BenchInstallation = installation) -> tuple[dict, str]:
         command = [sys.executable, "-m", "freshline", *map(str, arguments), "--json"]
         environment = {**on.launcher.environment, "XDG_STATE_HOME": str(state)}
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
@@ -56,7 +56,7 @@ def freshline(installation: Installation, state: Path):
 
 
 @contextmanager
-def stopped(installation: Installation, step: str) -> Iterator[None]:
+def stopped(installation: BenchInstallation, step: str) -> Iterator[None]:
     """No event goes past a step while the context lasts."""
     pid = installation.pids[f"worker {step}"]
     os.kill(pid, signal.SIGSTOP)
@@ -207,7 +207,7 @@ async def test_revision_that_could_never_be_searchable_is_refused(services, fres
     line = {"seq": 0, "type": "created", "doc_id": "anvil.md", "path": "anvil.md", "content": text}
     events.write_text(json.dumps(line) + "\n")
     _, said = freshline("ingest", "--events", events, "--take-over", "--wait", status=1)
-    assert "would never be searchable" in said
+    assert "would never become searchable" in said
     assert "cupboard" in (await found(services, "anvil"))["anvil.md"]
     freshline("ingest", "--events", events, "--prefix", "history/", "--wait")
     assert (await found(services, "anvil")).keys() == {"anvil.md", "history/anvil.md"}

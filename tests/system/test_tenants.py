@@ -18,7 +18,7 @@ import pytest
 from joserfc import jwt
 from joserfc.jwk import KeySet, RSAKey
 
-from bench.installation import Installation, installed
+from bench.installation import BenchInstallation, installed
 from infra.local import Stack
 
 pytestmark = pytest.mark.stack
@@ -37,7 +37,7 @@ class Asker:
 
     key_id: str
     token: str
-    installation: Installation
+    installation: BenchInstallation
 
     async def call(self, method: str, path: str, *, query: bool = False, **request: Any) -> httpx.Response:
         url = (self.installation.query_url if query else self.installation.ingest_url) + path
@@ -82,13 +82,13 @@ async def answers_with(asker: Asker, status: int) -> None:
     await until(answers)
 
 
-def bearer(installation: Installation, issuer: str, **claims: Any) -> Asker:
+def bearer(installation: BenchInstallation, issuer: str, **claims: Any) -> Asker:
     """Somebody with a token of the issuer."""
     told = {"iss": issuer, "aud": "freshline", "sub": "ada", "exp": time.time() + 60, "scope": "query"} | claims
     return Asker("", jwt.encode({"alg": "RS256", "kid": "one"}, told, SIGNING), installation)
 
 
-def freshline(installation: Installation, *arguments: str) -> dict[str, Any]:
+def freshline(installation: BenchInstallation, *arguments: str) -> dict[str, Any]:
     command = [sys.executable, "-m", "freshline", "keys", *arguments, "--json"]
     environment = dict(installation.launcher.environment)
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=60)
@@ -122,7 +122,7 @@ def issuer() -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-async def installation(stack: Stack, issuer: str) -> AsyncIterator[Installation]:
+async def installation(stack: Stack, issuer: str) -> AsyncIterator[BenchInstallation]:
     told = {
         "FRESHLINE_JWT__ISSUER": issuer,
         "FRESHLINE_JWT__AUDIENCE": "freshline",
@@ -138,7 +138,7 @@ async def installation(stack: Stack, issuer: str) -> AsyncIterator[Installation]
         yield running
 
 
-async def issued(installation: Installation, *arguments: str) -> Asker:
+async def issued(installation: BenchInstallation, *arguments: str) -> Asker:
     """A key, once both services know it."""
     told = await asyncio.to_thread(freshline, installation, "create", "a test", *arguments)
     asker = Asker(told["key_id"], told["token"], installation)

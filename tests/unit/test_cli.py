@@ -104,9 +104,9 @@ def test_help_imports_nothing_heavy() -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["ingest"], "name one source"),
-        (["ingest", ".", "--events", __file__], "name one source"),
-        (["ingest", ".", "--follow"], "--watch goes with a directory"),
+        (["ingest"], "give one source"),
+        (["ingest", ".", "--events", __file__], "give one source"),
+        (["ingest", ".", "--follow"], "--watch requires a directory"),
         (["up", "--nodes", "2"], "--nodes is 1 or 3"),
         (["up", "--port", "query"], "NAME=PORT"),
         (["up", "--port", "query=70000"], "NAME=PORT"),

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from freshline.installation import NotRunning, find, plan, remember
+from freshline.installation import NotRunning, find, plan, save
 from infra.local import Phase, StackError
 from infra.local.state import Home, ProcessIdentity, StackState
 
@@ -22,7 +22,7 @@ def _no_settings_in_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 def running(home: Path, **options: object) -> None:
     """What a running installation leaves for commands to find; its supervisor is this process."""
     _, installation = plan(home, **options)
-    remember(home, installation)
+    save(home, installation)
     state = StackState(
         nodes=1, supervisor=ProcessIdentity.own(), phase=Phase.READY, ports=PORTS, models=home / "models"
     )
@@ -83,7 +83,7 @@ def test_nothing_running_says_how_to_start(tmp_path: Path, monkeypatch: pytest.M
 
 def test_key_is_made_once_and_for_its_owner_alone(tmp_path: Path) -> None:
     _, first = plan(tmp_path)
-    remember(tmp_path, first)
+    save(tmp_path, first)
     _, second = plan(tmp_path)
     assert second.api_key == first.api_key
     assert len(first.api_key) >= 32
@@ -112,13 +112,13 @@ def test_default_ports_that_are_taken_are_passed_over(tmp_path: Path) -> None:
         with pytest.raises(StackError, match=f"port {port} for query is in use"):
             plan(tmp_path, ports={"query": port})
         _, installation = plan(tmp_path)
-        remember(tmp_path, installation.model_copy(update={"query_port": port}))
+        save(tmp_path, installation.model_copy(update={"query_port": port}))
         assert plan(tmp_path)[1].query_port != port
 
 
 def test_ports_of_a_running_installation_stay(tmp_path: Path) -> None:
     running(tmp_path)
     _, installation = plan(tmp_path)
-    with pytest.raises(StackError, match="end it first"):
+    with pytest.raises(StackError, match="stop it first"):
         plan(tmp_path, ports={"query": installation.query_port + 1})
     assert plan(tmp_path, ports={"query": installation.query_port})[1] == installation

@@ -9,7 +9,7 @@ from freshline.verify.agreement import (
     compare,
     compare_passages,
     expected,
-    refused,
+    rejected,
     to_rewrite,
 )
 from schemas.documents import DocumentKey, LifeState, Outcome
@@ -108,16 +108,16 @@ def test_version_that_gave_way_to_nothing_refused_is_still_expected() -> None:
 
 
 def test_refused_documents_are_those_whose_newest_version_was() -> None:
-    assert refused(*stream((event(1), DONE), (event(2), DEAD))) == ["local/travel.md"]
-    assert refused(*stream((event(1), DEAD), (event(2), DONE))) == []
+    assert rejected(*stream((event(1), DONE), (event(2), DEAD))) == ["local/travel.md"]
+    assert rejected(*stream((event(1), DEAD), (event(2), DONE))) == []
 
 
 def test_version_that_was_replayed_with_success_is_refused_no_more() -> None:
     again = event(1, event_id="again", rewrite=True)
     events, outcomes = stream((event(1), DEAD), (again, DONE))
-    assert refused(events, outcomes) == []
+    assert rejected(events, outcomes) == []
     assert expected(events, outcomes)[KEY] == again
-    assert refused(*stream((event(1), DEAD), (again, DEAD))) == ["local/travel.md"]
+    assert rejected(*stream((event(1), DEAD), (again, DEAD))) == ["local/travel.md"]
 
 
 def test_rewrite_that_was_refused_leaves_its_version_standing() -> None:

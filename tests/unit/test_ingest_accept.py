@@ -212,7 +212,7 @@ async def test_outcomes_are_counted(world):
     count = world.registry.get_sample_value
     assert count("freshline_events_accepted_total", {"change": "upserted"}) == 1
     assert count("freshline_events_accepted_total", {"change": "deleted"}) == 1
-    assert count("freshline_events_refused_total", {"problem": "unavailable"}) == 1
+    assert count("freshline_events_rejected_total", {"problem": "unavailable"}) == 1
     assert count("freshline_content_bytes_total") == len(b"# Text")
     assert count("freshline_accept_seconds_count") == 3
 

@@ -25,7 +25,7 @@ from ingest.batches import NDJSON
 from ingest.connectors.encoding import header_value
 from ingest.dead_letters import DeadLetterQueue
 from ingest.event_log import EventLog
-from ingest.events_api import LOOK_S, follow
+from ingest.events_api import POLL_S, follow
 from schemas.documents import MAX_EVENTS_PER_REQUEST, DocumentKey, EventStatus, LifeState, Outcome, Stage
 from schemas.events import Change, DocumentEvent, EventEnded
 from schemas.index import Manifest
@@ -393,7 +393,7 @@ async def test_content_beyond_the_limit_is_413(world, client, kind):
         case _:
             response = await client.put("/v1/documents/a", files={"file": ("a.md", big)})
     problem = problem_of(response, 413)
-    assert f"at most {MAX_BYTES:,} bytes" in problem.detail
+    assert f"exceeds the limit of {MAX_BYTES:,} bytes" in problem.detail
     assert world.records == []
 
 
@@ -520,7 +520,7 @@ async def test_each_line_of_a_batch_has_its_own_outcome(world, client):
     response = await post_batch(client, body)
     assert response.status_code == 200
     result = response.json()
-    assert (result["accepted"], result["refused"]) == (3, 2)
+    assert (result["accepted"], result["rejected"]) == (3, 2)
     outcomes = result["outcomes"]
     assert [outcome["line"] for outcome in outcomes] == [1, 3, 4, 5, 6]
     assert ["accepted" in outcome for outcome in outcomes] == [True, True, False, True, False]
@@ -686,8 +686,8 @@ async def test_an_end_that_nothing_tells_stays_open(world, client):
     assert (await client.get(f"/v1/events/{accepted['event_id']}")).json()["outcome"] == "done"
 
 
-async def test_an_event_that_redis_has_lost_is_said_to_be_in_the_stream_alone(client):
-    assert "in the stream alone" in problem_of(await client.get("/v1/events/lost"), 404).detail
+async def test_problem_of_an_event_lost_in_redis_refers_to_the_stream(client):
+    assert "which reads the stream" in problem_of(await client.get("/v1/events/lost"), 404).detail
 
 
 async def read_many(client, *events):
@@ -772,7 +772,7 @@ async def test_event_is_followed_until_it_has_ended(world, client):
 
     async def go_on():
         for stage in (Stage.CHUNKED, Stage.PURGED):
-            await asyncio.sleep(2 * LOOK_S)
+            await asyncio.sleep(2 * POLL_S)
             outcome = Outcome.DONE if stage is Stage.PURGED else None
             await world.states.advance([Progress("local", event_id, stage, 2e12, outcome)])
 
@@ -793,7 +793,7 @@ async def test_event_is_followed_until_it_has_ended(world, client):
 async def test_event_is_followed_for_a_while_and_no_longer_than_redis_answers(world, client):
     event_id = (await client.put("/v1/documents/a.md", content=b"x")).json()["event_id"]
     status = await world.states.get("local", event_id)
-    assert [one async for one in follow(world.states, "local", status, followed_s=0)] == [status]
+    assert [one async for one in follow(world.states, "local", status, max_s=0)] == [status]
     world.states.available = False
     assert [one async for one in follow(world.states, "local", status)] == [status]
 
@@ -821,7 +821,7 @@ async def test_deletion_has_a_receipt_once_it_is_done(world, client):
     assert (told["document_id"], told["position"], told["passages"]) == ("a.md", accepted["position"], 0)
     assert told["accepted_ms"] < told["purged_ms"] == pytest.approx(purged_ms)
     world.index.found[key] = 2
-    assert "2 passages" in problem_of(await client.get(receipt), 503).detail
+    assert "2 deleted passages" in problem_of(await client.get(receipt), 503).detail
     world.index.known[key] = tombstone.model_copy(update={"version": tombstone.version + 1})
     problem_of(await client.get(receipt), 404)
 
@@ -833,7 +833,7 @@ async def test_ready_needs_what_acceptance_needs(world, client):
     assert (response.status_code, response.json()["redis"]) == (200, "unavailable")
     world.failing = {"blobs", "kafka"}
     problem = problem_of(await client.get("/ready"), 503)
-    assert problem.detail == "not answering: kafka, blobs"
+    assert problem.detail == "not ready: kafka, blobs"
     assert (await client.get("/health")).json() == {"status": "ok"}
 
 
@@ -940,7 +940,7 @@ async def test_document_of_another_connector_is_refused_with_the_ways_out(world,
     if method == "batch":
         lines = b'{"document_id": "a.md", "text": "x", "connector": "theirs"}\n{"document_id": "b.md", "text": "x"}\n'
         told = (await client.post("/v1/documents:batch", content=lines, headers={"Content-Type": NDJSON})).json()
-        assert (told["accepted"], told["refused"]) == (1, 1)
+        assert (told["accepted"], told["rejected"]) == (1, 1)
         problem = Problem.model_validate(told["outcomes"][0]["problem"])
     else:
         headers = {"Freshline-Connector": "theirs"}
@@ -986,13 +986,13 @@ async def test_name_that_no_connector_can_have_is_refused(world, client, name):
 @pytest.mark.parametrize(
     ("owner", "revision", "status"), [("other", 5, 409), ("other", 6, 202), ("mine", 5, 202), (None, 5, 202)]
 )
-async def test_revision_below_what_another_source_gave_is_told(world, client, owner, revision, status):
+async def test_revision_below_that_of_another_source_is_a_conflict(world, client, owner, revision, status):
     know(world, owned("a.md", owner))
     headers = {"Freshline-Connector": "mine", "Freshline-Revision": str(revision), "Freshline-Take-Over": "true"}
     response = await client.put("/v1/documents/a.md", content=b"x", headers=headers)
     assert response.status_code == status
     if status == 409:
-        assert f"revision {revision} would never be searchable" in response.json()["detail"]
+        assert f"revision {revision} would never become searchable" in response.json()["detail"]
 
 
 async def test_documents_are_listed_in_pages_and_say_whether_any_may_be_missing(world, client):

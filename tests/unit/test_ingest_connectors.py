@@ -21,7 +21,7 @@ import stamina
 
 from ingest.connectors.client import (
     IngestClient,
-    Refused,
+    Rejected,
     ServiceUnavailable,
     Summary,
     no_progress,
@@ -34,7 +34,7 @@ from ingest.connectors.git import GitFailed, ingest_git
 from ingest.connectors.guard import TooManyDeletions, check_deletions
 from ingest.connectors.outcomes import EventOutcomes, wait_for_outcomes
 from ingest.connectors.rounds import ALONE_BYTES, ROUND_BYTES, ROUND_EVENTS, Outgoing
-from ingest.connectors.sent_log import PERHAPS, LogIdentity, SentLog, SourceInUse, default_log_path
+from ingest.connectors.sent_log import UNCONFIRMED, LogIdentity, SentLog, SourceInUse, default_log_path
 from ingest.connectors.source import BadSourceName, SourceOptions, default_name
 from ingest.core.attributes import as_attributes, from_headers, header_text
 from ingest.core.changes import Removal, Upload
@@ -108,7 +108,7 @@ class Service:
         async with self.changed:
             outcomes = [self._line(number, line) for number, line in enumerate(lines, start=1)]
             self.changed.notify_all()
-        return httpx.Response(200, json={"accepted": 0, "refused": 0, "outcomes": outcomes})
+        return httpx.Response(200, json={"accepted": 0, "rejected": 0, "outcomes": outcomes})
 
     def _line(self, number, line):
         document_id = line.pop("document_id")
@@ -337,7 +337,7 @@ async def test_service_that_stays_away_ends_it(service, client, answer, told):
 
 async def test_refusal_is_not_tried_again(service, client):
     service.refuse = {"a"}
-    with pytest.raises(Refused, match="Too large: body: less"):
+    with pytest.raises(Rejected, match="Too large: body: less"):
         await client.send(upload())
     assert service.most_under_way == 1
 
@@ -399,7 +399,7 @@ async def test_line_that_stays_busy_ends_it(service, client, log_path):
         await send_all(client, log_path, upload("a"), upload("b"))
     with SentLog(log_path, IDENTITY) as log:
         # A service that is busy may have taken it all the same.
-        assert log.marks == {"a": "1", "b": PERHAPS}
+        assert log.marks == {"a": "1", "b": UNCONFIRMED}
 
 
 async def test_service_set_to_smaller_batches_gets_them(service, client, log_path):
@@ -464,7 +464,7 @@ async def test_what_is_passed_over_is_named_with_the_reason(client, folder, log_
         "photo.PNG": "files named .PNG are not supported",
         "LICENSE": "files without a suffix are not supported",
         "caf\\xe9.md": "its name is not UTF-8: rename it",
-        "out.md": "it is a link that leads out of the folder",
+        "out.md": "it is a link to a target outside the folder",
     }
 
 
@@ -548,18 +548,18 @@ def test_what_is_being_sent_is_known_after_a_kill_and_what_was_refused_is_not(lo
     with SentLog(log_path, IDENTITY) as log:
         log.note_listed({"old": "1"}, complete=True)
         log.begin(["old", "new", "refused"])
-        log.note_refused("old")
-        log.note_refused("refused")
+        log.note_rejected("old")
+        log.note_rejected("refused")
         on_disk = log_path.read_bytes()
     log_path.write_bytes(on_disk)
     with SentLog(log_path, IDENTITY) as log:
-        assert (log.marks, log.complete) == ({"old": "1", "new": PERHAPS}, True)
+        assert (log.marks, log.complete) == ({"old": "1", "new": UNCONFIRMED}, True)
 
 
 def test_two_runs_of_a_source_do_not_write_one_log(log_path):
     with (
         SentLog(log_path, IDENTITY),
-        pytest.raises(SourceInUse, match="source 's' is being sent by another run"),
+        pytest.raises(SourceInUse, match="another run on this machine is sending source 's'"),
         SentLog(log_path, IDENTITY),
     ):
         pass
@@ -713,7 +713,7 @@ async def test_list_that_may_lack_something_is_no_evidence_and_is_asked_for_agai
     summary = await ingest_folder(client, folder, log_path=log_path)
     assert service.sent[-1] == ("DELETE", "a.md")  # what is listed is there
     [reason] = summary.passed_over.values()
-    assert "has not indexed" in reason
+    assert "are not indexed yet" in reason
     service.contents["c.md"], service.complete = hidden, True
     summary = await ingest_folder(client, folder, log_path=log_path)
     assert (service.sent[-1], summary.failed, summary.passed_over) == (("DELETE", "c.md"), [], {})
@@ -813,7 +813,7 @@ async def test_take_over_sends_again_what_another_source_owns_by_now(service, cl
 
 
 async def test_bad_source_name_is_said(client, folder, log_path):
-    with pytest.raises(BadSourceName, match="'a b' cannot be the name of a source"):
+    with pytest.raises(BadSourceName, match="'a b' is not a valid source name"):
         await ingest_folder(client, folder, SourceOptions(name="a b"), log_path=log_path)
 
 
@@ -844,7 +844,7 @@ async def test_what_is_no_ordinary_file_is_named_never_waited_for_and_no_deletio
     assert reasons.keys() == names
     assert summary.passed_over == {
         "caf\\xe9.md": "its name is not UTF-8: rename it",
-        "leads_out.md": "it is a link that leads out of the folder",
+        "leads_out.md": "it is a link to a target outside the folder",
         "sub/round": "files without a suffix are not supported",
     }
     assert "is a pipe" in reasons["pipe.md"]
@@ -866,7 +866,7 @@ async def test_file_that_changes_each_time_it_is_read_is_named(service, client, 
     summary = await ingest_folder(client, folder, log_path=log_path)
     [failure] = summary.failed
     assert (failure.document_id, service.contents) == ("a.md", {"b.md": b"B"})
-    assert "changes while it is read" in failure.reason
+    assert "changed while it was read" in failure.reason
 
 
 def test_that_a_place_is_gone_says_nothing_when_its_root_is_gone_too(folder):
@@ -942,7 +942,7 @@ async def test_many_small_losses_while_watching_are_a_mass_deletion(service, cli
     await service.until(lambda: set(service.contents) == {f"new/{number}.md" for number in range(40)})
     for number in range(40):
         (folder / f"new/{number}.md").unlink()
-    with pytest.raises(TooManyDeletions, match="of 40 documents are gone"):
+    with pytest.raises(TooManyDeletions, match="of 40 documents are missing"):
         await watching
     assert len(service.contents) == 40
 

@@ -4,7 +4,7 @@ import pytest
 
 from freshline.cli.ingest_report import Report
 from ingest.connectors.client import Failure, SentEvent, Summary
-from ingest.connectors.outcomes import EndedEvent, EventOutcomes, find, wait_for_outcomes
+from ingest.connectors.outcomes import EndedEvent, EventOutcomes, classify, wait_for_outcomes
 from schemas.documents import MAX_EVENTS_PER_REQUEST, EventStatus, Outcome, Stage
 from schemas.positions import Position
 
@@ -85,7 +85,7 @@ def names(some):
 
 
 def test_outcomes_are_sorted_out_document_by_document():
-    found = find(
+    found = classify(
         [
             ended(1, "a.md", Outcome.SUPERSEDED),
             ended(2, "a.md", Outcome.DONE, 0),
@@ -143,7 +143,7 @@ def test_without_a_wait_nothing_is_claimed_of_outcomes(capsys):
     report.show_counts()
     assert report.exit_code() == 0
     assert not report.is_searchable
-    assert "not waited for" in capsys.readouterr().out
+    assert "did not wait for outcomes" in capsys.readouterr().out
 
 
 def test_a_long_list_is_cut_on_the_terminal_and_whole_in_the_json(capsys):

@@ -1,4 +1,4 @@
-"""The load generator: what it draws, counts and reports, and that users think."""
+"""The load generator: draws, think time, statistics and reports."""
 
 import asyncio
 import gzip
@@ -9,13 +9,13 @@ from collections import Counter
 import pytest
 
 from bench.users import other_questions
-from freshline.loadtest.drive import arrivals_ask, users_ask
-from freshline.loadtest.edits import history_of, last_state_of, snapshot_of
-from freshline.loadtest.lines import TRANSPORT_FAILED, Exchange, Target
+from freshline.loadtest.connection import TRANSPORT_FAILED, Exchange, Target
+from freshline.loadtest.edits import final_state_of, history_of, snapshot_of
+from freshline.loadtest.generator import run_arrivals, run_users
+from freshline.loadtest.load_statistics import FreshnessSlo, LoadStatistics
 from freshline.loadtest.questions import BadQuestionFile, Zipf, read_questions
 from freshline.loadtest.report import markdown, plot, write_report
-from freshline.loadtest.run import Crowd, ask_as
-from freshline.loadtest.tally import Ledger, Tally
+from freshline.loadtest.run import UserLoad, run_load
 from schemas.positions import Position
 
 
@@ -62,7 +62,7 @@ def answer(positions, *, cached=True, checked_ms=0.0):
     return json.dumps({"cached": cached, "as_of": {"positions": positions, "checked_ms": checked_ms}}).encode()
 
 
-def test_questions_are_read_from_lines_of_json_and_plain_lines(tmp_path):
+def test_questions_are_read_from_json_lines_and_plain_lines(tmp_path):
     packed = tmp_path / "q.jsonl.gz"
     packed.write_bytes(gzip.compress(b'{"text": " a "}\n{"text": "b"}\n\n{"text": "a"}\n'))
     assert read_questions(packed) == ["a", "b"]
@@ -89,100 +89,100 @@ def test_draws_follow_zipf():
     assert max(Counter(even() for _ in range(40_000)).values()) < 2 * 400
 
 
-def test_an_answer_lacks_what_was_searchable_for_longer_than_the_objective():
-    ledger = Ledger(objective_s=1.0)
-    ledger.note_searchable(Position(3, 8), 2_000.0)
-    ledger.note_searchable(Position(3, 7), 1_000.0)
-    assert not ledger.lacks({}, 1_999.0)
-    assert ledger.lacks({"3": 6}, 2_001.0)
-    assert not ledger.lacks({"3": 7}, 2_999.0)
-    assert ledger.lacks({"3": 7, "4": 99}, 3_001.0)
-    assert not ledger.lacks({"3": 9}, 3_001.0)
+def test_a_response_without_a_change_that_is_searchable_for_longer_than_the_objective_violates_the_slo():
+    slo = FreshnessSlo(objective_s=1.0)
+    slo.note_searchable(Position(3, 8), 2_000.0)
+    slo.note_searchable(Position(3, 7), 1_000.0)
+    assert not slo.is_violated({}, 1_999.0)
+    assert slo.is_violated({"3": 6}, 2_001.0)
+    assert not slo.is_violated({"3": 7}, 2_999.0)
+    assert slo.is_violated({"3": 7, "4": 99}, 3_001.0)
+    assert not slo.is_violated({"3": 9}, 3_001.0)
 
 
-def test_a_tally_tells_times_hits_refusals_and_late_answers():
-    ledger = Ledger()
-    ledger.note_searchable(Position(0, 5), 0.0)
-    tally = Tally(ledger)
-    began_s = tally.began_s
-    tally.note(Exchange(200, answer({"0": 5}), began_s, 0.010))
-    tally.note(Exchange(200, answer({"0": 4}, cached=False), began_s + 9.0, 0.030))
-    tally.note(Exchange(503, b"busy", began_s, 0.001))
-    tally.note(Exchange(TRANSPORT_FAILED, b"lost", began_s, 0.5))
-    found = tally.figures(10.0)
-    assert (found["requests"], found["success_share"], found["answers_per_s"]) == (4, 0.5, 0.2)
+def test_statistics_report_latency_hits_rejections_and_slo_violations():
+    slo = FreshnessSlo()
+    slo.note_searchable(Position(0, 5), 0.0)
+    statistics = LoadStatistics(slo)
+    began_s = statistics.began_s
+    statistics.record(Exchange(200, answer({"0": 5}), began_s, 0.010))
+    statistics.record(Exchange(200, answer({"0": 4}, cached=False), began_s + 9.0, 0.030))
+    statistics.record(Exchange(503, b"busy", began_s, 0.001))
+    statistics.record(Exchange(TRANSPORT_FAILED, b"lost", began_s, 0.5))
+    found = statistics.figures(10.0)
+    assert (found["requests"], found["success_rate"], found["answers_per_s"]) == (4, 0.5, 0.2)
     assert (found["mean_ms"], found["max_ms"]) == (20.0, 30.0)
-    assert (found["hit_share"], found["hit_share_second_half"]) == (0.5, 0.0)
-    assert found["served_past_objective"] == 1
+    assert (found["hit_rate"], found["hit_rate_second_half"]) == (0.5, 0.0)
+    assert found["slo_violations"] == 1
     assert found["statuses"] == {"0": 1, "200": 2, "503": 1}
     assert found["first_failure"] == "503: busy"
-    tally.note(Exchange(200, answer({"0": 4}), began_s + 70.0, 0.005))
-    first, second = tally.minutes(100.0)
-    assert (first["answers"], first["refused"], first["past_objective"], first["hit_share"]) == (2, 2, 1, 0.5)
-    assert (second["answers"], second["refused"], second["past_objective"], second["max_ms"]) == (1, 0, 1, 5.0)
-    assert Tally().figures(1.0)["mean_ms"] is None
+    statistics.record(Exchange(200, answer({"0": 4}), began_s + 70.0, 0.005))
+    first, second = statistics.minutes(100.0)
+    assert (first["answers"], first["rejected"], first["slo_violations"], first["hit_rate"]) == (2, 2, 1, 0.5)
+    assert (second["answers"], second["rejected"], second["slo_violations"], second["max_ms"]) == (1, 0, 1, 5.0)
+    assert LoadStatistics().figures(1.0)["mean_ms"] is None
 
 
-async def test_users_think_between_an_answer_and_the_next_question():
-    server, tally = Server(), []
+async def test_users_think_before_the_next_question():
+    server, statistics = Server(), []
     async with server as target:
         body = target.request(b"{}")
-        await users_ask(target, lambda: body, tally.append, users=40, think_s=0.2, seconds=2.0)
+        await run_users(target, lambda: body, statistics.append, users=40, think_s=0.2, seconds=2.0)
     # 40 users with a mean of 0.2 s ask about 200 times in a second; without thinking it would be thousands.
-    assert 200 < len(tally) < 700
-    assert {one.status for one in tally} == {200}
+    assert 200 < len(statistics) < 700
+    assert {one.status for one in statistics} == {200}
     assert server.connections == 40
 
 
-async def test_a_response_that_cannot_be_counted_ends_the_run_and_says_why():
+async def test_an_unreadable_response_ends_the_run():
     async with Server(body=b"no answer") as target:
-        crowd = Crowd(users=3, think_s=0.01, seconds=60.0)
+        load = UserLoad(users=3, think_s=0.01, seconds=60.0)
         with pytest.raises(json.JSONDecodeError):
-            await ask_as(crowd, target, Zipf([target.request(b"{}")], skew=1.0, seed=0), Tally())
+            await run_load(load, target, Zipf([target.request(b"{}")], skew=1.0, seed=0), LoadStatistics())
 
 
-async def test_the_users_of_a_crowd_come_one_after_the_other():
-    server, tally, began_s = Server(body=answer({})), Tally(), time.perf_counter()
+async def test_users_start_evenly_over_the_ramp():
+    server, statistics, began_s = Server(body=answer({})), LoadStatistics(), time.perf_counter()
     async with server as target:
-        crowd = Crowd(users=50, think_s=0.01, seconds=2.0, ramp_s=1.0)
-        figures = await ask_as(crowd, target, Zipf([target.request(b"{}")], skew=1.0, seed=0), tally)
+        load = UserLoad(users=50, think_s=0.01, seconds=2.0, ramp_s=1.0)
+        figures = await run_load(load, target, Zipf([target.request(b"{}")], skew=1.0, seed=0), statistics)
     assert figures["minutes"][0]["answers"] == figures["requests"] > 100
     assert server.connections > 25
-    # A machine that stands still for a while makes users late, never early.
+    # A stalled machine delays users; it never makes them early.
     for number, connected_s in enumerate(server.connected_s):
         assert connected_s - began_s >= number / 50 * 0.99
 
 
-async def test_arrivals_do_not_wait_for_answers_and_count_from_when_they_were_due():
-    tally = []
+async def test_arrivals_are_independent_of_responses_and_latency_counts_from_the_due_time():
+    statistics = []
     async with Server(after_s=0.3) as target:
         body = target.request(b"{}")
-        await arrivals_ask(target, lambda: body, tally.append, rate_per_s=100, seconds=1.0, connections=10)
-    statuses = Counter(one.status for one in tally)
-    assert 60 < len(tally) < 150
+        await run_arrivals(target, lambda: body, statistics.append, rate_per_s=100, seconds=1.0, connections=10)
+    statuses = Counter(one.status for one in statistics)
+    assert 60 < len(statistics) < 150
     assert statuses[200] >= 20
-    assert statuses[TRANSPORT_FAILED] > 20  # who finds no connection does not wait for one
-    assert all(one.took_s >= 0.29 for one in tally if one.status == 200)
+    assert statuses[TRANSPORT_FAILED] > 20  # no waiting for a free connection
+    assert all(one.took_s >= 0.29 for one in statistics if one.status == 200)
 
 
-async def test_a_server_that_ends_connections_is_asked_again_over_new_ones():
-    server, tally = Server(keeps=False), []
+async def test_closed_connections_are_reopened():
+    server, statistics = Server(keeps=False), []
     async with server as target:
         body = target.request(b"{}")
-        await users_ask(target, lambda: body, tally.append, users=2, think_s=0.05, seconds=0.5)
-    assert server.connections == server.requests == len(tally)
+        await run_users(target, lambda: body, statistics.append, users=2, think_s=0.05, seconds=0.5)
+    assert server.connections == server.requests == len(statistics)
 
 
-async def test_nobody_there_counts_as_failed():
-    tally = []
+async def test_an_unreachable_server_counts_as_failed():
+    statistics = []
     async with Server() as target:
         pass
-    await users_ask(target, lambda: target.request(b"{}"), tally.append, users=1, think_s=0.05, seconds=0.3)
-    assert tally
-    assert {one.status for one in tally} == {TRANSPORT_FAILED}
+    await run_users(target, lambda: target.request(b"{}"), statistics.append, users=1, think_s=0.05, seconds=0.3)
+    assert statistics
+    assert {one.status for one in statistics} == {TRANSPORT_FAILED}
 
 
-def test_a_history_is_taken_apart(tmp_path):
+def test_a_history_has_a_snapshot_edits_and_a_final_state(tmp_path):
     lines = [
         {"seq": 0, "type": "created", "doc_id": "a", "path": "a.md", "content": "1"},
         {"seq": 1, "type": "created", "doc_id": "b", "path": "b.md", "content": "1"},
@@ -195,22 +195,22 @@ def test_a_history_is_taken_apart(tmp_path):
     assert [event.seq for event in snapshot_of(file)] == [0, 1]
     assert [event.seq for event in history_of(file)] == [2, 3, 4]
     assert [event.seq for event in history_of(file, after=3)] == [4]
-    assert [(event.doc_id, event.content) for event in last_state_of(file)] == [("a", "2"), ("c", "1")]
+    assert [(event.doc_id, event.content) for event in final_state_of(file)] == [("a", "2"), ("c", "1")]
 
 
 def test_a_report_has_a_table_and_a_plot(tmp_path):
     step = {
         "users": 1_000,
-        "success_share": 1.0,
+        "success_rate": 1.0,
         "answers_per_s": 99.5,
         "mean_ms": 8.2,
         "p50_ms": 4.0,
         "p95_ms": 20.0,
         "p99_ms": 40.0,
-        "hit_share": 0.8,
+        "hit_rate": 0.8,
         "staleness_p50_ms": 90.0,
         "staleness_p99_ms": None,
-        "served_past_objective": 0,
+        "slo_violations": 0,
     }
     report = {
         "questions": 7_179,
@@ -230,7 +230,7 @@ def test_a_report_has_a_table_and_a_plot(tmp_path):
     assert [file.name for file in written] == ["loadtest.json", "loadtest.md", "loadtest.svg"]
 
 
-def test_servers_warm_up_with_questions_that_nobody_asks_afterwards():
+def test_warm_up_questions_are_not_asked_afterwards():
     asked = ["when did the war end", "who wrote the song", "days?"]
     others = other_questions(asked, 200)
     assert others

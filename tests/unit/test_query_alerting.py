@@ -1,4 +1,4 @@
-"""Alerts: what is told, how often, and over real connections."""
+"""Alerts: when notifications are due, and their delivery over real connections."""
 
 import asyncio
 import json
@@ -14,42 +14,42 @@ from infra.alerts.factory import open_channels
 from infra.alerts.port import Alert, AlertNotSent
 from infra.settings import AlertSettings
 from query.operations import alerting as alerting_module
-from query.operations.alert_rules import Alarms, Reading
+from query.operations.alert_rules import AlertEvaluator, Measurement
 from query.operations.alerting import Alerting
-from query.operations.endpoints import Operations, Part
+from query.operations.endpoints import Dependency, Operations
 from query.telemetry.metrics import QueryMetrics
-from query.telemetry.rolling_stats import Ended, RollingStats
+from query.telemetry.rolling_stats import RequestOutcome, RollingStats
 from schemas.alerts import Severity
 
 ALERT = Alert("errors", Severity.CRITICAL, "9 % <b>failed</b>", "query on x", 1_800_000_000_000.0)
 
 
-def reading(value, name="errors"):
-    return Reading(name, value, 1.0, 5.0, f"is {value}")
+def measurement(value, name="errors"):
+    return Measurement(name, value, 1.0, 5.0, f"is {value}")
 
 
-def told(alarms, *values, now_s=0.0):
-    looks = [alarms.judge([reading(value)], now_s=now_s) for value in values]
-    return [(news.severity, news.text) for look in looks for news in look]
+def notified(evaluator, *values, now_s=0.0):
+    evaluations = [evaluator.evaluate([measurement(value)], now_s=now_s) for value in values]
+    return [(notification.severity, notification.text) for due in evaluations for notification in due]
 
 
-def test_one_bad_moment_is_no_news_and_two_are():
-    alarms = Alarms(repeat_s=3_600)
-    assert told(alarms, 2, 0, 2, 0) == []
-    assert told(alarms, 2, 2) == [("warning", "is 2")]
+def test_a_change_of_severity_needs_two_evaluations():
+    evaluator = AlertEvaluator(repeat_s=3_600)
+    assert notified(evaluator, 2, 0, 2, 0) == []
+    assert notified(evaluator, 2, 2) == [("warning", "is 2")]
 
 
-def test_what_lasts_is_told_once_and_again_after_a_while():
-    alarms = Alarms(repeat_s=100)
-    assert told(alarms, 2, 2) == [("warning", "is 2")]
-    assert told(alarms, *[3] * 50, now_s=99) == []
-    assert told(alarms, 3, 3, now_s=100) == [("warning", "is 3")]
-    assert told(alarms, 3, now_s=150) == []
+def test_a_persistent_condition_is_notified_again_after_the_repeat_interval():
+    evaluator = AlertEvaluator(repeat_s=100)
+    assert notified(evaluator, 2, 2) == [("warning", "is 2")]
+    assert notified(evaluator, *[3] * 50, now_s=99) == []
+    assert notified(evaluator, 3, 3, now_s=100) == [("warning", "is 3")]
+    assert notified(evaluator, 3, now_s=150) == []
 
 
-def test_worse_and_over_are_news():
-    alarms = Alarms(repeat_s=3_600)
-    assert told(alarms, 2, 2, 6, 6, 2, 2, 0, 0, 0) == [
+def test_escalation_and_resolution_are_notified():
+    evaluator = AlertEvaluator(repeat_s=3_600)
+    assert notified(evaluator, 2, 2, 6, 6, 2, 2, 0, 0, 0) == [
         ("warning", "is 2"),
         ("critical", "is 6"),
         ("warning", "is 2"),
@@ -57,17 +57,17 @@ def test_worse_and_over_are_news():
     ]
 
 
-def test_flapping_between_severities_says_nothing_new():
-    alarms = Alarms(repeat_s=3_600)
-    told(alarms, 2, 2)
-    assert told(alarms, *[0, 2] * 20) == []
+def test_flapping_is_not_notified():
+    evaluator = AlertEvaluator(repeat_s=3_600)
+    notified(evaluator, 2, 2)
+    assert notified(evaluator, *[0, 2] * 20) == []
 
 
-def test_a_condition_that_is_read_no_more_is_over():
-    alarms = Alarms(repeat_s=3_600)
-    told(alarms, 6, 6)
-    assert alarms.judge([], now_s=0) == []
-    assert [news.severity for news in alarms.judge([], now_s=0)] == ["resolved"]
+def test_a_condition_without_a_measurement_is_resolved():
+    evaluator = AlertEvaluator(repeat_s=3_600)
+    notified(evaluator, 6, 6)
+    assert evaluator.evaluate([], now_s=0) == []
+    assert [notification.severity for notification in evaluator.evaluate([], now_s=0)] == ["resolved"]
 
 
 class Channel:
@@ -90,7 +90,7 @@ class Channel:
 class World:
     def __init__(self, channel, *, memory_limit_bytes=None):
         self.fault = None
-        self.recent = RollingStats()
+        self.rolling_stats = RollingStats()
         self.registry = CollectorRegistry()
 
         async def check():
@@ -98,17 +98,17 @@ class World:
                 raise self.fault
 
         operations = Operations(
-            {"index": Part(check, needed=True), "redis": Part(check, needed=False)},
-            self.recent,
+            {"index": Dependency(check, required=True), "redis": Dependency(check, required=False)},
+            self.rolling_stats,
             memory_limit_bytes=memory_limit_bytes,
         )
         self.alerting = Alerting(
             operations, [channel], AlertSettings(), metrics=QueryMetrics(self.registry), source="x"
         )
 
-    async def look(self, times=2):
+    async def evaluate(self, times=2):
         for _ in range(times):
-            await self.alerting.look()
+            await self.alerting.evaluate()
 
 
 @pytest.fixture
@@ -116,62 +116,62 @@ def channel():
     return Channel()
 
 
-async def test_parts_that_are_out_are_told_by_their_weight(channel):
+async def test_unavailable_dependencies_are_notified_by_their_importance(channel):
     world = World(channel)
-    await world.look()
-    world.fault = ConnectionError("away")
-    await world.look(5)
+    await world.evaluate()
+    world.fault = ConnectionError("connection refused")
+    await world.evaluate(5)
     world.fault = None
-    await world.look(5)
+    await world.evaluate(5)
     assert channel.sent == [
-        ("part index", "critical"),
-        ("part redis", "warning"),
-        ("part index", "resolved"),
-        ("part redis", "resolved"),
+        ("dependency index", "critical"),
+        ("dependency redis", "warning"),
+        ("dependency index", "resolved"),
+        ("dependency redis", "resolved"),
     ]
 
 
-async def test_errors_refusals_and_slowness_are_told(channel):
+async def test_errors_rejections_and_latency_are_notified(channel):
     world = World(channel)
     now_s = alerting_module.time.monotonic()
     for _ in range(60):
-        world.recent.note_end(Ended.ANSWERED, 2_000.0, now_s=now_s)
-    for ended in (Ended.INTERNAL, Ended.UNAVAILABLE):
+        world.rolling_stats.record_request(RequestOutcome.ANSWERED, 2_000.0, now_s=now_s)
+    for outcome in (RequestOutcome.INTERNAL, RequestOutcome.UNAVAILABLE):
         for _ in range(20):
-            world.recent.note_end(ended, 1.0, now_s=now_s)
-    await world.look()
-    assert channel.sent == [("errors", "critical"), ("refusals", "warning"), ("latency", "warning")]
+            world.rolling_stats.record_request(outcome, 1.0, now_s=now_s)
+    await world.evaluate()
+    assert channel.sent == [("errors", "critical"), ("rejections", "warning"), ("latency", "warning")]
 
 
-async def test_a_few_requests_say_nothing(channel):
+async def test_a_few_requests_are_not_evaluated(channel):
     world = World(channel)
     for _ in range(5):
-        world.recent.note_end(Ended.INTERNAL, 1.0, now_s=alerting_module.time.monotonic())
-    await world.look()
+        world.rolling_stats.record_request(RequestOutcome.INTERNAL, 1.0, now_s=alerting_module.time.monotonic())
+    await world.evaluate()
     assert channel.sent == []
 
 
-async def test_memory_near_its_limit_is_told(channel):
-    await World(channel, memory_limit_bytes=1).look()
+async def test_memory_near_its_limit_is_notified(channel):
+    await World(channel, memory_limit_bytes=1).evaluate()
     assert channel.sent == [("memory", "critical")]
 
 
-async def test_a_channel_that_fails_is_tried_again_and_then_counted(monkeypatch):
-    monkeypatch.setattr(alerting_module, "_PAUSE_S", 0.0)
+async def test_a_failed_notification_is_retried_and_then_counted(monkeypatch):
+    monkeypatch.setattr(alerting_module, "_BACKOFF_S", 0.0)
     channel = Channel(failures=2)
     world = World(channel, memory_limit_bytes=1)
-    await world.look()
+    await world.evaluate()
     assert channel.sent == [("memory", "critical")]
     channel = Channel(failures=3)
     world = World(channel, memory_limit_bytes=1)
-    await world.look()
+    await world.evaluate()
     labels = {"channel": "test", "severity": "not_sent"}
     assert (channel.sent, world.registry.get_sample_value("freshline_alerts_total", labels)) == ([], 1)
 
 
 @pytest.fixture
 def hook():
-    """An HTTP server that notes what is posted."""
+    """An HTTP server that records requests."""
     posted, answer = [], {"status": 200}
 
     class Handler(BaseHTTPRequestHandler):
@@ -192,7 +192,7 @@ def hook():
         thread.join()
 
 
-async def test_webhooks_are_posted_and_refusals_do_not_tell_the_url(hook):
+async def test_webhooks_are_posted_and_errors_do_not_contain_the_url(hook):
     url, posted, answer = hook
     settings = AlertSettings(slack_url=SecretStr(f"{url}/slack-secret"), webhook_url=SecretStr(f"{url}/hook-secret"))
     channels = open_channels(settings)
@@ -217,19 +217,19 @@ async def test_webhooks_are_posted_and_refusals_do_not_tell_the_url(hook):
 
 
 async def smtp_session(reader, writer, received):
-    """As much of SMTP as a delivery without a login needs."""
+    """The part of SMTP that a delivery without authentication needs."""
 
-    async def say(line):
+    async def send(line):
         writer.write(f"{line}\r\n".encode())
         await writer.drain()
 
-    await say("220 test")
+    await send("220 test")
     while line := (await reader.readline()).strip():
         received.append(line)
         if line.lower() == b"data":
-            await say("354 go on")
+            await send("354 go on")
             received.append((await reader.readuntil(b"\r\n.\r\n")).removesuffix(b".\r\n"))
-        await say("221 bye" if line.lower() == b"quit" else "250 ok")
+        await send("221 bye" if line.lower() == b"quit" else "250 ok")
         if line.lower() == b"quit":
             break
     writer.close()

@@ -1,4 +1,4 @@
-"""The HTTP face: what is refused and how, what is promised in OpenAPI, and the console page."""
+"""HTTP API: validation, problems, OpenAPI, readiness, and the console page."""
 
 import asyncio
 import base64
@@ -16,9 +16,9 @@ from infra.redis.port import CacheUnavailable
 from infra.settings import Settings, TenantSettings
 from infra.web.credentials import Credentials
 from infra.web.limits import OverLimit, TenantLimit
-from query.api.app import build_app, question_limit
+from query.api.app import ApiPolicy, ApiServices, ApiTelemetry, build_app, question_limit
 from query.cache.freshness import PositionNotReached
-from query.operations.endpoints import Operations, Part
+from query.operations.endpoints import Dependency, Operations
 from query.telemetry.rolling_stats import RollingStats
 from schemas.positions import AsOf, Position
 from schemas.problems import Problem
@@ -31,7 +31,7 @@ ANSWER = QueryResponse(
 
 
 class Answers:
-    """Stands in for AnswerService: notes what it was asked, then gives the answer or the error."""
+    """Fake AnswerService: records requests, then returns the answer or raises the error."""
 
     def __init__(self):
         self.asked: list[tuple[QueryRequest, Access]] = []
@@ -44,11 +44,11 @@ class Answers:
         return ANSWER.encode()
 
 
-class Streamed:
-    """Stands in for AnswerStreams."""
+class Streams:
+    """Fake AnswerStreams."""
 
     async def begin(self, _request, _access):
-        raise AssertionError("not asked for here")
+        raise AssertionError("unexpected call")
 
 
 class Fault:
@@ -69,20 +69,16 @@ def faults():
     return {"index": Fault(), "redis": Fault()}
 
 
-def client_of(answers, faults, tenant, **options):
-    parts = {name: Part(fault.check, needed=name == "index") for name, fault in faults.items()}
+def client_of(answers, faults, tenant, **policy):
+    dependencies = {name: Dependency(fault.check, required=name == "index") for name, fault in faults.items()}
     credentials = Credentials(Settings(tenant=tenant))
-    operations = Operations(parts, RollingStats())
+    operations = Operations(dependencies, RollingStats())
     app = build_app(
-        answers,
-        Streamed(),
-        credentials=credentials,
-        operations=operations,
-        explaining=None,
-        registry=CollectorRegistry(),
-        **options,
+        ApiServices(answers, Streams(), None, operations),
+        ApiPolicy(credentials, **policy),
+        ApiTelemetry(CollectorRegistry()),
     )
-    # Errors are to be answered, not to be raised into the test.
+    # Errors become responses; they are not raised into the test.
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     return httpx.AsyncClient(transport=transport, base_url="http://localhost")
 
@@ -114,10 +110,10 @@ async def test_a_question_is_answered(client, answers, path):
         ({"query": "x", "top_k": 51}, "top_k", "50"),
         ({"query": "x", "tenant": "umbrella"}, "tenant", "not permitted"),
         ({"query": "x", "filters": {"tenant": "umbrella"}}, "filters", "cannot filter by 'tenant'"),
-        ({"query": "x", "min_position": "3:42"}, "min_position", "a position looks like"),
+        ({"query": "x", "min_position": "3:42"}, "min_position", "is not a position such as"),
     ],
 )
-async def test_a_wrong_field_is_named_with_its_limit(client, answers, body, field, message):
+async def test_an_invalid_field_is_reported_with_its_constraint(client, answers, body, field, message):
     response = await client.post("/v1/query", json=body)
     problem = Problem.model_validate_json(response.text)
     assert (response.status_code, problem.type) == (422, "/problems/invalid-request")
@@ -128,12 +124,12 @@ async def test_a_wrong_field_is_named_with_its_limit(client, answers, body, fiel
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b'{"query": "\\ud800"}', b"[1]"])
-async def test_what_is_no_json_object_is_refused(client, content):
+async def test_a_body_that_is_not_a_json_object_is_rejected(client, content):
     response = await client.post("/v1/query", content=content, headers={"Content-Type": "application/json"})
     assert response.status_code == 422
 
 
-async def test_other_content_types_and_large_bodies_are_refused(client):
+async def test_other_content_types_and_large_bodies_are_rejected(client):
     response = await client.post("/v1/query", content=b'{"query": "x"}', headers={"Content-Type": "text/plain"})
     assert response.status_code == 415
     response = await client.post("/v1/query", json={"query": "x", "filters": {"title": ["y" * 999] * 999}})
@@ -153,7 +149,7 @@ AT_4 = PositionNotReached(Position(3, 42), AsOf(positions={3: 4}, checked_ms=1))
         (RuntimeError("secret host"), (500, "/problems/internal", None)),
     ],
 )
-async def test_a_failure_is_a_problem_that_tells_what_to_do(client, answers, error, expected):
+async def test_a_failure_is_a_problem_with_retry_after(client, answers, error, expected):
     answers.error = error
     response = await client.post("/v1/query", json={"query": "x"})
     problem = Problem.model_validate_json(response.text)
@@ -163,7 +159,7 @@ async def test_a_failure_is_a_problem_that_tells_what_to_do(client, answers, err
     assert problem.instance == "/v1/query"
 
 
-async def test_a_key_is_asked_for_where_one_is_set(answers, faults):
+async def test_an_api_key_is_required_if_configured(answers, faults):
     tenant = TenantSettings(default="acme", api_key=SecretStr("k1"))
     async with client_of(answers, faults, tenant) as client:
         assert (await client.post("/v1/query", json={"query": "x"})).status_code == 401
@@ -174,7 +170,7 @@ async def test_a_key_is_asked_for_where_one_is_set(answers, faults):
             assert (await client.get(open_path)).status_code == 200
 
 
-async def test_a_tenant_that_asks_too_much_is_told_when_to_come_back(answers, faults):
+async def test_a_tenant_above_its_rate_limit_gets_retry_after(answers, faults):
     async with client_of(answers, faults, TenantSettings(), limit=question_limit(2)) as client, asyncio.timeout(60):
         responses = [await client.post("/v1/query", json={"query": "x"})]
         while responses[-1].status_code == 200:
@@ -186,7 +182,7 @@ async def test_a_tenant_that_asks_too_much_is_told_when_to_come_back(answers, fa
     assert int(responses[-1].headers["retry-after"]) >= 1
 
 
-def test_tenants_have_limits_of_their_own():
+def test_rate_limits_are_per_tenant():
     limit = TenantLimit("things in a minute", per_minute=10)
     limit.take("acme", 10)
     with pytest.raises(OverLimit) as raised:
@@ -197,18 +193,18 @@ def test_tenants_have_limits_of_their_own():
         TenantLimit("things").take("acme", 100)
 
 
-async def test_readiness_tells_a_needed_part_from_one_that_only_helps(client, faults):
+async def test_readiness_distinguishes_required_and_optional_dependencies(client, faults):
     assert (await client.get("/ready")).json() == {
         "status": "ready",
-        "parts": {"index": "ready", "redis": "ready"},
+        "dependencies": {"index": "ready", "redis": "ready"},
     }
     faults["redis"].error = CacheUnavailable("Redis: refused")
     degraded = await client.get("/ready")
     assert (degraded.status_code, degraded.json()["status"]) == (200, "degraded")
-    assert degraded.json()["parts"]["redis"] == "Redis: refused"
+    assert degraded.json()["dependencies"]["redis"] == "Redis: refused"
     faults["index"].error = IndexUnavailable("no index")
-    out = await client.get("/ready")
-    assert (out.status_code, out.json()["status"]) == (503, "unavailable")
+    unavailable = await client.get("/ready")
+    assert (unavailable.status_code, unavailable.json()["status"]) == (503, "unavailable")
 
 
 async def test_metrics_count_requests_by_route(client):
@@ -219,7 +215,7 @@ async def test_metrics_count_requests_by_route(client):
     )
 
 
-async def test_the_openapi_document_describes_question_answer_and_problems(client):
+async def test_openapi_describes_question_answer_and_problems(client):
     document = (await client.get("/openapi.json")).json()
     assert set(document["paths"]) == {
         "/v1/query",
@@ -230,18 +226,18 @@ async def test_the_openapi_document_describes_question_answer_and_problems(clien
         "/performance-summary",
     }
     operation = document["paths"]["/v1/query"]["post"]
-    asked = operation["requestBody"]["content"]["application/json"]
-    assert set(asked["schema"]["properties"]) == set(QueryRequest.model_fields)
-    QueryRequest.model_validate(asked["example"])
-    answered = operation["responses"]["200"]["content"]["application/json"]
-    assert answered["schema"] == {"$ref": "#/components/schemas/QueryResponse"}
-    QueryResponse.model_validate(answered["example"])
+    request_body = operation["requestBody"]["content"]["application/json"]
+    assert set(request_body["schema"]["properties"]) == set(QueryRequest.model_fields)
+    QueryRequest.model_validate(request_body["example"])
+    response_body = operation["responses"]["200"]["content"]["application/json"]
+    assert response_body["schema"] == {"$ref": "#/components/schemas/QueryResponse"}
+    QueryResponse.model_validate(response_body["example"])
     for status in ("401", "403", "413", "415", "422", "429", "503"):
         content = operation["responses"][status]["content"]
         assert content == {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}, status
 
 
-async def test_the_console_page_is_whole_and_runs_nothing_else(client):
+async def test_the_console_is_self_contained_and_its_policy_allows_nothing_else(client):
     response = await client.get("/")
     assert response.headers["content-type"].startswith("text/html")
     policy = response.headers["content-security-policy"]

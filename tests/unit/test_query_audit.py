@@ -1,4 +1,4 @@
-"""What a second look at a cached answer says, which hits get one, and what is told of those that are gone."""
+"""Audits of cache hits: sampling, verdicts, and staleness of invalidated answers."""
 
 import asyncio
 import random
@@ -13,10 +13,11 @@ from infra.redis.entry import Entry
 from infra.redis.memory_answers import MemoryAnswerCache
 from infra.redis.memory_states import MemoryEventStates
 from infra.redis.port import Progress
-from query.operations.auditor import WAITING, Auditor, Seen
-from query.retrieval.fusion import Candidate
+from query.operations.answer_records import AnswerRecords
+from query.operations.auditor import QUEUE_SIZE, Auditor, AuditPolicy, ServedHit
+from query.retrieval.fusion import FusedHit
 from query.retrieval.retrieve import Retrieved
-from query.telemetry.audit_verdicts import Altered, Verdict, difference, judged
+from query.telemetry.audit_verdicts import AuditVerdict, SourceChange, difference, evaluate
 from query.telemetry.metrics import QueryMetrics
 from schemas.documents import DocumentKey, EventStatus, Stage
 from schemas.index import StoredChunk
@@ -28,90 +29,95 @@ SERVED, FILLED_AT, AS_OF = (OLD, KEPT), {0: 10}, {0: 20, 1: 5}
 SERVED_MS = 10_000.0
 
 
-def altered(source, *, added, offset, partition=0, searchable_ms=None):
+def change_of(source, *, added, offset, partition=0, searchable_ms=None):
     position = Position(partition, offset) if offset is not None else None
-    return Altered(source, f"{source[0]}.md", added, position, searchable_ms)
+    return SourceChange(source, f"{source[0]}.md", added, position, searchable_ms)
 
 
-def look(fresh, *changes):
-    return judged(SERVED, fresh, changes, as_of=AS_OF, filled_at=FILLED_AT, served_ms=SERVED_MS)
+def audited(fresh, *changes):
+    return evaluate(SERVED, fresh, changes, as_of=AS_OF, filled_at=FILLED_AT, served_ms=SERVED_MS)
 
 
-def test_the_same_sources_are_the_same_and_their_order_is_drift():
-    assert look(SERVED).verdict is Verdict.SAME
-    assert look((KEPT, OLD)).verdict is Verdict.DRIFT
+def test_equal_sources_are_the_same_and_another_order_is_drift():
+    assert audited(SERVED).verdict is AuditVerdict.SAME
+    assert audited((KEPT, OLD)).verdict is AuditVerdict.DRIFT
 
 
 @pytest.mark.parametrize(
     ("change", "verdict"),
     [
-        (altered(NEW, added=True, offset=10), Verdict.DRIFT),
-        (altered(NEW, added=True, offset=11), Verdict.VIOLATION),
-        (altered(NEW, added=True, offset=20), Verdict.VIOLATION),
-        (altered(NEW, added=True, offset=21), Verdict.NEWER),
-        (altered(NEW, added=True, offset=5, partition=1), Verdict.VIOLATION),
-        (altered(NEW, added=True, offset=6, partition=1), Verdict.NEWER),
-        (altered(NEW, added=True, offset=0, partition=2), Verdict.NEWER),
-        # What was gone before the fill cannot have been found by it.
-        (altered(OLD, added=False, offset=9), Verdict.VIOLATION),
-        (altered(OLD, added=False, offset=20), Verdict.VIOLATION),
-        (altered(OLD, added=False, offset=21), Verdict.NEWER),
-        (altered(OLD, added=False, offset=None), Verdict.VIOLATION),
+        (change_of(NEW, added=True, offset=10), AuditVerdict.DRIFT),
+        (change_of(NEW, added=True, offset=11), AuditVerdict.VIOLATION),
+        (change_of(NEW, added=True, offset=20), AuditVerdict.VIOLATION),
+        (change_of(NEW, added=True, offset=21), AuditVerdict.NEWER),
+        (change_of(NEW, added=True, offset=5, partition=1), AuditVerdict.VIOLATION),
+        (change_of(NEW, added=True, offset=6, partition=1), AuditVerdict.NEWER),
+        (change_of(NEW, added=True, offset=0, partition=2), AuditVerdict.NEWER),
+        # A passage removed before the fill cannot be among its sources.
+        (change_of(OLD, added=False, offset=9), AuditVerdict.VIOLATION),
+        (change_of(OLD, added=False, offset=20), AuditVerdict.VIOLATION),
+        (change_of(OLD, added=False, offset=21), AuditVerdict.NEWER),
+        (change_of(OLD, added=False, offset=None), AuditVerdict.VIOLATION),
     ],
 )
-def test_positions_tell_what_an_answer_should_have_known(change, verdict):
-    finding = look((NEW, KEPT), change)
-    assert finding.verdict is verdict
-    assert finding.because == (() if verdict is Verdict.DRIFT else (change,))
+def test_positions_decide_which_changes_an_answer_must_reflect(change, verdict):
+    result = audited((NEW, KEPT), change)
+    assert result.verdict is verdict
+    assert result.changes == (() if verdict is AuditVerdict.DRIFT else (change,))
 
 
-def test_a_passage_that_only_lost_its_place_is_drift():
+def test_a_passage_that_only_ranks_lower_is_drift():
     assert difference(SERVED, (NEW, KEPT)) == ([OLD], [NEW])
-    assert look((NEW, KEPT), altered(NEW, added=True, offset=3)).verdict is Verdict.DRIFT
+    assert audited((NEW, KEPT), change_of(NEW, added=True, offset=3)).verdict is AuditVerdict.DRIFT
 
 
-def test_one_violation_outweighs_what_is_newer_and_counts_from_its_own_moment():
-    newer = altered(NEW, added=True, offset=21, searchable_ms=1_000.0)
-    violation = altered(OLD, added=False, offset=15, searchable_ms=SERVED_MS - 300)
-    finding = look((NEW, KEPT), newer, violation)
-    assert (finding.verdict, finding.because, finding.stale_ms) == (Verdict.VIOLATION, (violation,), 300.0)
+def test_a_violation_outweighs_newer_changes_and_determines_the_staleness():
+    newer = change_of(NEW, added=True, offset=21, searchable_ms=1_000.0)
+    violation = change_of(OLD, added=False, offset=15, searchable_ms=SERVED_MS - 300)
+    result = audited((NEW, KEPT), newer, violation)
+    assert (result.verdict, result.changes, result.staleness_ms) == (AuditVerdict.VIOLATION, (violation,), 300.0)
 
 
-def test_what_became_searchable_after_the_answer_went_out_made_nothing_stale():
-    finding = look((NEW, KEPT), altered(NEW, added=True, offset=21, searchable_ms=SERVED_MS + 1))
-    assert (finding.verdict, finding.stale_ms) == (Verdict.NEWER, None)
+def test_a_change_searchable_after_the_response_does_not_make_it_stale():
+    result = audited((NEW, KEPT), change_of(NEW, added=True, offset=21, searchable_ms=SERVED_MS + 1))
+    assert (result.verdict, result.staleness_ms) == (AuditVerdict.NEWER, None)
 
 
-class NoRoom:
-    has_room = False
+class NoCapacity:
+    has_spare_capacity = False
 
 
-def auditor_of(metrics, cache=None, states=None, **given):
+def auditor_of(metrics, cache=None, states=None, *, sample_rate=1.0, **collaborators):
     cache = cache or MemoryAnswerCache()
-    parts = {"index": None, "retrieval": NoRoom(), "states": states, "metrics": metrics}
-    return Auditor(**{"share": 1.0, "per_s": 1_000.0, "cache": cache, "slices": cache} | parts | given)
+    defaults = {"index": None, "retrieval": NoCapacity()}
+    return Auditor(
+        AuditPolicy(sample_rate, per_s=1_000.0),
+        records=AnswerRecords(cache, cache, states),
+        metrics=metrics,
+        **(defaults | collaborators),
+    )
 
 
-def test_as_many_hits_are_drawn_as_the_share_says():
+def test_the_sample_rate_holds():
     registry = CollectorRegistry()
-    auditor = auditor_of(QueryMetrics(registry), share=0.1, rng=random.Random(7))
+    auditor = auditor_of(QueryMetrics(registry), sample_rate=0.1, rng=random.Random(7))
     for _ in range(10_000):
-        auditor.saw("acme", "k", b"", {})
-    let_go = registry.get_sample_value("freshline_audits_skipped_total", {"reason": "full"})
-    assert WAITING + let_go == pytest.approx(1_000, rel=0.1)
+        auditor.on_hit("acme", "k", b"", {})
+    skipped = registry.get_sample_value("freshline_audits_skipped_total", {"reason": "queue_full"})
+    assert QUEUE_SIZE + skipped == pytest.approx(1_000, rel=0.1)
 
 
-def test_a_share_of_none_draws_none():
-    auditor = auditor_of(QueryMetrics(CollectorRegistry()), share=0.0)
+def test_a_sample_rate_of_zero_samples_nothing():
+    auditor = auditor_of(QueryMetrics(CollectorRegistry()), sample_rate=0.0)
     for _ in range(1_000):
-        auditor.saw("acme", "k", b"", {})
-    assert auditor._waiting.empty()
+        auditor.on_hit("acme", "k", b"", {})
+    assert auditor._queue.empty()
 
 
-async def test_while_the_index_is_busy_nothing_is_asked_of_it():
+async def test_audits_are_skipped_without_spare_capacity():
     registry = CollectorRegistry()
     auditor = auditor_of(QueryMetrics(registry))
-    auditor.saw("acme", "k", b"", {})
+    auditor.on_hit("acme", "k", b"", {})
     running = asyncio.create_task(auditor.run())
     async with asyncio.timeout(10):
         while not registry.get_sample_value("freshline_audits_skipped_total", {"reason": "busy"}):  # noqa: ASYNC110
@@ -120,8 +126,10 @@ async def test_while_the_index_is_busy_nothing_is_asked_of_it():
     await asyncio.wait([running])
 
 
-@pytest.mark.parametrize(("late_ms", "past"), [(400.0, 0.0), (1_600.0, 1.0)])
-async def test_an_answer_that_is_gone_is_judged_by_the_events_that_dropped_it(late_ms, past):
+@pytest.mark.parametrize(("stale_ms", "violations"), [(400.0, 0.0), (1_600.0, 1.0)])
+async def test_the_staleness_of_an_invalidated_answer_is_bounded_by_the_events_that_invalidated_it(
+    stale_ms, violations
+):
     registry, cache, states = CollectorRegistry(), MemoryAnswerCache(), MemoryEventStates()
     key, tenant = "0" * 32, "acme"
     epoch = (await cache.lookup(tenant, key)).epoch
@@ -133,7 +141,7 @@ async def test_an_answer_that_is_gone_is_judged_by_the_events_that_dropped_it(la
         tenant, 0, judged=pending.judged, epoch=pending.epoch, drop=[(pending.fills[0][0], key)], why=why
     )
     [drop] = await cache.drops(tenant, 0, key)
-    searchable_ms, served_ms = drop.at_ms - 2_000.0, drop.at_ms - 2_000.0 + late_ms
+    searchable_ms, served_ms = drop.at_ms - 2_000.0, drop.at_ms - 2_000.0 + stale_ms
     status = EventStatus(
         event_id="e1",
         document_id="a.md",
@@ -148,11 +156,11 @@ async def test_an_answer_that_is_gone_is_judged_by_the_events_that_dropped_it(la
     await states.begin(tenant, status)
     await states.advance([Progress(tenant, "e1", Stage.SEARCHABLE, searchable_ms)])
     auditor = auditor_of(QueryMetrics(registry), cache, states)
-    finding = await auditor.audit(Seen(tenant, key, b"body", {0: 0}, served_ms))
-    assert finding.verdict is Verdict.GONE
-    assert finding.stale_ms == pytest.approx(late_ms)
-    assert registry.get_sample_value("freshline_audited_past_objective_total") == past
-    assert registry.get_sample_value("freshline_audited_stale_seconds_count") == 1
+    result = await auditor.audit(ServedHit(tenant, key, b"body", {0: 0}, served_ms))
+    assert result.verdict is AuditVerdict.GONE
+    assert result.staleness_ms == pytest.approx(stale_ms)
+    assert registry.get_sample_value("freshline_audited_slo_violations_total") == violations
+    assert registry.get_sample_value("freshline_audited_staleness_seconds_count") == 1
 
 
 def chunk(source):
@@ -170,8 +178,8 @@ def chunk(source):
     )
 
 
-class Walks:
-    """Finds what came since the fill, unless every passage is scored: then ``exactly``."""
+class ApproximateRetrieval:
+    """Returns a passage added since the fill; ``exactly`` for exact searches."""
 
     def __init__(self, search, exactly):
         self.search = search
@@ -180,12 +188,12 @@ class Walks:
     async def retrieve(self, _text, _access, *, exact=False, **_how):
         sources = self.exactly if exact else (NEW, KEPT)
         hits = tuple(Hit(chunk_id, DocumentKey("acme", f"{chunk_id}.md"), 1.0) for chunk_id, _ in sources)
-        passages = tuple((Candidate(hit, 1.0, 1, 1), chunk(source)) for hit, source in zip(hits, sources, strict=True))
+        passages = tuple((FusedHit(hit, 1.0, 1, 1), chunk(source)) for hit, source in zip(hits, sources, strict=True))
         return Retrieved(self.search, Windows(hits, hits), passages)
 
 
-@pytest.mark.parametrize(("exactly", "verdict"), [(SERVED, Verdict.SAME), ((NEW, KEPT), Verdict.VIOLATION)])
-async def test_an_answer_is_stale_only_if_an_exact_search_says_so_too(exactly, verdict):
+@pytest.mark.parametrize(("exactly", "verdict"), [(SERVED, AuditVerdict.SAME), ((NEW, KEPT), AuditVerdict.VIOLATION)])
+async def test_a_violation_is_confirmed_by_an_exact_search(exactly, verdict):
     cache, key = MemoryAnswerCache(), "0" * 32
     search = HybridSearch("hotel", np.ones(2, dtype=np.float32), Access("acme"), 5)
     window = tuple(Hit(chunk_id, DocumentKey("acme", f"{chunk_id}.md"), 1.0) for chunk_id, _ in SERVED)
@@ -203,7 +211,7 @@ async def test_an_answer_is_stale_only_if_an_exact_search_says_so_too(exactly, v
     epoch = (await cache.lookup("acme", key)).epoch
     assert await cache.store("acme", key, first, epoch=epoch, ttl_s=60, rest=rest)
     auditor = auditor_of(
-        QueryMetrics(CollectorRegistry()), cache, retrieval=Walks(search, exactly), index=MemoryIndex(2)
+        QueryMetrics(CollectorRegistry()), cache, retrieval=ApproximateRetrieval(search, exactly), index=MemoryIndex(2)
     )
-    finding = await auditor.audit(Seen("acme", key, b"body", AS_OF, SERVED_MS))
-    assert finding.verdict is verdict
+    result = await auditor.audit(ServedHit("acme", key, b"body", AS_OF, SERVED_MS))
+    assert result.verdict is verdict

@@ -1,3 +1,5 @@
+"""Cache keys, cache entries and response bodies."""
+
 import json
 from dataclasses import replace
 
@@ -7,7 +9,7 @@ import pytest
 from infra.redis.entry import Entry, UnreadableEntry, stored_response
 from query.answers.response import response_body, stamped
 from query.cache.key import AnswerMaker, cache_key, normalised
-from query.retrieval.fusion import Candidate
+from query.retrieval.fusion import FusedHit
 from schemas.documents import DocumentKey
 from schemas.index import StoredChunk
 from schemas.positions import AsOf
@@ -27,7 +29,7 @@ def test_spellings_of_one_question_share_a_key(query):
     assert key(query) == key()
 
 
-def test_normalising_keeps_what_the_analyser_tells_apart():
+def test_normalisation_keeps_differences_that_the_analyser_keeps():
     assert normalised("Straße") == "straße"
     assert normalised("\ufb01nd  ME") == "find me"
     assert normalised(normalised("Ⅷ İx")) == normalised("Ⅷ İx")
@@ -49,24 +51,24 @@ def test_normalising_keeps_what_the_analyser_tells_apart():
         {"filters": {"title": "a"}},
     ],
 )
-def test_what_may_change_the_answer_changes_the_key(other):
+def test_everything_that_may_change_the_answer_changes_the_key(other):
     assert key(**other) != key()
 
 
-def test_what_cannot_change_the_answer_does_not_change_the_key():
+def test_nothing_else_changes_the_key():
     assert key(access=Access("acme", ("it", "hr", "it"))) == key()
     assert key(min_position="documents.v1-3:42") == key()
     assert key(filters={}) == key(filters=None)
-    # The generator matters only to those who ask it.
+    # The generator matters only to requests for a generated answer.
     other = AnswerMaker("g1", "bge@1", "another", "rrf 60 of 50")
     assert key(maker=other) == key()
     assert key(maker=other, generate=True) != key(generate=True)
 
 
 def test_filters_are_compared_as_the_index_does():
-    one = key(filters={"title": ["b", "a"], "metadata.year": 2024})
-    assert one == key(filters={"metadata.year": "2024", "title": ["a", "b", "a"]})
-    assert one != key(filters={"title": ["a"], "metadata.year": 2024})
+    filtered = key(filters={"title": ["b", "a"], "metadata.year": 2024})
+    assert filtered == key(filters={"metadata.year": "2024", "title": ["a", "b", "a"]})
+    assert filtered != key(filters={"title": ["a"], "metadata.year": 2024})
     assert key(filters={"title": "a"}) != key(filters={"source": "a"})
     assert key(filters={"metadata.on": True}) == key(filters={"metadata.on": "true"})
 
@@ -87,7 +89,7 @@ def entry():
     )
 
 
-def test_an_entry_comes_back_as_it_was():
+def test_an_entry_round_trips():
     before, after = entry(), Entry.decode(b"".join(entry().encode()))
     np.testing.assert_array_equal(after.search.vector, before.search.vector)
     assert after.search.vector.dtype == np.float32
@@ -97,30 +99,30 @@ def test_an_entry_comes_back_as_it_was():
     assert stored_response(b"".join(before.encode())) == before.response
 
 
-def test_a_hit_needs_the_first_part_of_an_entry_only():
+def test_a_hit_needs_only_the_first_part_of_an_entry():
     first, _ = entry().encode()
     assert stored_response(first) == entry().response
     with pytest.raises(UnreadableEntry):
         Entry.decode(first)
 
 
-def test_an_entry_without_windows_comes_back_too():
+def test_an_entry_without_candidates_round_trips():
     bare = replace(entry(), vector_window=(), lexical_window=(), sources=())
     after = Entry.decode(b"".join(bare.encode()))
     np.testing.assert_array_equal(after.search.vector, bare.search.vector)
     assert (after.vector_window, after.lexical_window, after.sources) == ((), (), ())
 
 
-@pytest.mark.parametrize("spoil", [lambda b: b[:-1], lambda b: b + b"x", lambda b: b"\x63" + b[1:], lambda _: b""])
-def test_what_is_no_entry_is_refused(spoil):
-    spoiled = spoil(b"".join(entry().encode()))
+@pytest.mark.parametrize("corrupt", [lambda b: b[:-1], lambda b: b + b"x", lambda b: b"\x63" + b[1:], lambda _: b""])
+def test_a_corrupt_entry_is_rejected(corrupt):
+    corrupted = corrupt(b"".join(entry().encode()))
     with pytest.raises(UnreadableEntry):
-        stored_response(spoiled)
+        stored_response(corrupted)
     with pytest.raises(UnreadableEntry):
-        Entry.decode(spoiled)
+        Entry.decode(corrupted)
 
 
-def found():
+def passages():
     chunk = StoredChunk(
         chunk_id="c1",
         tenant="acme",
@@ -135,13 +137,13 @@ def found():
         end=24,
         metadata={"team": "people", "year": 2024},
     )
-    return [(Candidate(Hit("c1", chunk.key, 0.9), 1 / 61, 1, float("inf")), chunk)]
+    return [(FusedHit(Hit("c1", chunk.key, 0.9), 1 / 61, 1, float("inf")), chunk)]
 
 
 @pytest.mark.parametrize("generated", [None, GeneratedAnswer("Thirty [1]", (Citation(source=1, quote="Thirty"),))])
 @pytest.mark.parametrize("include_metadata", [True, False])
-def test_a_stamped_body_is_the_response_that_the_contract_describes(generated, include_metadata):
-    body = response_body(found(), generated, include_metadata=include_metadata)
+def test_a_stamped_body_is_a_query_response(generated, include_metadata):
+    body = response_body(passages(), generated, include_metadata=include_metadata)
     as_of = AsOf(positions={3: 42, 11: 0}, checked_ms=1_767_225_600_000.5)
     text = stamped(body, query_time_ms=1.23456, cached=True, as_of=as_of)
     assert set(json.loads(text)) == set(QueryResponse.model_fields)

@@ -1,4 +1,4 @@
-"""Passages that are read once for each write of them."""
+"""The passage cache returns a passage only for the write that was fetched."""
 
 from query.retrieval.passage_cache import PassageCache
 from schemas.documents import DocumentKey
@@ -26,29 +26,29 @@ def hit(offset=7, index="chunks-g1", chunk_id="c1"):
     return Hit(chunk_id, TRAVEL, 0.5, (index, f"documents.v1-0:{offset}"))
 
 
-def test_the_write_that_was_read_is_found_and_no_other():
-    kept = PassageCache(max_bytes=100_000)
-    kept.put(hit(), passage())
-    assert kept.get(hit()) == passage()
-    assert kept.get(hit(offset=8)) is None
-    assert kept.get(hit(index="chunks-g2")) is None
-    assert kept.get(Hit("c1", TRAVEL, 0.5)) is None
+def test_only_the_write_that_was_fetched_is_returned():
+    cache = PassageCache(max_bytes=100_000)
+    cache.put(hit(), passage())
+    assert cache.get(hit()) == passage()
+    assert cache.get(hit(offset=8)) is None
+    assert cache.get(hit(index="chunks-g2")) is None
+    assert cache.get(Hit("c1", TRAVEL, 0.5)) is None
 
 
-def test_what_was_written_anew_between_search_and_reading_is_not_kept_under_the_old_name():
-    kept = PassageCache(max_bytes=100_000)
-    kept.put(hit(offset=7), passage(offset=8, text="train"))
-    assert kept.get(hit(offset=7)) is None
-    assert kept.get(hit(offset=8)) is None
+def test_a_passage_rewritten_between_search_and_fetch_is_not_stored():
+    cache = PassageCache(max_bytes=100_000)
+    cache.put(hit(offset=7), passage(offset=8, text="train"))
+    assert cache.get(hit(offset=7)) is None
+    assert cache.get(hit(offset=8)) is None
 
 
-def test_those_not_asked_for_longest_give_way():
-    kept = PassageCache(max_bytes=4_000)
+def test_the_least_recently_used_passage_is_evicted():
+    cache = PassageCache(max_bytes=4_000)
     first, second, third = (hit(chunk_id=f"c{number}") for number in range(3))
-    kept.put(first, passage())
-    kept.put(second, passage())
-    assert kept.get(first)
-    kept.put(third, passage())
-    assert kept.get(second) is None
-    assert kept.get(first)
-    assert kept.get(third)
+    cache.put(first, passage())
+    cache.put(second, passage())
+    assert cache.get(first)
+    cache.put(third, passage())
+    assert cache.get(second) is None
+    assert cache.get(first)
+    assert cache.get(third)

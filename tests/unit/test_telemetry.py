@@ -63,7 +63,7 @@ async def run_one(runner: Runner, record: Record) -> None:
 async def passed_on(tracing: Tracing) -> str | None:
     """The trace context of what the step writes, for an event that is placed below the sender's span."""
     streams = MemoryStreams(1)
-    await EventLog(streams, MemoryEventStates(), tracing).place(EVENT, SENDER)
+    await EventLog(streams, MemoryEventStates(), tracing).append(EVENT, SENDER)
     [placed] = streams.log[DOCUMENTS.name, 0]
     runner = Runner(Step(), streams, StreamSettings(), on_finished=lambda *_: None, tracing=tracing)
     await run_one(runner, placed)

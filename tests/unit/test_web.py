@@ -141,7 +141,7 @@ async def test_declared_body_beyond_the_limit_is_refused_unread(app):
     }
     await app(scope, receive, send)
     assert sent[0]["status"] == 413
-    assert Problem.model_validate_json(sent[1]["body"]).errors[0].message == f"at most {LIMIT_BYTES} bytes are taken"
+    assert Problem.model_validate_json(sent[1]["body"]).errors[0].message == f"exceeds the limit of {LIMIT_BYTES} bytes"
 
 
 async def test_undeclared_body_is_refused_as_soon_as_it_is_too_large(client):

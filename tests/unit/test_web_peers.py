@@ -15,7 +15,7 @@ from infra.web import peers as module
 from infra.web.metrics import page_of_all
 from infra.web.peers import PeerProcesses
 from query.operations.endpoints import Operations
-from query.telemetry.rolling_stats import Ended, RollingStats
+from query.telemetry.rolling_stats import RequestOutcome, RollingStats
 
 
 @pytest.fixture
@@ -67,12 +67,12 @@ async def test_a_summary_is_of_all_processes_that_are_understood(directory):
     operations = [Operations({}, recent, peers=PeerProcesses(directory, pid)) for pid, recent in enumerate(recents)]
     now_s = asyncio.get_running_loop().time()
     for recent, took_ms in zip(recents, (10, 90), strict=True):
-        recent.note_end(Ended.ANSWERED, took_ms, now_s=now_s)
+        recent.record_request(RequestOutcome.ANSWERED, took_ms, now_s=now_s)
     async with AsyncExitStack() as ending:
         for one in operations:
-            await ending.enter_async_context(one.peers.listening(one.told))
+            await ending.enter_async_context(one.peers.listening(one.peer_handlers))
         await ending.enter_async_context(
-            PeerProcesses(directory, 9).listening({"tally": lambda _: orjson.dumps({"of": "another release"})})
+            PeerProcesses(directory, 9).listening({"window_counts": lambda _: orjson.dumps({"of": "another release"})})
         )
         for one in operations:
             summary = await one.summary(60)

@@ -30,12 +30,11 @@ def compile_loops() -> None:
             terms={"a": 1},
             top_k=1,
             sources=(("b", 1),),
-            documents=frozenset(),
             vector_window=(("b", 0.0),),
             lexical_window=(("b", passage.terms),),
         )
     )
     statistics = Statistics(1, 1, {"a": 1})
     policy.altered(("a",), statistics)
-    policy.judge(Change(frozenset(("a",)), frozenset(("c",)), (passage,)), statistics)
-    policy.judge(Change(frozenset(("a",)), frozenset(("a",)), ()), statistics)
+    policy.judge(Change(frozenset(("c",)), (passage,)), statistics)
+    policy.judge(Change(frozenset(("a",)), ()), statistics)

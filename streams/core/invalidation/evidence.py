@@ -46,12 +46,10 @@ class Change:
     windows, what is added is a source with the same version, or ranks where it ranked.
 
     Attributes:
-        documents: ids of the documents that were changed.
         removed: ids of passages that are gone.
         added: passages that are new, or stored anew under their old id.
     """
 
-    documents: frozenset[str]
     removed: frozenset[str]
     added: tuple[Passage, ...]
 
@@ -86,7 +84,6 @@ class Evidence:
         terms: the question's terms with how often each occurs.
         top_k: passages wanted of the fused order.
         sources: chunk id and version of the passages in the answer.
-        documents: ids of the documents that those are of.
         vector_window: (chunk id, score) of the vector leg, best first; a score is (1 + cosine) / 2.
         lexical_window: (chunk id, its terms) of the lexical leg, best first.
     """
@@ -96,6 +93,19 @@ class Evidence:
     terms: Mapping[str, int]
     top_k: int
     sources: tuple[tuple[str, int], ...]
-    documents: frozenset[str]
     vector_window: tuple[tuple[str, float], ...]
     lexical_window: tuple[tuple[str, TermCounts], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a change means for the answers.
+
+    Attributes:
+        drop: keys of answers that it alters, or may alter. They have been removed from the store.
+        recheck: keys of answers with too few remaining candidates to decide: retrieve again and ``put``, or drop and
+            ``discard``.
+    """
+
+    drop: frozenset[str] = frozenset()
+    recheck: frozenset[str] = frozenset()

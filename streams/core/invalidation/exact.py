@@ -31,9 +31,8 @@ from streams.core.invalidation.compiled import (
     move_floors,
     scratch_of,
 )
-from streams.core.invalidation.evidence import Change, Evidence, Passage, Statistics
+from streams.core.invalidation.evidence import Change, Evidence, Passage, Statistics, Verdict
 from streams.core.invalidation.fused import top_of
-from streams.core.invalidation.policy import Verdict
 from streams.core.invalidation.rows import NO_ROWS, Rows, grown
 from streams.core.invalidation.sweep import (
     IN_LEXICAL,

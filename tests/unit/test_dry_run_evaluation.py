@@ -1,0 +1,218 @@
+"""Dry runs tell what the step then does, also where the step cannot judge; and what they cannot tell is an error."""
+
+import numpy as np
+import pytest
+from test_streams_steps import DIMENSION, Bench, Lines, Parsers, event, outcomes_of, plan
+
+from infra.blobs.memory import MemoryBlobStore
+from infra.opensearch.port import IndexUnavailable
+from infra.redis.entry import Entry
+from infra.redis.memory_answers import MemoryAnswerCache
+from infra.redis.memory_states import MemoryEventStates
+from infra.settings import AnswerSettings
+from schemas.index import StoredChunk
+from schemas.search import Access, HybridSearch
+from streams.core.invalidation.change_log import written
+from streams.core.invalidation.entrants import entrant
+from streams.core.invalidation.evidence import Change, Evidence, Passage, Statistics, TermCounts
+from streams.dry_run import DryRun, NotNow
+from streams.evaluation import Fusion, SliceEvaluators
+from streams.steps.invalidate import Invalidate
+
+KEPT, FUSED = 12, 5
+FUSION = Fusion(DIMENSION, kept=KEPT, fused=FUSED, rrf_k=60)
+QUESTIONS = ("blue room", "coffee machine")
+DOCUMENTS = (
+    plan(1, "blue room booked", "green room plants"),
+    plan(5, "coffee machine with milk", document_id="other.md"),
+)
+
+
+class World:
+    """An installation of twins in which two questions were asked.
+
+    Attributes:
+        changes: that the index has told of the documents.
+    """
+
+    def __init__(self, settings, window=KEPT):
+        self.bench = Bench(MemoryBlobStore())
+        self.cache = MemoryAnswerCache(cache=settings)
+        self._settings = settings
+        self._window = window
+
+    async def fill(self):
+        self.changes = [change for _, change in await self.bench.run(*DOCUMENTS)]
+        for text in QUESTIONS:
+            [vector] = await self.bench.embedder.embed_passages([text])
+            search = HybridSearch(text, vector, Access("acme"), self._window)
+            [windows] = await self.bench.index.search([search])
+            hit = windows.lexical[0]
+            [(chunk_id, found)] = (await self.bench.index.fetch([hit])).items()
+            sources = ((chunk_id, found.version),)
+            entry = Entry(b"{}", search, 1, sources, windows.vector, windows.lexical, 1.0, {})
+            look = await self.cache.lookup("acme", text)
+            first, rest = entry.encode()
+            assert await self.cache.store("acme", text, first, epoch=look.epoch, ttl_s=600, rest=rest)
+
+    def rehearsal(self):
+        index = self.bench.index
+        return DryRun(
+            index=index,
+            searches=index,
+            terms=index,
+            slices=self.cache,
+            embedder=self.bench.embedder,
+            parsers=Parsers(),
+            splitter=Lines(),
+            profile="profile",
+            fusion=FUSION,
+            settings=self._settings,
+        )
+
+    async def told(self, content):
+        """Question → why, as a dry run tells it."""
+        found = await self.rehearsal().rehearse(event(9, content), content or b"")
+        assert found.answers == len(QUESTIONS)
+        return {one.question: one.why for one in found.touched}
+
+    async def done(self, content):
+        """Which answers the step drops then."""
+        index = self.bench.index
+        step = Invalidate(
+            self.cache,
+            SliceEvaluators(self.cache, index, index, fusion=FUSION, settings=self._settings),
+            MemoryEventStates(),
+        )
+        lines = () if content is None else content.decode().splitlines()
+        [(_, change)] = await self.bench.run(plan(9, *lines, deleted=content is None))
+        before = await self.there()
+        await outcomes_of(step, change)
+        return before - await self.there()
+
+    async def there(self):
+        return {text for text in QUESTIONS if (await self.cache.lookup("acme", text)).entry is not None}
+
+
+@pytest.fixture
+async def world():
+    made = World(AnswerSettings())
+    await made.fill()
+    return made
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (None, {"blue room": "cites"}),
+        (b"green room plants", {"blue room": "cites"}),
+        (b"blue room booked\ngreen room plants\nred chairs", {}),
+        (b"blue room booked\ngreen room plants\ncoffee machine", {"coffee machine": "comes_in"}),
+    ],
+    ids=["delete", "a passage goes", "nothing near", "a passage comes in"],
+)
+async def test_what_is_told_is_what_the_step_does(world, content, why):
+    assert await world.told(content) == why
+    assert await world.done(content) == set(why)
+
+
+async def test_the_passage_that_comes_in_is_told_with_its_places(world):
+    content = b"blue room booked\ngreen room plants\nred chairs\ncoffee machine"
+    [one] = (await world.rehearsal().rehearse(event(9, content), content)).touched
+    assert (one.passage, one.vector_rank, one.lexical_rank) == ("coffee machine", 1, 1)
+
+
+@pytest.mark.parametrize("waits", [False, True], ids=["nothing waits", "a change waits"])
+async def test_an_index_that_fails_while_answers_are_read_is_no_all_clear(world, waits):
+    if waits:
+        for number in range(world.cache.count):
+            await world.cache.append("acme", number, {0: 1}, written([world.changes[1]]))
+    term_counts, failed = world.bench.index.term_counts, []
+
+    async def fails_once(wanted):
+        if not failed:
+            failed.append(True)
+            raise IndexUnavailable("no answer")
+        return await term_counts(wanted)
+
+    world.bench.index.term_counts = fails_once
+    with pytest.raises(IndexUnavailable):
+        await world.told(None)
+    assert failed
+    assert await world.there() == set(QUESTIONS)
+    assert await world.told(None) == {"blue room": "cites"}
+
+
+async def test_an_edit_of_more_passages_than_are_judged_drops_all():
+    world = World(AnswerSettings(judged_passages=1))
+    await world.fill()
+    assert await world.told(None) == dict.fromkeys(QUESTIONS, "unjudged")
+    assert await world.done(None) == set(QUESTIONS)
+
+
+async def test_changes_that_wait_and_are_too_many_are_said():
+    world = World(AnswerSettings(judged_passages=2))
+    await world.fill()
+    for number in range(world.cache.count):
+        await world.cache.append("acme", number, {0: 1}, written(world.changes))
+    with pytest.raises(NotNow, match="3 passages changed at once"):
+        await world.told(None)
+    assert await world.there() == set(QUESTIONS)
+
+
+@pytest.mark.parametrize(("rechecks", "why"), [(64, "unclear"), (0, "unjudged")])
+async def test_answers_that_had_to_be_retrieved_again_are_told_as_such(rechecks, why):
+    # When a passage that is no source goes, a window that did not hold all there is has nothing for its place.
+    world = World(AnswerSettings(rechecks=rechecks), window=2)
+    await world.fill()
+    content = b"blue room booked\nred chairs"
+    told, dropped = await world.told(content), await world.done(content)
+    assert told
+    assert set(told.values()) == {why}
+    # What is unclear the step retrieves again; what is too much it drops.
+    assert dropped == (told.keys() if why == "unjudged" else set())
+
+
+# Which passage comes in
+
+
+def passage(name, vector, *, groups=(), **terms):
+    chunk = StoredChunk(
+        chunk_id=name,
+        tenant="acme",
+        document_id=f"{name}.md",
+        version=1,
+        position="documents.v1-0:1",
+        generation="g1",
+        number=0,
+        text=name,
+        text_sha256="",
+        start=0,
+        end=len(name),
+        groups=groups,
+    )
+    return Passage(chunk, np.array(vector, dtype=np.float32), TermCounts.of(terms))
+
+
+def evidence(vector_window, lexical_window, top_k=2, **terms):
+    return Evidence(
+        key="q",
+        search=HybridSearch("q", np.array([1, 0], dtype=np.float32), Access("acme"), KEPT),
+        terms=terms,
+        top_k=top_k,
+        sources=(),
+        vector_window=vector_window,
+        lexical_window=lexical_window,
+    )
+
+
+def test_the_newcomer_with_the_best_place_of_both_legs_is_told():
+    standing = evidence((("a", 0.9), ("b", 0.8)), (("a", TermCounts({"tea": 1}, 4)),), tea=1)
+    near, full = passage("near", (1, 0), cake=1), passage("full", (0.9, 0.1), tea=3)
+    hidden = passage("hidden", (1, 0), groups=("hr",), tea=9)
+    change = Change(frozenset({"b"}), (near, full, hidden))
+    statistics = Statistics(100, 400, {"tea": 3})
+    found = entrant(standing, change, statistics, fused=FUSED, rrf_k=60)
+    assert (found.passage.chunk.chunk_id, found.vector_rank, found.lexical_rank) == ("full", 2, 1)
+    unlike = Change(frozenset(), (passage("far", (-1, 0), cake=1),))
+    assert entrant(standing, unlike, statistics, fused=FUSED, rrf_k=60) is None
