@@ -41,16 +41,9 @@ class Write:
 
 @dataclass(frozen=True, slots=True)
 class Superseded:
-    """A newer version is searchable; nothing is written.
+    """A newer version is searchable; nothing is written."""
 
-    Attributes:
-        by_version: the newer version.
-        manifest: manifest of that version if its event follows in the stream. Its index change may not be produced yet,
-            so the index change of this event names the same passages: its position is not reached before its content.
-    """
-
-    by_version: int
-    manifest: Manifest | None = None
+    manifest: Manifest
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,14 +261,13 @@ def _settled(plan: ChunkPlan, standing: Manifest | None, *, lost: bool) -> Settl
             if (failure.version, failure.position) == (event.version, plan.position):
                 return AlreadyFailed(failure)
         if standing.version > event.version:
-            follows = Position.parse(standing.position) > Position.parse(plan.position)
-            return Superseded(standing.version, standing if follows else None)
+            return Superseded(standing)
         if standing.version == event.version and not lost:
             if standing.position == plan.position:
                 return AlreadyDone(standing)
             # Another event that was given the same version: the first stays (I1), unless this one writes it anew.
             if not _rewrites(plan, standing):
-                return Superseded(standing.version)
+                return Superseded(standing)
     owner = other_owner(standing, event.connector, take_over=event.take_over)
     return OwnedByOther(owner) if owner is not None else None
 
