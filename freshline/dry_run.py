@@ -70,7 +70,7 @@ async def dry_run(
         parsers = ParserPool(settings.parse)
         closing.push_async_callback(parsers.close)
         await parsers.start()
-        rehearsal = DryRun(
+        dry_run = DryRun(
             index=index,
             searches=index,
             terms=OpenSearchTerms(client, settings),
@@ -82,4 +82,4 @@ async def dry_run(
             fusion=fusion(settings),
             settings=settings.answers,
         )
-        return await rehearsal.rehearse(event, content or b"")
+        return await dry_run.run(event, content or b"")

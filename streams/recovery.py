@@ -24,7 +24,7 @@ from infra.opensearch.port import (
 from schemas.documents import DocumentKey
 from schemas.index import Manifest
 from schemas.search import Hit
-from streams.core.document_change import found_again, rolled_back, rolled_forward, taken_over
+from streams.core.document_change import rebuilt_manifest, rolled_back, rolled_forward, taken_over
 
 PATIENCE_S: Final = 1.0
 """How long the claim of another worker is left alone, at most, while it does not change. It is no limit of any kind:
@@ -78,7 +78,7 @@ class Recovery:
             there = passages.get(key)
             if there:
                 fence = max(one.write_version for one in there)
-                again = found_again([one.chunk for one in there], fence=fence, now_ms=now_ms)
+                again = rebuilt_manifest([one.chunk for one in there], fence=fence, now_ms=now_ms)
                 found[key] = Found(again, None, lost=True)
             else:
                 found[key] = Found(None, None)

@@ -1,4 +1,4 @@
-"""Outcomes of a batch, told in its order, although they become known in another."""
+"""Releases the outcomes of a batch in the order of its records, although they become known in another order."""
 
 from collections.abc import Mapping
 
@@ -6,40 +6,40 @@ from schemas.records import Record
 from streams.core.outcomes import Finished, Outcome
 
 
-class InOrder:
-    """What is known of the outcomes of a batch's records, which go by their numbers in it."""
+class OrderedOutcomes:
+    """Known outcomes of a batch, by the number of the record in it."""
 
     def __init__(self) -> None:
         self._outcomes: dict[int, Outcome] = {}
-        self._carriers: dict[int, int] = {}
-        self._told = 0
+        self._reported_with: dict[int, int] = {}
+        self._released = 0
 
     def __contains__(self, number: int) -> bool:
         return number in self._outcomes
 
     def end(self, outcomes: Mapping[int, Outcome]) -> None:
-        """Records that ended by themselves."""
+        """Add outcomes."""
         self._outcomes |= outcomes
 
-    def end_with(self, number: int, other: int, *news: Record) -> None:
-        """A record that ended because of another one, such as a version by a newer one.
+    def end_with(self, number: int, other: int, *records: Record) -> None:
+        """Add a record that finished because of another one, such as an older version because of a newer one.
 
-        Its news goes behind the later of the two, never before: a position is not reached until its content is. And it
-        is not told before that one, either: its record would end, and be committed, and a crash lose the news (I5).
+        Its records follow those of the later of the two, because a position must not be reached before its content. It
+        is not released before that one: it would be committed, and a crash would lose its records (I5).
         """
         self._outcomes.setdefault(number, Finished())
         last = max(number, other)
-        self._outcomes[last] = self._outcomes[last].followed_by(*news)
-        self._carriers[number] = last
+        self._outcomes[last] = self._outcomes[last].followed_by(*records)
+        self._reported_with[number] = last
 
     def ready(self) -> list[Outcome]:
-        """Outcomes that may be told now, from the first that was not told yet on, without a gap."""
-        end = self._told
+        """Outcomes that can be released now: a gapless range that starts after the last released one."""
+        end = self._released
         while end in self._outcomes:
             end += 1
-        carried = self._carriers.items()
-        while early := [number for number, carrier in carried if self._told <= number < end <= carrier]:
-            end = min(early)
-        ready = [self._outcomes[number] for number in range(self._told, end)]
-        self._told = end
+        reported_with = self._reported_with.items()
+        while blocked := [number for number, last in reported_with if self._released <= number < end <= last]:
+            end = min(blocked)
+        ready = [self._outcomes[number] for number in range(self._released, end)]
+        self._released = end
         return ready

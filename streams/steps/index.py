@@ -40,8 +40,8 @@ from streams.core.chunk_identity import stored_chunks
 from streams.core.document_change import (
     AlreadyDone,
     AlreadyFailed,
+    NothingToWrite,
     OwnedByOther,
-    Settled,
     Superseded,
     Write,
     closed,
@@ -50,11 +50,11 @@ from streams.core.document_change import (
     runs,
     supersede_within,
 )
-from streams.core.in_order import InOrder
+from streams.core.in_order import OrderedOutcomes
 from streams.core.outcomes import DeadLetter, Finished, Outcome
 from streams.core.planned_chunks import load_chunks
 from streams.core.splitting import embedding_text
-from streams.progress import ProgressLog
+from streams.progress import ProgressReporter
 from streams.recovery import Found, Recovery
 from streams.runner import Task
 from streams.topology import StepName
@@ -95,7 +95,7 @@ class Index:
     blobs: BlobStore
     generation: str
     batch_chunks: int
-    report: ProgressLog
+    report: ProgressReporter
     writer: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     name = StepName.INDEX
@@ -104,7 +104,7 @@ class Index:
         """See ``Step.run``."""
         plans = [cast("ChunkPlan", task.message) for task in tasks]
         versions = _versions(plans)
-        told = InOrder()
+        told = OrderedOutcomes()
         count = 0
         while waiting := [number for number in range(len(tasks)) if number not in told]:
             older = _next(versions, waiting)
@@ -204,7 +204,7 @@ class Index:
             return await self._again(task)
         return self._ended_before(task, decision)
 
-    def _ended_before(self, task: Task, decision: Settled) -> Outcome:
+    def _ended_before(self, task: Task, decision: NothingToWrite) -> Outcome:
         match decision:
             case Superseded():
                 return self._superseded(task, decision)

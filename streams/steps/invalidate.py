@@ -21,7 +21,7 @@ from schemas.documents import Outcome as EventOutcome
 from schemas.events import EventEnded, IndexChange
 from schemas.positions import Position
 from schemas.records import Record
-from streams.core.invalidation.change_log import written
+from streams.core.invalidation.change_log import encode_changes
 from streams.core.outcomes import Finished, Outcome
 from streams.evaluation import SliceEvaluators
 from streams.runner import Task
@@ -47,9 +47,9 @@ class Invalidate:
         for change in changes:
             by_tenant[change.tenant].append(change)
         for tenant, its_changes in by_tenant.items():
-            told = written(its_changes)
+            told = encode_changes(its_changes)
             if told:
-                self.judges.expect(tenant, told)
+                self.judges.prefetch(tenant, told)
             applying = [self._apply(tenant, number, its_changes, told) for number in range(self.slices.count)]
             # None is left running when another fails: what comes next begins with all of them at rest.
             reached = []

@@ -29,10 +29,10 @@ class CommitsPastAHole(LaneCommits):
 
 
 class FinishesBeforeItIsDurable(Runner):
-    async def _end(self, unended, outcomes):
-        for delivery, _ in list(unended)[: len(outcomes)]:
+    async def _finish(self, unfinished, outcomes):
+        for delivery, _ in list(unfinished)[: len(outcomes)]:
             delivery.done()
-        await super()._end(unended, outcomes)
+        await super()._finish(unfinished, outcomes)
 
 
 class KeepsNoTombstone(WatchedIndex):
@@ -192,9 +192,9 @@ class TellsOnlyWhatWasRecorded(EventStatuses):
 class ForgetsWhatFailed(Notify):
     """Goes on when a receiver fails, and keeps nothing."""
 
-    async def _tried(self, webhook, messages):
-        tried = await super()._tried(webhook, messages)
-        return replace(tried, left=())
+    async def _attempt(self, webhook, messages):
+        attempt = await super()._attempt(webhook, messages)
+        return replace(attempt, undelivered=())
 
 
 class TellsBeforeAnswersAreDropped(Invalidate):

@@ -1,7 +1,7 @@
 """Outcomes are told in order, and none before the one that carries its news."""
 
 from schemas.records import Record
-from streams.core.in_order import InOrder
+from streams.core.in_order import OrderedOutcomes
 from streams.core.outcomes import DeadLetter, Finished
 
 NEWS = Record("topic", b"key", b"news")
@@ -9,7 +9,7 @@ OWN = Finished((Record("topic", b"key", b"own"),))
 
 
 def test_what_ends_out_of_order_waits_for_what_is_before_it():
-    told = InOrder()
+    told = OrderedOutcomes()
     told.end({1: OWN})
     assert told.ready() == []
     told.end({0: Finished(), 3: OWN})
@@ -20,14 +20,14 @@ def test_what_ends_out_of_order_waits_for_what_is_before_it():
 
 
 def test_an_older_version_waits_for_the_newer_one_behind_it():
-    told = InOrder()
+    told = OrderedOutcomes()
     told.end({0: OWN, 2: OWN})
     told.end_with(1, 2, NEWS)
     assert told.ready() == [OWN, Finished(), OWN.followed_by(NEWS)]
 
 
 def test_of_two_that_wait_for_each_other_none_is_told_alone():
-    told = InOrder()
+    told = OrderedOutcomes()
     told.end({3: OWN})
     told.end_with(0, 3, NEWS)
     told.end({1: OWN})
@@ -37,7 +37,7 @@ def test_of_two_that_wait_for_each_other_none_is_told_alone():
 
 
 def test_a_newer_version_that_came_first_is_told_at_once_and_the_older_carries_its_own_news():
-    told = InOrder()
+    told = OrderedOutcomes()
     told.end({0: OWN})
     told.end_with(2, 0, NEWS)
     assert 2 in told
