@@ -4,7 +4,7 @@ This module decides I1 (newer wins), I2 (no resurrection) and I6 (replay is harm
 claims are resolved before (``streams.recovery``), and a version that was given up changes nothing.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from schemas.documents import DocumentKey, LifeState
@@ -41,9 +41,16 @@ class Write:
 
 @dataclass(frozen=True, slots=True)
 class Superseded:
-    """A newer version is searchable; there is nothing to do."""
+    """A newer version is searchable; nothing is written.
+
+    Attributes:
+        by_version: the newer version.
+        manifest: manifest of that version if its event follows in the stream. Its index change may not be produced yet,
+            so the index change of this event names the same passages: its position is not reached before its content.
+    """
 
     by_version: int
+    manifest: Manifest | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +86,7 @@ def decide(
     now_ms: float,
     writer: str = "",
     lost: bool = False,
+    unreported: Collection[str] = (),
 ) -> Write | NothingToWrite:
     """Compare a plan with the searchable version.
 
@@ -90,11 +98,14 @@ def decide(
         writer: name of the worker that will write.
         lost: the manifest is missing, and ``current`` was rebuilt from the stored passages, which may belong to an
             unfinished change.
+        unreported: positions of events whose index change may not be produced yet. If this version replaces one of
+            them, its own index change also names the passages that the replaced one removed.
     """
     nothing = _nothing_to_write(plan, current, lost=lost)
     if nothing is not None:
         return nothing
     claim = _claim(plan, current, writer=writer, now_ms=now_ms)
+    claim = claim.model_copy(update={"gone": _unreported_removals(current, unreported)})
     rewrites = plan.event.rewrite or lost
     existing = {original_id(chunk_id): chunk_id for chunk_id in (current.chunks if current else ())}
     # The stored passages are not trusted, and not overwritten. An unused id is not sufficient: the index may remember a
@@ -257,7 +268,8 @@ def _nothing_to_write(plan: ChunkPlan, current: Manifest | None, *, lost: bool) 
             if (failure.version, failure.position) == (event.version, plan.position):
                 return AlreadyFailed(failure)
         if current.version > event.version:
-            return Superseded(current.version)
+            follows = Position.parse(current.position) > Position.parse(plan.position)
+            return Superseded(current.version, current if follows else None)
         if current.version == event.version and not lost:
             if current.position == plan.position:
                 return AlreadyDone(current)
@@ -294,12 +306,24 @@ def _claim(plan: ChunkPlan, current: Manifest | None, *, writer: str, now_ms: fl
         content_type=event.content_type,
         connector=event.connector,
         previous=current,
-        gone=current.gone if current else (),
         failed=current.failed if current else (),
         fence=max(lowest, current.write_version + 1) if current else lowest,
         writer=writer,
         updated_ms=now_ms,
     )
+
+
+def _unreported_removals(current: Manifest | None, unreported: Collection[str]) -> tuple[str, ...]:
+    """Ids of removed passages that no index change may have named yet."""
+    if current is None:
+        return ()
+    chunk_ids = [*current.gone]
+    if current.position in unreported:
+        chunk_ids += current.removed
+    for failure in current.failed:
+        if failure.position in unreported:
+            chunk_ids += failure.removed
+    return _distinct(chunk_ids, but=current.chunks)
 
 
 def _empty_manifest(key: DocumentKey, position: str, profile: str, *, now_ms: float) -> Manifest:

@@ -675,6 +675,36 @@ async def test_news_that_comes_twice_is_told_once_and_ends(bench):
     assert told == [[Outcome.DEAD_LETTER], []]
 
 
+async def test_replacing_a_version_without_an_index_change_also_names_the_passages_that_it_removed(bench):
+    await bench.run(plan(1, "a"))
+    first = (await bench.manifest()).chunks
+    await bench.run(plan(2, "b"))  # completed, and stopped before its index change was produced
+    second = (await bench.manifest()).chunks
+    [(_, superseded), (_, change)] = await bench.run(plan(2, "b"), plan(3, "c"))
+    assert (superseded.outcome, change.outcome) == (Outcome.SUPERSEDED, Outcome.DONE)
+    assert set(change.removed) == {*first, *second}
+
+
+async def test_replacing_a_refused_version_without_an_index_change_also_names_its_passages(bench, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr(bench.index, "apply", bench.refuse_last)
+        [(_, refused)] = await bench.run(plan(1, "a", "b"))
+    assert refused.removed
+    [(_, superseded), (_, change)] = await bench.run(plan(1, "a", "b"), plan(2, "c"))
+    assert (superseded.outcome, change.outcome) == (Outcome.SUPERSEDED, Outcome.DONE)
+    assert set(change.removed) >= set(refused.removed)
+
+
+async def test_a_superseded_version_names_the_passages_of_a_newer_one_that_follows_in_the_stream(bench):
+    await bench.run(plan(1, "a"))
+    [(_, change)] = await bench.run(plan(3, "b"))
+    [(_, followed)] = await bench.run(plan(2, "c"))
+    [(_, preceded)] = await bench.run(plan(2, "c", position=9))
+    assert (followed.outcome, preceded.outcome) == (Outcome.SUPERSEDED, Outcome.SUPERSEDED)
+    assert (followed.added, followed.removed) == (change.added, change.removed)
+    assert (preceded.added, preceded.removed) == ((), ())
+
+
 async def test_a_superseded_version_does_not_end_before_what_carries_its_news(bench):
     """What supersedes it is known to be done at once; between the two, another document is still to be written."""
     await bench.run(plan(2, "b"))
