@@ -69,9 +69,9 @@ class Recovery:
         Raises:
             IndexUnavailable: the index is unavailable, or other workers keep changing a document.
         """
-        standing = await self.index.standing(keys)
-        resolved = await asyncio.gather(*(self._resolve(one, now_ms=now_ms) for one in standing.values()))
-        found = {key: one for key, one in zip(standing, resolved, strict=True) if one is not None}
+        manifests = await self.index.standing(keys)
+        resolved = await asyncio.gather(*(self._resolve(one, now_ms=now_ms) for one in manifests.values()))
+        found = {key: one for key, one in zip(manifests, resolved, strict=True) if one is not None}
         # Most of the other documents never existed; but a manifest may be lost, and then the stored passages count.
         missing = [key for key in keys if key not in found]
         passages = await self.index.passages(missing) if missing else {}
@@ -85,9 +85,9 @@ class Recovery:
                 found[key] = Found(None, None)
         return found
 
-    async def _resolve(self, standing: StoredManifest, *, now_ms: float) -> Found | None:
+    async def _resolve(self, read: StoredManifest, *, now_ms: float) -> Found | None:
         """Resolve a manifest; None if it no longer exists."""
-        one: StoredManifest | None = standing
+        one: StoredManifest | None = read
         for _ in range(_ATTEMPTS):
             if one is None:
                 return None
@@ -104,7 +104,7 @@ class Recovery:
             if revision is not None:
                 return Found(await self._roll(claim, now_ms=now_ms), revision, saved=False)
             one = await self._read(claim.key)
-        raise IndexUnavailable(f"other workers keep writing {standing.manifest.key}; retrying")
+        raise IndexUnavailable(f"other workers keep writing {read.manifest.key}; retrying")
 
     async def _read(self, key: DocumentKey) -> StoredManifest | None:
         return (await self.index.standing([key])).get(key)

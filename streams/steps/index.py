@@ -255,7 +255,7 @@ class Index(Step):
     ) -> AsyncGenerator[dict[int, Outcome], None]:
         """Write in groups. While one group is written, the next one is embedded.
 
-        So the model does not wait for the index. The order of groups is irrelevant, because no two changes are of one document.
+        So the model does not wait for the index. The order of groups is irrelevant: no two changes are of one document.
         """
         groups = _groups(changes, self.batch_chunks)
         vectors: dict[str, Vector] = {}
