@@ -53,7 +53,7 @@ def unicode_text(content: bytes, charset: str | None = None) -> str | None:
             return decode_as(content, declared.codec)
         except UnicodeDecodeError as error:
             raise CharsetMismatch(
-                f"the content is not {declared.name}, the declared charset ({error.reason} at byte {error.start}):"
+                f"the bytes are not {declared.name}, the declared charset ({error.reason} at byte {error.start}):"
                 " declare the correct charset, or none for detection"
             ) from None
     return _decoded(content, "utf-8")

@@ -179,7 +179,7 @@ def _decode(read: Callable[[bytes, str | None], str | None], content: bytes, cha
     if text is None:
         raise ParseFailed(
             "broken",
-            "not text in any known encoding: send UTF-8, or declare the charset, such as"
+            "not text in any known encoding: send it as UTF-8, or declare its charset, such as"
             " `Content-Type: text/plain; charset=windows-1252`",
         )
     return text

@@ -18,7 +18,7 @@ from schemas.documents import DocumentKey
 from schemas.index import StoredChunk
 from schemas.search import Access, Hit, HybridSearch
 from streams.core.invalidation.bm25 import idf, inverse_norms, length_code, term_score
-from streams.core.invalidation.compiled import product
+from streams.core.invalidation.compiled import dot_product
 from streams.core.invalidation.sweep import SCORE_TOLERANCE
 
 DIMENSION = 8
@@ -229,7 +229,7 @@ async def test_scores_of_vectors_differ_from_those_computed_here_by_less_than_is
         [windows] = await index.search([HybridSearch("hotel", asked, Access("acme", ("hr",)), 100)])
     assert len(windows.vector) == len(vectors)
     for found in windows.vector:
-        score = (1 + float(product(asked, vectors[int(found.chunk_id[1:])]))) / 2
+        score = (1 + float(dot_product(asked, vectors[int(found.chunk_id[1:])]))) / 2
         assert abs(found.score - score) < SCORE_TOLERANCE / 2
 
 
