@@ -40,8 +40,8 @@ async def dry_run(
 
     Raises:
         UnsupportedType: of content.
-        Unprocessable: it would become a dead letter.
-        NotNow: it cannot be told at this moment.
+        Unprocessable: the edit would become a dead letter.
+        DryRunUnavailable: the result cannot be determined at this moment.
         IndexUnavailable, CacheUnavailable, EmbeddingError: a store or the model does not answer.
     """
     event = DocumentEvent(

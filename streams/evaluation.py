@@ -30,11 +30,11 @@ from streams.core.invalidation.evidence import Change, Evaluation, Evidence, Sta
 from streams.core.invalidation.exact import Exact
 from streams.term_cache import TermCache
 
-FOLLOW_S: Final = 0.1
+LOAD_INTERVAL_S: Final = 0.1
 """Interval at which an evaluator loads new answers between changes. Most answers are then loaded before the next
 change."""
 
-QUIET_FOLLOW_S: Final = 2.0
+QUIET_LOAD_INTERVAL_S: Final = 2.0
 """The same for a slice without activity for ``QUIET_AFTER_S``."""
 
 QUIET_AFTER_S: Final = 10.0
@@ -167,7 +167,7 @@ class SliceEvaluator:
         pending = await self._slices.pending(self._tenant, self._number, known=self._epoch, fill=self._last_fill)
         if self._epoch == _UNKNOWN:
             self._floor = pending.floor
-        elif not self._is_next(pending):
+        elif not self._is_consecutive(pending):
             self._reset()
             self._term_cache.forget_passages()
             return False
@@ -200,7 +200,7 @@ class SliceEvaluator:
             self._pending_evictions.clear()
         return True
 
-    def _is_next(self, pending: Pending) -> bool:
+    def _is_consecutive(self, pending: Pending) -> bool:
         previous = pending.changes[0].previous if pending.changes else pending.epoch
         return pending.floor == self._floor and previous == self._epoch
 
@@ -422,11 +422,14 @@ class SliceEvaluators:
         """Load new answers until cancelled, so that the next change finds little to load."""
         loaded_s: dict[tuple[str, int], float] = {}
         while True:
-            await asyncio.sleep(FOLLOW_S)
+            await asyncio.sleep(LOAD_INTERVAL_S)
             now_s = time.monotonic()
             due: dict[str, list[SliceEvaluator]] = defaultdict(list)
             for slice_id, evaluator in self._evaluators.items():
-                if now_s - evaluator.active_s <= QUIET_AFTER_S or now_s - loaded_s.get(slice_id, 0.0) >= QUIET_FOLLOW_S:
+                if (
+                    now_s - evaluator.active_s <= QUIET_AFTER_S
+                    or now_s - loaded_s.get(slice_id, 0.0) >= QUIET_LOAD_INTERVAL_S
+                ):
                     loaded_s[slice_id] = now_s
                     due[slice_id[0]].append(evaluator)
             for tenant, evaluators in due.items():

@@ -15,6 +15,7 @@ from typing import Any
 import faust
 from faust.transport.drivers.aiokafka import Consumer, Transport
 from faust.types import TP
+from typing_extensions import override
 
 from infra.kafka.security import client_options
 from infra.settings import KafkaSettings, Settings
@@ -30,6 +31,7 @@ class GuardedConsumer(Consumer):  # type: ignore[misc]  # Faust is not typed
         super().__init__(*args, **kwargs)
         self.lanes: dict[TP, LaneCommits] = defaultdict(LaneCommits)
 
+    @override
     def ack(self, message: Any) -> bool:
         """Acknowledge a message; the runner calls this once for each record."""
         if message.acked:
@@ -41,26 +43,32 @@ class GuardedConsumer(Consumer):  # type: ignore[misc]  # Faust is not typed
             lane.finish(message.offset)
         return lane is not None
 
+    @override
     async def on_partitions_revoked(self, revoked: set[TP]) -> None:
         """Discard the lanes of revoked partitions. Their new owner reads uncommitted records again."""
         await super().on_partitions_revoked(revoked)
         for tp in revoked:
             self.lanes.pop(tp, None)
 
+    @override
     async def perform_seek(self) -> None:
         """Discard all lanes. Reading restarts at the committed offsets, so records are delivered again."""
         self.lanes.clear()
         await super().perform_seek()
 
+    @override
     def _filter_tps_with_pending_acks(self, topics: Any = None) -> Iterator[TP]:
         return (tp for tp in list(self.lanes) if topics is None or tp in topics or tp.topic in topics)
 
+    @override
     def _new_offset(self, tp: TP) -> int | None:
         return self.lanes[tp].committable() if tp in self.lanes else None
 
+    @override
     def _should_commit(self, tp: TP, offset: int) -> bool:
         return tp in self.lanes and offset is not None
 
+    @override
     async def _commit_offsets(self, offsets: Mapping[TP, int], **_transaction: bool) -> bool:
         assigned = {tp: offset for tp, offset in offsets.items() if tp in self.assignment()}
         if not assigned or not await self._commit(assigned):

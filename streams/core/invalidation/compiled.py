@@ -75,7 +75,7 @@ class AnswerColumns(NamedTuple):
         sources: passages of each answer, shape (rows, max sources).
         versions: their versions, same shape.
         top: number of passages that each answer wants.
-        readers: number of the access rights and filters.
+        readers: number of each combination of access rights and filters.
         questions: vectors of the questions, shape (rows, dimension).
     """
 
@@ -98,7 +98,6 @@ class Scoring(NamedTuple):
 
     weights: Floats
     inverses: Floats
-
     fused: int
     rrf_k: int
 
@@ -175,8 +174,8 @@ class Additions(NamedTuple):
 
 def compiled(function: _F) -> _F:
     """Compile a function of arrays and numbers on its first call. It must not allocate arrays, only views."""
-    # nogil, so that an evaluation can run beside an event loop; cached on disk between runs; without reference counting
-    # of arrays, which took a fifth of the time.
+    # nogil: an evaluation can run concurrently with an event loop. cache: compiled code is kept on disk between runs.
+    # _nrt: no reference counting of arrays, which took a fifth of the time.
     fast: _F = njit(cache=True, nogil=True, error_model="numpy", _nrt=False)(function)
     return fast
 
@@ -228,7 +227,7 @@ def insert_vector(candidates: VectorCandidates, row: int, score: Any, number: in
         return False
     slot = _lowest_slot(candidates.scores[row])
     lowest = candidates.scores[row, slot]
-    if lowest > _LOWEST:  # The row is full: the lowest of its candidates and the new one defines the floor.
+    if lowest > _LOWEST:  # full: the lowest candidate or the new passage stays outside and is the floor
         candidates.floors[row] = min(lowest, score)
         if score <= lowest:
             return False
