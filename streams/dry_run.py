@@ -303,8 +303,8 @@ class _ReadOnlySlices(AnswerSlices):
         return await self._slices.pending(tenant, number, known=known, fill=fill)
 
     @override
-    async def entries(self, tenant: str, number: int, reported: Sequence[str]) -> list[StoredEntry | None]:
-        return await self._slices.entries(tenant, number, reported)
+    async def entries(self, tenant: str, number: int, keys: Sequence[str]) -> list[StoredEntry | None]:
+        return await self._slices.entries(tenant, number, keys)
 
     @override
     async def settle(

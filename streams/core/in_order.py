@@ -17,11 +17,11 @@ class OrderedOutcomes:
     def __contains__(self, number: int) -> bool:
         return number in self._outcomes
 
-    def end(self, outcomes: Mapping[int, Outcome]) -> None:
+    def add(self, outcomes: Mapping[int, Outcome]) -> None:
         """Add outcomes."""
         self._outcomes |= outcomes
 
-    def end_with(self, number: int, other: int, *records: Record) -> None:
+    def add_with(self, number: int, other: int, *records: Record) -> None:
         """Add a record that finished because of another one, such as an older version because of a newer one.
 
         Its records follow those of the later of the two, because a position must not be reached before its content. It

@@ -111,16 +111,16 @@ class Index(Step):
             older = next_versions(versions, waiting)
             async with aclosing(self._process({number: tasks[number] for number in older}, unreported)) as results:
                 async for outcomes_by_number in results:
-                    ordered.end(outcomes_by_number)
+                    ordered.add(outcomes_by_number)
                     for newest, outcome in outcomes_by_number.items():
                         for number in older[newest]:
                             if plans[number].position == plans[newest].position:
-                                # A duplicate delivery: the index change is produced already.
-                                ordered.end_with(number, newest)
+                                # A duplicate in the batch: one index change reports both.
+                                ordered.add_with(number, newest)
                             elif self._supersedes(outcome):
                                 # The index change of the newer version precedes this one, with the same passages.
                                 superseded = Superseded(plans[newest].event.version)
-                                ordered.end_with(number, newest, *self._superseded(tasks[number], superseded).emit)
+                                ordered.add_with(number, newest, *self._superseded(tasks[number], superseded).emit)
                     if ready := ordered.ready():
                         await self._advance(tasks[count : count + len(ready)])
                         count += len(ready)
