@@ -75,17 +75,18 @@ async def measure_lag(
     """Report the lag of each step in this worker's partitions, while metrics are exported."""
     while settings.streams.metrics_port:
         for step in watched:
-            report_lag(step.name, await _lag(settings, step))
+            if (lag := await _lag(settings, step)) is not None:
+                report_lag(step.name, lag)
         await asyncio.sleep(LAG_EVERY_S)
 
 
-async def _lag(settings: Settings, step: WatchedStep) -> int:
-    """Unfinished records in this worker's partitions."""
+async def _lag(settings: Settings, step: WatchedStep) -> int | None:
+    """Unfinished records in this worker's partitions; None if no broker responds."""
     assigned = step.consumer.assigned
     try:
         async with StreamAdmin(settings) as admin:
             lags = await admin.lag(TOPOLOGY[step.name].reads, settings.names.group(step.name))
     except StreamUnavailable as error:
         _log.warning("lag_not_read", reason=str(error))
-        return 0
+        return None
     return sum(one.behind for one in lags if one.partition in assigned)
