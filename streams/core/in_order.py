@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from streams.core.outcomes import Outcome
 
 
-class InOrder:
+class OrderedOutcomes:
     """Outcomes of the records of a batch, by their index in it. They may become known in any order."""
 
     def __init__(self) -> None:

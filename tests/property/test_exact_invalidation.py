@@ -17,8 +17,8 @@ from query.retrieval.fusion import fuse
 from schemas.documents import DocumentKey
 from schemas.index import StoredChunk
 from schemas.search import Access, Hit, HybridSearch, Windows
-from streams.core.invalidation.compiled import MOST_COUNTED
-from streams.core.invalidation.evidence import Change, Evidence, Passage, Statistics, TermCounts, Verdict
+from streams.core.invalidation.compiled import MAX_FREQUENCY
+from streams.core.invalidation.evidence import Change, Evaluation, Evidence, Passage, Statistics, TermCounts
 from streams.core.invalidation.exact import MAX_TERMS, Exact
 
 DIMENSION = 4
@@ -183,7 +183,7 @@ def test_exact_agrees_with_recomputing_everything(seed, kept, fused):
         before = {key: set(corpus.sources(*told, fused=fused)) for key, told in asked.items()}
         added = [passage(name, rng, version=version) for name in (*fresh, *again)]
         change = corpus.change(removed, added)
-        verdict = policy.judge(change, corpus.statistics())
+        verdict = policy.evaluate(change, corpus.statistics())
         for key, told in asked.items():
             if key not in standing:
                 continue
@@ -229,7 +229,7 @@ def test_however_often_a_passage_has_a_word_it_is_judged_as_it_is_searched(seed,
         removed = rng.sample(sorted(corpus.passages), rng.randint(0, 2))
         added = [passage(f"v{version}-{number}", rng, version=version, words=extreme(rng)) for number in range(2)]
         change = corpus.change(removed, added)
-        verdict = policy.judge(change, corpus.statistics())
+        verdict = policy.evaluate(change, corpus.statistics())
         for key in verdict.drop:
             standing.pop(key, None)
         put = {key: corpus.evidence(key, *asked[key], fused=3) for key in verdict.recheck & standing.keys()}
@@ -256,16 +256,16 @@ def test_a_word_that_cannot_be_counted_is_searched_again_and_costs_nobody_else()
     for key in ("hotel", "train"):
         policy.put(evidence_of(corpus, key, key))
     # Away from both questions, so that no answer shows it for its meaning.
-    often = Counter(hotel=MOST_COUNTED + 1)
+    often = Counter(hotel=MAX_FREQUENCY + 1)
     far = replace(passage("far", rng, groups=(), words=often), vector=-unit(random.Random(7)))
     hidden = replace(far, chunk=far.chunk.model_copy(update={"groups": ("hr",)}))
-    assert policy.judge(Change(frozenset(), (hidden,)), corpus.statistics()) == Verdict()
-    verdict = policy.judge(corpus.change([], [far]), corpus.statistics())
-    assert verdict == Verdict(frozenset(), frozenset({"hotel"}))
+    assert policy.evaluate(Change(frozenset(), (hidden,)), corpus.statistics()) == Evaluation()
+    verdict = policy.evaluate(corpus.change([], [far]), corpus.statistics())
+    assert verdict == Evaluation(frozenset(), frozenset({"hotel"}))
     # Found by a search, it can still not be followed by what it scores: each change has the search made again.
     policy.put(evidence_of(corpus, "hotel", "hotel"))
     other = replace(passage("other", rng, groups=(), words=["visa"]), vector=-unit(random.Random(7)))
-    assert policy.judge(Change(frozenset(), (other,)), corpus.statistics()).recheck == {"hotel"}
+    assert policy.evaluate(Change(frozenset(), (other,)), corpus.statistics()).recheck == {"hotel"}
 
 
 @settings(deadline=None)
@@ -278,8 +278,8 @@ def test_a_change_that_is_judged_again_keeps_what_reflects_it(seed):
     policy = Exact(dimension=DIMENSION, kept=60, fused=6, rrf_k=K)
     for number in range(8):
         policy.put(corpus.evidence(f"q{number}", *question(rng, window=60), 3, fused=6))
-    assert policy.judge(change, corpus.statistics()) == Verdict()
-    assert policy.judge(change, corpus.statistics()) == Verdict()
+    assert policy.evaluate(change, corpus.statistics()) == Evaluation()
+    assert policy.evaluate(change, corpus.statistics()) == Evaluation()
 
 
 def test_a_change_that_is_judged_again_keeps_an_order_that_hardly_differs():
@@ -304,7 +304,7 @@ def test_a_change_that_is_judged_again_keeps_an_order_that_hardly_differs():
             lexical_window=(("first", first.terms), ("second", second.terms)),
         )
     )
-    assert policy.judge(Change(frozenset(), (second,)), corpus.statistics()) == Verdict()
+    assert policy.evaluate(Change(frozenset(), (second,)), corpus.statistics()) == Evaluation()
 
 
 def evidence_of(corpus, text, key="q", *, top_k=1):
@@ -320,10 +320,10 @@ def test_a_question_of_very_many_terms_is_retrieved_again_at_each_change():
     corpus.frozen = Statistics(1, 1, {f"term{number}": 1 for number in range(MAX_TERMS + 1)})
     policy.put(evidence_of(corpus, " ".join(corpus.frozen.frequencies)))
     nothing = Change(frozenset(), ())
-    assert policy.judge(nothing, corpus.statistics()) == Verdict()
-    assert policy.judge(corpus.change([], [passage("c1", rng, groups=())]), corpus.statistics()).recheck == {"q"}
-    assert policy.judge(corpus.change(["c0"], []), corpus.statistics()).drop == {"q"}, "it was its source"
-    assert policy.judge(corpus.change(["c1"], []), corpus.statistics()) == Verdict()
+    assert policy.evaluate(nothing, corpus.statistics()) == Evaluation()
+    assert policy.evaluate(corpus.change([], [passage("c1", rng, groups=())]), corpus.statistics()).recheck == {"q"}
+    assert policy.evaluate(corpus.change(["c0"], []), corpus.statistics()).drop == {"q"}, "it was its source"
+    assert policy.evaluate(corpus.change(["c1"], []), corpus.statistics()) == Evaluation()
 
 
 def test_a_question_of_very_many_terms_is_altered_if_what_is_retrieved_again_leads_elsewhere():
@@ -346,9 +346,9 @@ def test_an_answer_without_sources_is_dropped_by_the_first_passage_that_it_may_s
     policy = Exact(dimension=DIMENSION, kept=10, fused=5, rrf_k=K)
     policy.put(evidence_of(corpus, "hotel"))
     hidden = corpus.change([], [passage("c0", rng, groups=("hr",))])
-    assert policy.judge(hidden, corpus.statistics()) == Verdict()
+    assert policy.evaluate(hidden, corpus.statistics()) == Evaluation()
     shown = corpus.change([], [passage("c1", rng, groups=())])
-    assert policy.judge(shown, corpus.statistics()).drop == {"q"}
+    assert policy.evaluate(shown, corpus.statistics()).drop == {"q"}
 
 
 @pytest.mark.parametrize(
@@ -377,7 +377,7 @@ def test_the_simple_policies(policy, other_chunk, same_chunk, nothing):
         kept.put(evidence_of(before, "hotel"))
         cited = evidence_of(before, "hotel").sources[0][0]
         changed = before.change(*change(cited))
-        return kept.judge(changed, before.statistics()).drop
+        return kept.evaluate(changed, before.statistics()).drop
 
     assert judged(lambda cited: ([next(name for name in "ab" if name != cited)], [])) == other_chunk
     assert judged(lambda cited: ([cited], [])) == same_chunk

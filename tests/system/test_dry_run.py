@@ -81,7 +81,7 @@ async def test_what_is_told_is_what_is_dropped(installation, services, tmp_path)
     assert (await services.document("room-3.md"))["version"] == told["version"] - 1
     assert (told["document_id"], told["answers"]) == ("room-3.md", len(QUESTIONS))
     assert told["added"] >= 1
-    certain = {one["question"] for one in told["touched"] if one["why"] != "unclear"}
+    certain = {one["question"] for one in told["affected"] if one["reason"] != "uncertain"}
     assert "who drinks coffee" in certain
     assert certain < set(QUESTIONS)
 
@@ -92,8 +92,8 @@ async def test_what_is_told_is_what_is_dropped(installation, services, tmp_path)
     told = await run(installation, "--delete", "room-7.md")
     assert (told["added"], told["kept"]) == (0, 0)
     assert told["removed"] >= 1
-    certain = {one["question"] for one in told["touched"]}
-    assert {one["why"] for one in told["touched"]} == {"cites"}
+    certain = {one["question"] for one in told["affected"]}
+    assert {one["reason"] for one in told["affected"]} == {"source_changed"}
     await services.ended((await services.delete("room-7.md"))["event_id"])
     assert set(QUESTIONS) - await cached(services) == certain
 
@@ -102,7 +102,7 @@ async def test_the_same_content_changes_nothing_and_what_cannot_be_read_is_said(
     text = room(5, 5).encode()
     await services.ended((await services.put("room-5.md", text, "text/markdown"))["event_id"])
     found = await dry_run(installation.settings, "room-5.md", text, file_name="room-5.md")
-    assert (found.added, found.removed, found.touched) == (0, 0, ())
+    assert (found.added, found.removed, found.affected) == (0, 0, ())
     assert found.kept >= 1
     with pytest.raises(Unprocessable):
         await dry_run(installation.settings, "broken.pdf", b"%PDF-1.7 not really", file_name="broken.pdf")
@@ -134,8 +134,8 @@ async def test_a_word_that_an_edit_repeats_counts_as_often_as_the_search_counts_
     edit = "zebra " * OFTEN
     (tmp_path / "edit.txt").write_text(edit)
     told = await run(installation, str(tmp_path / "edit.txt"), "--id", "zebras.txt")
-    [touched] = [one for one in told["touched"] if one["question"] == "zebra"]
-    assert (touched["why"], touched["lexical_rank"]) == ("comes_in", 1)
+    [touched] = [one for one in told["affected"] if one["question"] == "zebra"]
+    assert (touched["reason"], touched["lexical_rank"]) == ("enters_results", 1)
 
     await services.ended((await services.put("zebras.txt", edit.encode(), "text/plain"))["event_id"])
     after = await services.ask("zebra", **question)
