@@ -351,6 +351,21 @@ def test_an_answer_without_sources_is_dropped_by_the_first_passage_that_it_may_s
     assert policy.evaluate(shown, corpus.statistics()).drop == {"q"}
 
 
+def test_an_answer_is_dropped_when_a_source_is_removed_that_is_no_candidate():
+    """A source that a later change has removed from the index is no candidate in evidence that is loaded afterwards."""
+    rng = random.Random(1)
+    corpus = Corpus({f"c{n}": passage(f"c{n}", rng, groups=(), words=["hotel"] * (n + 1)) for n in range(2)})
+    policy = Exact(dimension=DIMENSION, kept=10, fused=5, rrf_k=K)
+    evidence = evidence_of(corpus, "hotel", top_k=2)
+    others = {
+        leg: tuple(one for one in getattr(evidence, leg) if one[0] != "c0")
+        for leg in ("vector_window", "lexical_window")
+    }
+    policy.put(replace(evidence, **others))
+    assert policy.evaluate(corpus.change([], []), corpus.statistics()) == Evaluation()
+    assert policy.evaluate(corpus.change(["c0"], []), corpus.statistics()).drop == {"q"}
+
+
 @pytest.mark.parametrize(
     ("policy", "other_chunk", "same_chunk", "nothing"),
     [

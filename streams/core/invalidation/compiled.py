@@ -189,15 +189,6 @@ def compiled_fastmath(function: _F) -> _F:
 
 
 @compiled
-def cites(answers: AnswerColumns, row: int, number: int, version: int) -> bool:
-    """Whether a passage is a source of the row in a version other than ``version``."""
-    found = False
-    for source in range(answers.sources.shape[1]):
-        found |= answers.sources[row, source] == number and answers.versions[row, source] != version
-    return found
-
-
-@compiled
 def remove_vector(candidates: VectorCandidates, row: int, number: int, rank: int) -> bool:
     """Remove a passage from the vector candidates; whether its rank (from 0) was ``rank`` or better."""
     slot = slot_of(candidates.ids[row], number)

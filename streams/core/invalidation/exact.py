@@ -34,7 +34,7 @@ from streams.core.invalidation.compiled import (
 )
 from streams.core.invalidation.evidence import Change, Evaluation, Evidence, Passage, Statistics
 from streams.core.invalidation.fused import fused_top
-from streams.core.invalidation.rows import NO_ROWS, Rows, grown
+from streams.core.invalidation.rows import NO_ROWS, Postings, Rows, grown
 from streams.core.invalidation.sweep import (
     IN_LEXICAL,
     IN_VECTOR,
@@ -97,6 +97,7 @@ class Exact:
         self._top_k = np.empty(0, dtype=np.int16)
         self._sources = np.empty((0, 1), dtype=np.int32)
         self._versions = np.empty((0, 1), dtype=np.int64)
+        self._citing = Postings(lambda number, rows: (self._sources[rows] == number).any(axis=1))
         self._readers = np.empty(0, dtype=np.int32)
         self._watched = np.empty(0, dtype=bool)  # evaluated at every change
         self._vector = VectorTable(kept)
@@ -131,7 +132,8 @@ class Exact:
         own: list[NDArray[Any]] = [*self._columns(), self._watched, self._sums, self._found]
         own.append(self._ends)
         tables = round(fraction * sum(table.nbytes for table in own))
-        return tables + self._vector.size_bytes(fraction) + self._lexical.size_bytes(fraction)
+        candidates = self._vector.size_bytes(fraction) + self._lexical.size_bytes(fraction)
+        return tables + candidates + self._citing.size_bytes
 
     def put(self, evidence: Evidence) -> None:
         """Store the evidence of an answer; replaces an earlier one with the same key."""
@@ -155,7 +157,9 @@ class Exact:
         if count > self._sources.shape[1]:
             self._widen(count)
         self._sources[row], self._versions[row] = EMPTY, EMPTY
-        self._sources[row, :count] = self._numbers(chunk_id for chunk_id, _ in evidence.sources)
+        sources = self._numbers(chunk_id for chunk_id, _ in evidence.sources)
+        self._sources[row, :count] = sources
+        self._citing.add_row(row, sources)
         self._versions[row, :count] = [version for _, version in evidence.sources]
         vector = evidence.vector_window[: self._kept]
         self._vector.put(
@@ -257,6 +261,7 @@ class Exact:
         verdicts, removals = np.full(len(self._keys), KEEP, dtype=np.uint8), self._removals(change)
         if not self._rows:
             return verdicts
+        self._find_removed_sources(removals, verdicts)
         additions = self._additions(change.added)
         self._reserve(0, len(removals.by_vector.members) + len(removals.by_terms.members))
         count = find_removals(removals, self._updates)
@@ -287,6 +292,17 @@ class Exact:
         for row in self._overflowing_rows(change.added, additions):
             verdicts[row] = max(verdicts[row], SHORT)
         return verdicts
+
+    def _find_removed_sources(self, removals: Removals, verdicts: Verdicts) -> None:
+        """Set ``DROP`` for the rows that cite a removed or rewritten passage, whether or not it is a candidate."""
+        for number, version in zip(removals.numbers.tolist(), removals.versions.tolist(), strict=True):
+            rows = np.unique(self._citing.take(number))
+            citing = self._sources[rows] == number
+            changed = (citing & (self._versions[rows] != version)).any(axis=1)
+            verdicts[rows[changed]] = DROP
+            unchanged = rows[citing.any(axis=1) & ~changed]
+            if len(unchanged):
+                self._citing.add(number, unchanged)
 
     def _overflowing_rows(self, added: Sequence[Passage], additions: Additions) -> set[int]:
         """Rows whose score for an added passage is unknown, because a term exceeds the maximum frequency in it."""

@@ -22,7 +22,6 @@ from streams.core.invalidation.compiled import (
     Scoring,
     Scratch,
     VectorCandidates,
-    cites,
     compiled,
     count_above,
     dot_product,
@@ -237,40 +236,26 @@ def sweep(
         ends: end of each row's updates.
         rank: a row is evaluated if a removed or inserted passage had this rank or a better one.
         watched: rows that are evaluated in any case; on return, those of the next sweep.
-        verdicts: receives a verdict for each evaluated row, and ``DROP`` for rows with a removed source.
+        verdicts: contains ``DROP`` for rows with a removed source; receives a verdict for each evaluated row.
     """
     begin = 0
     for row in range(len(ends)):
         end, near, scored = ends[row], watched[row], False
         if begin < end:
-            altered = _is_altered(answers, row, removals, ordered, begin, end)
+            if verdicts[row] == DROP:
+                begin = end
+                continue
             near |= _update_vector(vector, row, removals, additions, ordered, begin, end, rank)
             near_lexical, scored = _update_lexical(
                 lexical, row, scoring, scratch, removals, additions, ordered, begin, end, rank
             )
             begin = end
-            if altered:
-                verdicts[row] = DROP
-                continue
             near |= near_lexical
         if near:
             if not scored:
                 score_lexical(lexical, scoring, row, scratch)
             verdicts[row] = evaluate_row(row, vector, lexical, answers, scoring, scratch)
             watched[row] = verdicts[row] == WATCH
-
-
-@compiled
-def _is_altered(
-    answers: AnswerColumns, row: int, removals: Removals, ordered: RowUpdates, begin: int, end: int
-) -> bool:
-    """Whether a removed passage is a source. Each source was in at least one candidate list when the answer was put."""
-    found = False
-    for update in range(begin, end):
-        at, kind = divmod(ordered.codes[update], _KINDS)
-        if kind <= _REMOVE_LEXICAL:
-            found |= cites(answers, row, removals.numbers[at], removals.versions[at])
-    return found
 
 
 @compiled
