@@ -83,8 +83,8 @@ class ObservedHistory:
             searchable: passages of its document at this instant, if known.
         """
         key, version = self._versions[position]
-        self.outcomes.setdefault(position, outcome)
-        if outcome is Outcome.SUPERSEDED:
+        first = self.outcomes.setdefault(position, outcome)
+        if first is outcome is Outcome.SUPERSEDED:
             self._superseded[key].append(version)
         if outcome is not Outcome.DONE:
             return

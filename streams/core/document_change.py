@@ -41,16 +41,9 @@ class Write:
 
 @dataclass(frozen=True, slots=True)
 class Superseded:
-    """A newer version is searchable; nothing is written.
+    """A newer version is searchable; nothing is written."""
 
-    Attributes:
-        by_version: the newer version.
-        manifest: manifest of that version if its event follows in the stream. Its index change may not be produced yet,
-            so the index change of this event names the same passages: its position is not reached before its content.
-    """
-
-    by_version: int
-    manifest: Manifest | None = None
+    manifest: Manifest
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,14 +261,13 @@ def _nothing_to_write(plan: ChunkPlan, current: Manifest | None, *, lost: bool) 
             if (failure.version, failure.position) == (event.version, plan.position):
                 return AlreadyFailed(failure)
         if current.version > event.version:
-            follows = Position.parse(current.position) > Position.parse(plan.position)
-            return Superseded(current.version, current if follows else None)
+            return Superseded(current)
         if current.version == event.version and not lost:
             if current.position == plan.position:
                 return AlreadyDone(current)
             # Another event with the same version: the first one wins (I1), unless this one requests a rewrite.
             if not _rewrites(plan, current):
-                return Superseded(current.version)
+                return Superseded(current)
     owner = other_owner(current, event.connector, take_over=event.take_over)
     return OwnedByOther(owner) if owner is not None else None
 

@@ -1,6 +1,6 @@
 """Outcomes of a record. The runner acts on them."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 from schemas.records import Record
@@ -15,10 +15,6 @@ class Finished:
     """
 
     emit: tuple[Record, ...] = ()
-
-    def followed_by(self, *records: Record) -> "Finished":
-        """The same outcome with additional records to produce."""
-        return replace(self, emit=(*self.emit, *records))
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +31,6 @@ class DeadLetter:
     kind: str
     reason: str
     emit: tuple[Record, ...] = ()
-
-    def followed_by(self, *records: Record) -> "DeadLetter":
-        """The same outcome with additional records to produce."""
-        return replace(self, emit=(*self.emit, *records))
 
 
 Outcome = Finished | DeadLetter

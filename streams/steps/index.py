@@ -29,9 +29,9 @@ from infra.blobs.port import BlobCorrupt, BlobMissing, BlobStore
 from infra.embedding.port import Embedder
 from infra.kafka.codec import encode_change
 from infra.opensearch.port import ChunkChange, ChunkWrite, DocumentIndex, ManifestWrite, Revision
-from schemas.documents import DocumentKey, Stage
+from schemas.documents import DocumentKey, LifeState, Stage
 from schemas.documents import Outcome as EventOutcome
-from schemas.events import Change, ChunkPlan, IndexChange, StageTimes
+from schemas.events import ChunkPlan, IndexChange, StageTimes
 from schemas.index import FailedVersion, Manifest, StoredChunk
 from schemas.ownership import owner_refusal
 from schemas.positions import Position
@@ -79,6 +79,10 @@ class _Change:
         return [self.passages[number] for number in self.write.add]
 
 
+_Result = tuple[Outcome, Manifest | None]
+"""Outcome of a version, and the manifest of its document at that time; None if it was not read."""
+
+
 @dataclass(frozen=True, slots=True)
 class Index(Step):
     """The index step.
@@ -105,23 +109,21 @@ class Index(Step):
         plans = [cast("ChunkPlan", task.message) for task in tasks]
         versions = runs_of_plans(plans)
         unreported = frozenset(plan.position for plan in plans)
-        ordered = OrderedOutcomes()
+        outcomes = OrderedOutcomes()
         count = 0
-        while waiting := [number for number in range(len(tasks)) if number not in ordered]:
+        while waiting := [number for number in range(len(tasks)) if number not in outcomes]:
             older = next_versions(versions, waiting)
             async with aclosing(self._process({number: tasks[number] for number in older}, unreported)) as results:
-                async for outcomes_by_number in results:
-                    ordered.add(outcomes_by_number)
-                    for newest, outcome in outcomes_by_number.items():
+                async for results_by_number in results:
+                    for newest, (outcome, manifest) in results_by_number.items():
+                        outcomes.add({newest: outcome})
                         for number in older[newest]:
                             if plans[number].position == plans[newest].position:
-                                # A duplicate in the batch: one index change reports both.
-                                ordered.add_with(number, newest)
+                                # A second delivery of the same event. It follows the first, which has the outcome.
+                                outcomes.add({number: Finished()})
                             elif self._supersedes(outcome):
-                                # The index change of the newer version precedes this one, with the same passages.
-                                superseded = Superseded(plans[newest].event.version)
-                                ordered.add_with(number, newest, *self._superseded(tasks[number], superseded).emit)
-                    if ready := ordered.ready():
+                                outcomes.add({number: self._superseded(tasks[number], cast("Manifest", manifest))})
+                    if ready := outcomes.ready():
                         await self._advance(tasks[count : count + len(ready)])
                         count += len(ready)
                         yield ready
@@ -169,22 +171,22 @@ class Index(Step):
 
     async def _process(
         self, tasks: Mapping[int, Task], unreported: Collection[str]
-    ) -> AsyncGenerator[dict[int, Outcome], None]:
+    ) -> AsyncGenerator[dict[int, _Result], None]:
         """Outcomes by task number, as they become known; no two tasks are versions of one document."""
         plans = {number: cast("ChunkPlan", task.message) for number, task in tasks.items()}
         found = await self._found([plan.event.key for plan in plans.values() if plan.outcome is None])
-        outcomes: dict[int, Outcome] = {}
+        results_by_number: dict[int, _Result] = {}
         changes: dict[int, _Change] = {}
         for number, plan in plans.items():
             if plan.outcome is not None:
-                outcomes[number] = self._index_change(tasks[number], plan.outcome, plan.reason)
+                results_by_number[number] = self._index_change(tasks[number], plan.outcome, plan.reason), None
                 continue
             decided = await self._decide(tasks[number], found[plan.event.key], unreported)
             if isinstance(decided, _Change):
                 changes[number] = decided
             else:
-                outcomes[number] = decided
-        yield outcomes
+                results_by_number[number] = decided
+        yield results_by_number
         async with aclosing(self._write_groups(changes, unreported)) as groups:
             async for group in groups:
                 yield group
@@ -192,12 +194,12 @@ class Index(Step):
     async def _found(self, keys: Sequence[DocumentKey]) -> dict[DocumentKey, Found]:
         return await Recovery(self.index, self.writer).found(keys, now_ms=_now_ms())
 
-    async def _decide(self, task: Task, found: Found, unreported: Collection[str]) -> _Change | Outcome:
+    async def _decide(self, task: Task, found: Found, unreported: Collection[str]) -> _Change | _Result:
         plan = cast("ChunkPlan", task.message)
         try:
             chunks = plan.chunks if plan.chunks_blob is None else load_chunks(await self.blobs.get(plan.chunks_blob))
         except (BlobMissing, BlobCorrupt) as failure:
-            return await self._dead_letter(task, "content-lost", str(failure))
+            return await self._dead_letter(task, "content-lost", str(failure)), None
         passages = stored_chunks(plan, chunks)
         ids = [passage.chunk_id for passage in passages]
         decision = decide(
@@ -210,19 +212,17 @@ class Index(Step):
             unreported=unreported,
         )
         if isinstance(decision, Write):
-            passages_with_ids = zip(passages, decision.claim.chunks, strict=True)
-            passages = tuple(
-                passage.model_copy(update={"chunk_id": chunk_id}) for passage, chunk_id in passages_with_ids
-            )
+            pairs = zip(passages, decision.claim.chunks, strict=True)
+            passages = tuple(passage.model_copy(update={"chunk_id": chunk_id}) for passage, chunk_id in pairs)
             return _Change(task, plan, passages, found, decision)
         if not found.saved and not await self._put_manifest(cast("Manifest", found.manifest), found.replaces):
             return await self._process_again(task, unreported)
-        return self._final_outcome(task, decision)
+        return self._final_outcome(task, decision), found.manifest
 
     def _final_outcome(self, task: Task, decision: NothingToWrite) -> Outcome:
         match decision:
             case Superseded():
-                return self._superseded(task, decision)
+                return self._superseded(task, decision.manifest)
             case AlreadyDone(manifest):
                 return self._done(task, manifest)
             case AlreadyFailed(failure):
@@ -241,10 +241,10 @@ class Index(Step):
     async def _dead_letter(self, task: Task, kind: str, reason: str) -> Outcome:
         return await self.close(task, kind, reason) or DeadLetter(kind, reason, self.give_up(task, reason))
 
-    async def _process_again(self, task: Task, unreported: Collection[str]) -> Outcome:
+    async def _process_again(self, task: Task, unreported: Collection[str]) -> _Result:
         """Process a task again after another writer has changed its document."""
-        [outcome] = [one async for some in self._process({0: task}, unreported) for one in some.values()]
-        return outcome
+        [result] = [one async for some in self._process({0: task}, unreported) for one in some.values()]
+        return result
 
     async def _put_manifest(self, manifest: Manifest, replaces: Revision | None) -> bool:
         [written] = await self.index.put_manifests([ManifestWrite(manifest, replaces)])
@@ -252,11 +252,8 @@ class Index(Step):
 
     async def _write_groups(
         self, changes: Mapping[int, _Change], unreported: Collection[str]
-    ) -> AsyncGenerator[dict[int, Outcome], None]:
-        """Write in groups. While one group is written, the next one is embedded.
-
-        So the model does not wait for the index. The order of groups is irrelevant: no two changes are of one document.
-        """
+    ) -> AsyncGenerator[dict[int, _Result], None]:
+        """Write in groups, in any order. While one group is written, the next one is embedded."""
         groups = _groups(changes, self.batch_chunks)
         vectors: dict[str, Vector] = {}
         embedding = asyncio.create_task(self._embed(list(groups[0].values()), vectors)) if groups else None
@@ -278,7 +275,7 @@ class Index(Step):
         vectors: Mapping[str, Vector],
         fresh: Mapping[str, Vector],
         unreported: Collection[str],
-    ) -> list[Outcome]:
+    ) -> list[_Result]:
         # Only now: a version that cannot be embedded leaves no claim, and its document unchanged.
         claims = await self.index.put_manifests(
             [ManifestWrite(change.write.claim, change.found.replaces) for change in changes]
@@ -290,7 +287,9 @@ class Index(Step):
         )
         done = await self._complete(claimed_changes)
         return [
-            self._outcome(change) if id(change) in done else await self._process_again(change.task, unreported)
+            (self._outcome(change), change.manifest)
+            if id(change) in done
+            else await self._process_again(change.task, unreported)
             for change in changes
         ]
 
@@ -372,19 +371,22 @@ class Index(Step):
             passages=len(manifest.chunks),
             added=manifest.added,
             removed=manifest.removed,
+            deleted=manifest.state is LifeState.DELETED,
             times=times,
         )
 
-    def _superseded(self, task: Task, superseded: Superseded) -> Finished:
-        version = cast("ChunkPlan", task.message).event.version
-        reason = f"version {version} is not newer than version {superseded.by_version}"
-        manifest = superseded.manifest
+    def _superseded(self, task: Task, manifest: Manifest) -> Finished:
+        plan = cast("ChunkPlan", task.message)
+        # The index change of a version that follows in the stream is not produced yet. This one names its passages as
+        # well, so that no position is reached before its content.
+        follows = Position.parse(manifest.position) > Position.parse(plan.position)
         return self._index_change(
             task,
             EventOutcome.SUPERSEDED,
-            reason,
-            added=manifest.added if manifest else (),
-            removed=manifest.removed if manifest else (),
+            f"version {plan.event.version} is not newer than version {manifest.version}",
+            added=manifest.added if follows else (),
+            removed=manifest.removed if follows else (),
+            deleted=follows and manifest.state is LifeState.DELETED,
         )
 
     def _index_change(
@@ -396,6 +398,7 @@ class Index(Step):
         passages: int | None = None,
         added: tuple[str, ...] = (),
         removed: tuple[str, ...] = (),
+        deleted: bool = False,
         times: StageTimes | None = None,
     ) -> Finished:
         plan = cast("ChunkPlan", task.message)
@@ -412,7 +415,7 @@ class Index(Step):
             passages=passages,
             added=added,
             removed=removed,
-            deleted=outcome is EventOutcome.DONE and event.change is Change.DELETED,
+            deleted=deleted,
             times=times or StageTimes(accepted_ms=event.accepted_ms, chunked_ms=plan.chunked_ms),
         )
         return Finished((encode_change(change, task.partition, task.traceparent),))

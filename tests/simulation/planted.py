@@ -95,8 +95,8 @@ class ForgetsUnreportedRemovals(Index):
 class SupersedesBeforeTheNewerChange(Index):
     """Reports a version as superseded without the change of the newer one, which follows in the stream."""
 
-    def _superseded(self, task, superseded):
-        return super()._superseded(task, replace(superseded, manifest=None))
+    def _superseded(self, task, manifest):
+        return super()._superseded(task, manifest.model_copy(update={"position": task.message.position}))
 
 
 class TakesAClaimForComplete(Index):
