@@ -79,8 +79,8 @@ class _Change:
         return [self.passages[number] for number in self.write.add]
 
 
-_Processed = tuple[Outcome, Manifest | None]
-"""The outcome of a version, and the manifest of its document at that time; None if it was not read."""
+_Result = tuple[Outcome, Manifest | None]
+"""Outcome of a version, and the manifest of its document at that time; None if it was not read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,21 +109,21 @@ class Index(Step):
         plans = [cast("ChunkPlan", task.message) for task in tasks]
         versions = runs_of_plans(plans)
         unreported = frozenset(plan.position for plan in plans)
-        ordered = OrderedOutcomes()
+        outcomes = OrderedOutcomes()
         count = 0
-        while waiting := [number for number in range(len(tasks)) if number not in ordered]:
+        while waiting := [number for number in range(len(tasks)) if number not in outcomes]:
             older = next_versions(versions, waiting)
             async with aclosing(self._process({number: tasks[number] for number in older}, unreported)) as results:
-                async for processed in results:
-                    for newest, (outcome, manifest) in processed.items():
-                        ordered.add({newest: outcome})
+                async for results_by_number in results:
+                    for newest, (outcome, manifest) in results_by_number.items():
+                        outcomes.add({newest: outcome})
                         for number in older[newest]:
                             if plans[number].position == plans[newest].position:
                                 # A second delivery of the same event. It follows the first, which has the outcome.
-                                ordered.add({number: Finished()})
+                                outcomes.add({number: Finished()})
                             elif self._supersedes(outcome):
-                                ordered.add({number: self._superseded(tasks[number], cast("Manifest", manifest))})
-                    if ready := ordered.ready():
+                                outcomes.add({number: self._superseded(tasks[number], cast("Manifest", manifest))})
+                    if ready := outcomes.ready():
                         await self._advance(tasks[count : count + len(ready)])
                         count += len(ready)
                         yield ready
@@ -171,22 +171,22 @@ class Index(Step):
 
     async def _process(
         self, tasks: Mapping[int, Task], unreported: Collection[str]
-    ) -> AsyncGenerator[dict[int, _Processed], None]:
+    ) -> AsyncGenerator[dict[int, _Result], None]:
         """Outcomes by task number, as they become known; no two tasks are versions of one document."""
         plans = {number: cast("ChunkPlan", task.message) for number, task in tasks.items()}
         found = await self._found([plan.event.key for plan in plans.values() if plan.outcome is None])
-        processed: dict[int, _Processed] = {}
+        results_by_number: dict[int, _Result] = {}
         changes: dict[int, _Change] = {}
         for number, plan in plans.items():
             if plan.outcome is not None:
-                processed[number] = self._index_change(tasks[number], plan.outcome, plan.reason), None
+                results_by_number[number] = self._index_change(tasks[number], plan.outcome, plan.reason), None
                 continue
             decided = await self._decide(tasks[number], found[plan.event.key], unreported)
             if isinstance(decided, _Change):
                 changes[number] = decided
             else:
-                processed[number] = decided
-        yield processed
+                results_by_number[number] = decided
+        yield results_by_number
         async with aclosing(self._write_groups(changes, unreported)) as groups:
             async for group in groups:
                 yield group
@@ -194,7 +194,7 @@ class Index(Step):
     async def _found(self, keys: Sequence[DocumentKey]) -> dict[DocumentKey, Found]:
         return await Recovery(self.index, self.writer).found(keys, now_ms=_now_ms())
 
-    async def _decide(self, task: Task, found: Found, unreported: Collection[str]) -> _Change | _Processed:
+    async def _decide(self, task: Task, found: Found, unreported: Collection[str]) -> _Change | _Result:
         plan = cast("ChunkPlan", task.message)
         try:
             chunks = plan.chunks if plan.chunks_blob is None else load_chunks(await self.blobs.get(plan.chunks_blob))
@@ -212,10 +212,8 @@ class Index(Step):
             unreported=unreported,
         )
         if isinstance(decision, Write):
-            passages_with_ids = zip(passages, decision.claim.chunks, strict=True)
-            passages = tuple(
-                passage.model_copy(update={"chunk_id": chunk_id}) for passage, chunk_id in passages_with_ids
-            )
+            pairs = zip(passages, decision.claim.chunks, strict=True)
+            passages = tuple(passage.model_copy(update={"chunk_id": chunk_id}) for passage, chunk_id in pairs)
             return _Change(task, plan, passages, found, decision)
         if not found.saved and not await self._put_manifest(cast("Manifest", found.manifest), found.replaces):
             return await self._process_again(task, unreported)
@@ -243,10 +241,10 @@ class Index(Step):
     async def _dead_letter(self, task: Task, kind: str, reason: str) -> Outcome:
         return await self.close(task, kind, reason) or DeadLetter(kind, reason, self.give_up(task, reason))
 
-    async def _process_again(self, task: Task, unreported: Collection[str]) -> _Processed:
+    async def _process_again(self, task: Task, unreported: Collection[str]) -> _Result:
         """Process a task again after another writer has changed its document."""
-        [processed] = [one async for some in self._process({0: task}, unreported) for one in some.values()]
-        return processed
+        [result] = [one async for some in self._process({0: task}, unreported) for one in some.values()]
+        return result
 
     async def _put_manifest(self, manifest: Manifest, replaces: Revision | None) -> bool:
         [written] = await self.index.put_manifests([ManifestWrite(manifest, replaces)])
@@ -254,11 +252,8 @@ class Index(Step):
 
     async def _write_groups(
         self, changes: Mapping[int, _Change], unreported: Collection[str]
-    ) -> AsyncGenerator[dict[int, _Processed], None]:
-        """Write in groups. While one group is written, the next one is embedded.
-
-        So the model does not wait for the index. The order of groups is irrelevant: no two changes are of one document.
-        """
+    ) -> AsyncGenerator[dict[int, _Result], None]:
+        """Write in groups, in any order. While one group is written, the next one is embedded."""
         groups = _groups(changes, self.batch_chunks)
         vectors: dict[str, Vector] = {}
         embedding = asyncio.create_task(self._embed(list(groups[0].values()), vectors)) if groups else None
@@ -280,7 +275,7 @@ class Index(Step):
         vectors: Mapping[str, Vector],
         fresh: Mapping[str, Vector],
         unreported: Collection[str],
-    ) -> list[_Processed]:
+    ) -> list[_Result]:
         # Only now: a version that cannot be embedded leaves no claim, and its document unchanged.
         claims = await self.index.put_manifests(
             [ManifestWrite(change.write.claim, change.found.replaces) for change in changes]
@@ -314,9 +309,7 @@ class Index(Step):
         stored = await self.index.stored_vectors(list(keys.values()))
         dimension = self.embedder.model.dimension
         # Invalid vectors are ignored: the index would reject their texts at every attempt.
-        valid = {
-            key: vector for key, vector in stored.items() if vector.shape == (dimension,) and np.isfinite(vector).all()
-        }
+        valid = {key: vector for key, vector in stored.items() if _is_valid(vector, dimension)}
         vectors |= {sha256: valid[key] for sha256, key in keys.items() if key in valid}
         missing = [sha256 for sha256 in wanted if sha256 not in vectors]
         fresh: dict[str, Vector] = {}
@@ -445,6 +438,10 @@ def _chunk_change(change: _Change, vectors: Mapping[str, Vector]) -> ChunkChange
     claim = change.write.claim
     put = tuple(ChunkWrite(passage, vectors[passage.text_sha256]) for passage in change.to_add)
     return ChunkChange(claim.key, claim.write_version, put, change.write.remove)
+
+
+def _is_valid(vector: Vector, dimension: int) -> bool:
+    return vector.shape == (dimension,) and bool(np.isfinite(vector).all())
 
 
 def _now_ms() -> float:

@@ -67,7 +67,8 @@ def evaluate_row(
 
     ``DROP`` if the fused top k contains a late passage that is not a source. The fusion is computed only if such a
     passage scores at least as high as the lowest source. ``WATCH`` if a small change of statistics can bring a late
-    passage there. ``SHORT`` if fewer candidates are known than are fused. Otherwise ``KEEP``.
+    passage there. ``SHORT`` if fewer candidates are known than are fused, or if a source is no candidate. Otherwise
+    ``KEEP``.
 
     Args:
         row: row of the answer.
