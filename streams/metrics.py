@@ -2,21 +2,12 @@
 
 import time
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry
 
+from infra.telemetry.metrics import counter, gauge, histogram
+from schemas import telemetry
 from schemas.documents import Outcome as EventOutcome
 from schemas.events import IndexChange
-from schemas.telemetry import (
-    EVENTS_ENDED,
-    EVENTS_SECONDS,
-    EVENTS_SECONDS_BUCKETS,
-    RECORDS_FINISHED,
-    RECORDS_WAITING,
-    RETRIES,
-    STEP_WAITING,
-    WEBHOOK_MESSAGES,
-    WEBHOOK_WAITING,
-)
 from streams.core.outcomes import DeadLetter, Outcome
 from streams.runner import Runner, Task
 from streams.topology import StepName
@@ -26,26 +17,14 @@ class WorkerMetrics:
     """Metrics of one worker process."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self._records = Counter(
-            RECORDS_FINISHED, "Records a step has finished.", ("step", "outcome"), registry=registry
-        )
-        self._events = Counter(EVENTS_ENDED, "Finished events.", ("outcome",), registry=registry)
-        self._seconds = Histogram(
-            EVENTS_SECONDS,
-            "Seconds from acceptance of an event to the named stage.",
-            ("stage",),
-            buckets=EVENTS_SECONDS_BUCKETS,
-            registry=registry,
-        )
-
-        self._retries = Counter(RETRIES, "Failed attempts.", ("step", "reason"), registry=registry)
-        self._waiting = Gauge(STEP_WAITING, "1 while a step waits for a store, else 0.", ("step",), registry=registry)
-        self._lag = Gauge(
-            RECORDS_WAITING, "Records in this worker's partitions that are not finished.", ("step",), registry=registry
-        )
-
-        self._messages = Counter(WEBHOOK_MESSAGES, "Webhook messages.", ("result",), registry=registry)
-        self._messages_waiting = Gauge(WEBHOOK_WAITING, "Webhook messages that wait for a retry.", registry=registry)
+        self._records = counter(telemetry.RECORDS_FINISHED, registry)
+        self._events = counter(telemetry.EVENTS_ENDED, registry)
+        self._seconds = histogram(telemetry.EVENT_SECONDS, registry)
+        self._retries = counter(telemetry.RETRIES, registry)
+        self._waiting = gauge(telemetry.STEP_WAITING, registry)
+        self._lag = gauge(telemetry.RECORDS_LAG, registry)
+        self._messages = counter(telemetry.WEBHOOK_MESSAGES, registry)
+        self._messages_waiting = gauge(telemetry.WEBHOOK_WAITING, registry)
 
     def count_webhook_messages(self, result: str, count: int) -> None:
         """Count webhook messages by result."""
