@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypedDict
 
 import psutil
 
@@ -22,6 +22,32 @@ _AFTER_LOAD: Final = 0.5
 _RECOVERED_P99_MS: Final = 1_000.0
 
 
+class OverloadResults(TypedDict):
+    """Results of an overload.
+
+    Attributes:
+        times_capacity: offered load as a multiple of the capacity.
+        capacity_per_s: responses per second at capacity.
+        goodput_ratio: responses per second during the overload, as a ratio of the capacity.
+        admitted_p99_ms: 99th percentile of the latency of admitted requests; None without any.
+        recovery_s: seconds from which on all requests were answered quickly; None if never.
+        memory_growth_bytes: growth of the resident memory during the overload.
+        overload: load statistics during the overload.
+        after: load statistics after it.
+        generator: load of the generator itself.
+    """
+
+    times_capacity: float
+    capacity_per_s: float
+    goodput_ratio: float
+    admitted_p99_ms: float | None
+    recovery_s: int | None
+    memory_growth_bytes: int
+    overload: dict[str, Any]
+    after: dict[str, Any]
+    generator: dict[str, float]
+
+
 async def bench_overload(
     setup: BenchmarkSetup,
     questions: Path,
@@ -29,7 +55,7 @@ async def bench_overload(
     times: float,
     seconds: float,
     warm_s: float,
-) -> dict[str, Any]:
+) -> OverloadResults:
     """Measure the capacity for cache misses, then offer a multiple of it.
 
     Args:
@@ -67,7 +93,7 @@ async def overload(
     warm_s: float,
     rss_bytes: Callable[[], int],
     say: Callable[[str, str], None],
-) -> dict[str, Any]:
+) -> OverloadResults:
     """Measure capacity, overload and recovery of a target.
 
     Args:

@@ -23,7 +23,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypedDict
 
 import httpx
 import orjson
@@ -60,6 +60,27 @@ class _RoomEdit:
     searchable_s: float | None = None
 
 
+class StateFigures(TypedDict):
+    """Figures of one state. Latencies are None without responses."""
+
+    questions: int
+    failed: int
+    stale: int
+    slo_violations: int
+    hit_rate: float
+    hit_ms: dict[str, float] | None
+    other_ms: dict[str, float] | None
+
+
+class RedisStatesResults(TypedDict):
+    """Results of the benchmark, by state."""
+
+    seconds: float
+    questions: int
+    zipf_s: float
+    states: dict[str, StateFigures]
+
+
 @dataclass(slots=True)
 class _StateResults:
     """Results of one state."""
@@ -70,7 +91,7 @@ class _StateResults:
     stale: int = 0
     slo_violations: int = 0
 
-    def figures(self) -> dict[str, Any]:
+    def figures(self) -> StateFigures:
         answered = len(self.hit_ms) + len(self.other_ms)
         return {
             "questions": answered + self.failed,
@@ -83,7 +104,7 @@ class _StateResults:
         }
 
 
-async def bench_redis_states(stack: Stack, *, seconds: float, say: Say) -> dict[str, Any]:
+async def bench_redis_states(stack: Stack, *, seconds: float, say: Say) -> RedisStatesResults:
     """Figures of each state, each measured for ``seconds``.
 
     Raises:
@@ -92,7 +113,7 @@ async def bench_redis_states(stack: Stack, *, seconds: float, say: Say) -> dict[
     async with _Servers.running() as servers:
         environment = {"FRESHLINE_REDIS__URL": servers.url, "FRESHLINE_REDIS__TIMEOUT_S": "0.5"}
         async with installed(stack, environment) as installation, _Traffic.running(installation) as traffic:
-            figures = {}
+            figures: dict[str, StateFigures] = {}
             states = servers.states() | {"evaluators paused": lambda: _paused(installation.pids["worker invalidate"])}
             for name, enter in states.items():
                 async with enter():
