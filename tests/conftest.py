@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
+import fastapi.dependencies.models
 import httpx
 import pytest
 import redis.asyncio
@@ -46,6 +47,15 @@ def logging_as_it_was() -> Iterator[None]:
     before = structlog.get_config()
     yield
     structlog.configure(**before)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forgotten_apps() -> Iterator[None]:
+    """FastAPI caches what it finds out about endpoints by endpoint; a process with many apps keeps all of them."""
+    yield
+    for one in vars(fastapi.dependencies.models).values():
+        if hasattr(one, "cache_clear"):
+            one.cache_clear()
 
 
 @pytest.fixture(scope="session")

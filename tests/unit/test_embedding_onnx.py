@@ -1,7 +1,9 @@
 """The bundled models: their recipes, their files, and what the settings get wrong."""
 
 import asyncio
+import gc
 import time
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +48,14 @@ async def test_settings_open_a_working_embedder(name: str):
     embedder = open_embedder(settings(provider="onnx", model=name))
     assert (await embedder.embed_passages(["one", "two"])).shape == (2, 384)
     await embedder.close()
+
+
+async def test_a_closed_embedder_frees_the_weights(name: str):
+    embedder = OnnxEmbedder(Settings().embedding.models_path, name, threads=1)
+    weights = weakref.ref(embedder._session)
+    await embedder.close()
+    gc.collect()
+    assert weights() is None
 
 
 async def test_only_questions_carry_the_prefix(name: str):
