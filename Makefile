@@ -15,8 +15,8 @@ setup: $(VENV)/ready ## Make .venv with the freshline command, from the locked r
 demo: setup ## Show everything on real servers (ARGS='--docs DIR --once' and the like are passed on)
 	@$(BIN)/freshline demo $(ARGS)
 
-test: setup ## Run all tests on real servers (ARGS='-k splitting' and the like are passed on)
-	@$(BIN)/pytest $(ARGS)
+test: setup ## Run all tests on real servers, in two processes (ARGS='-k splitting' and the like are passed on)
+	@$(BIN)/pytest --numprocesses 2 --dist loadgroup $(ARGS)
 
 check: setup ## Check format, style, types, import rules and generated files; a part of `make test`
 	$(BIN)/ruff format --check

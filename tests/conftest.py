@@ -19,13 +19,28 @@ from infra.local import Stack, StackConfig, models_dir
 from infra.settings import Settings
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """Forget compiled loops older than their sources: numba does not notice a change in what they call."""
+    if hasattr(config, "workerinput"):  # a process of pytest-xdist: the one that distributes the tests has done it
+        return
     package = Path(__file__).parents[1] / "streams/core/invalidation"
     changed_s = max(source.stat().st_mtime for source in package.glob("*.py"))
     for compiled in (package / "__pycache__").glob("*.nb[ci]"):
         if compiled.stat().st_mtime < changed_s:
             compiled.unlink(missing_ok=True)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Distribute tests among processes: whole installations in one, servers alone in another, the rest where there is
+    time. Loads come last, when there is the least beside them.
+    """
+    items.sort(key=lambda item: item.nodeid.startswith("tests/load/"))
+    for item in items:
+        if item.nodeid.startswith(("tests/system/", "tests/load/")):
+            item.add_marker(pytest.mark.xdist_group("system"))
+        elif "stack" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group("servers"))
 
 
 @pytest.fixture(scope="session", autouse=True)
