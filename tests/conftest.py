@@ -30,7 +30,7 @@ def pytest_configure(config: pytest.Config) -> None:
             compiled.unlink(missing_ok=True)
 
 
-@pytest.hookimpl(trylast=True)
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Distribute tests among processes: whole installations in one, servers alone in another, the rest where there is
     time. Loads come last, when there is the least beside them.
