@@ -16,7 +16,7 @@ demo: setup ## Show everything on real servers (ARGS='--docs DIR --once' and the
 	@$(BIN)/freshline demo $(ARGS)
 
 test: setup ## Run all tests on real servers, in two processes (ARGS='-k splitting' and the like are passed on)
-	@$(BIN)/pytest --numprocesses 2 --dist loadgroup $(ARGS)
+	@$(BIN)/pytest --numprocesses 2 $(ARGS)
 
 check: setup ## Check format, style, types, import rules and generated files; a part of `make test`
 	$(BIN)/ruff format --check

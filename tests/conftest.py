@@ -7,16 +7,22 @@ import signal
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import fastapi.dependencies.models
 import httpx
+import hypothesis
 import pytest
 import redis.asyncio
 import structlog
 from aiokafka.admin import AIOKafkaAdminClient
+from xdist.scheduler import LoadScopeScheduling
 
 from infra.local import Stack, StackConfig, models_dir
 from infra.settings import Settings
+
+hypothesis.settings.register_profile("no-deadline", hypothesis.settings.default, deadline=None)
+hypothesis.settings.load_profile("no-deadline")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -30,17 +36,26 @@ def pytest_configure(config: pytest.Config) -> None:
             compiled.unlink(missing_ok=True)
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Distribute tests among processes: whole installations in one, servers alone in another, the rest where there is
-    time. Loads come last, when there is the least beside them.
-    """
+    """Run load tests last, when another process of the suite has the least to do."""
     items.sort(key=lambda item: item.nodeid.startswith("tests/load/"))
-    for item in items:
-        if item.nodeid.startswith(("tests/system/", "tests/load/")):
-            item.add_marker(pytest.mark.xdist_group("system"))
-        elif "stack" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.xdist_group("servers"))
+
+
+class Distribution(LoadScopeScheduling):
+    """Which tests run in the same process: those of whole installations, those of single servers, those of a file."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        if nodeid.startswith(("tests/system/", "tests/load/")):
+            return "installations"
+        if nodeid.startswith(("tests/contract/", "tests/browser/")):
+            return "servers"
+        return nodeid.partition("::")[0]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Distribution:
+    """Processes of one suite do not compete for servers: each has its own, and one of them has all installations."""
+    return Distribution(config, log)
 
 
 @pytest.fixture(scope="session", autouse=True)
