@@ -21,6 +21,7 @@ from typing import Any, Final, TypedDict
 from bench.installation import BenchmarkFailed, installed
 from bench.single_process import SingleProcessPipeline
 from freshline.figures import spread
+from freshline.installation import settings_from
 from freshline.services import Services, connect_services
 from infra.embedding.factory import open_tokenizer
 from infra.local import Stack
@@ -81,11 +82,11 @@ async def bench_freshness(stack: Stack, events: Path, *, edits: int, overrides: 
     Unsuitable edits are sent without being measured, so that each measured edit has its original size.
 
     Raises:
-        BenchmarkFailed: no answer contained the new text.
+        BenchmarkFailed: the history has too few edits, or no answer contained the new text.
     """
+    splitter = _splitter(settings_from(stack.environment() | {**overrides}))
+    snapshot, planned = _plan(events, splitter, edits)
     async with installed(stack, overrides) as installation, AsyncExitStack() as ending:
-        splitter = _splitter(installation.settings)
-        snapshot, planned = _plan(events, splitter, edits)
         services = await ending.enter_async_context(connect_services(installation.settings))
         single_process = await ending.enter_async_context(SingleProcessPipeline.opened(installation.settings, splitter))
         for event in snapshot:

@@ -28,6 +28,7 @@ class OverloadResults(TypedDict):
     Attributes:
         times_capacity: offered load as a multiple of the capacity.
         capacity_per_s: responses per second at capacity.
+        capacity_p99_ms: 99th percentile of their latency; None without any.
         goodput_ratio: responses per second during the overload, as a ratio of the capacity.
         admitted_p99_ms: 99th percentile of the latency of admitted requests; None without any.
         recovery_s: seconds from which on all requests were answered quickly; None if never.
@@ -39,6 +40,7 @@ class OverloadResults(TypedDict):
 
     times_capacity: float
     capacity_per_s: float
+    capacity_p99_ms: float | None
     goodput_ratio: float
     admitted_p99_ms: float | None
     recovery_s: int | None
@@ -110,7 +112,8 @@ async def overload(
     say("capacity", f"{_IN_FLIGHT} in flight")
     peak = LoadStatistics()
     await run_users(target, ask, peak.record, users=_IN_FLIGHT, think_s=0, seconds=seconds / 4)
-    capacity_per_s = peak.figures(seconds / 4)["answers_per_s"]
+    peak_figures = peak.figures(seconds / 4)
+    capacity_per_s = peak_figures["answers_per_s"]
     say("overload", f"{times:g} times {capacity_per_s} per second")
     before_bytes = rss_bytes()
     over = LoadStatistics()
@@ -132,6 +135,7 @@ async def overload(
     return {
         "times_capacity": times,
         "capacity_per_s": capacity_per_s,
+        "capacity_p99_ms": peak_figures["p99_ms"],
         "goodput_ratio": round(over_figures["answers_per_s"] / max(capacity_per_s, 0.1), 3),
         "admitted_p99_ms": over_figures["p99_ms"],
         "recovery_s": _recovery_s(after),
