@@ -42,13 +42,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 class Distribution(LoadScopeScheduling):
-    """Which tests run in the same process: those of whole installations, those of single servers, those of a file."""
+    """Which tests run in the same process: those of servers and benchmarks, those of installations, those of a file."""
 
     def _split_scope(self, nodeid: str) -> str:
+        if nodeid.startswith(("tests/contract/", "tests/browser/", "tests/system/test_bench_")):
+            return "servers"
         if nodeid.startswith(("tests/system/", "tests/load/")):
             return "installations"
-        if nodeid.startswith(("tests/contract/", "tests/browser/")):
-            return "servers"
         return nodeid.partition("::")[0]
 
 
