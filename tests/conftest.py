@@ -23,6 +23,9 @@ from infra.settings import Settings
 
 hypothesis.settings.register_profile("no-deadline", hypothesis.settings.default, deadline=None)
 hypothesis.settings.load_profile("no-deadline")
+# Until a process configures its logging, structlog formats the local variables of each frame, which takes seconds.
+_plain = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
+structlog.configure(processors=[*structlog.get_config()["processors"][:-1], _plain])
 
 
 def pytest_configure(config: pytest.Config) -> None:
