@@ -113,6 +113,7 @@ class OnnxEmbedder:
     async def close(self) -> None:
         """See ``Embedder``."""
         await self._lanes.close()
+        self._session = None  # whoever still refers to this object does not keep the weights in memory
 
     def _embed(self, text: str) -> Vector:
         try:

