@@ -73,11 +73,6 @@ def test_modules_are_of_a_size_to_read():
     assert long == {}
 
 
-def test_no_module_has_a_name_that_says_nothing():
-    empty = re.compile(r"(^|/)(utils?|helpers?|common|misc|managers?|base)(\.py|/)")
-    assert [file for file in SOURCES if empty.search(file.relative_to(ROOT).as_posix())] == []
-
-
 def test_generated_contracts_and_configuration_are_current(capsys):
     assert compare_contracts(["--check"]) == 0, capsys.readouterr().err
 
