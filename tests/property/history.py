@@ -199,11 +199,11 @@ class History:
         )
 
 
-def _tied(windows):
+def _tied(candidates):
     """Whether two candidates have equal scores, whose order is not defined."""
     return any(
         above.score - below.score < 1e-6
-        for hits in (windows.vector, windows.lexical)
+        for hits in (candidates.vector, candidates.lexical)
         for above, below in pairwise(hits)
     )
 
