@@ -388,7 +388,7 @@ async def test_the_lexical_retriever_searches_title_and_headings(index):
     titled = write(TRAVEL, "0", 1, "It costs 120 dollars.", title="Hotels", heading_path=("Lodging",))
     await index.apply([change(TRAVEL, 1, titled)])
     for word in ("hotel", "lodging", "dollars"):
-        _, lexical = await found(index, question(word))
+        _, by_text = await found(index, question(word))
         assert by_text == ["tr-0"], word
     assert (await found(index, question("zeppelin")))[1] == []
 

@@ -1,4 +1,4 @@
-"""Stores that go away under a running query service: what is cached goes on, the rest is refused at once."""
+"""Failing stores under a running query service: hits are served, other questions are rejected immediately."""
 
 import asyncio
 import os
@@ -23,12 +23,12 @@ from schemas.index import StoredChunk
 pytestmark = pytest.mark.stack
 
 WAIT_S = 20
-PLACES = 8
+BULKHEAD_SLOTS = 8
 TEXT = "The office opens at nine."
 
 
-class Way:
-    """A TCP connection to a server that can be shut, or made to swallow everything."""
+class StoreProxy:
+    """A TCP proxy of a server that can refuse connections, or accept them and never answer."""
 
     def __init__(self, url):
         parts = urlsplit(url)
@@ -64,8 +64,8 @@ class Way:
 
 
 @asynccontextmanager
-async def way_to(url):
-    way = Way(url)
+async def proxy_of(url):
+    way = StoreProxy(url)
     async with await asyncio.start_server(way.serve, "127.0.0.1", 0) as server:
         yield way, server.sockets[0].getsockname()[1]
         way.drop()
@@ -73,11 +73,11 @@ async def way_to(url):
 
 @pytest.fixture
 async def world(stack: Stack):
-    """A service whose ways to its stores are ours, and one passage."""
+    """A service that reaches its stores through proxies, and one passage."""
     with mock.patch.dict(os.environ, stack.environment()):
-        told = Settings(namespace=f"failures-{uuid4().hex[:8]}", query=QuerySettings(port=0))
-    await create_indices(told)
-    index, embedder = OpenSearchIndex.open(told), open_embedder(told.embedding)
+        direct = Settings(namespace=f"failures-{uuid4().hex[:8]}", query=QuerySettings(port=0))
+    await create_indices(direct)
+    index, embedder = OpenSearchIndex.open(direct), open_embedder(direct.embedding)
     chunk = StoredChunk(
         chunk_id="1",
         tenant="local",
@@ -91,20 +91,20 @@ async def world(stack: Stack):
     )
     [vector] = await embedder.embed_passages([TEXT])
     assert await index.apply([ChunkChange(chunk.key, 1, (ChunkWrite(chunk, vector),), ())]) == [None]
-    async with way_to(told.opensearch.url) as (opensearch, port), way_to(told.redis.url) as (redis, redis_port):
-        through = told.model_copy(
+    async with proxy_of(direct.opensearch.url) as (opensearch, port), proxy_of(direct.redis.url) as (redis, redis_port):
+        through = direct.model_copy(
             update={
-                "opensearch": told.opensearch.model_copy(
-                    update={"url": f"http://127.0.0.1:{port}", "timeout_s": 1.0, "connections": PLACES}
+                "opensearch": direct.opensearch.model_copy(
+                    update={"url": f"http://127.0.0.1:{port}", "timeout_s": 1.0, "connections": BULKHEAD_SLOTS}
                 ),
-                "redis": told.redis.model_copy(update={"url": f"redis://127.0.0.1:{redis_port}/0", "timeout_s": 5.0}),
+                "redis": direct.redis.model_copy(update={"url": f"redis://127.0.0.1:{redis_port}/0", "timeout_s": 5.0}),
             }
         )
         async with serving(through) as url, httpx.AsyncClient(base_url=url, timeout=WAIT_S) as client:
             yield client, opensearch, redis
     await embedder.close()
     await index.close()
-    await delete_indices(told)
+    await delete_indices(direct)
 
 
 async def ask(client, query):
@@ -120,7 +120,7 @@ async def recovers(client):
 
 
 @pytest.mark.parametrize("how", ["refused", "silent"])
-async def test_without_opensearch_hits_go_on_and_misses_are_refused_at_once(world, how):
+async def test_without_opensearch_hits_are_served_and_misses_are_rejected_immediately(world, how):
     client, opensearch, _ = world
     assert (await ask(client, "When does it open?")).json()["cached"] is False
     if how == "refused":
@@ -128,15 +128,15 @@ async def test_without_opensearch_hits_go_on_and_misses_are_refused_at_once(worl
     else:
         opensearch.is_silent = True
     new = [f"new question {number}" for number in range(24)]
-    for start in range(0, len(new), PLACES):  # the breaker has seen enough; and the questions are embedded
-        await asyncio.gather(*(ask(client, question) for question in new[start : start + PLACES]))
+    for start in range(0, len(new), BULKHEAD_SLOTS):  # opens the circuit breaker, and embeds the questions
+        await asyncio.gather(*(ask(client, question) for question in new[start : start + BULKHEAD_SLOTS]))
 
     began_s = time.monotonic()
     answers = await asyncio.gather(*(ask(client, question) for question in new))
     took_s = time.monotonic() - began_s
     assert {answer.status_code for answer in answers} == {503}
     assert all(int(answer.headers["retry-after"]) >= 1 for answer in answers)
-    assert took_s < 2  # without a breaker, three seconds where nothing answers
+    assert took_s < 2  # without a circuit breaker, three seconds
     for _ in range(20):
         hit = await ask(client, "When does it open?")
         assert (hit.status_code, hit.json()["cached"], hit.json()["results"][0]["text"]) == (200, True, TEXT)
