@@ -130,8 +130,8 @@ class Manifest(Message):
     removed: tuple[str, ...] = Field(default=(), description="Ids of earlier passages that this version took away.")
     gone: tuple[str, ...] = Field(
         default=(),
-        description="Ids of passages that were taken away when claims before this one were settled, for which no index "
-        "change is certain yet to tell it.",
+        description="Ids of removed passages that no index change may have named yet: removed when claims were "
+        "settled, or by a version whose index change was not produced. The next index change names them.",
     )
     previous: "Manifest | None" = Field(
         default=None, description="Of a claim: the manifest of the version that serves until this one is complete."

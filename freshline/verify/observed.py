@@ -55,6 +55,7 @@ class ObservedHistory:
     def __init__(self) -> None:
         self.accepted: dict[DocumentKey, list[Version]] = defaultdict(list)
         self.done: dict[DocumentKey, list[Version]] = defaultdict(list)
+        self._superseded: dict[DocumentKey, list[Version]] = defaultdict(list)
         self.outcomes: dict[Position, Outcome] = {}
         self.violations: list[Violation] = []
         self._versions: dict[Position, tuple[DocumentKey, Version]] = {}
@@ -82,7 +83,9 @@ class ObservedHistory:
             searchable: passages of its document at this instant, if known.
         """
         key, version = self._versions[position]
-        self.outcomes.setdefault(position, outcome)
+        first = self.outcomes.setdefault(position, outcome)
+        if first is outcome is Outcome.SUPERSEDED:
+            self._superseded[key].append(version)
         if outcome is not Outcome.DONE:
             return
         self.done[key].append(version)
@@ -165,7 +168,7 @@ class ObservedHistory:
         versions_of_tenant = (
             [self._as_of(as_of, key, one) for one in self.accepted[key]] if key.tenant == tenant else []
         )
-        applied = [one for one in self.done[key] if one in versions_of_tenant and self._reflects(as_of, key, one)]
+        applied = [one for one in self._applied(as_of, key) if one in versions_of_tenant]
         observation = f"answer as of {dict(as_of)} has {dict(passages)} of {key} after {applied}"
         if not invariants.tenants_are_isolated(applied, versions_of_tenant, groups, passages):
             # If the reader may see every version, the passage is not leaked but outdated.
@@ -181,12 +184,13 @@ class ObservedHistory:
             self._violated(
                 "I3", Harm.STALE, f"no single version of {versions_of_tenant} has all of these passages: {observation}"
             )
-        if not invariants.not_resurrected(applied, passages):
+        # A superseded delete removed nothing: the version that superseded it may keep older passages.
+        if not invariants.not_resurrected([one for one in self.done[key] if one in applied], passages):
             self._violated("I2", Harm.RESURRECTED, observation)
 
     def answered_whole(self, as_of: Mapping[int, int], key: DocumentKey, passages: Passages) -> None:
         """An answer that may contain all passages of a document was served to a reader who may see all of them."""
-        applied = [one for one in self.done[key] if self._reflects(as_of, key, one)]
+        applied = self._applied(as_of, key)
         if not invariants.never_missing(applied, self.accepted[key], passages):
             self._violated("I3", Harm.LOST, f"answer as of {dict(as_of)} has only {dict(passages)} of {key}")
 
@@ -247,6 +251,15 @@ class ObservedHistory:
         """Until it was given up, searches may have found what there was of it; not as of its position."""
         was_readable = any(one is version for one in self._given_up) and not self._reflects(as_of, key, version)
         return replace(version, readable=True) if was_readable else version
+
+    def _applied(self, as_of: Mapping[int, int], key: DocumentKey) -> list[Version]:
+        """Versions that an answer with these positions reflects: their own passages, or those of a newer version.
+
+        A superseded version is among them, because a newer one replaced it. Of equal versions only the first counts.
+        """
+        numbers = Counter(one.number for one in self.accepted[key])
+        superseded = [one for one in self._superseded[key] if numbers[one.number] == 1]
+        return [one for one in (*self.done[key], *superseded) if self._reflects(as_of, key, one)]
 
     def _reflects(self, as_of: Mapping[int, int], key: DocumentKey, version: Version) -> bool:
         return as_of.get(self.partitions[key], -1) >= version.place

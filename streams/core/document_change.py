@@ -4,7 +4,7 @@ This is where I1 (newer wins), I2 (no resurrection) and I6 (replay is harmless) 
 decides: a claim is settled before (``streams.recovery``), and a version that was given up changes nothing.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from schemas.documents import DocumentKey, LifeState
@@ -41,9 +41,9 @@ class Write:
 
 @dataclass(frozen=True, slots=True)
 class Superseded:
-    """A newer version is searchable; nothing is to be done."""
+    """A newer version is searchable; nothing is written."""
 
-    by_version: int
+    manifest: Manifest
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +79,7 @@ def decide(
     now_ms: float,
     writer: str = "",
     lost: bool = False,
+    unreported: Collection[str] = (),
 ) -> Write | Settled:
     """Compare a plan with what is searchable.
 
@@ -90,11 +91,14 @@ def decide(
         writer: names the worker that will write.
         lost: the manifest itself is gone, and ``standing`` was made from the passages that are there: they may be of a
             change that was not finished.
+        unreported: positions of events whose index change may not be produced yet. If this version replaces one of
+            them, its own index change also names the passages that the replaced one removed.
     """
     settled = _settled(plan, standing, lost=lost)
     if settled is not None:
         return settled
     claim = _claim(plan, standing, writer=writer, now_ms=now_ms)
+    claim = claim.model_copy(update={"gone": _unreported_removals(standing, unreported)})
     anew = plan.event.rewrite or lost
     there = {original_id(chunk_id): chunk_id for chunk_id in (standing.chunks if standing else ())}
     # What is there is not trusted, and is not written over. Nor is it enough that nothing is there: under an id that
@@ -257,13 +261,13 @@ def _settled(plan: ChunkPlan, standing: Manifest | None, *, lost: bool) -> Settl
             if (failure.version, failure.position) == (event.version, plan.position):
                 return AlreadyFailed(failure)
         if standing.version > event.version:
-            return Superseded(standing.version)
+            return Superseded(standing)
         if standing.version == event.version and not lost:
             if standing.position == plan.position:
                 return AlreadyDone(standing)
             # Another event that was given the same version: the first stays (I1), unless this one writes it anew.
             if not _rewrites(plan, standing):
-                return Superseded(standing.version)
+                return Superseded(standing)
     owner = other_owner(standing, event.connector, take_over=event.take_over)
     return OwnedByOther(owner) if owner is not None else None
 
@@ -294,12 +298,24 @@ def _claim(plan: ChunkPlan, standing: Manifest | None, *, writer: str, now_ms: f
         content_type=event.content_type,
         connector=event.connector,
         previous=standing,
-        gone=standing.gone if standing else (),
         failed=standing.failed if standing else (),
         fence=max(lowest, standing.write_version + 1) if standing else lowest,
         writer=writer,
         updated_ms=now_ms,
     )
+
+
+def _unreported_removals(standing: Manifest | None, unreported: Collection[str]) -> tuple[str, ...]:
+    """Ids of removed passages that no index change may have named yet."""
+    if standing is None:
+        return ()
+    chunk_ids = [*standing.gone]
+    if standing.position in unreported:
+        chunk_ids += standing.removed
+    for failure in standing.failed:
+        if failure.position in unreported:
+            chunk_ids += failure.removed
+    return _joined(chunk_ids, but=standing.chunks)
 
 
 def _nothing(key: DocumentKey, position: str, profile: str, *, now_ms: float) -> Manifest:

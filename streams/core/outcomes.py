@@ -1,6 +1,6 @@
 """How a step can end with one record. The runner acts on it, once, in one place."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 from schemas.records import Record
@@ -16,10 +16,6 @@ class Finished:
 
     emit: tuple[Record, ...] = ()
 
-    def followed_by(self, *records: Record) -> "Finished":
-        """The same, with more to produce behind it."""
-        return replace(self, emit=(*self.emit, *records))
-
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
@@ -34,10 +30,6 @@ class DeadLetter:
     kind: str
     reason: str
     emit: tuple[Record, ...] = ()
-
-    def followed_by(self, *records: Record) -> "DeadLetter":
-        """The same, with more to produce behind it."""
-        return replace(self, emit=(*self.emit, *records))
 
 
 Outcome = Finished | DeadLetter

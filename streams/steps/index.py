@@ -16,7 +16,7 @@ The order, and why a stop anywhere is harmless:
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from itertools import zip_longest
@@ -28,9 +28,9 @@ from infra.blobs.port import BlobCorrupt, BlobMissing, BlobStore
 from infra.embedding.port import Embedder
 from infra.kafka.codec import encode_change
 from infra.opensearch.port import ChunkChange, ChunkWrite, DocumentIndex, ManifestWrite, Revision
-from schemas.documents import DocumentKey, Stage
+from schemas.documents import DocumentKey, LifeState, Stage
 from schemas.documents import Outcome as EventOutcome
-from schemas.events import Change, ChunkPlan, IndexChange, StageTimes
+from schemas.events import ChunkPlan, IndexChange, StageTimes
 from schemas.index import FailedVersion, Manifest, StoredChunk
 from schemas.ownership import owner_refusal
 from schemas.positions import Position
@@ -47,13 +47,12 @@ from streams.core.document_change import (
     closed,
     completed,
     decide,
-    runs,
-    supersede_within,
 )
 from streams.core.in_order import InOrder
 from streams.core.outcomes import DeadLetter, Finished, Outcome
 from streams.core.planned_chunks import load_chunks
 from streams.core.splitting import embedding_text
+from streams.core.version_runs import next_versions, runs_of_plans
 from streams.progress import ProgressLog
 from streams.recovery import Found, Recovery
 from streams.runner import Task
@@ -77,6 +76,10 @@ class _Change:
     @property
     def to_add(self) -> list[StoredChunk]:
         return [self.passages[number] for number in self.write.add]
+
+
+_Ended = tuple[Outcome, Manifest | None]
+"""How a version ended, and the manifest of its document then; None where it was not read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,23 +106,23 @@ class Index:
     async def run(self, tasks: Sequence[Task]) -> AsyncGenerator[Sequence[Outcome], None]:
         """See ``Step.run``."""
         plans = [cast("ChunkPlan", task.message) for task in tasks]
-        versions = _versions(plans)
-        told = InOrder()
+        versions = runs_of_plans(plans)
+        unreported = frozenset(plan.position for plan in plans)
+        outcomes = InOrder()
         count = 0
-        while waiting := [number for number in range(len(tasks)) if number not in told]:
-            older = _next(versions, waiting)
-            async with aclosing(self._ended({number: tasks[number] for number in older})) as results:
+        while waiting := [number for number in range(len(tasks)) if number not in outcomes]:
+            older = next_versions(versions, waiting)
+            async with aclosing(self._ended({number: tasks[number] for number in older}, unreported)) as results:
                 async for ended in results:
-                    told.end(ended)
-                    for newest, outcome in ended.items():
+                    for newest, (outcome, manifest) in ended.items():
+                        outcomes.add({newest: outcome})
                         for number in older[newest]:
                             if plans[number].position == plans[newest].position:
-                                # The same event, delivered twice: its news is told already.
-                                told.end_with(number, newest)
+                                # A second delivery of the same event. It follows the first, which has the outcome.
+                                outcomes.add({number: Finished()})
                             elif self._supersedes(outcome):
-                                superseded = Superseded(plans[newest].event.version)
-                                told.end_with(number, newest, *self._superseded(tasks[number], superseded).emit)
-                    if ready := told.ready():
+                                outcomes.add({number: self._superseded(tasks[number], cast("Manifest", manifest))})
+                    if ready := outcomes.ready():
                         await self._advance(tasks[count : count + len(ready)])
                         count += len(ready)
                         yield ready
@@ -164,50 +167,60 @@ class Index:
             positions[lane] = max(offset, positions.get(lane, offset))
         await self.index.advance(positions)
 
-    async def _ended(self, tasks: Mapping[int, Task]) -> AsyncGenerator[dict[int, Outcome], None]:
+    async def _ended(
+        self, tasks: Mapping[int, Task], unreported: Collection[str]
+    ) -> AsyncGenerator[dict[int, _Ended], None]:
         """How tasks end, by their numbers, as that becomes known; no two are versions of one document."""
         plans = {number: cast("ChunkPlan", task.message) for number, task in tasks.items()}
         found = await self._found([plan.event.key for plan in plans.values() if plan.outcome is None])
-        outcomes: dict[int, Outcome] = {}
+        ended: dict[int, _Ended] = {}
         changes: dict[int, _Change] = {}
         for number, plan in plans.items():
             if plan.outcome is not None:
-                outcomes[number] = self._news(tasks[number], plan.outcome, plan.reason)
+                ended[number] = self._news(tasks[number], plan.outcome, plan.reason), None
                 continue
-            decided = await self._decide(tasks[number], found[plan.event.key])
+            decided = await self._decide(tasks[number], found[plan.event.key], unreported)
             if isinstance(decided, _Change):
                 changes[number] = decided
             else:
-                outcomes[number] = decided
-        yield outcomes
-        async with aclosing(self._written(changes)) as groups:
+                ended[number] = decided
+        yield ended
+        async with aclosing(self._written(changes, unreported)) as groups:
             async for group in groups:
                 yield group
 
     async def _found(self, keys: Sequence[DocumentKey]) -> dict[DocumentKey, Found]:
         return await Recovery(self.index, self.writer).found(keys, now_ms=_now_ms())
 
-    async def _decide(self, task: Task, found: Found) -> _Change | Outcome:
+    async def _decide(self, task: Task, found: Found, unreported: Collection[str]) -> _Change | _Ended:
         plan = cast("ChunkPlan", task.message)
         try:
             chunks = plan.chunks if plan.chunks_blob is None else load_chunks(await self.blobs.get(plan.chunks_blob))
         except (BlobMissing, BlobCorrupt) as failure:
-            return await self._given_up(task, "content-lost", str(failure))
+            return await self._given_up(task, "content-lost", str(failure)), None
         passages = stored_chunks(plan, chunks)
         names = [passage.chunk_id for passage in passages]
-        decision = decide(plan, names, found.manifest, now_ms=_now_ms(), writer=self.writer, lost=found.lost)
+        decision = decide(
+            plan,
+            names,
+            found.manifest,
+            now_ms=_now_ms(),
+            writer=self.writer,
+            lost=found.lost,
+            unreported=unreported,
+        )
         if isinstance(decision, Write):
             named = zip(passages, decision.claim.chunks, strict=True)
             passages = tuple(passage.model_copy(update={"chunk_id": name}) for passage, name in named)
             return _Change(task, plan, passages, found, decision)
         if not found.saved and not await self._put(cast("Manifest", found.manifest), found.replaces):
-            return await self._again(task)
-        return self._ended_before(task, decision)
+            return await self._again(task, unreported)
+        return self._ended_before(task, decision), found.manifest
 
     def _ended_before(self, task: Task, decision: Settled) -> Outcome:
         match decision:
             case Superseded():
-                return self._superseded(task, decision)
+                return self._superseded(task, decision.manifest)
             case AlreadyDone(manifest):
                 return self._done(task, manifest)
             case AlreadyFailed(failure):
@@ -226,16 +239,18 @@ class Index:
     async def _given_up(self, task: Task, kind: str, reason: str) -> Outcome:
         return await self.close(task, kind, reason) or DeadLetter(kind, reason, self.give_up(task, reason))
 
-    async def _again(self, task: Task) -> Outcome:
+    async def _again(self, task: Task, unreported: Collection[str]) -> _Ended:
         """Somebody else was there meanwhile. What stands now tells what became of the task."""
-        [outcome] = [one async for some in self._ended({0: task}) for one in some.values()]
-        return outcome
+        [ended] = [one async for some in self._ended({0: task}, unreported) for one in some.values()]
+        return ended
 
     async def _put(self, manifest: Manifest, replaces: Revision | None) -> bool:
         [written] = await self.index.put_manifests([ManifestWrite(manifest, replaces)])
         return written is not None
 
-    async def _written(self, changes: Mapping[int, _Change]) -> AsyncGenerator[dict[int, Outcome], None]:
+    async def _written(
+        self, changes: Mapping[int, _Change], unreported: Collection[str]
+    ) -> AsyncGenerator[dict[int, _Ended], None]:
         """Write in groups: while one is written, the next is embedded, so that the model does not wait for the index.
 
         The groups have no order among them that matters, as no two changes are of one document.
@@ -248,7 +263,7 @@ class Index:
                 fresh = await cast("asyncio.Task[dict[str, Vector]]", embedding)
                 if following:
                     embedding = asyncio.create_task(self._embed(list(following.values()), vectors))
-                yield dict(zip(group, await self._write(list(group.values()), vectors, fresh), strict=True))
+                yield dict(zip(group, await self._write(list(group.values()), vectors, fresh, unreported), strict=True))
         finally:
             # Nothing of this try may go on beside the next one.
             if embedding is not None:
@@ -256,8 +271,12 @@ class Index:
                 await asyncio.gather(embedding, return_exceptions=True)
 
     async def _write(
-        self, changes: Sequence[_Change], vectors: Mapping[str, Vector], fresh: Mapping[str, Vector]
-    ) -> list[Outcome]:
+        self,
+        changes: Sequence[_Change],
+        vectors: Mapping[str, Vector],
+        fresh: Mapping[str, Vector],
+        unreported: Collection[str],
+    ) -> list[_Ended]:
         # Only now: what cannot be embedded leaves no claim behind, so its document is as it was.
         claims = await self.index.put_manifests(
             [ManifestWrite(change.write.claim, change.found.replaces) for change in changes]
@@ -268,7 +287,12 @@ class Index:
             self._make_searchable([change for change, _ in mine], vectors), self.index.store_vectors(fresh)
         )
         done = await self._complete(mine)
-        return [self._outcome(change) if id(change) in done else await self._again(change.task) for change in changes]
+        return [
+            (self._outcome(change), change.manifest)
+            if id(change) in done
+            else await self._again(change.task, unreported)
+            for change in changes
+        ]
 
     async def _embed(self, changes: Sequence[_Change], vectors: dict[str, Vector]) -> dict[str, Vector]:
         """Add to ``vectors``, by ``text_sha256``, what the changes' new passages lack.
@@ -347,13 +371,23 @@ class Index:
             passages=len(manifest.chunks),
             added=manifest.added,
             removed=manifest.removed,
+            deleted=manifest.state is LifeState.DELETED,
             times=times,
         )
 
-    def _superseded(self, task: Task, superseded: Superseded) -> Finished:
-        version = cast("ChunkPlan", task.message).event.version
-        reason = f"version {version} is not newer than version {superseded.by_version}"
-        return self._news(task, EventOutcome.SUPERSEDED, reason)
+    def _superseded(self, task: Task, manifest: Manifest) -> Finished:
+        plan = cast("ChunkPlan", task.message)
+        # The index change of a version that follows in the stream is not produced yet. This one names its passages as
+        # well, so that no position is reached before its content.
+        follows = Position.parse(manifest.position) > Position.parse(plan.position)
+        return self._news(
+            task,
+            EventOutcome.SUPERSEDED,
+            f"version {plan.event.version} is not newer than version {manifest.version}",
+            added=manifest.added if follows else (),
+            removed=manifest.removed if follows else (),
+            deleted=follows and manifest.state is LifeState.DELETED,
+        )
 
     def _news(
         self,
@@ -364,6 +398,7 @@ class Index:
         passages: int | None = None,
         added: tuple[str, ...] = (),
         removed: tuple[str, ...] = (),
+        deleted: bool = False,
         times: StageTimes | None = None,
     ) -> Finished:
         plan = cast("ChunkPlan", task.message)
@@ -380,38 +415,10 @@ class Index:
             passages=passages,
             added=added,
             removed=removed,
-            deleted=outcome is EventOutcome.DONE and event.change is Change.DELETED,
+            deleted=deleted,
             times=times or StageTimes(accepted_ms=event.accepted_ms, chunked_ms=plan.chunked_ms),
         )
         return Finished((encode_change(change, task.partition, task.traceparent),))
-
-
-def _versions(plans: Sequence[ChunkPlan]) -> list[tuple[tuple[object, int], int]]:
-    """(run, version; see ``runs``) of each event; one that has ended is for itself."""
-    under_way = iter(runs([plan.event for plan in plans if plan.outcome is None]))
-    return [(next(under_way) if plan.outcome is None else (plan.position, 0), plan.event.version) for plan in plans]
-
-
-def _next(versions: Sequence[tuple[tuple[object, int], int]], waiting: Sequence[int]) -> dict[int, list[int]]:
-    """What is to be processed next: the newest version of each document's first run that is not through.
-
-    A later run waits, since the one before it may change who owns the document.
-
-    Returns:
-        Number of each, with those of the older versions of its run.
-    """
-    first: dict[object, int] = {}
-    for number in waiting:
-        (document, run), _ = versions[number]
-        first.setdefault(document, run)
-    numbers = [number for number in waiting if first[versions[number][0][0]] == versions[number][0][1]]
-    newer = supersede_within([versions[number] for number in numbers])
-    newest = {versions[number][0]: number for number, version in zip(numbers, newer, strict=True) if version is None}
-    older: dict[int, list[int]] = {number: [] for number in newest.values()}
-    for number in numbers:
-        if number not in older:
-            older[newest[versions[number][0]]].append(number)
-    return older
 
 
 def _groups(changes: Mapping[int, _Change], most_chunks: int) -> list[dict[int, _Change]]:

@@ -241,7 +241,7 @@ def test_a_redelivered_event_is_already_done(passages):
     assert isinstance(first, Write)
     done = completed(first.claim, now_ms=0)
     assert decide(plan(3, passages), passages, done, now_ms=9) == AlreadyDone(done)
-    assert decide(plan(2, passages), passages, done, now_ms=9) == Superseded(3)
+    assert decide(plan(2, passages), passages, done, now_ms=9) == Superseded(done)
 
 
 def test_unchanged_passages_are_not_rewritten():

@@ -71,7 +71,7 @@ class IgnoresVersions(WatchedIndex):
 class ClaimsAfterwards(Index):
     """Removes and writes passages first, and writes the manifest, complete at once, when that is done."""
 
-    async def _write(self, changes, vectors, fresh):
+    async def _write(self, changes, vectors, fresh, unreported):  # noqa: ARG002 - as above
         await self._make_searchable(changes, vectors)
         await self.index.store_vectors(fresh)
         await self.index.put_manifests(
@@ -83,6 +83,20 @@ class ClaimsAfterwards(Index):
 class LetsAFailedVersionSupersede(Index):
     def _supersedes(self, outcome):  # noqa: ARG002 - that is the mistake
         return True
+
+
+class ForgetsUnreportedRemovals(Index):
+    """Replaces a version whose index change was never produced, and names only what it removed itself."""
+
+    async def _decide(self, task, found, unreported):  # noqa: ARG002 - that is the mistake
+        return await super()._decide(task, found, ())
+
+
+class SupersedesBeforeTheNewerChange(Index):
+    """Reports a version as superseded without the change of the newer one, which follows in the stream."""
+
+    def _superseded(self, task, manifest):
+        return super()._superseded(task, manifest.model_copy(update={"position": task.message.position}))
 
 
 class TakesAClaimForComplete(Index):
@@ -113,8 +127,8 @@ class AdvancesWhatIsDoneAlone(Index):
 class WritesOverWhatStands(Index):
     """Puts passages under the ids that the same texts have, with whatever attributes, as if it could be undone."""
 
-    async def _decide(self, task, found):
-        change = await super()._decide(task, found)
+    async def _decide(self, task, found, unreported):
+        change = await super()._decide(task, found, unreported)
         if hasattr(change, "write"):
             claim = change.write.claim
             stands = [self.index._written.get(name) for name in claim.removed]
@@ -218,6 +232,8 @@ PLANTED = {
     "ignores versions": Parts(index=IgnoresVersions),
     "manifest after delete": Parts(step=ClaimsAfterwards),
     "lets a failed version supersede": Parts(step=LetsAFailedVersionSupersede),
+    "forgets unreported removals": Parts(step=ForgetsUnreportedRemovals),
+    "supersedes before the newer change": Parts(step=SupersedesBeforeTheNewerChange),
     "takes a claim for complete": Parts(step=TakesAClaimForComplete),
     "leaves claims as they are": Parts(step=LeavesClaimsAsTheyAre),
     "advances for what is done alone": Parts(step=AdvancesWhatIsDoneAlone),

@@ -176,7 +176,7 @@ async def test_memory_of_workers_does_not_grow_with_waiting_records(stack):
             await backlog(installation, number, events, lambda _what, _state: None)
             for number, events in enumerate((3_000, 12_000))
         ]
-    assert many["waiting_most"]["prepare"] > 2 * few["waiting_most"]["prepare"] > 0
+    assert many["max_lag"]["prepare"] > 2 * few["max_lag"]["prepare"] > 0
     for worker, held in many["rss_mib"].items():
         # Workers hold a bounded number of records. Four times as many events may only add state per document.
-        assert held["most"] < 1.25 * few["rss_mib"][worker]["most"] + 16, worker
+        assert held["max"] < 1.25 * few["rss_mib"][worker]["max"] + 16, worker

@@ -1,46 +1,19 @@
-"""Outcomes are told in order, and none before the one that carries its news."""
+"""Outcomes are returned in the order of their records."""
 
 from schemas.records import Record
 from streams.core.in_order import InOrder
 from streams.core.outcomes import DeadLetter, Finished
 
-NEWS = Record("topic", b"key", b"news")
 OWN = Finished((Record("topic", b"key", b"own"),))
 
 
-def test_what_ends_out_of_order_waits_for_what_is_before_it():
-    told = InOrder()
-    told.end({1: OWN})
-    assert told.ready() == []
-    told.end({0: Finished(), 3: OWN})
-    assert told.ready() == [Finished(), OWN]
-    assert told.ready() == []
-    told.end({2: DeadLetter("failed", "why")})
-    assert told.ready() == [DeadLetter("failed", "why"), OWN]
-
-
-def test_an_older_version_waits_for_the_newer_one_behind_it():
-    told = InOrder()
-    told.end({0: OWN, 2: OWN})
-    told.end_with(1, 2, NEWS)
-    assert told.ready() == [OWN, Finished(), OWN.followed_by(NEWS)]
-
-
-def test_of_two_that_wait_for_each_other_none_is_told_alone():
-    told = InOrder()
-    told.end({3: OWN})
-    told.end_with(0, 3, NEWS)
-    told.end({1: OWN})
-    assert told.ready() == []
-    told.end({2: OWN})
-    assert told.ready() == [Finished(), OWN, OWN, OWN.followed_by(NEWS)]
-
-
-def test_a_newer_version_that_came_first_is_told_at_once_and_the_older_carries_its_own_news():
-    told = InOrder()
-    told.end({0: OWN})
-    told.end_with(2, 0, NEWS)
-    assert 2 in told
-    assert told.ready() == [OWN]
-    told.end({1: OWN})
-    assert told.ready() == [OWN, Finished((NEWS,))]
+def test_an_outcome_waits_for_those_of_earlier_records():
+    outcomes = InOrder()
+    outcomes.add({1: OWN})
+    assert 1 in outcomes
+    assert outcomes.ready() == []
+    outcomes.add({0: Finished(), 3: OWN})
+    assert outcomes.ready() == [Finished(), OWN]
+    assert outcomes.ready() == []
+    outcomes.add({2: DeadLetter("failed", "why")})
+    assert outcomes.ready() == [DeadLetter("failed", "why"), OWN]

@@ -649,11 +649,27 @@ async def test_one_group_is_embedded_while_another_is_written_and_each_is_told_w
     assert bench.embedder.texts == list("abcdefghijklmnop")
 
 
-async def test_superseded_versions_are_told_behind_what_supersedes_them_and_in_no_case_before_their_turn(bench):
+async def test_a_superseded_version_ends_in_its_turn_with_the_passages_of_the_newer_one(bench):
+    """Its position is reached with its own index change, so other events between the two do not reach it before."""
+    plans = (
+        plan(1, "a", position=1),
+        plan(3, "i", document_id="other.md", position=2),
+        plan(5, *"abcdefgh", position=3),
+        plan(2, "b", position=4),
+    )
+    outcomes = await outcomes_of(bench.step, *plans)
+    first, other, newest, last = (change for outcome in outcomes for change in changes_in(outcome))
+    assert [one.version for one in (first, other, newest, last)] == [1, 3, 5, 2]
+    assert first.outcome is last.outcome is Outcome.SUPERSEDED
+    assert first.added == newest.added != ()
+    assert last.added == ()
+
+
+async def test_outcomes_that_are_known_are_returned_while_others_are_written(bench):
     plans = plan(1, "a"), plan(5, *"abcdefgh"), plan(3, "i", document_id="other.md"), plan(2, "b")
     async with aclosing(bench.step.run([task(one) for one in plans])) as results:
-        told = [[[change.version for change in changes_in(one)] for one in some] async for some in results]
-    assert told == [[[], [5, 1]], [[3], [2]]]
+        returned = [[[change.version for change in changes_in(one)] for one in some] async for some in results]
+    assert returned == [[[1], [5]], [[3], [2]]]
 
 
 async def test_an_event_that_comes_twice_is_told_once_and_does_not_supersede_itself(bench):
@@ -671,13 +687,34 @@ async def test_news_that_comes_twice_is_told_once_and_ends(bench):
     assert told == [[Outcome.DEAD_LETTER], []]
 
 
-async def test_a_superseded_version_does_not_end_before_what_carries_its_news(bench):
-    """What supersedes it is known to be done at once; between the two, another document is still to be written."""
-    await bench.run(plan(2, "b"))
-    plans = plan(1, "a"), plan(3, "i", document_id="other.md"), plan(2, "b")
-    async with aclosing(bench.step.run([task(one) for one in plans])) as results:
-        told = [[[change.version for change in changes_in(one)] for one in some] async for some in results]
-    assert told == [[[], [3], [2, 1]]]
+async def test_replacing_a_version_without_an_index_change_also_names_the_passages_that_it_removed(bench):
+    await bench.run(plan(1, "a"))
+    first = (await bench.manifest()).chunks
+    await bench.run(plan(2, "b"))  # completed, and stopped before its index change was produced
+    second = (await bench.manifest()).chunks
+    [(_, superseded), (_, change)] = await bench.run(plan(2, "b"), plan(3, "c"))
+    assert (superseded.outcome, change.outcome) == (Outcome.SUPERSEDED, Outcome.DONE)
+    assert set(change.removed) == {*first, *second}
+
+
+async def test_replacing_a_refused_version_without_an_index_change_also_names_its_passages(bench, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr(bench.index, "apply", bench.refuse_last)
+        [(_, refused)] = await bench.run(plan(1, "a", "b"))
+    assert refused.removed
+    [(_, superseded), (_, change)] = await bench.run(plan(1, "a", "b"), plan(2, "c"))
+    assert (superseded.outcome, change.outcome) == (Outcome.SUPERSEDED, Outcome.DONE)
+    assert set(change.removed) >= set(refused.removed)
+
+
+async def test_a_superseded_version_names_the_passages_of_a_newer_one_that_follows_in_the_stream(bench):
+    await bench.run(plan(1, "a"))
+    [(_, change)] = await bench.run(plan(3, "b"))
+    [(_, followed)] = await bench.run(plan(2, "c"))
+    [(_, preceded)] = await bench.run(plan(2, "c", position=9))
+    assert (followed.outcome, preceded.outcome) == (Outcome.SUPERSEDED, Outcome.SUPERSEDED)
+    assert (followed.added, followed.removed) == (change.added, change.removed)
+    assert (preceded.added, preceded.removed) == ((), ())
 
 
 async def test_nothing_is_embedded_on_when_a_batch_fails(bench):
@@ -717,8 +754,9 @@ async def test_a_delete_counts_as_a_change_though_nothing_is_known_of_the_docume
     for again in range(2):
         [(_, change)] = await bench.run(plan(5, deleted=True))
         assert (change.outcome, change.removed, change.changes_answers) == (Outcome.DONE, (), True), again
-    [(_, change)] = await bench.run(plan(4, deleted=True))
-    assert (change.outcome, change.changes_answers) == (Outcome.SUPERSEDED, False)
+    for position, changes_answers in ((4, True), (9, False)):  # before and after the delete in the stream
+        [(_, change)] = await bench.run(plan(4, deleted=True, position=position))
+        assert (change.outcome, change.changes_answers) == (Outcome.SUPERSEDED, changes_answers)
 
 
 async def test_an_end_has_the_passages_of_the_version_and_why_there_are_none(bench):
