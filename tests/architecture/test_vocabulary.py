@@ -83,7 +83,7 @@ FORMS = {
     "Lexicon": Forms(r"lexicons?"),
     "Mentions": Forms(name=r"mentions"),
     "Courier": Forms(r"couriers?"),
-    "Redelivery": Forms(r"redeliver(?:y|ies)"),
+    "Redelivery": Forms(r"(?:class|webhooks?) redeliver(?:y|ies)|redeliver(?:y|ies) of webhooks"),
     "Placing": Forms(name=r"placing"),
     "place again": Forms(r"plac(?:e|es|ed|ing) again"),
     "judge": Forms(r"judge[sd]?|judging"),
