@@ -103,10 +103,10 @@ async def test_a_corrupt_blob_raises_and_a_new_upload_repairs_it(subject: Subjec
 
 
 async def test_delete_is_idempotent_and_removes_only_its_blob(subject: Subject) -> None:
-    kept, gone = await subject.store.put(b"kept"), await subject.store.put(b"gone")
+    kept, deleted = await subject.store.put(b"kept"), await subject.store.put(b"gone")
     for _ in range(2):
-        await subject.store.delete(gone)
-    assert not await subject.store.exists(gone)
+        await subject.store.delete(deleted)
+    assert not await subject.store.exists(deleted)
     assert await subject.store.get(kept) == b"kept"
 
 
@@ -160,17 +160,17 @@ async def test_a_killed_local_writer_leaves_no_visible_blob(tmp_path: Path) -> N
     assert killed.returncode == -9
     store = LocalBlobStore(root)
     ref = ref_of(b"half")
-    [left] = (root / "incoming").iterdir()
+    [partial_file] = (root / "incoming").iterdir()
     assert not await store.exists(ref)
     assert [found async for found in store.stored()] == []
     await store.put(b"half")
     assert await store.get(ref) == b"half"
     await store.close()
     await LocalBlobStore(root).close()
-    assert left.exists(), "its writer may still be running"
+    assert partial_file.exists(), "its writer may still be running"
     yesterday_s = time.time() - 86_401
-    os.utime(left, (yesterday_s, yesterday_s))
+    os.utime(partial_file, (yesterday_s, yesterday_s))
     store = LocalBlobStore(root)
-    assert not left.exists()
+    assert not partial_file.exists()
     assert await store.get(ref) == b"half"
     await store.close()

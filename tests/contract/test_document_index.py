@@ -227,10 +227,10 @@ async def test_writes_are_ordered_by_the_write_version_not_the_document_version(
 
 
 async def test_a_newer_version_restores_a_removed_passage(index):
-    for version, there in ((1, True), (2, False), (3, True), (4, False), (5, True)):
-        puts = [write(TRAVEL, "0", version, "hotel")] if there else []
-        await index.apply([change(TRAVEL, version, *puts, remove=() if there else ["tr-0"])])
-        await both_find(index, *(["tr-0"] if there else []))
+    for version, is_stored in ((1, True), (2, False), (3, True), (4, False), (5, True)):
+        puts = [write(TRAVEL, "0", version, "hotel")] if is_stored else []
+        await index.apply([change(TRAVEL, version, *puts, remove=() if is_stored else ["tr-0"])])
+        await both_find(index, *(["tr-0"] if is_stored else []))
 
 
 async def test_applying_a_change_twice_changes_nothing(index):
@@ -269,20 +269,20 @@ async def test_a_rejected_change_leaves_no_passages(index):
 
 
 async def test_enforced_passages_override_writes_begun_before(index):
-    there, gone = (
+    original, late = (
         write(TRAVEL, "0", 1, "hotel", (1.0, 1.0), groups=("hr",), metadata={"n": 1}),
         write(TRAVEL, "1", 2, ""),
     )
-    await index.apply([change(TRAVEL, 1, there)])
+    await index.apply([change(TRAVEL, 1, original)])
     read = await index.read_passages([Hit("tr-0", TRAVEL, 0.0), Hit("tr-1", TRAVEL, 0.0)])
-    assert {name: one.chunk for name, one in read.items()} == {"tr-0": there.chunk}
-    assert np.allclose(read["tr-0"].vector, there.vector)
+    assert {name: one.chunk for name, one in read.items()} == {"tr-0": original.chunk}
+    assert np.allclose(read["tr-0"].vector, original.vector)
     await index.enforce(ChunkChange(TRAVEL, 5, tuple(read.values()), ("tr-1",)))
-    await index.apply([change(TRAVEL, 2, gone, remove=["tr-0"])])
+    await index.apply([change(TRAVEL, 2, late, remove=["tr-0"])])
     await both_find(index, "tr-0", search=question(groups=("hr",)))
-    assert (await index.read_passages([Hit("tr-0", TRAVEL, 0.0)]))["tr-0"].chunk == there.chunk
+    assert (await index.read_passages([Hit("tr-0", TRAVEL, 0.0)]))["tr-0"].chunk == original.chunk
     for removed in ((), ("tr-0",)):
-        await index.enforce(ChunkChange(TRAVEL, 6, (gone,), removed))
+        await index.enforce(ChunkChange(TRAVEL, 6, (late,), removed))
         assert "tr-1" in await index.chunk_ids(TRAVEL)
     assert await index.chunk_ids(TRAVEL) == ("tr-1",)
 
@@ -711,23 +711,23 @@ async def test_an_unreachable_node_is_skipped(settings):
 
 
 async def test_a_search_and_its_fetch_read_the_same_copies():
-    asked = []
+    preferences = []
 
     class Copies:
         async def msearch(self, *, index, body):
-            asked.extend(json.loads(line)["preference"] for line in body.splitlines()[::2])
+            preferences.extend(json.loads(line)["preference"] for line in body.splitlines()[::2])
             whole = {"_shards": {"total": 2, "successful": 2}, "timed_out": False, "hits": {"hits": []}}
             return {"index": index, "responses": [whole, whole]}
 
         async def mget(self, *, index, body, params):
-            asked.append(params["preference"])
+            preferences.append(params["preference"])
             return {"index": index, "docs": [doc | {"found": False} for doc in body["docs"]]}
 
     readers = [OpenSearchIndex(Copies(), Settings()) for _ in range(2)]
     for reader in readers:
         await reader.search([question()])
         await reader.fetch([Hit("tr-0", TRAVEL, 0.0)])
-    first, second = asked[:3], asked[3:]
+    first, second = preferences[:3], preferences[3:]
     assert len(set(first)) == len(set(second)) == 1
     assert first != second, "different readers use different copies"
 

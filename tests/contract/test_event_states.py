@@ -60,14 +60,14 @@ STEPS = (
 )
 
 
-@pytest.mark.parametrize("place", range(4))
-async def test_progress_before_acceptance_is_kept(states, place):
-    for step in STEPS[:place]:
+@pytest.mark.parametrize("recorded_before", range(4))
+async def test_progress_before_acceptance_is_kept(states, recorded_before):
+    for step in STEPS[:recorded_before]:
         await states.advance([step])
-    if place:
+    if recorded_before:
         assert await states.get("t1", EVENT) is None
     await states.begin("t1", BEGUN)
-    await states.advance(STEPS[place:])
+    await states.advance(STEPS[recorded_before:])
     status = await states.get("t1", EVENT)
     assert status.stage is Stage.PURGED
     assert status.outcome is Outcome.DONE

@@ -75,7 +75,7 @@ class Reader:
         assert await self.index.apply([ChunkChange(KEY, version, (), gone)]) == [None]
 
     async def manifest(self, version, texts, *, complete=True, key=KEY, **fields):
-        await put_over(self.index, self.made(version, texts, complete=complete, key=key, **fields))
+        await put_over(self.index, self.manifest_of(version, texts, complete=complete, key=key, **fields))
 
     def manifest_of(self, version, texts, *, complete=True, key=KEY, **fields):
         return Manifest(
@@ -115,7 +115,7 @@ NEW = ("kept", "hotel new", "train new")
 
 async def claim(reader, **fields):
     added, removed = ids("hotel new", "train new"), ids("hotel old", "train old")
-    claimed = {"added": added, "removed": removed, "previous": reader.made(3, OLD)} | fields
+    claimed = {"added": added, "removed": removed, "previous": reader.manifest_of(3, OLD)} | fields
     await reader.manifest(4, NEW, complete=False, **claimed)
 
 
@@ -160,7 +160,7 @@ async def test_the_search_is_repeated_after_a_concurrent_completion(reader):
 
 def rolled_forward(reader):
     """The fourth version, rolled forward after its first writer was interrupted during its removals."""
-    return reader.made(4, NEW, gone=ids("hotel old", "train old"))
+    return reader.manifest_of(4, NEW, gone=ids("hotel old", "train old"))
 
 
 async def test_a_rolled_forward_version_is_served_until_the_next_one_is_complete(reader):

@@ -166,19 +166,25 @@ async def test_lexical_scores_computed_in_python_equal_those_of_the_server(setti
 async def compare_scores(index, terms, question, count):
     search = HybridSearch(question, np.ones(DIMENSION, dtype=np.float32), Access("acme", ("hr",)), 200)
     [candidates] = await index.search([search])
-    [asked] = await terms.analysed([search.text])
-    statistics = await terms.statistics(asked)
+    [terms_of_question] = await terms.analysed([search.text])
+    statistics = await terms.statistics(terms_of_question)
     assert statistics.document_count == count, "removed passages count until segments are merged"
     inverses = inverse_norms(statistics.total_length / statistics.document_count)
     counted = await terms.term_counts(candidates.lexical)
-    weights = dict(zip(asked, idf(np.array([statistics.frequencies[term] for term in asked]), count), strict=True))
+    weights = dict(
+        zip(
+            terms_of_question,
+            idf(np.array([statistics.frequencies[term] for term in terms_of_question]), count),
+            strict=True,
+        )
+    )
     assert len(candidates.lexical) > 40
     for found in candidates.lexical:
         has = Counter(counted[found.chunk_id])
         inverse = inverses[length_code(has.total())]
         worth = [
             share(weights[term] * np.float32(repeats), np.float32(has[term]), inverse)
-            for term, repeats in asked.items()
+            for term, repeats in terms_of_question.items()
         ]
         assert np.float32(np.array(worth).sum(dtype=np.float64)) == np.float32(found.score), (has, found)
     found = await terms.with_vectors(candidates.vector)
@@ -220,16 +226,16 @@ async def test_vector_scores_computed_in_python_are_within_the_tolerance_of_the_
         vector = rng.standard_normal(dimension).astype(np.float32)
         return vector / np.linalg.norm(vector)
 
-    asked = unit()
+    question = unit()
     # From similar to opposite: sums of products with one sign, and sums that cancel out.
-    directions = [asked * near + unit() * (1 - abs(near)) for near in np.linspace(-1, 1, 60, dtype=np.float32)]
+    directions = [question * near + unit() * (1 - abs(near)) for near in np.linspace(-1, 1, 60, dtype=np.float32)]
     vectors = np.array([one / np.linalg.norm(one) for one in directions], dtype=np.float32)
     async with opened(settings) as (index, _):
         await put(index, *(ChunkWrite(passage(n, "hotel").chunk, vector) for n, vector in enumerate(vectors)))
-        [candidates] = await index.search([HybridSearch("hotel", asked, Access("acme", ("hr",)), 100)])
+        [candidates] = await index.search([HybridSearch("hotel", question, Access("acme", ("hr",)), 100)])
     assert len(candidates.vector) == len(vectors)
     for found in candidates.vector:
-        score = (1 + float(product(asked, vectors[int(found.chunk_id[1:])]))) / 2
+        score = (1 + float(product(question, vectors[int(found.chunk_id[1:])]))) / 2
         assert abs(found.score - score) < DOUBT / 2
 
 

@@ -167,12 +167,12 @@ def test_exact_agrees_with_recomputing_everything(seed, kept, fused):
     if kept < 60:
         corpus.frozen = Statistics(40, 800, {word: 5 + 3 * number for number, word in enumerate(WORDS)})
     policy = Exact(dimension=DIMENSION, kept=kept, fused=fused, rrf_k=K)
-    asked = {}
+    questions = {}
     for number in range(12):
         key = f"q{number}"
-        asked[key] = (*question(rng, window=kept), rng.choice((1, 2, 5)))
-        policy.put(corpus.evidence(key, *asked[key], fused=fused))
-    expected = {key: corpus.sources(*arguments, fused=fused) for key, arguments in asked.items()}
+        questions[key] = (*question(rng, window=kept), rng.choice((1, 2, 5)))
+        policy.put(corpus.evidence(key, *questions[key], fused=fused))
+    expected = {key: corpus.sources(*arguments, fused=fused) for key, arguments in questions.items()}
     born = len(corpus.passages)
     for version in range(2, 8):
         names = sorted(corpus.passages)
@@ -180,11 +180,11 @@ def test_exact_agrees_with_recomputing_everything(seed, kept, fused):
         rewritten = rng.sample(sorted(set(names) - set(removed)), min(len(names) - len(removed), rng.randint(0, 1)))
         fresh = [f"c{born + number}" for number in range(rng.randint(0, 3))]
         born += len(fresh)
-        before = {key: set(corpus.sources(*arguments, fused=fused)) for key, arguments in asked.items()}
+        before = {key: set(corpus.sources(*arguments, fused=fused)) for key, arguments in questions.items()}
         added = [passage(name, rng, version=version) for name in (*fresh, *rewritten)]
         change = corpus.change(removed, added)
         verdict = policy.judge(change, corpus.statistics())
-        for key, arguments in asked.items():
+        for key, arguments in questions.items():
             if key not in expected:
                 continue
             now = corpus.sources(*arguments, fused=fused)
@@ -221,10 +221,10 @@ def test_evaluation_agrees_with_the_search_for_any_term_frequency(seed, kept):
     corpus = Corpus({f"c{number}": passage(f"c{number}", rng, words=extreme(rng)) for number in range(12)})
     corpus.frozen = Statistics(40, 8_000, {word: 5 + 3 * number for number, word in enumerate(WORDS)})
     policy = Exact(dimension=DIMENSION, kept=kept, fused=3, rrf_k=K)
-    asked = {f"q{number}": (*question(rng, window=kept), rng.choice((1, 2))) for number in range(10)}
-    for key, arguments in asked.items():
+    questions = {f"q{number}": (*question(rng, window=kept), rng.choice((1, 2))) for number in range(10)}
+    for key, arguments in questions.items():
         policy.put(corpus.evidence(key, *arguments, fused=3))
-    expected = {key: corpus.sources(*arguments, fused=3) for key, arguments in asked.items()}
+    expected = {key: corpus.sources(*arguments, fused=3) for key, arguments in questions.items()}
     for version in range(2, 6):
         removed = rng.sample(sorted(corpus.passages), rng.randint(0, 2))
         added = [passage(f"v{version}-{number}", rng, version=version, words=extreme(rng)) for number in range(2)]
@@ -232,7 +232,7 @@ def test_evaluation_agrees_with_the_search_for_any_term_frequency(seed, kept):
         verdict = policy.judge(change, corpus.statistics())
         for key in verdict.drop:
             expected.pop(key, None)
-        put = {key: corpus.evidence(key, *asked[key], fused=3) for key in verdict.recheck & expected.keys()}
+        put = {key: corpus.evidence(key, *questions[key], fused=3) for key in verdict.recheck & expected.keys()}
         for key, evidence in put.items():
             policy.put(
                 replace(evidence, sources=tuple((name, corpus.passages[name].chunk.version) for name in expected[key]))
@@ -242,7 +242,7 @@ def test_evaluation_agrees_with_the_search_for_any_term_frequency(seed, kept):
             del expected[key]
         new = {one.chunk.chunk_id for one in added}
         for key, sources in expected.items():
-            now = corpus.sources(*asked[key], fused=3)
+            now = corpus.sources(*questions[key], fused=3)
             assert not set(sources) & set(removed), (key, sources, removed)
             assert not set(now) & new, (key, sources, now)
 

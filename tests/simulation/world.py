@@ -163,7 +163,7 @@ class World:
         lines = [] if deleted else self.rng.sample(SENTENCES, self.rng.randrange(4))
         if lines and self.rng.random() < 0.2:
             lines.insert(self.rng.randrange(len(lines) + 1), self.rng.choice((UNEMBEDDABLE, REFUSED)))
-        taken = UNEMBEDDABLE not in lines  # searches may find a part of a version until it is rejected
+        is_accepted = UNEMBEDDABLE not in lines  # searches may find a part of a version until it is rejected
         content = "\n".join(lines).encode()
         broken = not deleted and again is None and self.rng.random() < 0.15
         event = DocumentEvent(
@@ -185,7 +185,7 @@ class World:
         for _ in range(1 + twice):
             [placed] = await MemoryStreams.send_all(self.streams, [encode_event(event)])
             passages = planned_passages(event.title, event.source, planned)
-            readable = not broken and taken
+            readable = not broken and is_accepted
             one = Version(event.version, placed.offset, readable, deleted, passages, frozenset(event.groups))
             self.observed.accept(Position(*placed), key, one)
         await self.states.begin(key.tenant, _accepted(event, Position(*placed)))
@@ -267,8 +267,8 @@ class World:
         await self._end_workers()
         await asyncio.sleep(2 * GC_DELETES_S)
         for number in range(PARTITIONS):
-            end = len(self.streams.log[DOCUMENTS.name, number])
-            self.committed[StepName.PREPARE, number] = self.rng.choice((0, 0, self.rng.randint(0, end)))
+            ended_event = len(self.streams.log[DOCUMENTS.name, number])
+            self.committed[StepName.PREPARE, number] = self.rng.choice((0, 0, self.rng.randint(0, ended_event)))
         self.workers = {step: Worker(self, step) for step in TOPOLOGY}
         asking = asyncio.create_task(Reader(self).ask_until_cancelled())
         await self._finish_all(asking)
@@ -318,12 +318,14 @@ class World:
         if step is StepName.PREPARE:
             return {Position.parse(plan.position).offset for plan in plans}
         if step is StepName.NOTIFY:
-            ends = self._messages(EventEnded, EVENT_ENDS.name, partition)
+            ended_events = self._messages(EventEnded, EVENT_ENDS.name, partition)
             kept = self.receivers.received | {
                 (self.webhooks._webhooks[one.webhook_id].tenant, one.message_id)
                 for one in self.webhooks._waiting.values()
             }
-            return {at for at, end in enumerate(ends) if (end.tenant, end.event_id) in kept}
+            return {
+                at for at, ended_event in enumerate(ended_events) if (ended_event.tenant, ended_event.event_id) in kept
+            }
         changes = self._messages(IndexChange, INDEX_CHANGES.name, partition)
         if step is StepName.INDEX:
             reported = {change.position for change in changes}
@@ -377,9 +379,9 @@ class World:
     def _count_copies(self) -> None:
         """At rest, each passage is stored once. The invariants would see only one of several copies."""
         for key, passages in self._passages().items():
-            there = [name for name, one in self.index._searchable.items() if one.chunk.key == key]
-            if len(there) > len(passages):
-                self.observed.lost(f"{key} has copies and their originals: {there}")
+            stored_copies = [name for name, one in self.index._searchable.items() if one.chunk.key == key]
+            if len(stored_copies) > len(passages):
+                self.observed.lost(f"{key} has copies and their originals: {stored_copies}")
 
     async def _read_positions(self) -> None:
         for tenant in self.tenants:

@@ -73,11 +73,11 @@ async def test_a_document_updated_thousands_of_times_ends_with_its_newest_versio
     await installation.caught_up(timeout_s=300)
     await producer.close()
     await blobs.close()
-    ends = (await outcomes(installation))["counter.md"]
-    assert ends.total() == BURST
-    assert set(ends) == {Outcome.DONE, Outcome.SUPERSEDED}
+    by_outcome = (await outcomes(installation))["counter.md"]
+    assert by_outcome.total() == BURST
+    assert set(by_outcome) == {Outcome.DONE, Outcome.SUPERSEDED}
     # Of each batch of a step, at most one event of the document is processed.
-    assert await installation.embedded_count() - before == ends[Outcome.DONE] <= BURST / 20
+    assert await installation.embedded_count() - before == by_outcome[Outcome.DONE] <= BURST / 20
     assert (await services.document("counter.md"))["version"] == BURST
     results = (await services.ask("Where does the counter stand?"))["results"]
     assert [result["text"].splitlines()[-1] for result in results] == [f"The counter stands at {BURST}."]

@@ -38,17 +38,17 @@ def output(*arguments: str, status: int = 0) -> dict:
 @pytest.fixture(scope="module")
 def home() -> Iterator[Path]:
     """Data directory of a running installation, which the commands use by default."""
-    place = Path(tempfile.mkdtemp(prefix="freshline-tests-", dir="/var/tmp"))
-    place.chmod(0o711)
+    data_dir = Path(tempfile.mkdtemp(prefix="freshline-tests-", dir="/var/tmp"))
+    data_dir.chmod(0o711)
     before = dict(os.environ)
     # No variable of other tests may point the commands or the installation elsewhere.
     for name in before:
         if name.startswith("FRESHLINE_") and name != "FRESHLINE_CACHE":
             del os.environ[name]
-    os.environ["FRESHLINE_HOME"] = str(place)
+    os.environ["FRESHLINE_HOME"] = str(data_dir)
     try:
         freshline("up", "--detach")
-        yield place
+        yield data_dir
         pids = [process["pid"] for process in output("status")["processes"]]
         freshline("down")
         assert [pid for pid in pids if psutil.pid_exists(pid)] == []
@@ -57,7 +57,7 @@ def home() -> Iterator[Path]:
         freshline("down")
         os.environ.clear()
         os.environ.update(before)
-        shutil.rmtree(place)
+        shutil.rmtree(data_dir)
 
 
 @pytest.fixture(scope="module")

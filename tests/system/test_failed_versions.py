@@ -56,9 +56,9 @@ class RejectingInstallation:
     async def outcome(self, accepted: dict) -> str:
         return (await self.services.ended(accepted["event_id"]))["outcome"]
 
-    async def found(self, document_id: str, **asked: object) -> list[str]:
+    async def found(self, document_id: str, **fields: object) -> list[str]:
         """Prices in the passages found of a document."""
-        answer = await self.services.ask("What does a hotel cost?", filters={"document_id": document_id}, **asked)
+        answer = await self.services.ask("What does a hotel cost?", filters={"document_id": document_id}, **fields)
         return [price for result in answer["results"] for price in PRICE.findall(result["text"])]
 
     async def stored(self, document_id: str) -> list[dict]:
@@ -162,10 +162,10 @@ async def test_a_delete_after_an_upload_over_a_lost_manifest_leaves_no_passages(
     assert await rejecting.outcome(narrowed) == ("dead_letter" if refused else "done")
     groups = {tuple(one["groups"]) for one in await rejecting.stored(name)}
     assert groups == {(PUBLIC_GROUP,) if refused else ("board",)}
-    gone = await rejecting.services.delete(name)
-    assert await rejecting.outcome(gone) == "done"
+    deletion = await rejecting.services.delete(name)
+    assert await rejecting.outcome(deletion) == "done"
     assert await rejecting.stored(name) == []
-    assert await rejecting.found(name, min_position=gone["position"]) == []
+    assert await rejecting.found(name, min_position=deletion["position"]) == []
 
 
 async def test_a_failed_version_with_fewer_groups_leaves_the_old_groups(rejecting):

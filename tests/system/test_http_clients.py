@@ -46,7 +46,7 @@ async def services(installation: BenchInstallation) -> AsyncIterator[Services]:
         yield connected
 
 
-async def spoken(url: str, *pieces: bytes) -> list[tuple[int, bytes]]:
+async def exchange(url: str, *pieces: bytes) -> list[tuple[int, bytes]]:
     """Send the pieces to a service, one segment each; returns status and body of all responses until it closes."""
     address = urlsplit(url)
     reader, writer = await asyncio.open_connection(address.hostname, address.port)
@@ -109,9 +109,9 @@ async def test_curl_with_an_http_2_offer_uploads_its_content(installation, servi
 async def test_a_body_in_a_separate_segment_is_the_body(installation, services, offer):
     name = f"segments-{len(offer)}.md"
     body = b"# Segments\n\nThe pika signs.\n\n" + SMUGGLED
-    whole = put(name, body, offer)
-    for cut in (len(whole) - len(body), len(whole) - len(SMUGGLED), len(whole)):
-        responses = await spoken(installation.ingest_url, whole[:cut], whole[cut:] + LAST)
+    request = put(name, body, offer)
+    for cut in (len(request) - len(body), len(request) - len(SMUGGLED), len(request)):
+        responses = await exchange(installation.ingest_url, request[:cut], request[cut:] + LAST)
         assert [status for status, _ in responses] == [202, 200], responses
     text = await passages(services, name, json.loads(responses[0][1])["position"])
     assert "pika" in text
@@ -119,9 +119,13 @@ async def test_a_body_in_a_separate_segment_is_the_body(installation, services, 
 
     question = json.dumps({"query": "Who signs?", "filters": {"document_id": name}}).encode()
     head = b"POST /v1/query HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-    asked = head + offer + b"Content-Length: %d\r\n\r\n" % len(question)
-    for pieces in ((asked, question, LAST), (asked + question, LAST), (asked + question + asked, question + LAST)):
-        responses = await spoken(installation.query_url, *pieces)
+    head_of_question = head + offer + b"Content-Length: %d\r\n\r\n" % len(question)
+    for pieces in (
+        (head_of_question, question, LAST),
+        (head_of_question + question, LAST),
+        (head_of_question + question + head_of_question, question + LAST),
+    ):
+        responses = await exchange(installation.query_url, *pieces)
         assert [status for status, _ in responses] == [200] * (b"".join(pieces).count(b"Host")), responses
         assert all(b"pika" in answer for _, answer in responses[:-1])
 
@@ -130,7 +134,7 @@ async def test_malformed_and_truncated_requests_change_nothing(installation, ser
     """Each request is sent to an existing document, with a delete of it smuggled into the body."""
     ingest, name = installation.ingest_url, "kept.md"
     text = b"# Kept\n\nThe kestrel signs.\n"
-    [(status, accepted), _] = await spoken(ingest, put(name, text, OFFER), LAST)
+    [(status, accepted), _] = await exchange(ingest, put(name, text, OFFER), LAST)
     assert status == 202
     both = b"Content-Length: %d\r\nTransfer-Encoding: chunked\r\n" % (5 + len(SMUGGLED))
     two = b"Content-Length: %d\r\nContent-Length: 0\r\n" % len(SMUGGLED)
@@ -152,7 +156,7 @@ async def test_malformed_and_truncated_requests_change_nothing(installation, ser
         "garbage behind": (LAST.replace(b"Connection: close\r\n", b"") + b"\x00" + SMUGGLED, [200, 400]),
     }
     for case, (raw, statuses, *later) in refused.items():
-        found = [status for status, _ in await spoken(ingest, raw, *later)]
+        found = [status for status, _ in await exchange(ingest, raw, *later)]
         assert found == statuses, case
     for headers in (b"", OFFER, WEBSOCKET, OFFER + b"Expect: 100-continue\r\n"):
         declared = put(name, b"# Cut", headers, b"Content-Length: 90\r\n")

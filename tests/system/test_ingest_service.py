@@ -67,8 +67,8 @@ async def client(settings):
 
 
 async def record_at(settings, position: str):
-    place = Position.parse(position)
-    (record,) = await records_until(settings, place, first=place.offset)
+    at = Position.parse(position)
+    (record,) = await records_until(settings, at, first=at.offset)
     return record
 
 
@@ -86,7 +86,7 @@ async def records_until(settings, last: Position, *, first: int = 0):
         await consumer.stop()
 
 
-async def ends(settings) -> int:
+async def record_count(settings) -> int:
     """Number of records in the document stream."""
     async with StreamAdmin(settings) as admin:
         return sum(lag.end for lag in await admin.lag(DOCUMENTS, settings.names.group("nobody")))
@@ -170,7 +170,7 @@ async def test_rejected_requests_send_no_records(settings, client):
     wrong = {"Freshline-Title": "x" * 501}
     problem = problem_of(await client.put("/v1/documents/a.md", content=b"x", headers=wrong), 422)
     assert problem.errors[0].field == "Freshline-Title"
-    assert await ends(settings) == 0
+    assert await record_count(settings) == 0
 
 
 async def test_a_batch_with_invalid_lines(settings, client):
@@ -189,7 +189,7 @@ async def test_a_batch_with_invalid_lines(settings, client):
         versions = [one["version"] for one in mine]
         assert offsets == sorted(set(offsets))
         assert versions == sorted(set(versions))
-    assert await ends(settings) == 198
+    assert await record_count(settings) == 198
 
 
 async def test_without_redis_events_with_a_revision_are_accepted(settings):
@@ -205,7 +205,7 @@ async def test_without_redis_events_with_a_revision_are_accepted(settings):
         assert decode(DocumentEvent, record.value, record.headers).version == 4
         problem_of(await client.get(response.headers["location"]), 503)
         assert (await client.get("/ready")).json()["redis"] == "unavailable"
-    assert await ends(settings) == 1
+    assert await record_count(settings) == 1
 
 
 async def test_versions_do_not_decrease_after_redis_lost_all_data(settings, client):
@@ -236,7 +236,7 @@ async def test_a_configured_key_is_required(settings):
     closed = settings.model_copy(update={"tenant": TenantSettings(default="acme", api_key=SecretStr("k" * 20))})
     async with serving(closed) as client:
         problem_of(await client.put("/v1/documents/a.md", content=b"x"), 401)
-        assert await ends(settings) == 0
+        assert await record_count(settings) == 0
         async with connect_ingest(str(client.base_url), "k" * 20) as authorised:
             accepted = await authorised.send(Removal("a.md"))
     record = await record_at(settings, accepted.position)
@@ -264,7 +264,7 @@ async def test_a_folder_is_sent_completely(settings, client, tmp_path):
     async with connect_ingest(str(client.base_url)) as sender:
         summary = await ingest_folder(sender, root, log_path=tmp_path / "sent.jsonl")
     assert (summary.sent, summary.failed) == (40, [])
-    assert sum(offset + 1 for offset in summary.positions.values()) == await ends(settings) == 40
+    assert sum(offset + 1 for offset in summary.positions.values()) == await record_count(settings) == 40
 
 
 async def test_the_installation_id_is_stable_until_the_topic_is_recreated(settings):
@@ -307,7 +307,7 @@ async def test_a_recorded_history_is_sent_in_order_and_once(settings, tmp_path):
         summary = await ingest_event_file(sender, HISTORY, log_path=tmp_path / "sent.jsonl")
     events = list(read_events(HISTORY))
     assert summary.failed == []
-    assert summary.sent + summary.deleted == len(events) == await ends(settings)
+    assert summary.sent + summary.deleted == len(events) == await record_count(settings)
     newest: dict[str, int] = {}
     for partition, offset in summary.positions.items():
         for record in await records_until(settings, Position(partition, offset)):

@@ -170,11 +170,11 @@ async def test_a_replay_succeeds_after_a_repair_and_is_superseded_by_a_newer_ver
         restored = await services.put("other.md", b"# Mended\n\nThe backup came back.\n", "text/markdown")
         await services.ended(restored["event_id"])
     replayed = freshline(installation, "dead-letters", "replay", "--all", "--kind", "content-lost")["replayed"]
-    ends = {}
+    outcomes = {}
     for one in replayed:
         status = await services.ended(one["event_id"])
-        ends[status["document_id"]] = status["outcome"]
-    assert ends == {"repaired.md": "done", "superseded.md": "superseded"}
+        outcomes[status["document_id"]] = status["outcome"]
+    assert outcomes == {"repaired.md": "done", "superseded.md": "superseded"}
     assert (await services.document("superseded.md"))["version"] == 6
     assert "backup" in (await services.ask("backup", filters={"document_id": "repaired.md"}))["results"][0]["text"]
     assert await open_dead_letters(installation) == {}

@@ -65,10 +65,10 @@ class StoreProxy:
 
 @asynccontextmanager
 async def proxy_of(url):
-    way = StoreProxy(url)
-    async with await asyncio.start_server(way.serve, "127.0.0.1", 0) as server:
-        yield way, server.sockets[0].getsockname()[1]
-        way.drop()
+    proxy = StoreProxy(url)
+    async with await asyncio.start_server(proxy.serve, "127.0.0.1", 0) as server:
+        yield proxy, server.sockets[0].getsockname()[1]
+        proxy.drop()
 
 
 @pytest.fixture

@@ -150,8 +150,8 @@ async def test_an_answer_is_cached_until_a_change_and_then_reflects_it(client, w
     after = await ask(client, query, min_position=badge.position)
     assert (after.cached, documents(after)[0]) == (False, "badges.md")
     assert after.as_of.positions[0] >= writer.offset
-    gone = await writer.write("badges.md", "Badges are orange.", remove=[badge.chunk_id])
-    after = await ask(client, query, min_position=gone.position)
+    replaced = await writer.write("badges.md", "Badges are orange.", remove=[badge.chunk_id])
+    after = await ask(client, query, min_position=replaced.position)
     assert badge.text not in [result.text for result in after.results]
 
 

@@ -112,14 +112,14 @@ async def test_no_request_fails_while_processes_are_replaced(stack):
 
         outcomes, done = [], asyncio.Event()
         clients = [asyncio.create_task(load(balancer, outcomes, done)) for _ in range(CLIENTS)]
-        for place, port in enumerate(ports):
-            processes[place].terminate()
+        for number, port in enumerate(ports):
+            processes[number].terminate()
             async with asyncio.timeout(WAIT_S):
-                assert await processes[place].wait() == 0
+                assert await processes[number].wait() == 0
             before = len(outcomes)
-            processes[place] = await start(port)
-            await balancer.until(urls[place], ready=False)
-            await balancer.until(urls[place], ready=True)
+            processes[number] = await start(port)
+            await balancer.until(urls[number], ready=False)
+            await balancer.until(urls[number], ready=True)
             assert len(outcomes) > before  # the other process continued
         done.set()
         await asyncio.gather(*clients)

@@ -140,8 +140,8 @@ async def test_two_folders_with_equal_file_names_do_not_affect_each_other(servic
     assert owner.startswith("ours-")
     summary, stderr = freshline("ingest", theirs, "--wait", status=1)
     assert (summary["sent"], summary["failed"]) == (1, 2)
-    for way in (owner, "--name", "--prefix", "--take-over"):
-        assert way in stderr
+    for option in (owner, "--name", "--prefix", "--take-over"):
+        assert option in stderr
     assert "of ladder.md" in (await found(services, "ladder"))["ladder.md"]
     # Deletions in their folder do not affect our documents.
     (theirs / "both.md").unlink()
@@ -253,9 +253,9 @@ async def test_the_index_step_detects_ownership_conflicts_that_acceptance_cannot
         with stopped(installation, "prepare"):
             first, second = await put("first", "below"), await put("second", "above")
             third = await put("first", "ashore")
-        ends = [await services.ended(event) for event in (first, second, third)]
-        assert [end["outcome"] for end in ends] == ["done", "dead_letter", "done"]
-        assert "belongs to connector 'first'" in ends[1]["reason"]
+        statuses = [await services.ended(event) for event in (first, second, third)]
+        assert [status["outcome"] for status in statuses] == ["done", "dead_letter", "done"]
+        assert "belongs to connector 'first'" in statuses[1]["reason"]
         assert "ashore" in (await found(services, "anchor"))["anchor.md"]
         refused = await client.delete("/v1/documents/anchor.md", headers={"Freshline-Connector": "second"})
         assert (refused.status_code, refused.json()["type"]) == (409, "/problems/conflict")

@@ -135,11 +135,11 @@ async def test_without_the_model_the_sources_are_sent(client, endpoint):
     endpoint.status = 503
     events = events_of((await client.post("/v1/answers", json={"query": ON_TOPIC})).text)
     assert [name for name, _ in events] == ["sources", "unanswered", "as_of", "done"]
-    whole = (await client.post("/v1/query", json={"query": ON_TOPIC, "generate": True})).json()
-    assert (whole["answer"], whole["unanswered"], len(whole["results"])) == (None, "busy", 3)
+    answer = (await client.post("/v1/query", json={"query": ON_TOPIC, "generate": True})).json()
+    assert (answer["answer"], answer["unanswered"], len(answer["results"])) == (None, "busy", 3)
     endpoint.status = 200
-    whole = (await client.post("/v1/query", json={"query": ON_TOPIC, "generate": True})).json()
-    assert (whole["answer"], whole["cached"]) == (FACT, False)
+    answer = (await client.post("/v1/query", json={"query": ON_TOPIC, "generate": True})).json()
+    assert (answer["answer"], answer["cached"]) == (FACT, False)
 
 
 async def test_an_invalid_question_is_a_problem_and_no_stream(client):

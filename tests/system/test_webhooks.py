@@ -163,11 +163,11 @@ async def test_the_connection_uses_the_checked_address(monkeypatch):
             with connection:
                 return connection.recv(4096)
 
-        asked = asyncio.create_task(asyncio.to_thread(first_bytes))
+        handshake = asyncio.create_task(asyncio.to_thread(first_bytes))
         url = f"https://hooks.example:{listening.getsockname()[1]}/"
         async with HttpSender(WebhookSettings(targets="local")) as sender:
             assert "failed" in (await sender.send(webhook(url), message())).reason, "the peer is no TLS server"
-        assert b"hooks.example" in await asked, "the TLS handshake requests the name"
+        assert b"hooks.example" in await handshake, "the TLS handshake requests the name"
     assert names.lookups == 1, "a second lookup might return another address"
 
 
@@ -235,11 +235,11 @@ async def test_each_outcome_is_delivered_despite_receiver_failures_and_a_killed_
         finally:
             another.terminate()
             await another.wait()
-        taken = {headers["webhook-id"]: json.loads(body) for headers, body in receiver.requests}
-        assert {event_id: one["data"]["outcome"] for event_id, one in taken.items()} == events
-        assert taken[broken["event_id"]]["data"]["reason"]
+        received = {headers["webhook-id"]: json.loads(body) for headers, body in receiver.requests}
+        assert {event_id: one["data"]["outcome"] for event_id, one in received.items()} == events
+        assert received[broken["event_id"]]["data"]["reason"]
         async with asyncio.timeout(LIMIT_S):
             while (await ingest.get("/v1/webhooks")).json()["webhooks"][0]["state"] != "active":  # noqa: ASYNC110
                 await asyncio.sleep(0.1)
-        gone = await ingest.delete(f"/v1/webhooks/{made['webhook']['webhook_id']}")
-        assert gone.status_code == 204
+        deleted = await ingest.delete(f"/v1/webhooks/{made['webhook']['webhook_id']}")
+        assert deleted.status_code == 204
