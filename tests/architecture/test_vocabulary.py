@@ -70,7 +70,7 @@ FORMS = {
     "heard": Forms(r"heard"),
     "proof": Forms(name=r"proofs?"),
     "HitPath": Forms(r"hit ?paths?"),
-    "at once": Forms(name=r"at once"),
+    "at once": Forms(name=r"(?<!\w )at once"),
     "line": Forms(r"(?:waits?|waiting|stands?|wait their turn) in (?:a |the )?line"),
     "refused": Forms(
         r"refused (?:questions?|misses)|(?:questions?|miss|misses) (?:(?:that )?(?:is|are|was|were) )?refused"
@@ -135,9 +135,11 @@ class Allowed:
 
 
 ALLOWED = (
-    Allowed("window", r"of windows", "the operating system", where="tests/property/test_charsets.py"),
-    Allowed("letter", r"(?:capital|upper case|lower case|small|first|single|two|three) letters?", "of an alphabet"),
-    Allowed("letter", r"letters?(?:,| and| or) (?:digits?|marks?|numbers?)", "of an alphabet"),
+    Allowed(
+        "letter",
+        r"(?:capital|upper case|lower case|small|single) letters?|letters?(?:,| and| or) (?:digits?|marks?|numbers?)",
+        "of an alphabet",
+    ),
     Allowed("letter", r"letters?", "of an alphabet", where="streams/parsing/charsets.py"),
 )
 
@@ -219,7 +221,8 @@ def _parts(path: str, content: str) -> tuple[Lines, Lines]:
         names = [(n, key) for n, line in enumerate(lines, 1) for key in re.findall(r'"(\w+)":', line)]
     elif path == GLOSSARY:
         lines = content.partition("## Retired terms")[0].splitlines()
-    return [(1, path), *enumerate(lines, 1)], [(1, Path(path).stem), *names]
+    names = [(n, f"{name} ;") for n, name in [(1, Path(path).stem), *names]]  # No form matches across two names.
+    return [(1, path), *enumerate(lines, 1)], names
 
 
 def _python(lines: list[str], content: str, *, sample_texts: bool) -> tuple[list[str], Lines]:
@@ -307,6 +310,7 @@ def test_no_module_has_a_vague_name():
         ("streams/a.py", "told_waiting = 1\n", (1, "told")),
         ("streams/a.py", "x = 1\n\n\nclass LetterShare:\n    pass\n", (4, "letter")),
         ("streams/a.py", "def behind(x): ...\n", (1, "behind")),
+        ("streams/a.py", "self._at_once = None\n", (1, "at once")),
         ("streams/a.py", "x = 1  # The index says so.\n", (1, "says")),
         ("streams/a.py", 'raise ValueError("the letter is gone")\n', (1, "letter")),
         ("tests/unit/test_a.py", 'def test_a():\n    """Whoever reads it."""\n', (2, "whoever")),
@@ -329,7 +333,7 @@ def test_a_planted_term_is_reported(path, content, found):
         ("streams/a.py", "dead_letter = DeadLetter  # A dead\n# letter.\n"),
         ("streams/a.py", "loop.run_forever()  # The record behind the first one.\n"),
         ("tests/unit/test_a.py", 'TEXT = "The stork stands on one leg."\n'),
-        ("tests/unit/test_a.py", "connection_refused = outstanding = look_up\n"),
+        ("tests/unit/test_a.py", "connection_refused = outstanding = look_up = CALLS_AT_ONCE\n"),
         ("query/api/a.html", "window.addEventListener('load', start)\n"),
         ("docs/a.md", "Names have 32 letters, digits or hyphens. ONNX stands for an exchange format.\n"),
         (GLOSSARY, "# Glossary\n\n## Retired terms\n\n| leg | retriever |\n"),
