@@ -29,7 +29,7 @@ format: setup ## Format the code and apply automatic lint fixes
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
 
-schemas: setup ## Generate docs/contracts, docs/configuration.md and docs/cli.md
+schemas: setup ## Generate docs/contracts, docs/configuration.md, docs/cli.md and docs/metrics.md
 	@$(BIN)/python -m freshline.contracts
 
 lock: $(VENV)/locked ## Update requirements.lock from pyproject.toml; versions that still match are kept

@@ -27,7 +27,7 @@ from schemas.search import HybridSearch
 from streams.core.invalidation.compiling import compile_loops
 from streams.core.invalidation.evidence import Change, Evidence, Passage, Statistics
 from streams.core.invalidation.exact import Exact
-from streams.core.invalidation.fused import top_of
+from streams.core.invalidation.fused import fused_top
 
 _TOP_K: Final = 5
 _NOISE: Final = 0.01
@@ -88,7 +88,7 @@ async def bench_evaluation(
         )
         for evidence in passages.evidence(count):
             policy.put(evidence)
-        policy.judge(_NO_CHANGE, statistics)
+        policy.evaluate(_NO_CHANGE, statistics)
         size_bytes, resident_bytes = policy.size_bytes, psutil.Process().memory_info().rss - before_bytes
         figures.append(
             {
@@ -116,7 +116,7 @@ def _timed(policy: Exact, changes_evaluated: Sequence[Change], passages: "_Answe
         changed.apply(change)
         statistics = changed.statistics()
         began_s = time.perf_counter()
-        verdict = policy.judge(change, statistics)
+        verdict = policy.evaluate(change, statistics)
         each.append((len(change.added), (time.perf_counter() - began_s) * 1000))
         invalidated += len(verdict.drop)
     groups = {}
@@ -195,11 +195,11 @@ class _AnsweredPassages:
         candidates: tuple[tuple[str, float], ...],
         lexical: Any,
     ) -> Evidence:
-        best = top_of(
+        best = fused_top(
             [name for name, _ in candidates],
             [name for name, _ in lexical],
             _TOP_K,
-            places=self._fused,
+            candidates=self._fused,
             rrf_k=self._rrf_k,
         )
         return Evidence(

@@ -6,7 +6,7 @@ from typing import Final, Protocol
 
 from typing_extensions import override
 
-from streams.core.invalidation.evidence import Change, Evidence, Statistics, Verdict
+from streams.core.invalidation.evidence import Change, Evaluation, Evidence, Statistics
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ class Policy(Protocol):
         """Remove an answer, if present."""
         ...
 
-    def judge(self, change: DocumentChange, statistics: Statistics) -> Verdict:
+    def evaluate(self, change: DocumentChange, statistics: Statistics) -> Evaluation:
         """Answers that a change alters. ``statistics`` are those of a search at this moment."""
         ...
 
@@ -56,11 +56,11 @@ class _Tagged:
         for tag in tags:
             self._keys.setdefault(tag, set()).add(key)
 
-    def _drop(self, tags: Iterable[str]) -> Verdict:
+    def _drop(self, tags: Iterable[str]) -> Evaluation:
         keys = frozenset(key for tag in tags for key in self._keys.get(tag, ()))
         for key in keys:
             self.discard(key)
-        return Verdict(drop=keys)
+        return Evaluation(drop=keys)
 
 
 class NoInvalidation(Policy):
@@ -75,8 +75,8 @@ class NoInvalidation(Policy):
         pass
 
     @override
-    def judge(self, change: DocumentChange, statistics: Statistics) -> Verdict:
-        return Verdict()
+    def evaluate(self, change: DocumentChange, statistics: Statistics) -> Evaluation:
+        return Evaluation()
 
 
 class CitedChunk(_Tagged, Policy):
@@ -87,7 +87,7 @@ class CitedChunk(_Tagged, Policy):
         self._put(evidence.key, frozenset(chunk_id for chunk_id, _ in evidence.sources))
 
     @override
-    def judge(self, change: DocumentChange, statistics: Statistics) -> Verdict:
+    def evaluate(self, change: DocumentChange, statistics: Statistics) -> Evaluation:
         return self._drop(change.removed.union(passage.chunk.chunk_id for passage in change.added))
 
 
@@ -99,7 +99,7 @@ class CitedDocument(_Tagged, Policy):
         self._put(evidence.key, evidence.documents)
 
     @override
-    def judge(self, change: DocumentChange, statistics: Statistics) -> Verdict:
+    def evaluate(self, change: DocumentChange, statistics: Statistics) -> Evaluation:
         return self._drop(change.documents)
 
 
@@ -111,8 +111,8 @@ class Everything(_Tagged, Policy):
         self._put(evidence.key, frozenset(("",)))
 
     @override
-    def judge(self, change: DocumentChange, statistics: Statistics) -> Verdict:
-        return self._drop(("",)) if change.removed or change.added else Verdict()
+    def evaluate(self, change: DocumentChange, statistics: Statistics) -> Evaluation:
+        return self._drop(("",)) if change.removed or change.added else Evaluation()
 
 
 SIMPLE: Final[dict[str, Callable[[], Policy]]] = {

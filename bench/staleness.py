@@ -123,7 +123,7 @@ class PolicyEvaluator:
         self._provided.update(changed)
         statistics_now = Statistics(snapshot.document_count, snapshot.total_length, changed)
         began_s = time.perf_counter()
-        verdict = self.policy.judge(change, statistics_now)
+        verdict = self.policy.evaluate(change, statistics_now)
         self.evaluated_ms.append((time.perf_counter() - began_s) * 1000)
         self.rechecks += len(verdict.recheck)
         drop = set(verdict.drop) | self._retrieve_again(verdict.recheck - verdict.drop, snapshot, entries)

@@ -80,7 +80,7 @@ class ReferenceModel:
 
     async def _passages(self, event: DocumentEvent) -> frozenset[str] | None:
         try:
-            plan, chunks = await self._prepare.planned(event, _NO_POSITION)
+            plan, chunks = await self._prepare.plan(event, _NO_POSITION)
         except ParseFailed:
             return None
         return planned_passages(plan.title, event.source, chunks)

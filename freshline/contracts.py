@@ -1,4 +1,4 @@
-"""Generates JSON Schemas, OpenAPI, AsyncAPI, and the references of settings and commands. CI checks them.
+"""Generates JSON Schemas, OpenAPI, AsyncAPI, and the references of settings, commands and metrics. CI checks them.
 
 ``python -m freshline.contracts`` writes the files. With ``--check`` it exits with 1 if a file is outdated. The result
 depends on the code alone, not on environment, clock or servers.
@@ -18,6 +18,7 @@ from pydantic.fields import FieldInfo
 from pydantic.json_schema import GenerateJsonSchema
 
 from freshline.cli_reference import cli_reference
+from freshline.metrics_reference import metrics_reference
 from infra.blobs.memory import MemoryBlobStore
 from infra.kafka.memory import MemoryStreams
 from infra.redis.memory_answers import MemoryAnswerCache
@@ -116,6 +117,7 @@ def contracts() -> Iterator[tuple[str, str]]:
     yield f"{_CONTRACTS}/asyncapi.json", _json(_asyncapi(settings))
     yield "configuration.md", _configuration()
     yield "cli.md", cli_reference()
+    yield "metrics.md", metrics_reference()
 
 
 def main(arguments: list[str]) -> int:

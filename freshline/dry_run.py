@@ -40,8 +40,8 @@ async def dry_run(
 
     Raises:
         UnsupportedType: of content.
-        Unprocessable: it would become a dead letter.
-        NotNow: it cannot be told at this moment.
+        Unprocessable: the edit would become a dead letter.
+        DryRunUnavailable: the result cannot be determined at this moment.
         IndexUnavailable, CacheUnavailable, EmbeddingError: a store or the model does not answer.
     """
     event = DocumentEvent(
@@ -70,7 +70,7 @@ async def dry_run(
         parsers = ParserPool(settings.parse)
         closing.push_async_callback(parsers.close)
         await parsers.start()
-        rehearsal = DryRun(
+        dry_run = DryRun(
             index=index,
             searches=index,
             terms=OpenSearchTerms(client, settings),
@@ -82,4 +82,4 @@ async def dry_run(
             fusion=fusion(settings),
             settings=settings.answers,
         )
-        return await rehearsal.rehearse(event, content or b"")
+        return await dry_run.run(event, content or b"")

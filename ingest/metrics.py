@@ -1,8 +1,9 @@
 """Metrics of the ingest service."""
 
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import CollectorRegistry
 
-from schemas.telemetry import ACCEPT_SECONDS, CONTENT_BYTES, EVENTS_ACCEPTED, EVENTS_REJECTED, HTTP_SECONDS_BUCKETS
+from infra.telemetry.metrics import counter, histogram
+from schemas import telemetry
 
 
 class IngestMetrics:
@@ -16,12 +17,7 @@ class IngestMetrics:
     """
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self.accepted = Counter(EVENTS_ACCEPTED, "Events that the stream acknowledged.", ("change",), registry=registry)
-        self.rejected = Counter(EVENTS_REJECTED, "Events that were not accepted.", ("problem",), registry=registry)
-        self.seconds = Histogram(
-            ACCEPT_SECONDS,
-            "Seconds from a read request to the stream's acknowledgement.",
-            buckets=HTTP_SECONDS_BUCKETS,
-            registry=registry,
-        )
-        self.content_bytes = Counter(CONTENT_BYTES, "Bytes of accepted content.", registry=registry)
+        self.accepted = counter(telemetry.EVENTS_ACCEPTED, registry)
+        self.rejected = counter(telemetry.EVENTS_REJECTED, registry)
+        self.seconds = histogram(telemetry.ACCEPT_SECONDS, registry)
+        self.content_bytes = counter(telemetry.CONTENT_BYTES, registry)

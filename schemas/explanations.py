@@ -53,7 +53,7 @@ class DropReport(Message):
 
     at_ms: int = Field(description="Epoch milliseconds.")
     everything: bool = Field(description="All answers of the slice were invalidated.")
-    unjudged: str | None = Field(description="Why it was invalidated without evaluation, if recorded.")
+    not_evaluated: str | None = Field(description="Why it was invalidated without evaluation, if recorded.")
     documents: tuple[str, ...] = Field(description="Documents changed by the events; the first ones if there are many.")
     events: tuple[DropEvent, ...] = Field(
         description="Events that were evaluated together; the latest ones if there are many. Not all of them altered "

@@ -1,1 +1,1 @@
-"""The processors: document events become searchable passages and dropped answers."""
+"""Stream processing: turns document events into searchable passages and invalidates cached answers."""

@@ -1,9 +1,9 @@
-"""Which cached answers an edit would change, before it is sent. Nothing is written, and nothing is dropped.
+"""Dry run: reports which cached answers an edit would change. Writes and drops nothing.
 
-The edit goes through the code that would process it: it is prepared, decided on and judged as the steps would, from the
-standing manifest and the cached answers of this moment. What differs is that its passages are not in the index: their
-terms are asked of the analyser, and the index's statistics are moved as their writing would move them. Answers that the
-step would have to retrieve again to judge can only be told as such.
+The edit passes through the production code: it is prepared, compared with the current manifest, and evaluated against
+the current cached answers. There is one difference: its passages are not in the index. Their terms come from the
+analyser of the index, and the term statistics are adjusted as if the passages had been written. Answers for which the
+step would repeat the search are reported as uncertain.
 """
 
 import asyncio
@@ -11,6 +11,8 @@ import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, Literal
+
+from typing_extensions import override
 
 from infra.blobs.memory import MemoryBlobStore
 from infra.embedding.port import Embedder
@@ -25,13 +27,13 @@ from schemas.events import Change as ChangeKind
 from schemas.events import ChunkPlan, DocumentEvent
 from streams.change_loader import ChangeLoader
 from streams.core.chunk_identity import stored_chunks
-from streams.core.document_change import Write, decide, found_again
+from streams.core.document_change import Write, decide, rebuilt_manifest
 from streams.core.invalidation.entrants import entrant
 from streams.core.invalidation.evidence import Change, Evidence, Passage, Statistics, TermCounts
 from streams.core.outcomes import DeadLetter
 from streams.core.planned_chunks import load_chunks
 from streams.core.splitting import Splitter, embedding_text
-from streams.evaluation import Fusion, SliceEvaluator, TooMuchChanged
+from streams.evaluation import FusionParameters, SliceEvaluator, TooMuchChanged
 from streams.parsing.sandbox import ParserPool
 from streams.progress import NoProgress
 from streams.runner import Task
@@ -39,35 +41,38 @@ from streams.steps.prepare import Prepare
 from streams.term_cache import TermCache
 
 SNIPPET_CHARS: Final = 120
-_ENTRIES_AT_ONCE: Final = 500
+_ENTRIES_PER_PAGE: Final = 500
 
-Why = Literal["cites", "comes_in", "unclear", "unjudged"]
-"""A passage that the answer cites goes, or is stored anew; a new one comes into it; only a new retrieval tells; or the
-edit changes more at once than is judged, so that the answer is dropped, whatever it says."""
+Reason = Literal["source_changed", "enters_results", "uncertain", "not_evaluated"]
+"""Why an answer is affected.
+
+``source_changed``: the edit removes or rewrites a passage that the answer cites. ``enters_results``: a new passage
+enters the results. ``uncertain``: only a repeated search decides. ``not_evaluated``: the edit changes more passages
+than are evaluated, so the answer is dropped without evaluation."""
 
 
 class Unprocessable(Exception):
-    """The edit would become a dead letter; the message says why."""
+    """The edit would become a dead letter; the message contains the reason."""
 
 
-class NotNow(Exception):
-    """It cannot be told at this moment what the edit would do; the message says why."""
+class DryRunUnavailable(Exception):
+    """The result cannot be determined at this moment; the message contains the reason."""
 
 
 @dataclass(frozen=True, slots=True)
-class Touched:
-    """An answer that the edit would drop, or may drop.
+class AffectedAnswer:
+    """A cached answer that the edit would drop, or may drop.
 
     Attributes:
-        key: of the answer.
-        question: as it was asked, normalised.
-        groups: of those who asked.
-        filters: of the question.
-        top_k: passages of the answer.
-        why: see there.
-        passage: the beginning of the highest new passage, where one comes in.
-        vector_rank: its place in the answer's vector leg, from 1, where it has one.
-        lexical_rank: the same of the lexical leg.
+        key: cache key of the answer.
+        question: the normalised question.
+        groups: groups of the reader.
+        filters: filters of the question.
+        top_k: number of passages of the answer.
+        reason: why the answer is affected.
+        passage: beginning of the highest new passage, for ``enters_results``.
+        vector_rank: rank of that passage in the vector search, from 1, if it is a candidate there.
+        lexical_rank: the same for the lexical search.
     """
 
     key: str
@@ -75,7 +80,7 @@ class Touched:
     groups: tuple[str, ...]
     filters: Mapping[str, MetadataValue | tuple[MetadataValue, ...]]
     top_k: int
-    why: Why
+    reason: Reason
     passage: str | None = None
     vector_rank: int | None = None
     lexical_rank: int | None = None
@@ -83,15 +88,15 @@ class Touched:
 
 @dataclass(frozen=True, slots=True)
 class DryRunResult:
-    """What an edit would do.
+    """The effect of an edit.
 
     Attributes:
-        version: that it would have, at least.
-        added: passages that it would write.
-        removed: passages that it would take away.
-        kept: passages that it would leave as they are.
-        answers: cached answers that were looked at.
-        touched: those that it would change, or may change.
+        version: lowest version that the edit would get.
+        added: number of passages that it would write.
+        removed: number of passages that it would remove.
+        kept: number of passages that it would keep.
+        answers: number of cached answers that were evaluated.
+        affected: answers that it would change, or may change.
     """
 
     version: int
@@ -99,23 +104,23 @@ class DryRunResult:
     removed: int
     kept: int
     answers: int
-    touched: tuple[Touched, ...]
+    affected: tuple[AffectedAnswer, ...]
 
 
 class DryRun:
-    """Rehearses edits of one installation.
+    """Evaluates edits without applying them.
 
     Args:
-        index: of the documents.
-        searches: the same index, for answers whose windows are not known.
-        terms: what it makes of texts.
-        slices: of answers.
-        embedder: the model of its vectors.
-        parsers: started already.
-        splitter: as the workers have it.
-        profile: as the workers have it.
-        fusion: how answers are made.
-        settings: how answers are laid out.
+        index: index of the documents.
+        searches: the same index, for repeated searches.
+        terms: analyser and term statistics of the index.
+        slices: cached answers.
+        embedder: embedding model of the index.
+        parsers: parser pool, started.
+        splitter: splitter of the workers.
+        profile: profile of the workers.
+        fusion: parameters of retrieval and fusion.
+        settings: settings of cached answers.
     """
 
     def __init__(
@@ -129,7 +134,7 @@ class DryRun:
         parsers: ParserPool,
         splitter: Splitter,
         profile: str,
-        fusion: Fusion,
+        fusion: FusionParameters,
         settings: AnswerSettings,
     ) -> None:
         self._index = index
@@ -142,126 +147,132 @@ class DryRun:
         self._fusion = fusion
         self._settings = settings
 
-    async def rehearse(self, event: DocumentEvent, content: bytes) -> DryRunResult:
-        """What the event would change; its version is taken to be the newest, its content is ``content``.
+    async def run(self, event: DocumentEvent, content: bytes) -> DryRunResult:
+        """Evaluate an event as the newest version of its document.
+
+        Args:
+            event: the event; its version is raised above that of the current manifest.
+            content: content of an upsert.
 
         Raises:
-            Unprocessable: see there.
-            NotNow: see there.
-            IndexUnavailable, CacheUnavailable, EmbeddingError: a store or the model does not answer.
+            Unprocessable: the edit would become a dead letter.
+            DryRunUnavailable: the result cannot be determined at this moment.
+            IndexUnavailable, CacheUnavailable, EmbeddingError: a store or the model is unavailable.
         """
         if event.change is ChangeKind.UPSERTED:
             await self._blobs.put(content)
-        standing = (await self._index.standing([event.key])).get(event.key)
-        manifest = standing.manifest if standing else None
+        stored = (await self._index.standing([event.key])).get(event.key)
+        manifest = stored.manifest if stored else None
         if manifest is not None:
             event = event.model_copy(update={"version": max(event.version, manifest.newest_version + 1)})
-        plan = await self._planned(event)
+        plan = await self._plan(event)
         chunks = plan.chunks if plan.chunks_blob is None else load_chunks(await self._blobs.get(plan.chunks_blob))
         passages = stored_chunks(plan, chunks)
         ids = [passage.chunk_id for passage in passages]
-        before = manifest.completed if manifest is not None else None
+        current = manifest.completed if manifest is not None else None
         lost = False
-        if manifest is None and (there := (await self._index.passages([event.key])).get(event.key)):
-            before = found_again([one.chunk for one in there], fence=0, now_ms=time.time() * 1_000)
+        if manifest is None and (stored_passages := (await self._index.passages([event.key])).get(event.key)):
+            current = rebuilt_manifest([one.chunk for one in stored_passages], fence=0, now_ms=time.time() * 1_000)
             lost = True
-        write = decide(plan, ids, before, now_ms=time.time() * 1_000, lost=lost)
+        write = decide(plan, ids, current, now_ms=time.time() * 1_000, lost=lost)
         if not isinstance(write, Write):
-            raise NotNow("a newer version was sent meanwhile: try again")
+            raise DryRunUnavailable("a newer version was sent in the meantime: try again")
         named = zip(passages, write.claim.chunks, strict=True)
         passages = tuple(passage.model_copy(update={"chunk_id": name}) for passage, name in named)
-        stored = [passages[number] for number in write.add]
-        vectors = await self._embedder.embed_passages([embedding_text(plan.title, one) for one in stored])
-        counts = [TermCounts.of(terms) for terms in await self._terms.analysed([lexical_text(one) for one in stored])]
-        added = tuple(Passage(*one) for one in zip(stored, vectors, counts, strict=True))
+        new = [passages[number] for number in write.add]
+        vectors = await self._embedder.embed_passages([embedding_text(plan.title, one) for one in new])
+        counts = [TermCounts.of(terms) for terms in await self._terms.analysed([lexical_text(one) for one in new])]
+        added = tuple(Passage(*one) for one in zip(new, vectors, counts, strict=True))
         change = Change(frozenset(write.remove), added)
-        answers, touched = 0, []
+        answers, affected = 0, []
         for number in range(self._slices.count):
-            judged, some = await self._slice(event.tenant, number, change)
-            answers += judged
-            touched += some
+            evaluated, found = await self._evaluate_slice(event.tenant, number, change)
+            answers += evaluated
+            affected += found
         return DryRunResult(
             version=event.version,
             added=len(write.add),
             removed=len(write.remove),
             kept=len(ids) - len(write.add),
             answers=answers,
-            touched=tuple(sorted(touched, key=lambda one: (one.why, one.question, one.key))),
+            affected=tuple(sorted(affected, key=lambda one: (one.reason, one.question, one.key))),
         )
 
-    async def _planned(self, event: DocumentEvent) -> ChunkPlan:
+    async def _plan(self, event: DocumentEvent) -> ChunkPlan:
         task = Task(event, partition=0, offset=0, traceparent=None)
-        [outcome] = [one async for some in self._prepare.run([task]) for one in some]
+        [outcome] = [one async for outcomes in self._prepare.run([task]) for one in outcomes]
         if isinstance(outcome, DeadLetter):
             raise Unprocessable(f"{outcome.kind}: {outcome.reason}")
         [record] = outcome.emit
         return decode(ChunkPlan, record.value, record.headers)
 
-    async def _slice(self, tenant: str, number: int, change: Change) -> tuple[int, list[Touched]]:
-        lexicon = TermCache(self._terms)
-        judge = SliceEvaluator(
+    async def _evaluate_slice(self, tenant: str, number: int, change: Change) -> tuple[int, list[AffectedAnswer]]:
+        term_cache = TermCache(self._terms)
+        evaluator = SliceEvaluator(
             tenant,
             number,
-            slices=_Unchanged(self._slices),
+            slices=_ReadOnlySlices(self._slices),
             index=self._searches,
-            news=ChangeLoader(self._terms, lexicon, most=self._settings.judged_passages),
-            lexicon=lexicon,
+            loader=ChangeLoader(self._terms, term_cache, max_passages=self._settings.judged_passages),
+            term_cache=term_cache,
             fusion=self._fusion,
             settings=self._settings,
-            drops=False,
+            evicts=False,
         )
         try:
-            await judge.catch_up()
+            await evaluator.catch_up()
         except TooMuchChanged as error:
-            raise NotNow(f"{error}, and the answers are about to be dropped: try again") from error
-        known = judge.keys
+            raise DryRunUnavailable(f"{error}, and the answers are about to be dropped: try again") from error
+        keys = evaluator.keys
         if len(change.removed) + len(change.added) > self._settings.judged_passages:
-            doomed: dict[str, Why | None] = dict.fromkeys(known, "unjudged")
+            reasons: dict[str, Reason | None] = dict.fromkeys(keys, "not_evaluated")
         else:
             added = {term for passage in change.added for term in passage.terms.frequencies}
-            statistics = await self._statistics(lexicon, added & judge.vocabulary, change)
-            verdict = await asyncio.to_thread(judge.rehearse, change, statistics)
+            statistics = await self._statistics(term_cache, added & evaluator.vocabulary, change)
+            verdict = await asyncio.to_thread(evaluator.evaluate, change, statistics)
             recheck = verdict.recheck - verdict.drop
-            unclear: Why = "unclear" if len(recheck) <= self._settings.rechecks else "unjudged"
-            doomed = dict.fromkeys(recheck, unclear) | dict.fromkeys(verdict.drop)
-        touched: list[Touched] = []
-        keys = list(doomed)
-        for start in range(0, len(keys), _ENTRIES_AT_ONCE):
-            page = keys[start : start + _ENTRIES_AT_ONCE]
+            undecided: Reason = "uncertain" if len(recheck) <= self._settings.rechecks else "not_evaluated"
+            reasons = dict.fromkeys(recheck, undecided) | dict.fromkeys(verdict.drop)
+        affected: list[AffectedAnswer] = []
+        reported = list(reasons)
+        for start in range(0, len(reported), _ENTRIES_PER_PAGE):
+            page = reported[start : start + _ENTRIES_PER_PAGE]
             stored = await self._slices.entries(tenant, number, page)
-            # One that is not there has ended meanwhile.
+            # Entries that are missing have expired in the meantime.
             entries = {key: Entry.decode(one.entry) for key, one in zip(page, stored, strict=True) if one is not None}
-            evidence, _ = await judge.evidence(entries)
-            statistics = await self._statistics(lexicon, {term for one in evidence for term in one.terms}, change)
-            touched += [self._touched(entries[one.key], one, change, statistics, doomed[one.key]) for one in evidence]
-        return len(known), touched
+            evidence, _ = await evaluator.evidence(entries)
+            statistics = await self._statistics(term_cache, {term for one in evidence for term in one.terms}, change)
+            affected += [
+                self._affected(entries[one.key], one, change, statistics, reasons[one.key]) for one in evidence
+            ]
+        return len(keys), affected
 
-    def _touched(
-        self, entry: Entry, evidence: Evidence, change: Change, statistics: Statistics, why: Why | None
-    ) -> Touched:
-        told = Touched(
+    def _affected(
+        self, entry: Entry, evidence: Evidence, change: Change, statistics: Statistics, reason: Reason | None
+    ) -> AffectedAnswer:
+        answer = AffectedAnswer(
             key=evidence.key,
             question=entry.search.text,
             groups=entry.search.access.groups,
             filters=entry.search.filters,
             top_k=entry.top_k,
-            why=why or "comes_in",
+            reason=reason or "enters_results",
         )
-        if why is not None:
-            return told
+        if reason is not None:
+            return answer
         gone = change.removed.union(passage.chunk.chunk_id for passage in change.added)
         if any(chunk_id in gone for chunk_id, _ in entry.sources):
-            return replace(told, why="cites")
+            return replace(answer, reason="source_changed")
         new = entrant(evidence, change, statistics, fused=self._fusion.fused, rrf_k=self._fusion.rrf_k)
         if new is None:
-            return told
+            return answer
         text = " ".join(new.passage.chunk.text.split())[:SNIPPET_CHARS]
-        return replace(told, passage=text, vector_rank=new.vector_rank, lexical_rank=new.lexical_rank)
+        return replace(answer, passage=text, vector_rank=new.vector_rank, lexical_rank=new.lexical_rank)
 
     @staticmethod
-    async def _statistics(lexicon: TermCache, terms: Collection[str], change: Change) -> Statistics:
-        """Those of after the change: what is removed is counted until the index merges it away."""
-        now = await lexicon.statistics(sorted(terms))
+    async def _statistics(term_cache: TermCache, terms: Collection[str], change: Change) -> Statistics:
+        """Statistics after the change. Removed passages are counted until the index merges them away."""
+        now = await term_cache.statistics(sorted(terms))
         return Statistics(
             now.document_count + len(change.added),
             now.total_length + sum(passage.terms.length for passage in change.added),
@@ -272,46 +283,46 @@ class DryRun:
         )
 
 
-class _Unchanged:
-    """Slices that are only read: what is judged is not told to anybody."""
+class _ReadOnlySlices(AnswerSlices):
+    """Read-only slices: evaluations are not committed."""
 
     def __init__(self, slices: AnswerSlices) -> None:
         self._slices = slices
 
     @property
+    @override
     def count(self) -> int:
-        """See ``AnswerSlices``."""
         return self._slices.count
 
+    @override
     async def append(self, tenant: str, number: int, positions: Mapping[int, int], change: bytes) -> Appended:
-        """Never asked for."""
         raise NotImplementedError
 
+    @override
     async def pending(self, tenant: str, number: int, *, known: int, fill: int) -> Pending:
-        """See ``AnswerSlices``."""
         return await self._slices.pending(tenant, number, known=known, fill=fill)
 
+    @override
     async def entries(self, tenant: str, number: int, keys: Sequence[str]) -> list[StoredEntry | None]:
-        """See ``AnswerSlices``."""
         return await self._slices.entries(tenant, number, keys)
 
+    @override
     async def settle(
         self,
-        tenant: str,  # noqa: ARG002 - as the port has it, and all that follow
-        number: int,  # noqa: ARG002
+        tenant: str,
+        number: int,
         *,
-        judged: int,  # noqa: ARG002
-        epoch: int,  # noqa: ARG002
-        drop: Sequence[tuple[int, str]],  # noqa: ARG002
-        why: bytes = b"",  # noqa: ARG002
+        judged: int,
+        epoch: int,
+        drop: Sequence[tuple[int, str]],
+        why: bytes = b"",
     ) -> bool:
-        """Nothing happens."""
         return True
 
+    @override
     async def drop_all(self, tenant: str, number: int, why: bytes = b"") -> None:
-        """Never asked for."""
         raise NotImplementedError
 
+    @override
     async def drops(self, tenant: str, number: int, key: str) -> list[Dropped]:
-        """See ``AnswerSlices``."""
         return await self._slices.drops(tenant, number, key)

@@ -1,11 +1,12 @@
-"""Judging the answers of a slice by the changes of its tenant.
+"""Evaluates the cached answers of a slice against the changes of its tenant.
 
-Whoever brings a change judges, and may be more than one: a judgement only counts if it begins where the last one ended
-(``AnswerSlices.settle``), so there is no owner to be lost, and nothing moves when workers come and go. What a judge
-keeps in memory is a copy that can be made anew from Redis at any time; it is, whenever it does not fit what Redis says.
+Any worker that receives a change may evaluate, also several at once: an evaluation is committed only if it starts where
+the last committed one ended (``AnswerSlices.settle``). So no slice has an owner, and nothing is handed over when
+workers join or leave. An evaluator holds a copy of the evidence in memory. It reloads the copy from Redis whenever the
+two do not match.
 
-Where a judgement cannot be made, because the index does not answer or too much has changed at once, the slice's answers
-are dropped: never kept.
+If an evaluation is impossible, because the index is unavailable or too much has changed at once, the answers of the
+slice are dropped.
 """
 
 import asyncio
@@ -24,37 +25,38 @@ from infra.redis.port import AnswerSlices, CacheUnavailable, Pending
 from infra.settings import AnswerSettings
 from schemas.search import Windows
 from streams.change_loader import ChangeLoader
-from streams.core.invalidation.change_log import read
-from streams.core.invalidation.evidence import Change, Evidence, Statistics, Verdict
+from streams.core.invalidation.change_log import decode_changes
+from streams.core.invalidation.evidence import Change, Evaluation, Evidence, Statistics
 from streams.core.invalidation.exact import Exact
 from streams.term_cache import TermCache
 
-FOLLOW_S: Final = 0.1
-"""How often a judge reads what was stored, when no change makes it: mostly it is read before the next change comes."""
+LOAD_INTERVAL_S: Final = 0.1
+"""Interval at which an evaluator loads new answers between changes. Most answers are then loaded before the next
+change."""
 
-QUIET_FOLLOW_S: Final = 2.0
-"""The same of a slice to which nothing has come for ``QUIET_AFTER_S``."""
+QUIET_LOAD_INTERVAL_S: Final = 2.0
+"""The same for a slice without activity for ``QUIET_AFTER_S``."""
 
 QUIET_AFTER_S: Final = 10.0
 
 _UNKNOWN: Final = 0
-_EVENTS_TOLD: Final = 20
+_EVENTS_LOGGED: Final = 20
 _NO_CHANGE: Final = Change(frozenset(), ())
 _NO_STATISTICS: Final = Statistics(0, 0)
-_ENTRIES_AT_ONCE: Final = 500
+_ENTRIES_PER_PAGE: Final = 500
 
-log = structlog.get_logger(__name__)
+_log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Fusion:
-    """How the query tier makes an answer of windows: it and the judges must agree.
+class FusionParameters:
+    """Parameters of retrieval and fusion. Query service and evaluators have to use the same values.
 
     Attributes:
         dimension: length of vectors.
-        kept: places of a window that are kept.
-        fused: places of a window that are fused.
-        rrf_k: constant of the fusion.
+        kept: candidates of each retriever that are kept as evidence.
+        fused: candidates of each retriever that are fused.
+        rrf_k: constant of reciprocal rank fusion.
     """
 
     dimension: int
@@ -63,27 +65,27 @@ class Fusion:
     rrf_k: int
 
     def policy(self) -> Exact:
-        """A policy without answers."""
+        """An exact policy without answers."""
         return Exact(dimension=self.dimension, kept=self.kept, fused=self.fused, rrf_k=self.rrf_k)
 
 
 class TooMuchChanged(Exception):
-    """More passages have changed than are judged; the message says how many."""
+    """More passages have changed than are evaluated; the message contains the number."""
 
 
 class SliceEvaluator:
-    """Keeps the evidence of one slice's answers, and judges them.
+    """Holds the evidence of one slice's answers and evaluates them.
 
     Args:
-        tenant: whose answers they are.
-        number: of the slice.
-        slices: where the answers are.
-        index: of the documents.
-        news: reads what changes mention.
-        lexicon: reads terms.
-        fusion: how answers are made.
-        settings: how much is judged.
-        drops: what cannot be judged is dropped. False for those who want to know, and change nothing.
+        tenant: owner of the answers.
+        number: number of the slice.
+        slices: store of the answers.
+        index: index of the documents, for repeated searches.
+        loader: loads changes.
+        term_cache: terms of passages and questions.
+        fusion: parameters of retrieval and fusion.
+        settings: limits of evaluations.
+        evicts: drop answers that cannot be evaluated. False for a dry run, which raises instead.
     """
 
     def __init__(
@@ -93,175 +95,187 @@ class SliceEvaluator:
         *,
         slices: AnswerSlices,
         index: SearchIndex,
-        news: ChangeLoader,
-        lexicon: TermCache,
-        fusion: Fusion,
+        loader: ChangeLoader,
+        term_cache: TermCache,
+        fusion: FusionParameters,
         settings: AnswerSettings,
-        drops: bool = True,
+        evicts: bool = True,
     ) -> None:
         self._tenant = tenant
         self._number = number
         self._slices = slices
         self._index = index
-        self._news = news
-        self._lexicon = lexicon
+        self._loader = loader
+        self._term_cache = term_cache
         self._fusion = fusion
         self._settings = settings
-        self._drops = drops
-        self._one_at_a_time = asyncio.Lock()
+        self._evicts = evicts
+        self._lock = asyncio.Lock()
         self.active_s = time.monotonic()
-        self._forget()
+        self._reset()
 
     async def catch_up(self) -> None:
-        """Judge the slice up to its latest change.
+        """Evaluate the slice up to its latest change.
 
         Raises:
-            CacheUnavailable: it may be judged or not; the next call finds out.
-            IndexUnavailable, TooMuchChanged: it cannot be judged; only where that does not drop answers.
+            CacheUnavailable: the evaluation may or may not be committed; the next call finds out.
+            IndexUnavailable, TooMuchChanged: the slice cannot be evaluated; only if ``evicts`` is false.
         """
-        async with self._one_at_a_time:
+        async with self._lock:
             try:
-                while not await self._judge():
+                while not await self._run_round():
                     pass
             except IndexUnavailable as error:
-                if not self._drops:
+                if not self._evicts:
                     raise
-                # Where no change waits, answers are as true as before; what was not taken in is, the next time.
-                if self._behind:
-                    self._forget()
+                # Without a pending change the answers are still current. Answers that were not loaded are loaded by the
+                # next call.
+                if self._lagging:
+                    self._reset()
                     await self._drop_all(str(error))
             except BaseException:
-                # Windows may be ahead of what was dropped: only Redis knows now.
-                self._forget()
+                # The candidates may be ahead of the committed evictions, so only the state in Redis is reliable.
+                self._reset()
                 raise
 
-    def rehearse(self, change: Change, statistics: Statistics) -> Verdict:
-        """What a change would mean for the answers; this judge has no use after it."""
-        return self._policy.judge(change, statistics)
+    def evaluate(self, change: Change, statistics: Statistics) -> Evaluation:
+        """Evaluate a change that is not in the index. The evaluator must not be used afterwards."""
+        return self._policy.evaluate(change, statistics)
 
     @property
     def keys(self) -> frozenset[str]:
-        """Of the answers that it knows."""
+        """Keys of the loaded answers."""
         return frozenset(self._fills)
 
     @property
     def vocabulary(self) -> KeysView[str]:
-        """Terms of the questions that were asked."""
+        """Terms of the questions."""
         return self._policy.vocabulary
 
-    def _forget(self) -> None:
+    def _reset(self) -> None:
         self._policy = self._fusion.policy()
-        self._known = _UNKNOWN
+        self._epoch = _UNKNOWN
         self._floor = _UNKNOWN
         self._last_fill = 0
         self._fills: dict[str, int] = {}
-        self._doomed: dict[str, int] = {}
+        self._pending_evictions: dict[str, int] = {}
         self._new_terms: set[str] = set()
-        self._behind = False
+        self._lagging = False
 
-    async def _judge(self) -> bool:
-        """One round; False where another is needed, as the memory did not fit, or another worker was faster."""
-        pending = await self._slices.pending(self._tenant, self._number, known=self._known, fill=self._last_fill)
-        if self._known == _UNKNOWN:
+    async def _run_round(self) -> bool:
+        """Run one round. False if another is needed: the copy was outdated, or another worker committed first."""
+        pending = await self._slices.pending(self._tenant, self._number, known=self._epoch, fill=self._last_fill)
+        if self._epoch == _UNKNOWN:
             self._floor = pending.floor
-        elif not self._continues(pending):
-            self._forget()
-            self._lexicon.forget_passages()
+        elif not self._is_consecutive(pending):
+            self._reset()
+            self._term_cache.forget_passages()
             return False
-        self._behind = pending.judged != pending.epoch
-        told = tuple(change.change for change in pending.changes if change.change)
-        mentions = read(told)
-        self._lexicon.forget(mentions.added)  # also of changes that are not read, as they are too many
+        self._lagging = pending.judged != pending.epoch
+        encoded = tuple(change.change for change in pending.changes if change.change)
+        change_log = decode_changes(encoded)
+        self._term_cache.forget(change_log.added)  # also if there are too many of them to be loaded
         if pending.changes or pending.fills:
             self.active_s = time.monotonic()
-        if len(mentions) > self._settings.judged_passages:
-            self._forget()
-            await self._drop_all(f"{len(mentions)} passages changed at once")
+        if len(change_log) > self._settings.judged_passages:
+            self._reset()
+            await self._drop_all(f"{len(change_log)} passages changed at once")
             return True
-        unclear = await self._load(pending, mentions.removed)
-        await self._weigh(told, unclear)
-        self._known = pending.epoch
-        drop = [(fill, key) for key, fill in self._doomed.items()]
-        if pending.judged != pending.epoch or drop:
-            # What is to be dropped stays so until it is: another worker may have been faster by one change only.
+        incomplete = await self._load(pending, change_log.removed)
+        await self._evaluate(encoded, incomplete)
+        self._epoch = pending.epoch
+        evictions = [(fill, key) for key, fill in self._pending_evictions.items()]
+        if pending.judged != pending.epoch or evictions:
+            # Pending evictions are kept until they are committed: another worker may have committed a single change
+            # first.
             if not await self._slices.settle(
                 self._tenant,
                 self._number,
                 judged=pending.judged,
                 epoch=pending.epoch,
-                drop=drop,
-                why=_why(pending) if drop else b"",
+                drop=evictions,
+                why=_reason(pending) if evictions else b"",
             ):
                 return False
-            self._doomed.clear()
+            self._pending_evictions.clear()
         return True
 
-    def _continues(self, pending: Pending) -> bool:
+    def _is_consecutive(self, pending: Pending) -> bool:
         previous = pending.changes[0].previous if pending.changes else pending.epoch
-        return pending.floor == self._floor and previous == self._known
+        return pending.floor == self._floor and previous == self._epoch
 
     async def _drop_all(self, reason: str) -> None:
-        if not self._drops:
+        if not self._evicts:
             raise TooMuchChanged(reason)
-        log.warning("answers_dropped_unjudged", tenant=self._tenant, slice=self._number, reason=reason)
-        await self._slices.drop_all(self._tenant, self._number, orjson.dumps({"unjudged": reason}))
+        _log.warning("answers_dropped_unevaluated", tenant=self._tenant, slice=self._number, reason=reason)
+        await self._slices.drop_all(self._tenant, self._number, orjson.dumps({"not_evaluated": reason}))
 
-    async def _load(self, pending: Pending, gone: frozenset[str]) -> set[str]:
-        """Take in what was stored since; keys of answers that lack a passage which is not known to be ``gone``."""
+    async def _load(self, pending: Pending, removed: frozenset[str]) -> set[str]:
+        """Load the answers stored since the last round.
+
+        Returns:
+            Keys of answers that lack a candidate which is not in ``removed``.
+        """
         for key, fill in list(self._fills.items()):
             if pending.oldest_fill is not None and fill >= pending.oldest_fill:
                 break
-            self._let_go(key)  # it has ended by itself
+            self._discard(key)  # expired
         since = pending.changes[0].previous if pending.changes else pending.epoch
-        unclear: set[str] = set()
-        for start in range(0, len(pending.fills), _ENTRIES_AT_ONCE):
-            page = pending.fills[start : start + _ENTRIES_AT_ONCE]
+        incomplete: set[str] = set()
+        for start in range(0, len(pending.fills), _ENTRIES_PER_PAGE):
+            page = pending.fills[start : start + _ENTRIES_PER_PAGE]
             stored = await self._slices.entries(self._tenant, self._number, [key for _, key in page])
-            there = {key: one for (fill, key), one in zip(page, stored, strict=True) if one and one.fill == fill}
-            # An answer can be judged only where all changes after it are remembered.
-            judged = {key: one for key, one in there.items() if self._known != _UNKNOWN or one.epoch >= since}
-            entries = {key: entry for key, one in judged.items() if (entry := _readable(one.entry)) is not None}
-            evidence, partial = await self.evidence(entries, gone)
-            # Nothing is waited for from here on: what is taken in is taken in wholly.
-            for key, one in there.items():
-                self._let_go(key)
+            loaded = {key: one for (fill, key), one in zip(page, stored, strict=True) if one and one.fill == fill}
+            # An answer can be evaluated only if all changes since its fill are still stored.
+            evaluable = {key: one for key, one in loaded.items() if self._epoch != _UNKNOWN or one.epoch >= since}
+            entries = {key: entry for key, one in evaluable.items() if (entry := _decode(one.entry)) is not None}
+            evidence, incomplete_page = await self.evidence(entries, removed)
+            # No await from here on, so each page is loaded completely or not at all.
+            for key, one in loaded.items():
+                self._discard(key)
                 self._fills[key] = one.fill
             for one_evidence in evidence:
                 self._put(one_evidence)
-            self._doom(there.keys() - entries.keys())
-            unclear |= partial
+            self._evict(loaded.keys() - entries.keys())
+            incomplete |= incomplete_page
             self._last_fill = page[-1][0]
-        return unclear
+        return incomplete
 
-    def _let_go(self, key: str) -> None:
+    def _discard(self, key: str) -> None:
         if self._fills.pop(key, None) is not None:
             self._policy.discard(key)
 
     def _put(self, evidence: Evidence) -> None:
         self._new_terms.update(evidence.terms.keys() - self._policy.vocabulary)
-        self._news.vocabulary.update(evidence.terms)
+        self._loader.vocabulary.update(evidence.terms)
         self._policy.put(evidence)
 
     async def evidence(
-        self, entries: Mapping[str, Entry], gone: frozenset[str] = frozenset()
+        self, entries: Mapping[str, Entry], removed: frozenset[str] = frozenset()
     ) -> tuple[list[Evidence], set[str]]:
-        """What entries were made of; and the keys of those that lack a passage which is not known to be ``gone``."""
-        terms = await self._lexicon.questions([entry.search.text for entry in entries.values()])
-        counts = await self._lexicon.passages([hit for entry in entries.values() for hit in entry.lexical_window])
-        found, partial = [], set()
+        """Evidence of cached entries, and the keys of those that lack a candidate which is not in ``removed``."""
+        terms = await self._term_cache.questions([entry.search.text for entry in entries.values()])
+        counts = await self._term_cache.passages([hit for entry in entries.values() for hit in entry.lexical_window])
+        evidence, incomplete = [], set()
         for key, entry in entries.items():
-            there = [(hit.chunk_id, counts[hit.chunk_id]) for hit in entry.lexical_window if hit.chunk_id in counts]
+            candidates = [
+                (hit.chunk_id, counts[hit.chunk_id]) for hit in entry.lexical_window if hit.chunk_id in counts
+            ]
             search = entry.search
-            if len(there) < len(entry.lexical_window):
-                known = all(hit.chunk_id in counts or hit.chunk_id in gone for hit in entry.lexical_window)
-                held_all = len(entry.lexical_window) < search.window
-                # As if they had been taken out of a window that was kept. One that held all there was still does; of a
-                # full one it is known that there is more below, and it has to be deep enough without.
-                if known and not held_all and min(len(there), len(entry.vector_window)) >= self._depth(entry):
-                    search = replace(search, window=len(there))
-                elif not (known and held_all):
-                    partial.add(key)
-            found.append(
+            if len(candidates) < len(entry.lexical_window):
+                all_known = all(hit.chunk_id in counts or hit.chunk_id in removed for hit in entry.lexical_window)
+                is_complete = len(entry.lexical_window) < search.window
+                # As if the missing passages had been removed from loaded candidates. A complete list stays complete.
+                # For a truncated list further candidates exist, so the rest must be deep enough.
+                if (
+                    all_known
+                    and not is_complete
+                    and min(len(candidates), len(entry.vector_window)) >= self._depth(entry)
+                ):
+                    search = replace(search, window=len(candidates))
+                elif not (all_known and is_complete):
+                    incomplete.add(key)
+            evidence.append(
                 Evidence(
                     key=key,
                     search=search,
@@ -269,83 +283,88 @@ class SliceEvaluator:
                     top_k=entry.top_k,
                     sources=entry.sources,
                     vector_window=tuple((hit.chunk_id, hit.score) for hit in entry.vector_window),
-                    lexical_window=tuple(there),
+                    lexical_window=tuple(candidates),
                 )
             )
-        return found, partial
+        return evidence, incomplete
 
     def _depth(self, entry: Entry) -> int:
         return max(self._fusion.fused, entry.top_k)
 
-    async def _weigh(self, told: tuple[bytes, ...], unclear: set[str]) -> None:
-        if not (told or unclear or self._new_terms) or not self._fills:
+    async def _evaluate(self, encoded: tuple[bytes, ...], incomplete: set[str]) -> None:
+        if not (encoded or incomplete or self._new_terms) or not self._fills:
             return
-        change, statistics = await self._news.read(self._tenant, told) if told else (_NO_CHANGE, _NO_STATISTICS)
-        if self._new_terms or not told:
-            more = await self._lexicon.statistics(sorted(self._new_terms))
+        change, statistics = await self._loader.read(self._tenant, encoded) if encoded else (_NO_CHANGE, _NO_STATISTICS)
+        if self._new_terms or not encoded:
+            more = await self._term_cache.statistics(sorted(self._new_terms))
             statistics = replace(more, frequencies={**statistics.frequencies, **more.frequencies})
             self._new_terms.clear()
-        verdict = self._policy.judge(change, statistics)
-        self._doom(verdict.drop)
-        await self._recheck(sorted((verdict.recheck | unclear) - verdict.drop), statistics)
+        verdict = self._policy.evaluate(change, statistics)
+        self._evict(verdict.drop)
+        await self._recheck(sorted((verdict.recheck | incomplete) - verdict.drop), statistics)
 
     async def _recheck(self, keys: Sequence[str], statistics: Statistics) -> None:
-        """Retrieve again for answers whose windows are too short to tell; too many of them are dropped."""
+        """Repeat the search for answers whose candidates do not suffice. If there are too many, evict them."""
         if not keys:
             return
+        is_permitted = len(keys) <= self._settings.rechecks or not self._evicts
         try:
-            told = await self._again(keys) if len(keys) <= self._settings.rechecks or not self._drops else None
+            retrieved = await self._search_again(keys) if is_permitted else None
         except IndexUnavailable:
-            if not self._drops:
+            if not self._evicts:
                 raise
-            told = None
-        if told is None:
-            self._doom(keys)
+            retrieved = None
+        if retrieved is None:
+            self._evict(keys)
             return
-        evidence, partial = told
+        evidence, incomplete = retrieved
         for one in evidence:
             self._put(one)
-        self._doom(partial | self._policy.altered({one.key for one in evidence} - partial, statistics))
+        self._evict(incomplete | self._policy.altered({one.key for one in evidence} - incomplete, statistics))
 
-    async def _again(self, keys: Sequence[str]) -> tuple[list[Evidence], set[str]]:
-        """As ``evidence``, with the windows of now."""
+    async def _search_again(self, keys: Sequence[str]) -> tuple[list[Evidence], set[str]]:
+        """As ``evidence``, with the current candidates."""
         stored = await self._slices.entries(self._tenant, self._number, keys)
         entries = {}
         for key, one in zip(keys, stored, strict=True):
             if one is not None and one.fill == self._fills[key]:
                 entries[key] = Entry.decode(one.entry)
             else:
-                self._let_go(key)  # ended, or filled anew and read in the next round
+                self._discard(key)  # expired, or refilled and loaded in the next round
         found = await self._index.search([entry.search for entry in entries.values()])
-        fresh = {key: _retrieved(entry, windows) for (key, entry), windows in zip(entries.items(), found, strict=True)}
+        fresh = {
+            key: _with_candidates(entry, windows) for (key, entry), windows in zip(entries.items(), found, strict=True)
+        }
         return await self.evidence(fresh)
 
-    def _doom(self, keys: Iterable[str]) -> None:
+    def _evict(self, keys: Iterable[str]) -> None:
         for key in keys:
             if (fill := self._fills.get(key)) is not None:
-                self._doomed[key] = fill
-                self._let_go(key)
+                self._pending_evictions[key] = fill
+                self._discard(key)
 
 
-def _why(pending: Pending) -> bytes:
-    """The events of a judgement, the latest of them where they are many.
+def _reason(pending: Pending) -> bytes:
+    """Events that caused the evictions, at most the latest ``_EVENTS_LOGGED``, as JSON.
 
-    A judge that begins reads changes that others judged before: those have dropped nothing now.
+    An evaluator that has just started also reads changes that others have evaluated. Those caused no eviction.
     """
-    mentions = read(tuple(one.change for one in pending.changes if one.change and one.epoch > pending.judged))
+    change_log = decode_changes(
+        tuple(one.change for one in pending.changes if one.change and one.epoch > pending.judged)
+    )
     return orjson.dumps(
-        {"events": mentions.events[-_EVENTS_TOLD:], "documents": sorted(mentions.documents)[:_EVENTS_TOLD]}
+        {"events": change_log.events[-_EVENTS_LOGGED:], "documents": sorted(change_log.documents)[:_EVENTS_LOGGED]}
     )
 
 
-def _readable(stored: bytes) -> Entry | None:
+def _decode(stored: bytes) -> Entry | None:
     try:
         return Entry.decode(stored)
     except UnreadableEntry:
         return None
 
 
-def _retrieved(entry: Entry, windows: Windows) -> Entry:
+def _with_candidates(entry: Entry, windows: Windows) -> Entry:
     return Entry(
         response=b"",
         search=entry.search,
@@ -359,7 +378,7 @@ def _retrieved(entry: Entry, windows: Windows) -> Entry:
 
 
 class SliceEvaluators:
-    """The judges of this worker: one for each slice that it has seen a change of."""
+    """The evaluators of this worker: one for each slice that received a change."""
 
     def __init__(
         self,
@@ -367,59 +386,65 @@ class SliceEvaluators:
         index: SearchIndex,
         terms: TermIndex,
         *,
-        fusion: Fusion,
+        fusion: FusionParameters,
         settings: AnswerSettings,
     ) -> None:
         self._slices = slices
         self._index = index
-        self._lexicon = TermCache(terms)
-        self._news = ChangeLoader(terms, self._lexicon, most=settings.judged_passages)
+        self._term_cache = TermCache(terms)
+        self._loader = ChangeLoader(terms, self._term_cache, max_passages=settings.judged_passages)
         self._fusion = fusion
         self._settings = settings
-        self._judges: dict[tuple[str, int], SliceEvaluator] = {}
+        self._evaluators: dict[tuple[str, int], SliceEvaluator] = {}
 
-    def expect(self, tenant: str, told: bytes) -> None:
-        """Begin to read what a change has made searchable, while it is appended to the slices."""
-        if any(name == tenant for name, _ in self._judges):
-            self._news.expect(tenant, (told,))
+    def prefetch(self, tenant: str, encoded: bytes) -> None:
+        """Start to load a change while it is appended to the slices."""
+        if any(name == tenant for name, _ in self._evaluators):
+            self._loader.prefetch(tenant, (encoded,))
 
     async def catch_up(self, tenant: str, number: int) -> None:
-        """See ``SliceEvaluator.catch_up``."""
-        judge = self._judges.get((tenant, number))
-        if judge is None:
-            judge = self._judges[tenant, number] = SliceEvaluator(
+        """Evaluate a slice up to its latest change; errors as for ``SliceEvaluator.catch_up``."""
+        evaluator = self._evaluators.get((tenant, number))
+        if evaluator is None:
+            evaluator = self._evaluators[tenant, number] = SliceEvaluator(
                 tenant,
                 number,
                 slices=self._slices,
                 index=self._index,
-                news=self._news,
-                lexicon=self._lexicon,
+                loader=self._loader,
+                term_cache=self._term_cache,
                 fusion=self._fusion,
                 settings=self._settings,
             )
-        await judge.catch_up()
+        await evaluator.catch_up()
 
     async def follow(self) -> None:
-        """Until cancelled, take in what was stored meanwhile, so that the next change finds little to read."""
-        looked_s: dict[tuple[str, int], float] = {}
+        """Load new answers until cancelled, so that the next change finds little to load."""
+        loaded_s: dict[tuple[str, int], float] = {}
         while True:
-            await asyncio.sleep(FOLLOW_S)
+            await asyncio.sleep(LOAD_INTERVAL_S)
             now_s = time.monotonic()
             due: dict[str, list[SliceEvaluator]] = defaultdict(list)
-            for place, judge in self._judges.items():
-                if now_s - judge.active_s <= QUIET_AFTER_S or now_s - looked_s.get(place, 0.0) >= QUIET_FOLLOW_S:
-                    looked_s[place] = now_s
-                    due[place[0]].append(judge)
-            for tenant, judges in due.items():
-                # Together: what they ask of Redis and of the index goes in few requests.
-                looks = await asyncio.gather(*(judge.catch_up() for judge in judges), return_exceptions=True)
-                for error in filter(None, looks):
+            for slice_id, evaluator in self._evaluators.items():
+                if (
+                    now_s - evaluator.active_s <= QUIET_AFTER_S
+                    or now_s - loaded_s.get(slice_id, 0.0) >= QUIET_LOAD_INTERVAL_S
+                ):
+                    loaded_s[slice_id] = now_s
+                    due[slice_id[0]].append(evaluator)
+            for tenant, evaluators in due.items():
+                # Concurrently, so that their requests to Redis and the index are batched.
+                results = await asyncio.gather(
+                    *(evaluator.catch_up() for evaluator in evaluators), return_exceptions=True
+                )
+                for error in filter(None, results):
                     if isinstance(error, CacheUnavailable):
-                        log.warning("judge_waits_for_redis", tenant=tenant, reason=str(error))
+                        _log.warning("evaluator_waiting_for_redis", tenant=tenant, reason=str(error))
                     else:
-                        # Nobody waits for this, so nobody would hear of it; the next change meets what is wrong, too.
-                        log.error("judge_failed", tenant=tenant, exc_info=error)
+                        # No caller awaits this round, so the error is only logged. The next change meets the same
+                        # cause.
+                        _log.error("evaluation_failed", tenant=tenant, exc_info=error)
 
     async def close(self) -> None:
-        """End what is being read for changes that nobody waits for any more."""
-        await self._news.close()
+        """Cancel pending reads."""
+        await self._loader.close()

@@ -1,60 +1,65 @@
-"""ChangeLoader of how far events are, for the people who wait for them: best effort, never in the way of the events."""
+"""Progress of events for clients that wait for them. Best effort; it never delays the events."""
 
 import asyncio
 from collections.abc import Sequence
 from typing import Protocol
 
 import structlog
+from typing_extensions import override
 
 from infra.redis.port import CacheUnavailable, EventStates, Progress
 from schemas.documents import Stage
 from schemas.events import DocumentEvent
 
-log = structlog.get_logger(__name__)
+_log = structlog.get_logger(__name__)
 
 
-class ProgressLog(Protocol):
-    """Where steps report."""
+class ProgressReporter(Protocol):
+    """Receives the progress of events."""
 
     def reached(self, event: DocumentEvent, stage: Stage, at_ms: float) -> None:
-        """Note that an event reached a stage; returns at once."""
+        """Record that an event reached a stage. Returns immediately."""
         ...
 
 
-class NoProgress:
-    """For those who run a step's code beside the stream: nobody waits for their events."""
+class NoProgress(ProgressReporter):
+    """Discards progress. For step code that runs outside the stream, where no client waits."""
 
+    @override
     def reached(self, event: DocumentEvent, stage: Stage, at_ms: float) -> None:
-        """See ``ProgressLog.reached``."""
+        pass
 
 
-class StatesProgress:
-    """Writes reports behind the steps' backs; what cannot be written is dropped, for the last step tells it again."""
+class EventStateProgress(ProgressReporter):
+    """Writes progress in the background.
+
+    Progress that cannot be written is discarded; the last step records all stages of an event again.
+    """
 
     def __init__(self, states: EventStates) -> None:
         self._states = states
-        self._waiting: list[Progress] = []
-        self._writing: asyncio.Task[None] | None = None
+        self._pending: list[Progress] = []
+        self._writer: asyncio.Task[None] | None = None
 
+    @override
     def reached(self, event: DocumentEvent, stage: Stage, at_ms: float) -> None:
-        """See ``ProgressLog.reached``."""
-        self._waiting.append(Progress(event.tenant, event.event_id, stage, at_ms))
-        if self._writing is None:
-            self._writing = asyncio.create_task(self._write())
+        self._pending.append(Progress(event.tenant, event.event_id, stage, at_ms))
+        if self._writer is None:
+            self._writer = asyncio.create_task(self._write())
 
     async def close(self) -> None:
-        """Write what is waiting."""
-        if self._writing is not None:
-            await self._writing
+        """Write pending progress."""
+        if self._writer is not None:
+            await self._writer
 
     async def _write(self) -> None:
         try:
-            while self._waiting:
-                batch: Sequence[Progress] = self._waiting
-                self._waiting = []
+            while self._pending:
+                batch: Sequence[Progress] = self._pending
+                self._pending = []
                 await self._states.advance(batch)
         except CacheUnavailable as error:
-            self._waiting.clear()
-            log.warning("event progress was not recorded", reason=str(error))
+            self._pending.clear()
+            _log.warning("event_progress_not_recorded", reason=str(error))
         finally:
-            self._writing = None
+            self._writer = None

@@ -1,9 +1,10 @@
-"""Settles claims whose writer was stopped, or may have been: rolls them back, or forward.
+"""Resolves claims whose writer stopped, or may have stopped: rolls them back, or forward.
 
-A claim's passages are written before anything that it replaces is removed. So while all that it is to remove is there,
-the version before is whole; where some of it is gone, the claim's own passages were all taken, and it is whole. What is
-found whole is written once more, as it is, under a fencing token that the stopped writer does not have, and what is not
-wanted is removed under it: from then on nobody can change either, and one of the two versions stands for certain.
+The passages of a claim are written before the passages that it replaces are removed. So while all passages that it
+removes exist, the version before it is complete; if some are missing, all passages of the claim were written, and it is
+complete. The complete version is written again, unchanged, under a fence that the stopped writer does not have, and the
+passages of the other one are removed under this fence. From then on, no earlier writer can change either, and exactly
+one of the two versions is searchable.
 """
 
 import asyncio
@@ -24,25 +25,25 @@ from infra.opensearch.port import (
 from schemas.documents import DocumentKey
 from schemas.index import Manifest
 from schemas.search import Hit
-from streams.core.document_change import found_again, rolled_back, rolled_forward, taken_over
+from streams.core.document_change import rebuilt_manifest, rolled_back, rolled_forward, taken_over
 
 PATIENCE_S: Final = 1.0
-"""How long the claim of another worker is left alone, at most, while it does not change. It is no limit of any kind:
-taking a claim over is safe at any time, but two workers that did so at once would keep each other from finishing."""
+"""Maximum wait for an unchanged claim of another worker. Taking over a claim is always safe, but two workers that take
+over each other's claims would keep each other from finishing."""
 
-_LOOKS: Final = 5
+_ATTEMPTS: Final = 5
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What is searchable of a document, for certain.
+    """The searchable state of a document.
 
     Attributes:
-        manifest: complete; None where there is nothing.
-        replaces: the write of the manifest that the next one is to replace; None where there is no manifest.
-        saved: False where a claim still stands, which is settled but not closed: whoever does not replace it by a claim
-            of its own writes ``manifest`` in its place.
-        lost: there is no manifest, and this one was made from the passages that are there.
+        manifest: complete; None if nothing is searchable.
+        replaces: revision of the manifest that the next one replaces; None if there is no manifest.
+        saved: False if an open claim is resolved but not closed. A caller that does not replace it with its own claim
+            writes ``manifest`` in its place.
+        lost: the manifest was missing, and was rebuilt from the stored passages.
     """
 
     manifest: Manifest | None
@@ -53,41 +54,41 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Recovery:
-    """Finds out what is searchable, whatever was left by whom.
+    """Determines what is searchable, and resolves open claims.
 
     Attributes:
-        writer: names this worker; its own claims are left from tries that have ended.
+        writer: name of this worker; its own claims are from attempts that have ended.
     """
 
     index: DocumentIndex
     writer: str
 
     async def found(self, keys: Sequence[DocumentKey], *, now_ms: float) -> dict[DocumentKey, Found]:
-        """What is searchable of each document; claims that stand are settled.
+        """Determine the searchable state of each document; open claims are resolved.
 
         Raises:
-            IndexUnavailable: see there; also while other workers keep changing a document.
+            IndexUnavailable: the index is unavailable, or other workers keep changing a document.
         """
-        standing = await self.index.standing(keys)
-        settled = await asyncio.gather(*(self._settled(one, now_ms=now_ms) for one in standing.values()))
-        found = {key: one for key, one in zip(standing, settled, strict=True) if one is not None}
-        # Of most others there never was anything; but a manifest may be lost, and then what is there must be known.
+        manifests = await self.index.standing(keys)
+        resolved = await asyncio.gather(*(self._resolve(one, now_ms=now_ms) for one in manifests.values()))
+        found = {key: one for key, one in zip(manifests, resolved, strict=True) if one is not None}
+        # Most of the other documents never existed; but a manifest may be lost, and then the stored passages count.
         missing = [key for key in keys if key not in found]
         passages = await self.index.passages(missing) if missing else {}
         for key in missing:
-            there = passages.get(key)
-            if there:
-                fence = max(one.write_version for one in there)
-                again = found_again([one.chunk for one in there], fence=fence, now_ms=now_ms)
-                found[key] = Found(again, None, lost=True)
+            stored = passages.get(key)
+            if stored:
+                fence = max(one.write_version for one in stored)
+                rebuilt = rebuilt_manifest([one.chunk for one in stored], fence=fence, now_ms=now_ms)
+                found[key] = Found(rebuilt, None, lost=True)
             else:
                 found[key] = Found(None, None)
         return found
 
-    async def _settled(self, standing: StoredManifest, *, now_ms: float) -> Found | None:
-        """What is searchable, whoever has written last; None if the manifest is gone by now."""
-        one: StoredManifest | None = standing
-        for _ in range(_LOOKS):
+    async def _resolve(self, read: StoredManifest, *, now_ms: float) -> Found | None:
+        """Resolve a manifest; None if it no longer exists."""
+        one: StoredManifest | None = read
+        for _ in range(_ATTEMPTS):
             if one is None:
                 return None
             if one.manifest.complete:
@@ -101,35 +102,36 @@ class Recovery:
             claim = taken_over(one.manifest, self.writer)
             [revision] = await self.index.put_manifests([ManifestWrite(claim, one.revision)])
             if revision is not None:
-                return Found(await self._settle(claim, now_ms=now_ms), revision, saved=False)
+                return Found(await self._roll(claim, now_ms=now_ms), revision, saved=False)
             one = await self._read(claim.key)
-        raise IndexUnavailable(f"other workers keep writing {standing.manifest.key}: it is tried again")
+        raise IndexUnavailable(f"other workers keep writing {read.manifest.key}; retrying")
 
     async def _read(self, key: DocumentKey) -> StoredManifest | None:
         return (await self.index.standing([key])).get(key)
 
-    async def _settle(self, claim: Manifest, *, now_ms: float) -> Manifest:
+    async def _roll(self, claim: Manifest, *, now_ms: float) -> Manifest:
         if claim.previous is None:
-            # Nothing was there before it, or nobody knows what (releases before this one did not say).
+            # There was no version before, or it is unknown (earlier releases did not record it).
             found = [one.chunk.chunk_id for one in (await self.index.passages([claim.key])).get(claim.key, ())]
             gone = tuple(dict.fromkeys((*claim.added, *claim.removed, *found)))
             await self._enforce(claim, (), gone)
             return rolled_back(claim.model_copy(update={"added": gone}), now_ms=now_ms)
-        for _ in range(_LOOKS):
-            # In this order: where something is gone that was to be removed, all that was to be added had been written.
-            old = await self._there(claim, claim.removed)
+        for _ in range(_ATTEMPTS):
+            # In this order: if a passage to remove is missing, all passages to add had been written.
+            old = await self._existing(claim, claim.removed)
             if len(old) == len(claim.removed):
                 break
-            new = await self._there(claim, claim.added)
+            new = await self._existing(claim, claim.added)
             if len(new) == len(claim.added):
                 await self._enforce(claim, new, claim.removed)
                 return rolled_forward(claim, now_ms=now_ms)
-        # Where neither is whole, and stays so, something else has damaged the version before: it is as it was.
+        # If neither version is complete, and stays so, the version before was damaged by another cause. Restore it as
+        # it was.
         await self._enforce(claim, old, claim.added)
         return rolled_back(claim, now_ms=now_ms)
 
-    async def _there(self, claim: Manifest, chunk_ids: tuple[str, ...]) -> tuple[ChunkWrite, ...]:
-        """Those of the passages that are there at this moment."""
+    async def _existing(self, claim: Manifest, chunk_ids: tuple[str, ...]) -> tuple[ChunkWrite, ...]:
+        """The passages that exist at this moment."""
         found = await self.index.read_passages([Hit(chunk_id, claim.key, 0.0) for chunk_id in chunk_ids])
         return tuple(found[chunk_id] for chunk_id in chunk_ids if chunk_id in found)
 

@@ -1,4 +1,4 @@
-"""Terms of passages and questions, as the index makes them, asked for once."""
+"""Cache of the terms of passages and questions, as the index analyses them."""
 
 import asyncio
 from collections import OrderedDict
@@ -17,65 +17,66 @@ QUESTIONS_KEPT: Final = 20_000
 
 
 class TermCache:
-    """What the index makes of texts.
+    """Terms of passages and questions, each requested from the index once.
 
-    The analyser of an index never changes, so terms of a question never age. Those of a passage do when it is stored
-    anew under its old id, with another title or other headings: whoever hears of that has to say so (``forget``).
+    The analyser of an index never changes, so the terms of a question stay valid. The terms of a passage change when it
+    is rewritten under the same id with another title or other headings; the caller has to invalidate them then
+    (``forget``).
     """
 
     def __init__(self, index: TermIndex) -> None:
         self._index = index
         self._passages: OrderedDict[str, TermCounts] = OrderedDict()
         self._questions: OrderedDict[str, Mapping[str, int]] = OrderedDict()
-        self._under_way: dict[str, asyncio.Task[dict[str, TermCounts]]] = {}
+        self._pending_reads: dict[str, asyncio.Task[dict[str, TermCounts]]] = {}
 
     async def passages(self, hits: Sequence[Hit]) -> dict[str, TermCounts]:
-        """Terms by chunk id; a passage that is not there any more may be absent.
+        """Terms by chunk id. Passages that no longer exist may be absent.
 
         Raises:
-            IndexUnavailable: see there.
+            IndexUnavailable: the index does not respond.
         """
         wanted = {hit.chunk_id: hit for hit in hits}
-        # Of these alone: what is let go of to make room may be wanted in the same call.
+        # Copied first: the same call may evict some of these entries to make room.
         found = {chunk_id: self._passages[chunk_id] for chunk_id in wanted if chunk_id in self._passages}
         missing = [chunk_id for chunk_id in wanted if chunk_id not in found]
-        if fresh := [wanted[chunk_id] for chunk_id in missing if chunk_id not in self._under_way]:
-            reading = asyncio.create_task(self._read(fresh), name="read-terms")
-            self._under_way |= {hit.chunk_id: reading for hit in fresh}
-        readings = dict.fromkeys(self._under_way[chunk_id] for chunk_id in missing)
-        # Others wait for them too, so they go on when this one is told to stop.
-        for told in await asyncio.gather(*map(asyncio.shield, readings)):
-            found |= {chunk_id: told[chunk_id] for chunk_id in missing if chunk_id in told}
-        # A read that others began may be older than what has become searchable since.
-        asked = {hit.chunk_id for hit in fresh}
-        if absent := [wanted[chunk_id] for chunk_id in missing if chunk_id not in found and chunk_id not in asked]:
+        if unread := [wanted[chunk_id] for chunk_id in missing if chunk_id not in self._pending_reads]:
+            reading = asyncio.create_task(self._read(unread), name="read-terms")
+            self._pending_reads |= {hit.chunk_id: reading for hit in unread}
+        pending = dict.fromkeys(self._pending_reads[chunk_id] for chunk_id in missing)
+        # Shielded, because other callers wait for the same reads.
+        for terms in await asyncio.gather(*map(asyncio.shield, pending)):
+            found |= {chunk_id: terms[chunk_id] for chunk_id in missing if chunk_id in terms}
+        # A read that another caller started may be older than changes that are searchable by now.
+        requested = {hit.chunk_id for hit in unread}
+        if absent := [wanted[chunk_id] for chunk_id in missing if chunk_id not in found and chunk_id not in requested]:
             found |= await self.passages(absent)
-        _use(self._passages, found)
+        _mark_used(self._passages, found)
         return found
 
     def forget(self, chunk_ids: Iterable[str]) -> None:
-        """Read these passages anew, whoever asks from now on: they were stored, under ids that may have had others."""
+        """Discard the terms of passages that were written, possibly under ids that existed before."""
         for chunk_id in chunk_ids:
             self._passages.pop(chunk_id, None)
-            self._under_way.pop(chunk_id, None)
+            self._pending_reads.pop(chunk_id, None)
 
     def forget_passages(self) -> None:
-        """Read all passages anew, for what was stored may have been missed."""
+        """Discard the terms of all passages, because changes may have been missed."""
         self._passages.clear()
-        self._under_way.clear()
+        self._pending_reads.clear()
 
     async def _read(self, hits: Sequence[Hit]) -> dict[str, TermCounts]:
-        own = asyncio.current_task()
+        task = asyncio.current_task()
         try:
-            told = await self._index.term_counts(hits)
+            stored = await self._index.term_counts(hits)
         finally:
-            # What was forgotten meanwhile was read too early to be kept.
-            current = frozenset(hit.chunk_id for hit in hits if self._under_way.get(hit.chunk_id) is own)
+            # Terms of a passage that was discarded during the read are too old to be kept.
+            current = frozenset(hit.chunk_id for hit in hits if self._pending_reads.get(hit.chunk_id) is task)
             for chunk_id in current:
-                del self._under_way[chunk_id]
+                del self._pending_reads[chunk_id]
         found = {
             chunk_id: TermCounts.of({intern(term): count for term, count in counts.items()})
-            for chunk_id, counts in told.items()
+            for chunk_id, counts in stored.items()
         }
         _keep(self._passages, {chunk_id: found[chunk_id] for chunk_id in found if chunk_id in current}, PASSAGES_KEPT)
         return found
@@ -84,7 +85,7 @@ class TermCache:
         """Terms of each question.
 
         Raises:
-            IndexUnavailable: see there.
+            IndexUnavailable: the index does not respond.
         """
         missing = [text for text in dict.fromkeys(texts) if text not in self._questions]
         found = {text: self._questions[text] for text in texts if text in self._questions}
@@ -93,26 +94,26 @@ class TermCache:
         return found
 
     async def statistics(self, terms: Collection[str]) -> Statistics:
-        """Statistics of this moment.
+        """Current statistics of terms.
 
         Raises:
-            IndexUnavailable: see there.
+            IndexUnavailable: the index does not respond.
         """
-        told = await self._index.statistics(terms)
-        return Statistics(told.document_count, told.total_length, told.frequencies)
+        current = await self._index.statistics(terms)
+        return Statistics(current.document_count, current.total_length, current.frequencies)
 
 
-def _use(kept: OrderedDict[str, T], found: Iterable[str]) -> None:
-    """What was used last stays."""
-    for name in found:
-        if name in kept:
-            kept.move_to_end(name)
+def _mark_used(cache: OrderedDict[str, T], found: Iterable[str]) -> None:
+    """Mark entries as the most recently used ones."""
+    for key in found:
+        if key in cache:
+            cache.move_to_end(key)
 
 
-def _keep(kept: OrderedDict[str, T], found: Mapping[str, T], most: int) -> None:
-    """What was used last stays. Another call may have let go of any of it meanwhile."""
-    for name, one in found.items():
-        kept[name] = one
-        kept.move_to_end(name)
-    while len(kept) > most:
-        kept.popitem(last=False)
+def _keep(cache: OrderedDict[str, T], found: Mapping[str, T], capacity: int) -> None:
+    """Add entries, and evict the least recently used ones. Concurrent calls may have evicted any of them."""
+    for key, entry in found.items():
+        cache[key] = entry
+        cache.move_to_end(key)
+    while len(cache) > capacity:
+        cache.popitem(last=False)

@@ -1,4 +1,4 @@
-"""The topology, as a table: what each step reads, does, writes, and where its failures go."""
+"""The topology as a table: input, message type, output and dead-letter topic of each step."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -9,7 +9,7 @@ from schemas.topics import CHUNKS, DEAD_LETTERS, DOCUMENTS, EVENT_ENDS, INDEX_CH
 
 
 class StepName(StrEnum):
-    """The steps; also the names of their consumer groups and worker targets."""
+    """Steps, which are also the names of their consumer groups and worker targets."""
 
     PREPARE = "prepare"
     INDEX = "index"
@@ -34,5 +34,5 @@ TOPOLOGY: Final = {
     StepName.INVALIDATE: Row(
         INDEX_CHANGES, IndexChange, EVENT_ENDS, DEAD_LETTERS, "drop cached answers, advance positions"
     ),
-    StepName.NOTIFY: Row(EVENT_ENDS, EventEnded, None, DEAD_LETTERS, "tell webhooks"),
+    StepName.NOTIFY: Row(EVENT_ENDS, EventEnded, None, DEAD_LETTERS, "notify webhooks"),
 }

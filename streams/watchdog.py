@@ -1,4 +1,4 @@
-"""Ends a worker that has quietly stopped working, so that its supervisor starts another."""
+"""Stops a worker that makes no progress, so that its supervisor restarts it."""
 
 import asyncio
 import time
@@ -15,73 +15,78 @@ from streams.faust_app import FaustWorker
 from streams.runner import Runner, TooManyDeadLetters
 from streams.topology import TOPOLOGY, StepName
 
-log = structlog.get_logger(__name__)
+_log = structlog.get_logger(__name__)
 
 LAG_EVERY_S: Final = 15.0
-"""Brokers are asked anew each time, so not more often than metrics are read."""
+"""Each measurement queries the brokers, so it is not more frequent than the metrics are scraped."""
 
-_LOOKS_PER_STALL: Final = 6
+_CHECKS_PER_STALL: Final = 6
 
 
 class WorkerStalled(Exception):
-    """A step does not go on although records wait and no store is out of reach."""
+    """A step makes no progress although records are pending and all stores are available."""
 
 
 @dataclass(frozen=True, slots=True)
-class Watched:
-    """One step of this worker."""
+class WatchedStep:
+    """A running step of this worker."""
 
-    step: StepName
+    name: StepName
     consumer: FaustWorker
     runner: Runner
     running: asyncio.Task[None]
 
 
-async def watch(settings: Settings, watched: Sequence[Watched]) -> None:
-    """Look at the steps until one has ended or stalled.
+async def watch(settings: Settings, watched: Sequence[WatchedStep]) -> None:
+    """Monitor the steps until one ends or stalls.
 
     Raises:
-        WorkerStalled: see there.
-        TooManyDeadLetters: see there.
+        WorkerStalled: a step crashed or makes no progress.
+        TooManyDeadLetters: a step would give up most of its records.
     """
-    since = {one.step: (one.runner.finished_count, time.monotonic()) for one in watched}
+    progress = {step.name: (step.runner.finished_count, time.monotonic()) for step in watched}
     while True:
         done, _ = await asyncio.wait(
-            [one.running for one in watched], timeout=settings.streams.stall_s / _LOOKS_PER_STALL
+            [step.running for step in watched], timeout=settings.streams.stall_s / _CHECKS_PER_STALL
         )
         for task in done:
             if isinstance(error := task.exception(), TooManyDeadLetters):
                 raise error
             raise WorkerStalled(f"{task.get_name()} ended: {task.exception()!r}") from task.exception()
-        for one in watched:
-            if one.consumer.crashed is not None:
-                raise WorkerStalled(f"the consumer of {one.step} crashed") from one.consumer.crashed
-            count, at_s = since[one.step]
-            if one.runner.finished_count != count or one.runner.waiting_for is not None:
-                since[one.step] = (one.runner.finished_count, time.monotonic())
-            elif time.monotonic() - at_s > settings.streams.stall_s:
-                since[one.step] = (count, time.monotonic())
-                behind = await _behind(settings, one)
-                if behind:
+        for step in watched:
+            if step.consumer.crashed is not None:
+                raise WorkerStalled(f"the consumer of {step.name} crashed") from step.consumer.crashed
+            count, since_s = progress[step.name]
+            if step.runner.finished_count != count or step.runner.waiting_for is not None:
+                progress[step.name] = (step.runner.finished_count, time.monotonic())
+            elif time.monotonic() - since_s > settings.streams.stall_s:
+                progress[step.name] = (count, time.monotonic())
+                lag = await _lag(settings, step)
+                if lag:
                     stall_s = settings.streams.stall_s
-                    raise WorkerStalled(f"{one.step} has finished nothing for {stall_s:.0f} s; {behind} records wait")
+                    raise WorkerStalled(
+                        f"{step.name} has finished nothing for {stall_s:.0f} s; {lag} records are pending"
+                    )
 
 
-async def measure_lag(settings: Settings, watched: Sequence[Watched], told: Callable[[StepName, int], None]) -> None:
-    """Tell how many records wait in this worker's partitions, now and then, where anybody can read it."""
+async def measure_lag(
+    settings: Settings, watched: Sequence[WatchedStep], report_lag: Callable[[StepName, int], None]
+) -> None:
+    """Report the lag of each step in this worker's partitions, while metrics are exported."""
     while settings.streams.metrics_port:
-        for one in watched:
-            told(one.step, await _behind(settings, one))
+        for step in watched:
+            if (lag := await _lag(settings, step)) is not None:
+                report_lag(step.name, lag)
         await asyncio.sleep(LAG_EVERY_S)
 
 
-async def _behind(settings: Settings, one: Watched) -> int:
-    """Records that wait in this worker's own partitions."""
-    mine = one.consumer.assigned
+async def _lag(settings: Settings, step: WatchedStep) -> int | None:
+    """Unfinished records in this worker's partitions; None if no broker responds."""
+    assigned = step.consumer.assigned
     try:
         async with StreamAdmin(settings) as admin:
-            lags = await admin.lag(TOPOLOGY[one.step].reads, settings.names.group(one.step))
+            lags = await admin.lag(TOPOLOGY[step.name].reads, settings.names.group(step.name))
     except StreamUnavailable as error:
-        log.warning("lag is unknown", reason=str(error))
-        return 0
-    return sum(lag.behind for lag in lags if lag.partition in mine)
+        _log.warning("lag_not_read", reason=str(error))
+        return None
+    return sum(one.behind for one in lags if one.partition in assigned)

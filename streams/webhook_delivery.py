@@ -1,4 +1,4 @@
-"""Delivers messages to one webhook, and remembers in its store how that went."""
+"""Delivers messages to one webhook, and records failures in its store."""
 
 import asyncio
 import random
@@ -16,56 +16,60 @@ from schemas.webhooks import KeptWebhook, WaitingMessage, WebhookState
 from streams.core import webhook_health
 
 PARALLEL: Final = 8
-"""Requests to one receiver at a time."""
+"""Maximum number of concurrent requests to one receiver."""
 
-log = structlog.get_logger(__name__)
+_log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class DeliveryAttempt:
-    """How a batch for one webhook went.
+    """Result of a delivery attempt.
 
     Attributes:
-        delivered: what the receiver has taken.
-        left: what it has not, as far as it is known.
-        failure: why; None where only the time was over.
+        delivered: messages that the receiver has accepted.
+        undelivered: messages that it has not accepted, as far as known.
+        failure: why; None if only the time ran out.
     """
 
     delivered: Sequence[WaitingMessage]
-    left: Sequence[WaitingMessage]
+    undelivered: Sequence[WaitingMessage]
     failure: NotDelivered | None
 
 
 @dataclass(frozen=True, slots=True)
 class WebhookDelivery:
-    """Works for the step and for those who try again."""
+    """Sends messages, for the step and for retries.
+
+    Attributes:
+        count: called with a result and a number of messages.
+    """
 
     store: WebhookStore
     sender: Sender
     settings: WebhookSettings
-    counted: Callable[[str, int], None] = field(default=lambda _result, _count: None)
+    count: Callable[[str, int], None] = field(default=lambda _result, _count: None)
     now_ms: Callable[[], float] = field(default=lambda: time.time() * 1000)
 
     async def deliver(
         self, webhook: KeptWebhook, messages: Sequence[WaitingMessage], *, patience_s: float | None = None
     ) -> DeliveryAttempt:
-        """Send messages until one fails or the time for a batch is over.
+        """Send messages until one fails or the time for a batch runs out.
 
-        The first goes alone, so that a receiver that is away costs one request, not many.
+        The first message is sent alone, so that an unavailable receiver costs one request, not many.
 
         Args:
-            webhook: whose receiver is told.
-            messages: what it is told, oldest first.
-            patience_s: after so long requests under way are given up, too. By default they have their own limit, and
-                none begins after it has passed once: twice as long in all.
+            webhook: the webhook to notify.
+            messages: its messages, oldest first.
+            patience_s: time after which pending requests are cancelled. By default each has its own timeout, and none
+                starts after one timeout has passed, which limits a batch to twice the timeout.
         """
-        left = list(reversed(messages))
+        remaining = list(reversed(messages))
         delivered: dict[str, WaitingMessage] = {}
         failures: list[NotDelivered] = []
         until_s = time.monotonic() + self.settings.timeout_s
 
         async def send_next() -> None:
-            message = left.pop()
+            message = remaining.pop()
             failure = await self.sender.send(webhook, message)
             if failure is None:
                 delivered[message.message_id] = message
@@ -73,24 +77,24 @@ class WebhookDelivery:
                 failures.append(failure)
 
         async def send_on() -> None:
-            while left and not failures and time.monotonic() < until_s:
+            while remaining and not failures and time.monotonic() < until_s:
                 await send_next()
 
         with suppress(TimeoutError):
             async with asyncio.timeout(patience_s):
-                if left:
+                if remaining:
                     await send_next()
                 await asyncio.gather(*(send_on() for _ in range(PARALLEL)))
-        self.counted("delivered", len(delivered))
-        self.counted("failed", len(failures))
-        untaken = [one for one in messages if one.message_id not in delivered]
-        return DeliveryAttempt(tuple(delivered.values()), untaken, failures[0] if failures else None)
+        self.count("delivered", len(delivered))
+        self.count("failed", len(failures))
+        undelivered = [one for one in messages if one.message_id not in delivered]
+        return DeliveryAttempt(tuple(delivered.values()), undelivered, failures[0] if failures else None)
 
-    async def failed(self, webhook: KeptWebhook, failure: NotDelivered) -> KeptWebhook | None:
-        """Note that it failed, and when it is tried again; None where it was removed meanwhile.
+    async def record_failure(self, webhook: KeptWebhook, failure: NotDelivered) -> KeptWebhook | None:
+        """Record a failure and the time of the next attempt; None if the webhook was removed in the meantime.
 
         Raises:
-            IndexUnavailable: the store does not answer.
+            IndexUnavailable: the store does not respond.
         """
         jitter = random.uniform(0.5, 1.0)  # noqa: S311 - no secret
         settings, now_ms = self.settings, self.now_ms()
@@ -111,9 +115,9 @@ class WebhookDelivery:
 
         changed = await self.store.change(webhook.webhook_id, change)
         if changed is not None:
-            told = {"webhook": changed.webhook_id, "tenant": changed.tenant, "reason": failure.reason}
+            fields = {"webhook": changed.webhook_id, "tenant": changed.tenant, "reason": failure.reason}
             if changed.state is WebhookState.DISABLED:
-                log.error("webhook_disabled", **told)
+                _log.error("webhook_disabled", **fields)
             else:
-                log.warning("webhook_failing", failures=changed.failures, next_try_ms=changed.next_try_ms, **told)
+                _log.warning("webhook_failing", failures=changed.failures, next_try_ms=changed.next_try_ms, **fields)
         return changed

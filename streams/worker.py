@@ -1,4 +1,4 @@
-"""The worker process: any subset of the steps on real systems, watched, ended in order."""
+"""The worker process: runs any subset of the steps, monitors them, and stops them in order."""
 
 import asyncio
 from collections.abc import Sequence
@@ -28,151 +28,154 @@ from infra.web.server import until_told_to_stop
 from infra.webhooks.sender import HttpSender
 from streams.core.invalidation.compiling import compile_loops
 from streams.core.splitting import SPLITTER_VERSION, Splitter
-from streams.evaluation import Fusion, SliceEvaluators
+from streams.evaluation import FusionParameters, SliceEvaluators
 from streams.faust_app import FaustWorker
 from streams.metrics import WorkerMetrics
 from streams.parsing.parse import PARSER_VERSION
 from streams.parsing.sandbox import ParserPool
-from streams.progress import StatesProgress
+from streams.progress import EventStateProgress
 from streams.runner import Runner, Step
 from streams.steps.index import Index
 from streams.steps.invalidate import Invalidate
 from streams.steps.notify import Notify
 from streams.steps.prepare import Prepare
 from streams.topology import StepName
-from streams.watchdog import Watched, measure_lag, watch
+from streams.watchdog import WatchedStep, measure_lag, watch
 from streams.webhook_delivery import WebhookDelivery
 from streams.webhook_retries import WebhookRetries
 
-log = structlog.get_logger(__name__)
+_log = structlog.get_logger(__name__)
 
 
 async def work(settings: Settings, steps: Sequence[StepName]) -> None:
     """Run the steps until SIGTERM or SIGINT.
 
     Raises:
-        WorkerStalled: a step makes no progress or has crashed; restart the process.
-        TooManyDeadLetters: most records fail; find out why before it is started again.
-        StreamUnavailable: no broker answers at the start.
-        IndexUnavailable: no index answers at the start.
+        WorkerStalled: a step crashed or makes no progress; restart the process.
+        TooManyDeadLetters: a step would give up most of its records; find the cause before a restart.
+        StreamUnavailable: no broker responds at startup.
+        IndexUnavailable: the index does not respond at startup.
     """
     configure_logging(settings)
     async with StreamAdmin(settings) as admin:
         await admin.create_topics()
     await create_indices(settings)
-    async with AsyncExitStack() as closing:
+    async with AsyncExitStack() as resources:
         tracing = open_tracing(settings, f"worker {' '.join(steps)}")
-        closing.push_async_callback(tracing.close)
+        resources.push_async_callback(tracing.close)
         producer = await KafkaProducer.open(settings)
-        closing.push_async_callback(producer.close)
+        resources.push_async_callback(producer.close)
         registry = CollectorRegistry()
         metrics = WorkerMetrics(registry)
-        built = await _build(settings, steps, closing, metrics)
+        running_steps = await _build(settings, steps, resources, metrics)
         if settings.streams.metrics_port:
             server, _thread = start_http_server(settings.streams.metrics_port, "127.0.0.1", registry)
-            closing.callback(server.shutdown)
+            resources.callback(server.shutdown)
         watched = []
-        for step in built:
+        for step in running_steps:
             runner = Runner(
                 step,
                 producer,
                 settings.streams,
-                on_finished=metrics.finished,
-                on_retry=metrics.retried,
+                on_finished=metrics.count_finished,
+                on_retry=metrics.count_retry,
                 tracing=tracing,
             )
             metrics.watch(step.name, runner)
-            watched.append(await _start(settings, step.name, runner, closing))
+            watched.append(await _start(settings, step.name, runner, resources))
         tune_gc()
-        log.info("worker started", steps=[str(step) for step in steps])
+        _log.info("worker_started", steps=[str(step) for step in steps])
         watching = asyncio.create_task(watch(settings, watched), name="watchdog")
-        told = asyncio.create_task(until_told_to_stop(), name="signals")
-        measuring = asyncio.create_task(measure_lag(settings, watched, metrics.behind), name="lag")
+        stop_signal = asyncio.create_task(until_told_to_stop(), name="signals")
+        measuring = asyncio.create_task(measure_lag(settings, watched, metrics.set_lag), name="lag")
         try:
-            await asyncio.wait([watching, told], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([watching, stop_signal], return_when=asyncio.FIRST_COMPLETED)
             if watching.done():
                 watching.result()
         finally:
-            await ended(watching, told, measuring)
-        log.info("worker stopping")
+            await ended(watching, stop_signal, measuring)
+        _log.info("worker_stopping")
 
 
-async def _start(settings: Settings, step: StepName, runner: Runner, closing: AsyncExitStack) -> Watched:
+async def _start(settings: Settings, step: StepName, runner: Runner, resources: AsyncExitStack) -> WatchedStep:
     running = asyncio.create_task(runner.run(), name=f"runner-{step}")
     consumer = FaustWorker(settings, step, runner.take)
     await consumer.start()
 
     async def stop() -> None:
-        # The runner first: what it has not finished is not committed, and is read again by whoever comes next.
+        # The runner first: records that it has not finished stay uncommitted, and the next owner of the partition reads
+        # them again.
         await ended(running)
         await consumer.stop()
 
-    closing.push_async_callback(stop)
-    return Watched(step, consumer, runner, running)
+    resources.push_async_callback(stop)
+    return WatchedStep(step, consumer, runner, running)
 
 
 async def _build(
-    settings: Settings, steps: Sequence[StepName], closing: AsyncExitStack, metrics: WorkerMetrics
+    settings: Settings, steps: Sequence[StepName], resources: AsyncExitStack, metrics: WorkerMetrics
 ) -> list[Step]:
-    """The steps, with what each needs and nothing that none needs."""
+    """Build the steps, and only the dependencies that these steps need."""
     redis = connect_redis(settings.redis)
-    closing.push_async_callback(redis.aclose)
+    resources.push_async_callback(redis.aclose)
     states = RedisEventStates(redis, settings.names)
-    progress = StatesProgress(states)
-    closing.push_async_callback(progress.close)
+    progress = EventStateProgress(states)
+    resources.push_async_callback(progress.close)
     blobs = open_blob_store(settings.blobs)
-    closing.push_async_callback(blobs.close)
-    built: list[Step] = []
+    resources.push_async_callback(blobs.close)
+    running_steps: list[Step] = []
     if StepName.PREPARE in steps:
         parsers = ParserPool(settings.parse)
-        closing.push_async_callback(parsers.close)
+        resources.push_async_callback(parsers.close)
         await parsers.start()
-        built.append(Prepare(blobs, parsers, splitter(settings), profile(settings), progress))
+        running_steps.append(Prepare(blobs, parsers, splitter(settings), profile(settings), progress))
     if StepName.INDEX in steps:
         index = OpenSearchIndex.open(settings)
-        closing.push_async_callback(index.close)
+        resources.push_async_callback(index.close)
         embedder = open_embedder(settings.embedding)
-        closing.push_async_callback(embedder.close)
-        built.append(Index(index, embedder, blobs, settings.generation, settings.streams.batch_chunks, progress))
+        resources.push_async_callback(embedder.close)
+        running_steps.append(
+            Index(index, embedder, blobs, settings.generation, settings.streams.batch_chunks, progress)
+        )
     if StepName.INVALIDATE in steps:
         slices = RedisAnswerCache(redis, settings.names, settings.answers)
-        judges = await _judges(settings, slices, closing)
-        built.append(Invalidate(slices, judges, states))
+        evaluators = await _build_evaluators(settings, slices, resources)
+        running_steps.append(Invalidate(slices, evaluators, states))
     if StepName.NOTIFY in steps:
-        built.append(await _build_notify(settings, closing, metrics))
-    return built
+        running_steps.append(await _build_notify(settings, resources, metrics))
+    return running_steps
 
 
-async def _build_notify(settings: Settings, closing: AsyncExitStack, metrics: WorkerMetrics) -> Step:
-    """The step, and beside it what tries again."""
+async def _build_notify(settings: Settings, resources: AsyncExitStack, metrics: WorkerMetrics) -> Step:
+    """Build the step, and start its retries in the background."""
     client = connect(settings.opensearch)
-    closing.push_async_callback(client.close)
-    sender = await closing.enter_async_context(HttpSender(settings.webhooks))
+    resources.push_async_callback(client.close)
+    sender = await resources.enter_async_context(HttpSender(settings.webhooks))
     store = OpenSearchWebhooks(client, settings.names)
-    courier = WebhookDelivery(store, sender, settings.webhooks, metrics.webhook_messages)
-    redelivering = asyncio.create_task(WebhookRetries(courier, metrics.webhooks_waiting).run(), name="redelivery")
-    closing.push_async_callback(ended, redelivering)
-    return Notify(courier)
+    delivery = WebhookDelivery(store, sender, settings.webhooks, metrics.count_webhook_messages)
+    retrying = asyncio.create_task(WebhookRetries(delivery, metrics.set_webhooks_waiting).run(), name="webhook-retries")
+    resources.push_async_callback(ended, retrying)
+    return Notify(delivery)
 
 
-async def _judges(settings: Settings, slices: RedisAnswerCache, closing: AsyncExitStack) -> SliceEvaluators:
+async def _build_evaluators(settings: Settings, slices: RedisAnswerCache, resources: AsyncExitStack) -> SliceEvaluators:
     client = connect(settings.opensearch)
-    closing.push_async_callback(client.close)
+    resources.push_async_callback(client.close)
     index, terms = OpenSearchIndex(client, settings), OpenSearchTerms(client, settings)
     await asyncio.to_thread(compile_loops)
-    judges = SliceEvaluators(slices, index, terms, fusion=fusion(settings), settings=settings.answers)
-    following = asyncio.create_task(judges.follow(), name="judges")
+    evaluators = SliceEvaluators(slices, index, terms, fusion=fusion(settings), settings=settings.answers)
+    loading = asyncio.create_task(evaluators.follow(), name="load-answers")
 
     async def stop() -> None:
-        await ended(following)
-        await judges.close()
+        await ended(loading)
+        await evaluators.close()
 
-    closing.push_async_callback(stop)
-    return judges
+    resources.push_async_callback(stop)
+    return evaluators
 
 
 def profile(settings: Settings) -> str:
-    """What chunks depend on besides their document; chunks of different profiles never mix."""
+    """Versions of everything that a chunk depends on besides its document. Chunks of different profiles never mix."""
     split = settings.split
     return "/".join(
         (
@@ -184,15 +187,15 @@ def profile(settings: Settings) -> str:
     )
 
 
-def fusion(settings: Settings) -> Fusion:
-    """How the query tier makes answers."""
+def fusion(settings: Settings) -> FusionParameters:
+    """Parameters of retrieval and fusion that the query service uses."""
     query = settings.query
-    return Fusion(
+    return FusionParameters(
         settings.embedding.dimension, max(query.candidates_kept, query.candidates), query.candidates, query.rrf_k
     )
 
 
 def splitter(settings: Settings) -> Splitter:
-    """What makes passages of texts."""
+    """Splitter of the configured model."""
     tokenizer = open_tokenizer(settings.embedding)
     return Splitter(tokenizer, settings.split.chunk_tokens, settings.split.overlap_tokens)

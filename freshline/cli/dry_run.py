@@ -10,13 +10,13 @@ import typer
 from freshline.cli.terminal import MISUSED, Data, Json, add_command, fail, out, print_json
 
 if TYPE_CHECKING:
-    from streams.dry_run import DryRunResult, Touched
+    from streams.dry_run import AffectedAnswer, DryRunResult
 
 _REASONS: Final = {
-    "cites": "cites a passage that is removed or rewritten",
-    "comes_in": "a new passage enters the results",
-    "unclear": "may change: the stored candidates do not decide it, so it is retrieved again",
-    "unjudged": "is invalidated without evaluation: the edit exceeds the evaluation limit",
+    "source_changed": "cites a passage that is removed or rewritten",
+    "enters_results": "a new passage enters the results",
+    "uncertain": "may change: the stored candidates do not decide it, so it is retrieved again",
+    "not_evaluated": "is invalidated without evaluation: the edit exceeds the evaluation limit",
 }
 
 
@@ -54,7 +54,7 @@ def dry_run(
     from infra.opensearch.port import IndexUnavailable  # noqa: PLC0415 - as above
     from infra.redis.port import CacheUnavailable  # noqa: PLC0415 - as above
     from ingest.core.content import UnsupportedType  # noqa: PLC0415 - as above
-    from streams.dry_run import NotNow, Unprocessable  # noqa: PLC0415 - as above
+    from streams.dry_run import DryRunUnavailable, Unprocessable  # noqa: PLC0415 - as above
 
     name = delete if file is None else document_id or file.as_posix()
     try:
@@ -70,7 +70,7 @@ def dry_run(
         )
     except (UnsupportedType, Unprocessable) as error:
         raise fail(f"it would be rejected: {error}") from None
-    except NotNow as error:
+    except DryRunUnavailable as error:
         raise fail(str(error)) from None
     except (IndexUnavailable, CacheUnavailable, EmbeddingError) as error:
         raise fail(f"{error}: check `freshline status`") from None
@@ -83,17 +83,17 @@ def dry_run(
 def _show(name: str, result: "DryRunResult") -> None:
     out.print(
         f"{name}: {result.added} passages would be written, {result.removed} removed, {result.kept} kept; "
-        f"{len(result.touched)} of {result.answers} cached answers would change.",
+        f"{len(result.affected)} of {result.answers} cached answers would change.",
         style="bold",
     )
-    for answer in result.touched:
+    for answer in result.affected:
         groups = f" (groups {', '.join(answer.groups)})" if answer.groups else ""
         passage = f": {answer.passage}" if answer.passage else ""
         out.print(f"  {answer.question}{groups}", style="cyan")
-        out.print(f"    {_REASONS[answer.why]}{_ranks(answer)}{passage}", style="dim")
+        out.print(f"    {_REASONS[answer.reason]}{_ranks(answer)}{passage}", style="dim")
 
 
-def _ranks(answer: "Touched") -> str:
+def _ranks(answer: "AffectedAnswer") -> str:
     ranks = {"vector": answer.vector_rank, "lexical": answer.lexical_rank}
     texts = [f"{retriever} rank {rank}" for retriever, rank in ranks.items() if rank is not None]
     return f" ({', '.join(texts)})" if texts else ""

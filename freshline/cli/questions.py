@@ -155,7 +155,7 @@ def show_explanation(explanation: dict[str, Any], console: Console) -> None:
     console.print(f"Answers of this slice are current as of {_at(explanation['as_of']['checked_ms'])}.", style="dim")
     for drop in explanation["drops"]:
         scope = "all answers of the slice" if drop["everything"] else "this answer"
-        reason = drop["unjudged"] or ", ".join(drop["documents"]) or "no reason recorded"
+        reason = drop["not_evaluated"] or ", ".join(drop["documents"]) or "no reason recorded"
         console.print(f"Invalidated at {_at(drop['at_ms'])}: {scope}: {reason}")
         for event in drop["events"]:
             console.print(f"    event {event['event_id']}: {_event(event)}", style="dim")

@@ -59,7 +59,7 @@ async def compare_with_contents(
                     await blobs.get(event.content)
                     not_compared.append(str(key))
                     continue
-                plan, chunks = await prepare.planned(event, manifest.position)
+                plan, chunks = await prepare.plan(event, manifest.position)
             except (BlobMissing, BlobCorrupt):
                 found[Kind.CONTENT_LOST].append(str(key))
                 continue

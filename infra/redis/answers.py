@@ -56,7 +56,7 @@ _ALL: Final = "*"
 _NONE: Final = "-"
 _DROPS_READ: Final = 1_000
 
-log = structlog.get_logger(__name__)
+_log = structlog.get_logger(__name__)
 
 
 class RedisAnswerCache:
@@ -216,14 +216,14 @@ class RedisAnswerCache:
         try:
             memory = await self._client.info("memory")
         except NoPermissionError:
-            log.warning("near_cache_off", reason="Redis does not say how it evicts: allow the command INFO")
+            _log.warning("near_cache_off", reason="Redis does not say how it evicts: allow the command INFO")
             return False
         policy = str(memory.get("maxmemory_policy", "noeviction"))
         if not memory.get("maxmemory") or policy == "noeviction":
             return True
         if policy.startswith("allkeys"):
             raise CacheUntrusted(f"Redis evicts by {policy}: set maxmemory-policy to noeviction")
-        log.warning("near_cache_off", reason=f"Redis evicts by {policy}: set maxmemory-policy to noeviction")
+        _log.warning("near_cache_off", reason=f"Redis evicts by {policy}: set maxmemory-policy to noeviction")
         return False
 
     async def _change_all(self, tenant: str, positions: Mapping[int, int], effect: bytes) -> int:

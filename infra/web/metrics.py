@@ -10,8 +10,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from infra.telemetry.metrics import histogram
 from infra.web.peers import PeerProcesses
-from schemas.telemetry import HTTP_SECONDS, HTTP_SECONDS_BUCKETS
+from schemas.telemetry import HTTP_SECONDS
 
 METRICS: Final = "metrics"
 """Under this name processes of one address ask each other for what is served at ``/metrics``."""
@@ -52,13 +53,7 @@ class HttpMetrics:
 
 def http_seconds(registry: CollectorRegistry) -> Histogram:
     """The times of requests, by service, method, route and status; once for each registry."""
-    return Histogram(
-        HTTP_SECONDS,
-        "Seconds from a request's head to the end of its response.",
-        ("service", "method", "route", "status"),
-        buckets=HTTP_SECONDS_BUCKETS,
-        registry=registry,
-    )
+    return histogram(HTTP_SECONDS, registry)
 
 
 def install_metrics(

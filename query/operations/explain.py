@@ -96,7 +96,7 @@ class AnswerExplainer:
         return DropReport(
             at_ms=drop.at_ms,
             everything=drop.everything,
-            unjudged=reason.get("unjudged"),
+            not_evaluated=reason.get("not_evaluated"),
             documents=tuple(reason.get("documents", ())),
             events=tuple(_event(event_id, status) for event_id, status in zip(event_ids, statuses, strict=True)),
         )

@@ -1,1 +1,1 @@
-"""Pure rules of processing: no I/O, no clock, no randomness."""
+"""Pure rules of stream processing: no I/O, no clock, no randomness."""

@@ -1,8 +1,8 @@
-"""Ids of copies of a passage: what stands in the index is never written over, so that it can stay (I3).
+"""Ids of copies of a passage. Stored passages are never overwritten, so that they can stay (I3).
 
-An id follows from all stored content (``streams.core.chunk_identity``). A version that writes the same content again,
-because what is there is not trusted, writes copies under ids of their own, and removes what was there when all copies
-are in.
+An id is derived from all stored content (``streams.core.chunk_identity``). A version that rewrites equal content,
+because the stored passages are not trusted, writes copies under new ids. It removes the old passages when all copies
+are stored.
 """
 
 from base64 import b32encode
@@ -15,9 +15,9 @@ def copy_id(chunk_id: str, writing: str) -> str:
     """Id of a copy.
 
     Args:
-        chunk_id: of the passage or of any copy of it.
-        writing: names the change that writes it; no two changes of a document have the same.
+        chunk_id: id of the passage or of any copy of it.
+        writing: name of the change that writes it; unique among the changes of a document.
     """
     digest = blake2b(writing.encode(), digest_size=8).digest()
-    name = b32encode(digest).decode().rstrip("=").lower()
-    return f"{original_id(chunk_id)}{COPY_MARK}{name}"
+    suffix = b32encode(digest).decode().rstrip("=").lower()
+    return f"{original_id(chunk_id)}{COPY_MARK}{suffix}"

@@ -1,7 +1,7 @@
-"""What one document version changes in the index, given the manifest that stands there.
+"""Determines what a document version changes in the index, given the current manifest.
 
-This is where I1 (newer wins), I2 (no resurrection) and I6 (replay is harmless) are decided. Only what has completed
-decides: a claim is settled before (``streams.recovery``), and a version that was given up changes nothing.
+This module decides I1 (newer wins), I2 (no resurrection) and I6 (replay is harmless). Only completed versions count:
+claims are resolved before (``streams.recovery``), and a version that was given up changes nothing.
 """
 
 from collections.abc import Collection, Sequence
@@ -26,12 +26,12 @@ from streams.core.chunk_copies import copy_id
 
 @dataclass(frozen=True, slots=True)
 class Write:
-    """The version is the newest: make it searchable.
+    """The version is the newest one and has to be written.
 
     Attributes:
         claim: manifest to write before any passage.
-        add: numbers of the planned chunks to write, in order. Nothing stands under their ids.
-        remove: ids of passages to take away.
+        add: indices of the planned chunks to write, in order. No passage is stored under their ids.
+        remove: ids of passages to remove.
     """
 
     claim: Manifest
@@ -48,84 +48,84 @@ class Superseded:
 
 @dataclass(frozen=True, slots=True)
 class AlreadyDone:
-    """This version is searchable; only the news of it may still be missing."""
+    """This version is searchable; only its index change may be missing."""
 
     manifest: Manifest
 
 
 @dataclass(frozen=True, slots=True)
 class OwnedByOther:
-    """The event is of a connector, and another one owns the live document: it changes nothing."""
+    """The event is from a connector, and another connector owns the live document. It changes nothing."""
 
     owner: str
 
 
 @dataclass(frozen=True, slots=True)
 class AlreadyFailed:
-    """This event was given up; only the news of it may still be missing."""
+    """This event was given up; only its index change may be missing."""
 
     failure: FailedVersion
 
 
-Settled = Superseded | AlreadyDone | AlreadyFailed | OwnedByOther
+NothingToWrite = Superseded | AlreadyDone | AlreadyFailed | OwnedByOther
 """Why a version has nothing to write."""
 
 
 def decide(
     plan: ChunkPlan,
     chunk_ids: Sequence[str],
-    standing: Manifest | None,
+    current: Manifest | None,
     *,
     now_ms: float,
     writer: str = "",
     lost: bool = False,
     unreported: Collection[str] = (),
-) -> Write | Settled:
-    """Compare a plan with what is searchable.
+) -> Write | NothingToWrite:
+    """Compare a plan with the searchable version.
 
     Args:
         plan: the document version, parsed and split.
-        chunk_ids: id of each planned chunk, which stands for all its stored content; empty for a delete.
-        standing: the current manifest in real time, complete; or None.
-        now_ms: epoch milliseconds, for the record.
-        writer: names the worker that will write.
-        lost: the manifest itself is gone, and ``standing`` was made from the passages that are there: they may be of a
-            change that was not finished.
+        chunk_ids: id of each planned chunk, derived from all its stored content; empty for a delete.
+        current: the current manifest, read in real time and complete; or None.
+        now_ms: epoch milliseconds of the claim.
+        writer: name of the worker that will write.
+        lost: the manifest is missing, and ``current`` was rebuilt from the stored passages, which may belong to an
+            unfinished change.
         unreported: positions of events whose index change may not be produced yet. If this version replaces one of
             them, its own index change also names the passages that the replaced one removed.
     """
-    settled = _settled(plan, standing, lost=lost)
-    if settled is not None:
-        return settled
-    claim = _claim(plan, standing, writer=writer, now_ms=now_ms)
-    claim = claim.model_copy(update={"gone": _unreported_removals(standing, unreported)})
-    anew = plan.event.rewrite or lost
-    there = {original_id(chunk_id): chunk_id for chunk_id in (standing.chunks if standing else ())}
-    # What is there is not trusted, and is not written over. Nor is it enough that nothing is there: under an id that
-    # was used before, the index may remember a later removal, and refuse to take the passage again.
+    nothing = _nothing_to_write(plan, current, lost=lost)
+    if nothing is not None:
+        return nothing
+    claim = _claim(plan, current, writer=writer, now_ms=now_ms)
+    claim = claim.model_copy(update={"gone": _unreported_removals(current, unreported)})
+    rewrites = plan.event.rewrite or lost
+    existing = {original_id(chunk_id): chunk_id for chunk_id in (current.chunks if current else ())}
+    # The stored passages are not trusted, and not overwritten. An unused id is not sufficient: the index may remember a
+    # later removal of an id that was used before, and reject the passage.
     writing = f"{plan.position} {claim.write_version}"
-    names: list[str] = []
+    ids: list[str] = []
     add: list[int] = []
     for number, chunk_id in enumerate(chunk_ids):
-        if not anew and chunk_id in there:
-            names.append(there[chunk_id])
+        if not rewrites and chunk_id in existing:
+            ids.append(existing[chunk_id])
         else:
-            names.append(copy_id(chunk_id, writing) if anew else chunk_id)
+            ids.append(copy_id(chunk_id, writing) if rewrites else chunk_id)
             add.append(number)
-    wanted = frozenset(names)
-    # In the manifest's order, so that equal inputs give equal plans.
-    remove = tuple(chunk_id for chunk_id in (standing.chunks if standing else ()) if chunk_id not in wanted)
-    added = tuple(names[number] for number in add)
-    changed = {"chunks": tuple(names), "added": added, "removed": remove}
+    wanted = frozenset(ids)
+    # In the order of the manifest, so that equal inputs yield equal plans.
+    remove = tuple(chunk_id for chunk_id in (current.chunks if current else ()) if chunk_id not in wanted)
+    added = tuple(ids[number] for number in add)
+    changed = {"chunks": tuple(ids), "added": added, "removed": remove}
     return Write(claim.model_copy(update=changed), tuple(add), remove)
 
 
 def completed(claim: Manifest, *, now_ms: float) -> Manifest:
-    """The manifest once the claim's passages are searchable."""
+    """The manifest after the claim's passages have become searchable."""
     return claim.model_copy(
         update={
             "complete": True,
-            "removed": _joined((*claim.removed, *claim.gone), but=claim.chunks),
+            "removed": _distinct((*claim.removed, *claim.gone), but=claim.chunks),
             "gone": (),
             "previous": None,
             "writer": None,
@@ -136,21 +136,21 @@ def completed(claim: Manifest, *, now_ms: float) -> Manifest:
 
 
 def rolled_forward(claim: Manifest, *, now_ms: float) -> Manifest:
-    """The manifest once somebody else has found the claim's passages searchable, and all others are taken away."""
+    """The manifest of a claim that another worker completes. Only the claim's passages are searchable."""
     manifest = completed(claim, now_ms=now_ms)
-    # Its event may be told as superseded, by whatever comes next: that has to tell of these too.
+    # The event may be reported as superseded by the next version, which then has to report these removals too.
     return manifest.model_copy(update={"gone": manifest.removed})
 
 
 def rolled_back(claim: Manifest, *, now_ms: float) -> Manifest:
-    """The manifest once nothing of the claim is left: what the claim was to replace, under the claim's fence."""
-    before = claim.previous or _nothing(claim.key, claim.position, claim.profile, now_ms=now_ms)
-    gone = _joined((*claim.gone, *claim.added), but=before.chunks)
+    """The manifest after a claim was undone: the manifest before it, with the fence of the claim."""
+    before = claim.previous or _empty_manifest(claim.key, claim.position, claim.profile, now_ms=now_ms)
+    gone = _distinct((*claim.gone, *claim.added), but=before.chunks)
     return before.model_copy(update={"failed": claim.failed, "gone": gone, "fence": claim.write_version})
 
 
 def closed(
-    standing: Manifest | None,
+    current: Manifest | None,
     plan: ChunkPlan,
     kind: str,
     reason: str,
@@ -158,27 +158,27 @@ def closed(
     now_ms: float,
     refused: Manifest | None = None,
 ) -> Manifest:
-    """The manifest after a version was given up: what is searchable stays as it is (I3), and nothing is superseded.
+    """The manifest after a version was given up: the searchable version stays (I3), and nothing is superseded.
 
     Args:
-        standing: what is searchable, complete; or None.
-        plan: of the version.
-        kind: of the dead letter.
-        reason: for people.
-        now_ms: epoch milliseconds, for the record.
-        refused: the version's claim, of which the index has undone everything, if that is why.
+        current: the searchable version, complete; or None.
+        plan: plan of the version.
+        kind: kind of the dead letter.
+        reason: reason of the dead letter.
+        now_ms: epoch milliseconds of the failure.
+        refused: claim of the version that the index has undone, if a refusal of the index is the reason.
     """
-    # Nothing else of the event: what is in it may be what no store takes.
-    before = standing or _nothing(plan.event.key, plan.position, plan.profile, now_ms=now_ms)
+    # No other data of the event, because it may contain the value that the store rejects.
+    before = current or _empty_manifest(plan.event.key, plan.position, plan.profile, now_ms=now_ms)
     failure = FailedVersion(
         version=plan.event.version,
         position=plan.position,
         kind=kind,
         reason=reason.encode("utf-8", "replace").decode(),
-        removed=_joined((*before.gone, *(refused.added if refused else ())), but=before.chunks),
+        removed=_distinct((*before.gone, *(refused.added if refused else ())), but=before.chunks),
     )
     failed = [*before.failed, failure][-MAX_FAILED_VERSIONS:]
-    # The news of earlier ones is most likely told; it is kept while that takes little room.
+    # Index changes of earlier failures are probably produced; their removals are kept only while they fit.
     room = MAX_GONE
     for at in range(len(failed) - 2, -1, -1):
         room -= len(failed[at].removed)
@@ -189,17 +189,17 @@ def closed(
 
 
 def taken_over(claim: Manifest, writer: str) -> Manifest:
-    """The claim as another writer takes it over, to settle it: writes of the one before it are refused from now on."""
+    """The claim with another writer and a higher fence: writes of the previous writer are rejected from now on."""
     return claim.model_copy(update={"fence": claim.write_version + 1, "writer": writer})
 
 
-def found_again(passages: Sequence[StoredChunk], *, fence: int, now_ms: float) -> Manifest:
-    """A manifest in place of one that was lost, from the document's passages; of those there must be one at least.
+def rebuilt_manifest(passages: Sequence[StoredChunk], *, fence: int, now_ms: float) -> Manifest:
+    """Rebuild a lost manifest from the passages of the document, of which there is at least one.
 
     Args:
-        passages: all that are searchable.
-        fence: highest version that the index has of one of them.
-        now_ms: epoch milliseconds, for the record.
+        passages: all searchable passages.
+        fence: highest version with which the index has stored one of them.
+        now_ms: epoch milliseconds of the rebuild.
     """
     newest = max(passages, key=lambda one: one.version)
     return Manifest(
@@ -221,10 +221,10 @@ def found_again(passages: Sequence[StoredChunk], *, fence: int, now_ms: float) -
 
 
 def runs(events: Sequence[DocumentEvent]) -> list[tuple[DocumentKey, int]]:
-    """For each of several events in stream order, the run of events that one of them may supersede unseen.
+    """Run of each event, in stream order. Within a run the newest version may supersede the others.
 
-    Events of a document are a run for as long as they have the same right to change it. Those of another connector may
-    be refused, and what is refused supersedes nothing; they may also change who owns it.
+    A run consists of consecutive events of a document with the same right to change it. An event of another connector
+    may be rejected, and then supersedes nothing; it may also change the owner of the document.
     """
     latest: dict[DocumentKey, tuple[tuple[str | None, bool], int]] = {}
     found = []
@@ -237,7 +237,7 @@ def runs(events: Sequence[DocumentEvent]) -> list[tuple[DocumentKey, int]]:
 
 
 def supersede_within(versions: Sequence[tuple[object, int]]) -> list[int | None]:
-    """Of several events on their way together, which wait for another one.
+    """Which events of a batch wait for another one.
 
     Args:
         versions: (run, version; see ``runs``) of each event in stream order.
@@ -253,31 +253,31 @@ def supersede_within(versions: Sequence[tuple[object, int]]) -> list[int | None]
     return [None if newest[key][1] == number else newest[key][0] for number, (key, _) in enumerate(versions)]
 
 
-def _settled(plan: ChunkPlan, standing: Manifest | None, *, lost: bool) -> Settled | None:
-    """Why the version has nothing to write, if it has not; the arguments are those of ``decide``."""
+def _nothing_to_write(plan: ChunkPlan, current: Manifest | None, *, lost: bool) -> NothingToWrite | None:
+    """The reason why a version has nothing to write, or None; arguments as in ``decide``."""
     event = plan.event
-    if standing is not None:
-        for failure in standing.failed:
+    if current is not None:
+        for failure in current.failed:
             if (failure.version, failure.position) == (event.version, plan.position):
                 return AlreadyFailed(failure)
-        if standing.version > event.version:
-            return Superseded(standing)
-        if standing.version == event.version and not lost:
-            if standing.position == plan.position:
-                return AlreadyDone(standing)
-            # Another event that was given the same version: the first stays (I1), unless this one writes it anew.
-            if not _rewrites(plan, standing):
-                return Superseded(standing)
-    owner = other_owner(standing, event.connector, take_over=event.take_over)
+        if current.version > event.version:
+            return Superseded(current)
+        if current.version == event.version and not lost:
+            if current.position == plan.position:
+                return AlreadyDone(current)
+            # Another event with the same version: the first one wins (I1), unless this one requests a rewrite.
+            if not _rewrites(plan, current):
+                return Superseded(current)
+    owner = other_owner(current, event.connector, take_over=event.take_over)
     return OwnedByOther(owner) if owner is not None else None
 
 
-def _rewrites(plan: ChunkPlan, standing: Manifest) -> bool:
-    """Whether the plan is to write a version anew that stands already; of several such events the last one does."""
-    return plan.event.rewrite and Position.parse(plan.position) >= Position.parse(standing.position)
+def _rewrites(plan: ChunkPlan, current: Manifest) -> bool:
+    """Whether the plan rewrites the current version. Of several such events the last one wins."""
+    return plan.event.rewrite and Position.parse(plan.position) >= Position.parse(current.position)
 
 
-def _claim(plan: ChunkPlan, standing: Manifest | None, *, writer: str, now_ms: float) -> Manifest:
+def _claim(plan: ChunkPlan, current: Manifest | None, *, writer: str, now_ms: float) -> Manifest:
     event = plan.event
     deleted = event.change is Change.DELETED
     lowest = FENCES_PER_VERSION * event.version
@@ -297,29 +297,29 @@ def _claim(plan: ChunkPlan, standing: Manifest | None, *, writer: str, now_ms: f
         content=event.content,
         content_type=event.content_type,
         connector=event.connector,
-        previous=standing,
-        failed=standing.failed if standing else (),
-        fence=max(lowest, standing.write_version + 1) if standing else lowest,
+        previous=current,
+        failed=current.failed if current else (),
+        fence=max(lowest, current.write_version + 1) if current else lowest,
         writer=writer,
         updated_ms=now_ms,
     )
 
 
-def _unreported_removals(standing: Manifest | None, unreported: Collection[str]) -> tuple[str, ...]:
+def _unreported_removals(current: Manifest | None, unreported: Collection[str]) -> tuple[str, ...]:
     """Ids of removed passages that no index change may have named yet."""
-    if standing is None:
+    if current is None:
         return ()
-    chunk_ids = [*standing.gone]
-    if standing.position in unreported:
-        chunk_ids += standing.removed
-    for failure in standing.failed:
+    chunk_ids = [*current.gone]
+    if current.position in unreported:
+        chunk_ids += current.removed
+    for failure in current.failed:
         if failure.position in unreported:
             chunk_ids += failure.removed
-    return _joined(chunk_ids, but=standing.chunks)
+    return _distinct(chunk_ids, but=current.chunks)
 
 
-def _nothing(key: DocumentKey, position: str, profile: str, *, now_ms: float) -> Manifest:
-    """The manifest of a document of which no version has completed."""
+def _empty_manifest(key: DocumentKey, position: str, profile: str, *, now_ms: float) -> Manifest:
+    """The manifest of a document without any completed version."""
     return Manifest(
         tenant=key.tenant,
         document_id=key.document_id,
@@ -333,7 +333,7 @@ def _nothing(key: DocumentKey, position: str, profile: str, *, now_ms: float) ->
     )
 
 
-def _joined(chunk_ids: Sequence[str], *, but: Sequence[str]) -> tuple[str, ...]:
-    """Each id once, without those of passages that are there."""
-    there = frozenset(but)
-    return tuple(chunk_id for chunk_id in dict.fromkeys(chunk_ids) if chunk_id not in there)
+def _distinct(chunk_ids: Sequence[str], *, but: Sequence[str]) -> tuple[str, ...]:
+    """Distinct ids, without those in ``but``."""
+    existing = frozenset(but)
+    return tuple(chunk_id for chunk_id in dict.fromkeys(chunk_ids) if chunk_id not in existing)

@@ -1,11 +1,11 @@
-"""Order of the outcomes of a batch: they are returned in the order of its records, as far as they are known."""
+"""Returns the outcomes of a batch in the order of its records, although they become known in another order."""
 
 from collections.abc import Mapping
 
 from streams.core.outcomes import Outcome
 
 
-class InOrder:
+class OrderedOutcomes:
     """Outcomes of the records of a batch, by their index in it. They may become known in any order."""
 
     def __init__(self) -> None:
@@ -16,7 +16,7 @@ class InOrder:
         return number in self._outcomes
 
     def add(self, outcomes: Mapping[int, Outcome]) -> None:
-        """Outcomes became known."""
+        """Add outcomes."""
         self._outcomes |= outcomes
 
     def ready(self) -> list[Outcome]:

@@ -1,4 +1,4 @@
-"""How a step can end with one record. The runner acts on it, once, in one place."""
+"""Outcomes of a record. The runner acts on them."""
 
 from dataclasses import dataclass
 from typing import Final
@@ -8,10 +8,10 @@ from schemas.records import Record
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """The step is through with the record.
+    """The step has processed the record.
 
     Attributes:
-        emit: records to produce, durably, before the record counts as finished.
+        emit: records to produce durably before the record is acknowledged.
     """
 
     emit: tuple[Record, ...] = ()
@@ -19,12 +19,13 @@ class Finished:
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """The step gives up on the record for good.
+    """The step gives up the record permanently.
 
     Attributes:
-        reason: for people.
         kind: short stable name of the failure.
-        emit: records that carry the news onward, so that watermarks and event states see every event end.
+        reason: for operators and users.
+        emit: records that report the dead letter to the next step, so that positions and event states include every
+            event.
     """
 
     kind: str
@@ -34,5 +35,5 @@ class DeadLetter:
 
 Outcome = Finished | DeadLetter
 
-MAYBE_OUR_FAULT: Final = frozenset({"content-lost", "failed", "refused", "undecodable"})
-"""Kinds that a wrong deployment gives to every record. The others tell of documents: any number of them may be sent."""
+SYSTEMIC_KINDS: Final = frozenset({"content-lost", "failed", "refused", "undecodable"})
+"""Kinds that a faulty deployment causes for every record. The other kinds depend on documents, and have no limit."""

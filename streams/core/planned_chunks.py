@@ -1,4 +1,4 @@
-"""Planned chunks as bytes, for plans too large for one record."""
+"""Encoding of planned chunks that do not fit into a record."""
 
 from collections.abc import Sequence
 
@@ -10,10 +10,10 @@ _CHUNKS = TypeAdapter(tuple[PlannedChunk, ...])
 
 
 def dump_chunks(chunks: Sequence[PlannedChunk]) -> bytes:
-    """The chunks as JSON."""
+    """Encode chunks as JSON."""
     return _CHUNKS.dump_json(tuple(chunks))
 
 
 def load_chunks(dumped: bytes) -> tuple[PlannedChunk, ...]:
-    """The inverse of ``dump_chunks``."""
+    """Decode the output of ``dump_chunks``."""
     return _CHUNKS.validate_json(dumped)

@@ -1,12 +1,12 @@
-"""From a parsed document to passages that are good to find and cheap to keep.
+"""Splits a parsed document into passages that are easy to find and cheap to update.
 
-One rule: a stretch that is too long is cut in two at its most important boundary (the highest heading, else between
-paragraphs, list items, lines, sentences), and each half again. Among equals a hash of the words that follow decides.
-So where the cuts lie depends on what is written there, not on how much text comes before, and an edit moves only the
-cuts next to it. Filling passages one after the other instead would move all that follow.
+One rule applies: a text that is too long is cut in two at its most important boundary (the highest heading, otherwise
+between paragraphs, list items, lines, sentences), and each half is split again. Among equal boundaries, a hash of the
+following words decides. So the location of a cut depends on the text there, not on the length of the text before it,
+and an edit moves only adjacent cuts. Filling passages one after the other would move all cuts after an edit.
 
-Passages that an edit leaves alone keep their ``text_sha256``, and are not embedded again. Whether they are written
-again depends on all that is stored of them; see ``chunk_identity``.
+Passages that an edit does not change keep their ``text_sha256`` and are not embedded again. Whether they are rewritten
+depends on all their stored fields; see ``chunk_identity``.
 """
 
 import re
@@ -25,22 +25,21 @@ from schemas.events import PlannedChunk
 from schemas.index import StoredChunk
 
 SPLITTER_VERSION: Final = "split-2"
-"""Part of the profile: changes whenever the same document would be split, described or identified otherwise."""
+"""Part of the profile. Changes whenever the same document would be split, described or identified differently."""
 
 MAX_CONTEXT_CHARS: Final = 300
-"""Longest title and heading path put before a passage: some 75 tokens of English on top of the passage's own.
+"""Longest title and heading path before a passage: about 75 tokens of English in addition to the passage.
 
-They are worth it. On a real handbook, with the titles of 124 edits as queries, the page edited came back with a mean
-reciprocal rank of 0.56 instead of 0.48; 13 instead of 10 of 100 passages of an edited page had to be embedded again.
-"""
+Measured on a handbook, with the titles of 124 edits as queries: the edited page had a mean reciprocal rank of 0.56
+instead of 0.48; 13 instead of 10 of 100 passages of an edited page had to be embedded again."""
 
 _MARGIN: Final = 0.25
-"""No half is smaller than this part of the whole, where a boundary allows it: keeps passages from being crumbs."""
+"""Minimum size of a half, as a fraction of the whole, if a boundary allows it. Prevents tiny passages."""
 _CHARS_PER_TOKEN: Final = 8
-"""A passage is also as long as this many characters for each token: some tokenizers count a word of any length as one
-unknown token."""
+"""Minimum token count of a text, as characters per token. Some tokenizers count a word of any length as one unknown
+token."""
 _COUNTS_KEPT: Final = 20_000
-"""Blocks whose token counts are remembered, some 10 MB: most blocks of an edited document were counted before."""
+"""Number of cached token counts, about 10 MB. Most blocks of an edited document were counted before."""
 _HASHED_CHARS: Final = 40
 
 _HEADING: Final = re.compile(r" {0,3}(#{1,6})[ \t]+(.*)$")
@@ -48,30 +47,30 @@ _UNDERLINE: Final = re.compile(r" {0,3}(?:(=+)|-{3,})[ \t]*$")
 _ITEM: Final = re.compile(r"[ \t]*(?:[-*+]|\d{1,9}[.)])[ \t]")
 _FENCE: Final = re.compile(r" {0,3}(`{3,}|~{3,})")
 _INNER: Final = re.compile(r".{30}.*?(?:\n+|(?<=[.!?])\s+|(?<=[\u3002\uff01\uff1f])|\Z)", re.DOTALL)
-"""Ends of lines and of sentences, also of Chinese and Japanese ones, at least 30 characters apart: a long text of tiny
-lines must not become millions of pieces. The end of the text is one too, so that a search never fails late."""
+"""Ends of lines and sentences, also of Chinese and Japanese ones, at least 30 characters apart, so that a long text of
+short lines does not yield millions of pieces. Also matches the end of the text, so that a search never fails late."""
 
 _HIGHEST_HEADING: Final = 10
-"""A heading of level n counts ``_HIGHEST_HEADING - n``: more than any boundary below."""
+"""A heading of level n has rank ``_HIGHEST_HEADING - n``: higher than any boundary below."""
 _PARAGRAPH: Final = 3
 _ITEM_START: Final = 2
 _LINE: Final = 1
 _SENTENCE: Final = 0
 _ANYWHERE: Final = -1
 _AFTER_HEADING: Final = -2
-"""A heading stays with what it announces."""
+"""A heading stays with the text below it."""
 
 
 @dataclass(slots=True)
 class _Piece:
-    """A stretch that is not cut again.
+    """A part of the text that is not split further.
 
     Attributes:
         start: first character.
-        end: one past the last character, and the next piece's start.
-        rank: how good a place to cut its start is.
-        heading: level and text, if the piece starts with one.
-        tokens: its length.
+        end: one past the last character, which is the start of the next piece.
+        rank: importance of the boundary at its start.
+        heading: level and text, if the piece starts with a heading.
+        tokens: number of tokens.
     """
 
     start: int
@@ -82,21 +81,22 @@ class _Piece:
 
 
 class Splitter:
-    """Splits text into passages; for one tokenizer and one set of limits the same text is always split the same way.
+    """Splits text into passages. Deterministic for a given tokenizer and limits.
 
     Args:
         tokenizer_json: content of the embedding model's ``tokenizer.json``.
         chunk_tokens: longest passage in tokens, special tokens included; ``embedding_text`` may add
             ``MAX_CONTEXT_CHARS`` characters.
-        overlap_tokens: most tokens of the passage before that a passage repeats; at most half of ``chunk_tokens``.
+        overlap_tokens: maximum number of tokens of the previous passage that a passage repeats; at most half of
+            ``chunk_tokens``.
 
     Raises:
-        ValueError: the overlap leaves no room for text of a passage's own.
+        ValueError: the overlap leaves no room for other text.
     """
 
     def __init__(self, tokenizer_json: str, chunk_tokens: int, overlap_tokens: int = 0) -> None:
         tokenizer = Tokenizer.from_str(tokenizer_json)
-        # Files come with the limits their authors trained with; counting needs neither.
+        # Tokenizer files contain the limits of training; counting needs neither.
         tokenizer.no_truncation()
         tokenizer.no_padding()
         room = chunk_tokens - tokenizer.num_special_tokens_to_add(is_pair=False) - overlap_tokens
@@ -115,7 +115,7 @@ class Splitter:
         self._overlap = overlap_tokens
 
     def split(self, text: str, title: str | None) -> list[PlannedChunk]:
-        """Passages of ``text`` in order; together they hold all of it except white space.
+        """Split ``text`` into passages, in order. Together they contain all of it except white space.
 
         Args:
             text: parsed text, Markdown or plain, without lone surrogates.
@@ -143,29 +143,29 @@ class Splitter:
         return chunks
 
     def _measured(self, text: str, blocks: Sequence[_Piece]) -> Iterator[_Piece]:
-        """Count the tokens of ``blocks``, and take apart those that are too long."""
+        """Count the tokens of ``blocks``, and split those that are too long."""
         for block, tokens in zip(blocks, self._count(text, blocks), strict=True):
             block.tokens = tokens
             if tokens <= self._room:
                 yield block
             else:
-                inner = _cut_up(block, (match.end() for match in _INNER.finditer(text, block.start, block.end)), text)
-                yield from self._fitted(text, inner)
+                parts = _split_at(block, (match.end() for match in _INNER.finditer(text, block.start, block.end)), text)
+                yield from self._split_words(text, parts)
 
-    def _fitted(self, text: str, pieces: Sequence[_Piece]) -> Iterator[_Piece]:
+    def _split_words(self, text: str, pieces: Sequence[_Piece]) -> Iterator[_Piece]:
         for piece, tokens in zip(pieces, self._count(text, pieces), strict=True):
             piece.tokens = tokens
             if tokens <= self._room:
                 yield piece
             else:
-                # Nothing of a text's structure is left here: cut between words, else anywhere.
-                rest = _cut_up(piece, self._filled(text, piece), text, rank=_ANYWHERE)
+                # No structure is left: cut between words, otherwise anywhere.
+                rest = _split_at(piece, self._word_cuts(text, piece), text, rank=_ANYWHERE)
                 for part, part_tokens in zip(rest, self._count(text, rest), strict=True):
                     part.tokens = part_tokens
                     yield part
 
-    def _filled(self, text: str, piece: _Piece) -> Iterator[int]:
-        """Where a stretch without boundaries is cut: filled from its start, reading each character once or twice."""
+    def _word_cuts(self, text: str, piece: _Piece) -> Iterator[int]:
+        """Cuts of a text without boundaries: filled from its start, reading each character once or twice."""
         at = piece.start
         while at < piece.end:
             window = text[at : min(at + self._room * _CHARS_PER_TOKEN, piece.end)]
@@ -178,19 +178,19 @@ class Splitter:
             yield at
 
     def _count(self, text: str, pieces: Sequence[_Piece]) -> list[int]:
-        """Tokens of each piece, without special ones; an over-long piece is not read to its end."""
+        """Number of tokens of each piece, without special ones. Over-long pieces are not read to the end."""
         longest = self._room * _CHARS_PER_TOKEN
         sizes = (piece.end - piece.start for piece in pieces)
         counts = (self._tokens(text[piece.start : min(piece.end, piece.start + longest)]) for piece in pieces)
         return [max(count, -(-size // _CHARS_PER_TOKEN)) for count, size in zip(counts, sizes, strict=True)]
 
     def _groups(self, text: str, pieces: Sequence[_Piece]) -> Iterator[tuple[int, int]]:
-        """Ranges of pieces that make one passage each."""
+        """Ranges of pieces, one for each passage."""
         ends = list(accumulate((piece.tokens for piece in pieces), initial=0))
-        worth = [(piece.rank, _hash_at(text, piece.start)) for piece in pieces]
-        waiting = [(0, len(pieces))] if pieces else []
-        while waiting:
-            first, end = waiting.pop()
+        priorities = [(piece.rank, _hash_at(text, piece.start)) for piece in pieces]
+        pending = [(0, len(pieces))] if pieces else []
+        while pending:
+            first, end = pending.pop()
             total = ends[end] - ends[first]
             if total <= self._room or end - first == 1:
                 yield first, end
@@ -198,11 +198,11 @@ class Splitter:
             low = max(bisect_left(ends, ends[first] + total * _MARGIN), first + 1)
             high = min(bisect_right(ends, ends[end] - total * _MARGIN), end)
             if low < high:
-                cut = max(range(low, high), key=worth.__getitem__)
-            else:  # one piece fills the middle: the cut goes to its nearer side
+                cut = max(range(low, high), key=priorities.__getitem__)
+            else:  # one piece covers the middle: cut at its nearer side
                 middle = (ends[first] + ends[end]) / 2
                 cut = min(range(max(low - 1, first + 1), min(low + 1, end)), key=lambda at: abs(ends[at] - middle))
-            waiting += [(cut, end), (first, cut)]
+            pending += [(cut, end), (first, cut)]
 
     def _with_overlap(self, pieces: Sequence[_Piece], first: int) -> int:
         room = self._overlap
@@ -213,9 +213,9 @@ class Splitter:
 
 
 def embedding_text(title: str | None, chunk: PlannedChunk | StoredChunk) -> str:
-    """What is embedded for a passage: title and headings above it, then the passage. ``text_sha256`` is its hash.
+    """Text that is embedded for a passage: title and headings, then the passage. ``text_sha256`` is its hash.
 
-    It identifies the vector and nothing else: the context is cut, and different headings may join to the same one.
+    The hash identifies only the vector: the context is truncated, and different headings can yield the same text.
     """
     return _in_context(title, chunk.heading_path, chunk.text)
 
@@ -266,13 +266,13 @@ def _blocks(text: str) -> list[_Piece]:
 
 
 def _without_closing_marks(heading: str) -> str:
-    """``Raises ##`` is the heading "Raises", ``C#`` is "C#". By hand: an expression for it takes quadratic time."""
+    """``Raises ##`` is the heading "Raises", ``C#`` is "C#". A regular expression for this takes quadratic time."""
     bare = heading.rstrip().rstrip("#")
     return bare.rstrip() if not bare or bare[-1] in " \t" else heading.rstrip()
 
 
 def _underline(block: _Piece, level: int, text: str) -> None:
-    """Make ``block`` a heading if it is one plain line, which is what an underline can do."""
+    """Turn ``block`` into a heading if it is a single plain line, as an underline requires."""
     line = text[block.start : block.end].strip("\r\n")
     if block.rank == _PARAGRAPH and not block.heading and "\n" not in line and not _FENCE.match(line):
         block.heading = (level, line.strip())
@@ -286,7 +286,7 @@ def _keep_headings_with_text(blocks: Sequence[_Piece]) -> None:
 
 
 def _rank(line: str, *, after_blank: bool) -> int | None:
-    """How good a place to cut the start of a line is; ``None`` for one that goes on with its block."""
+    """Importance of the boundary at the start of a line; ``None`` if the line continues its block."""
     indented = line[0] in " \t"
     if _ITEM.match(line):
         return _LINE if indented else _ITEM_START
@@ -297,8 +297,8 @@ def _rank(line: str, *, after_blank: bool) -> int | None:
     return None
 
 
-def _cut_up(piece: _Piece, cuts: Iterator[int], text: str, rank: int | None = None) -> list[_Piece]:
-    """``piece`` cut at each of ``cuts``; the first part keeps what is known of its start."""
+def _split_at(piece: _Piece, cuts: Iterator[int], text: str, rank: int | None = None) -> list[_Piece]:
+    """Split ``piece`` at each of ``cuts``; the first part keeps rank and heading."""
     bounds = [piece.start, *(cut for cut in cuts if piece.start < cut < piece.end), piece.end]
     first, *others = [_Piece(start, end, _ANYWHERE) for start, end in pairwise(bounds)]
     first.rank, first.heading = piece.rank, piece.heading

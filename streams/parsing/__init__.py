@@ -1,1 +1,1 @@
-"""From bytes that nobody vouches for to Markdown."""
+"""Parsing of untrusted content to Markdown."""

@@ -1,7 +1,7 @@
-"""Bytes of a text as text, whatever encoding they are in.
+"""Decodes text of any encoding.
 
-The order: byte order mark, the charset that the sender declares, the one that the content names (HTML and XML only, see
-``markup``), UTF-8 where the bytes are valid, detection.
+Order of precedence: byte order mark, charset declared by the sender, charset named by the content (HTML and XML only,
+see ``markup``), UTF-8 if the bytes are valid, detection.
 """
 
 import codecs
@@ -17,29 +17,29 @@ _MARKS: Final = (
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
 _DETECTED_BYTES: Final = 100_000
-"""A sample decides: detection on megabytes takes seconds and finds nothing more."""
+"""Size of the sample for detection. On megabytes, detection takes seconds and is not more accurate."""
 
 _SHORT_BYTES: Final = 1_000
-"""Statistics of a language need more text than this; below it, text that reads as Western European is windows-1252."""
+"""Statistical detection needs longer texts. A shorter text that is plausible Western European is windows-1252."""
 
 _WESTERN_LETTERS: Final = frozenset("ÀÁÂÃÄÅÆÇÈÉÊËÌÍÎÏÑÒÓÔÕÖØÙÚÛÜßàáâãäåæçèéêëìíîïñòóôõöøùúûüŒœŸÿªº")
-"""Those of windows-1252 but the Icelandic ones, whose bytes are the Turkish and Czech letters of other code pages."""
+"""Letters of windows-1252 without the Icelandic ones, whose bytes are Turkish and Czech letters in other code pages."""
 
-_WESTERN_SIGNS: Final = frozenset("€£¥§©®°±·«»¡¿–—‘’“”„…•‹›™´\u00a0")  # noqa: RUF001 - as people write
+_WESTERN_SIGNS: Final = frozenset("€£¥§©®°±·«»¡¿–—‘’“”„…•‹›™´\u00a0")  # noqa: RUF001 - typographic signs
 
 _LINE_SEPARATORS: Final = str.maketrans({"\r": "\n"})
 
 
 class CharsetMismatch(ValueError):
-    """The content is not in the charset that its sender declares."""
+    """The content is not in the charset that the sender declares."""
 
 
 def unicode_text(content: bytes, charset: str | None = None) -> str | None:
-    """The text where there is no doubt: by its byte order mark, as its sender declares, or as UTF-8; else ``None``.
+    """Decode by byte order mark, declared charset or UTF-8; ``None`` if none of them applies.
 
     Args:
         content: the bytes.
-        charset: any label; one that is unknown counts as none, and so does ``us-ascii`` where other bytes occur.
+        charset: any label. Unknown labels are ignored, and so is ``us-ascii`` for content with other bytes.
 
     Raises:
         CharsetMismatch: the declared charset cannot decode the content.
@@ -53,40 +53,40 @@ def unicode_text(content: bytes, charset: str | None = None) -> str | None:
             return decode_as(content, declared.codec)
         except UnicodeDecodeError as error:
             raise CharsetMismatch(
-                f"its bytes are not {declared.name}, the charset that it was sent with ({error.reason} at byte"
-                f" {error.start}): send the charset that it is in, or none to have it detected"
+                f"the bytes are not {declared.name}, the declared charset ({error.reason} at byte {error.start}):"
+                " declare the correct charset, or none for detection"
             ) from None
     return _decoded(content, "utf-8")
 
 
 def decode(content: bytes, charset: str | None = None) -> str | None:
-    """The text, with its encoding detected where it has to be; ``None`` if it looks like none in any encoding.
+    """Decode, with detection as the last resort; ``None`` if the content is not text in any known encoding.
 
     Raises:
-        CharsetMismatch: see ``unicode_text``.
+        CharsetMismatch: the declared charset cannot decode the content.
     """
     text = unicode_text(content, charset)
     return detected_text(content) if text is None else text
 
 
 def marked_text(content: bytes) -> str | None:
-    """The text by its byte order mark, without it; ``None`` if it has none, or one that is not true."""
+    """Decode by byte order mark, and remove it; ``None`` without a valid one."""
     codec = next((codec for mark, codec in _MARKS if content.startswith(mark)), None)
     return None if codec is None else _decoded(content, codec)
 
 
 def detected_text(content: bytes) -> str | None:
-    """The text in the encoding that it most likely has; ``None`` if it looks like none in any."""
+    """Decode with the most probable encoding; ``None`` if the content is not text."""
     if len(content) <= _SHORT_BYTES and (western := _western(content)) is not None:
         return western
-    from charset_normalizer import from_bytes  # noqa: PLC0415 - most documents never need it
+    from charset_normalizer import from_bytes  # noqa: PLC0415 - most documents do not need it
 
     best = from_bytes(content[:_DETECTED_BYTES]).best()
     return content.decode(best.encoding, "replace") if best else None
 
 
 def decode_as(content: bytes, codec: str) -> str:
-    """The text by a codec, without a byte order mark at its start.
+    """Decode with a codec, and remove a byte order mark.
 
     Raises:
         UnicodeDecodeError: the content is not in that encoding.
@@ -96,7 +96,7 @@ def decode_as(content: bytes, codec: str) -> str:
 
 
 def with_line_feeds(text: str) -> str:
-    """The text with each CR LF and each CR as one LF."""
+    """Replace each CR LF and each CR with LF."""
     return text.replace("\r\n", "\n").translate(_LINE_SEPARATORS) if "\r" in text else text
 
 
@@ -108,7 +108,7 @@ def _decoded(content: bytes, codec: str) -> str | None:
 
 
 def _western(content: bytes) -> str | None:
-    """The text as windows-1252, if it reads as a Western European language: single accents within plain words."""
+    """Decode as windows-1252 if the result is plausible Western European: single accents within plain words."""
     text = _decoded(content, "cp1252")
     if text is None:
         return None
@@ -121,7 +121,7 @@ def _western(content: bytes) -> str | None:
             accented += 1
         else:
             before, after = text[number - 1 : number] or " ", text[number + 1 : number + 2] or " "
-            apostrophe = char == "’"  # noqa: RUF001 - as people write
+            apostrophe = char == "’"  # noqa: RUF001 - a typographic apostrophe
             if char not in _WESTERN_SIGNS or (before.isalpha() and after.isalpha() and not apostrophe):
                 return None
     return text if accented <= plain else None
@@ -131,7 +131,7 @@ _C1_CONTROLS: Final = "freshline.c1-controls"
 
 
 def _as_c1_control(error: UnicodeError) -> tuple[str, int]:
-    """Five bytes have no character in windows-1252; the Encoding Standard reads them as controls, as Latin-1 does."""
+    """Decode the five bytes without a character in windows-1252 as controls, as the Encoding Standard does."""
     if not isinstance(error, UnicodeDecodeError):
         raise error
     return error.object[error.start : error.end].decode("latin-1"), error.end

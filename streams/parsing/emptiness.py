@@ -1,22 +1,22 @@
-"""Why a document that could be read has no passages."""
+"""Explains why a readable document has no passages."""
 
 from typing import Final
 
 from schemas.content_types import DOCX, EPUB, PDF, PPTX
 
-_MAY_BE_PICTURES: Final = frozenset({DOCX, EPUB, PPTX})
-"""Types whose documents often hold pictures alone."""
+_MAY_CONTAIN_ONLY_IMAGES: Final = frozenset({DOCX, EPUB, PPTX})
+"""Types whose documents often contain only images."""
 
 
 def why_empty(content: bytes, media_type: str) -> str:
-    """The reason, and where there is one the remedy, for the document's owner.
+    """The reason, and the remedy if there is one.
 
     Args:
-        content: the document, as it was sent.
-        media_type: as what it was read without finding any text.
+        content: the document as uploaded.
+        media_type: type as which it was parsed, without any text.
     """
     if not content:
         return "the document is empty"
     if media_type == PDF:
-        return "no text layer: a scan is found only after text recognition (OCR)"
-    return "no text, pictures are not read" if media_type in _MAY_BE_PICTURES else "no text"
+        return "no text layer: run text recognition (OCR) on scans before uploading"
+    return "no text; text in images is not recognised" if media_type in _MAY_CONTAIN_ONLY_IMAGES else "no text"

@@ -1,10 +1,10 @@
-"""Front matter: attributes of a document in YAML or TOML at its beginning.
+"""Reads front matter: attributes of a document in YAML or TOML at its beginning.
 
 YAML is delimited by a line ``---`` and a line ``---`` or ``...``, TOML by two lines ``+++``. A block that is not a
-mapping is text, and so is everything after a rule (``---``) that a blank line follows, as in Pandoc.
+mapping is text. So is everything after a thematic break (``---``) that is followed by a blank line, as in Pandoc.
 
-Only the parser's events are read: no tag constructs an object, aliases are not expanded, and nesting is bounded.
-Scalars follow the core schema of YAML 1.2, so that ``no``, ``12:30`` and dates stay text.
+Only parser events are used: tags construct no objects, aliases are not expanded, and nesting is limited. Scalars follow
+the core schema of YAML 1.2, so ``no``, ``12:30`` and dates remain text.
 """
 
 import re
@@ -26,13 +26,13 @@ from schemas.documents import (
 )
 
 MAX_FRONT_MATTER_CHARS: Final = 32_000
-"""Longer blocks are text: the parser runs in the worker, and attributes of documents are short."""
+"""Longer blocks are text. The parser runs in the worker, and front matter is short."""
 
 _MAX_TOML_CHARS: Final = 8_000
-"""Dotted keys cost ``tomllib`` the square of their number."""
+"""Limit for TOML: ``tomllib`` takes quadratic time for dotted keys."""
 
 MAX_METADATA_CHARS: Final = 8_000
-"""Of all names and values taken from one front matter: they are stored with every passage."""
+"""Limit of all names and values of one front matter, because they are stored with every passage."""
 
 _MAX_DEPTH: Final = 20
 _MAX_EXACT_INT: Final = 2**53 - 1
@@ -51,13 +51,13 @@ _COMMA_SEPARATED: Final = frozenset({"tags", "keywords", "categories"})
 
 @dataclass(frozen=True, slots=True)
 class FrontMatter:
-    """What a document says of itself.
+    """Attributes of a document.
 
     Attributes:
-        title: as written, in one line.
-        description: as written.
-        metadata: the other scalars and lists of scalars, within the bounds of metadata.
-        end: where the text after the front matter begins.
+        title: title in one line.
+        description: description, unchanged.
+        metadata: other scalars and lists of scalars, within the limits of metadata.
+        end: offset of the text after the front matter.
     """
 
     title: str | None
@@ -73,18 +73,18 @@ class _Scalar:
 
 
 _Node = _Scalar | list[Any] | dict[str, Any] | None
-"""A parsed node; None is what is left out, such as an alias of a collection."""
+"""A parsed node; None for omitted nodes, such as an alias of a collection."""
 
 
 class _Unreadable(ValueError):
-    """The block is not a mapping within the bounds."""
+    """The block is not a mapping within the limits."""
 
 
 def read_front_matter(text: str) -> FrontMatter | None:
-    """The front matter at the beginning of a text, or None if there is none.
+    """Front matter at the beginning of a text, or None.
 
     Args:
-        text: with LF as line ends and without a byte order mark.
+        text: text with LF line ends and without a byte order mark.
     """
     for opening, closing, read, max_chars in (
         (_YAML_OPENING, _YAML_CLOSING, _yaml_mapping, MAX_FRONT_MATTER_CHARS),
@@ -106,17 +106,17 @@ def _attributes(mapping: Mapping[str, _Node], end: int) -> FrontMatter:
     known: dict[str, _Node] = {}
     for written, node in mapping.items():
         name = written.strip().casefold()
-        # Of names that differ in letter case alone, the first with a text.
+        # Of names that differ only in case, the first one with text.
         if _text(known.get(name)) is None:
             known[name] = node
     title = _text(known.get(_TITLE))
     description = next(filter(None, (_text(known.get(name)) for name in _DESCRIPTIONS)), None)
-    taken = {_TITLE, next((name for name in _DESCRIPTIONS if _text(known.get(name))), "")}
+    used = {_TITLE, next((name for name in _DESCRIPTIONS if _text(known.get(name))), "")}
     metadata: dict[str, IndexedMetadataValue] = {}
     room = MAX_METADATA_CHARS
     for written, node in mapping.items():
         name = written.strip()
-        if name.casefold() in taken or not 0 < len(name) <= MAX_METADATA_NAME_CHARS:
+        if name.casefold() in used or not 0 < len(name) <= MAX_METADATA_NAME_CHARS:
             continue
         name = name.casefold() if name.casefold() in _COMMA_SEPARATED else name
         value = _metadata_value(name, node)
@@ -134,7 +134,7 @@ def _text(node: _Node) -> str | None:
 
 
 def _metadata_value(name: str, node: _Node) -> IndexedMetadataValue | None:
-    """The value as metadata; None where it is empty, nested, or longer than metadata may be."""
+    """The value as metadata; None if it is empty, nested, or too long."""
     if isinstance(node, _Scalar) and name in _COMMA_SEPARATED and isinstance(node.value, str):
         node = [_Scalar(part, part) for part in node.value.split(",")]
     if isinstance(node, list):
@@ -150,7 +150,7 @@ def _metadata_value(name: str, node: _Node) -> IndexedMetadataValue | None:
 
 @dataclass(slots=True)
 class _YamlReader:
-    """Nodes of a stream of events; of anchors only scalars are remembered, so nothing can multiply."""
+    """Builds nodes from events. Only scalars of anchors are kept, so nodes cannot multiply."""
 
     events: Iterator[yaml.Event]
     scalars: dict[str, _Scalar] = field(default_factory=dict)
@@ -182,13 +182,13 @@ class _YamlReader:
 def _yaml_mapping(block: str) -> Mapping[str, _Node]:
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     events = iter(yaml.parse(block, Loader=loader))
-    begun = [next(events), next(events)]
-    root = next(events) if isinstance(begun[-1], yaml.DocumentStartEvent) else None
+    opening_events = [next(events), next(events)]
+    root = next(events) if isinstance(opening_events[-1], yaml.DocumentStartEvent) else None
     if not isinstance(root, yaml.MappingStartEvent):
         raise _Unreadable("no mapping")
     mapping = _YamlReader(events).node(root, 0)
-    ended = [next(events), next(events)]
-    if not isinstance(mapping, dict) or not isinstance(ended[-1], yaml.StreamEndEvent):
+    closing_events = [next(events), next(events)]
+    if not isinstance(mapping, dict) or not isinstance(closing_events[-1], yaml.StreamEndEvent):
         raise _Unreadable("more than one document")
     return mapping
 
@@ -200,7 +200,7 @@ def _yaml_scalar(event: yaml.ScalarEvent) -> _Scalar:
 
 
 def _plain_value(text: str) -> MetadataValue | None:
-    """A plain scalar's value: a number only where writing it back gives the same text, such as not for ``007``."""
+    """Value of a plain scalar. It is a number only if formatting the number yields the same text, unlike ``007``."""
     if text in {"", "~", "null", "Null", "NULL"}:
         return None
     if text in {"true", "True", "TRUE", "false", "False", "FALSE"}:

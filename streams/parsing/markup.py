@@ -1,4 +1,4 @@
-"""Text of HTML and XML, which can name their encoding themselves. Only for the limited process: bs4 is third-party."""
+"""Decodes HTML and XML, which can declare their encoding. Only for the sandbox process: bs4 is a third-party parser."""
 
 import re
 from typing import Final
@@ -13,22 +13,22 @@ _HEAD_BYTES: Final = 1_000
 
 
 def html_text(content: bytes, charset: str | None) -> str | None:
-    """The text in the order of the HTML standard: byte order mark, declared charset, ``meta``, then detection.
+    """Decode HTML in the order of its standard: byte order mark, declared charset, ``meta``, then detection.
 
-    A ``meta`` that cannot be true is passed over; where there is none, UTF-8 is tried before anything is detected.
+    A ``meta`` that cannot be correct is ignored. Without one, UTF-8 is tried before detection.
 
     Raises:
         CharsetMismatch: the declared charset cannot decode the content.
     """
     text = decode(content, charset) if _is_declared(charset) else _named(content, _meta_charset(content))
-    # XHTML may have an XML declaration, which a parser of HTML takes for text.
+    # XHTML can have an XML declaration, which HTML parsers treat as text.
     return None if text is None else _XML_DECLARATION.sub("", text, count=1)
 
 
 def xml_text(content: bytes, charset: str | None) -> str | None:
-    """The text in the order of RFC 7303: byte order mark, declared charset, the XML declaration, UTF-8, detection.
+    """Decode XML in the order of RFC 7303: byte order mark, declared charset, XML declaration, UTF-8, detection.
 
-    Its XML declaration names no encoding any more, so that a parser reads the text encoded as UTF-8.
+    The encoding is removed from the XML declaration, so that a parser can read the text encoded as UTF-8.
 
     Raises:
         CharsetMismatch: the declared charset cannot decode the content.
@@ -43,11 +43,11 @@ def _is_declared(charset: str | None) -> bool:
 
 
 def _named(content: bytes, label: str | None) -> str | None:
-    """The text by its byte order mark, else by the charset that the content names, else by UTF-8 or detection."""
+    """Decode by byte order mark, the charset that the content names, UTF-8, or detection, in this order."""
     if (marked := marked_text(content)) is not None:
         return marked
     found = find_charset(label) if label else None
-    # Who reads an ASCII "utf-16" has no UTF-16 before them: the standard takes it for UTF-8.
+    # An ASCII-compatible declaration of "utf-16" cannot be correct; the standard treats it as UTF-8.
     codec = None if found is None or found.codec == "ascii" else found.codec
     if codec is not None and codec.startswith(("utf-16", "utf-32")) and b"\0" not in content[:_HEAD_BYTES]:
         codec = "utf-8"
@@ -60,7 +60,7 @@ def _named(content: bytes, label: str | None) -> str | None:
 
 
 def _meta_charset(content: bytes) -> str | None:
-    from bs4.dammit import EncodingDetector  # noqa: PLC0415 - only the limited process
+    from bs4.dammit import EncodingDetector  # noqa: PLC0415 - only in the sandbox process
 
     return EncodingDetector.find_declared_encoding(content, is_html=True)
 

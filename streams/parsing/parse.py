@@ -1,4 +1,7 @@
-"""Parsing, by type. Runs in a limited process, see ``sandbox``; only Markdown and plain text may be read outside it."""
+"""Parses content by type.
+
+Runs in a sandbox process (``sandbox``); only Markdown and plain text are parsed outside of it.
+"""
 
 import json
 from collections.abc import Callable, Mapping
@@ -42,7 +45,7 @@ from streams.parsing.titles import first_heading
 T = TypeVar("T")
 
 PARSER_VERSION: Final = "parse-2"
-"""Part of the profile: changes whenever the same content would yield another text."""
+"""Part of the profile. Changes whenever the same content would yield a different text."""
 
 _CONVERTERS: Final = {
     HTML: "HtmlConverter",
@@ -59,8 +62,8 @@ _CONVERTERS: Final = {
     PPTX: "PptxConverter",
     XLSX: "XlsxConverter",
 }
-"""Media type → MarkItDown's converter for it. MarkItDown itself is not asked: it would load a model to guess the type
-of every document, open an HTTP session, and try one converter after the other until something comes out."""
+"""Media type → converter of MarkItDown. ``MarkItDown`` itself is not used: it would load a model to guess the type of
+every document, open an HTTP session, and try several converters."""
 
 _READ_AS_TEXT: Final[Mapping[str, Callable[[bytes, str | None], str | None]]] = {
     HTML: html_text,
@@ -72,14 +75,14 @@ _READ_AS_TEXT: Final[Mapping[str, Callable[[bytes, str | None], str | None]]] = 
     RSS: xml_text,
     ATOM: xml_text,
 }
-"""Media type → how its text is decoded, before its converter gets it as UTF-8; the others are no text."""
-_SAYS_NOTHING: Final = frozenset({"", "application/octet-stream", "binary/octet-stream"})
+"""Media type → decoder; its converter receives the text as UTF-8. The other types are binary."""
+_GENERIC_TYPES: Final = frozenset({"", "application/octet-stream", "binary/octet-stream"})
 
 _OLE_MAGIC: Final = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
 
 
 class ParseFailed(Exception):
-    """The content cannot be read, and trying again will not help.
+    """The content cannot be read. A retry would not help.
 
     Attributes:
         kind: short stable name: unsupported, password, broken, too-large, time, memory, crashed.
@@ -92,13 +95,13 @@ class ParseFailed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class ParsedDocument:
-    """What a document says.
+    """The result of parsing.
 
     Attributes:
-        text: Markdown or plain text, without lone surrogates or NUL; empty where the document holds none.
-        title: what the document calls itself, or None.
-        media_type: as what it was read.
-        metadata: what else it says of itself, within the bounds of metadata.
+        text: Markdown or plain text, without lone surrogates or NUL; empty if the document has no text.
+        title: title of the document, or None.
+        media_type: type as which it was parsed.
+        metadata: further attributes, within the limits of metadata.
     """
 
     text: str
@@ -108,10 +111,10 @@ class ParsedDocument:
 
 
 def media_type_of(content: bytes, content_type: str | None, file_name: str | None) -> str:
-    """As what to read the content: the declared type, else the file name's, else what its first bytes say.
+    """Determine the media type: the declared type, otherwise that of the file name, otherwise that of the first bytes.
 
     Raises:
-        ParseFailed: none of these is a type that can be read.
+        ParseFailed: the type is not supported.
     """
     declared = (content_type or "").partition(";")[0].strip().lower()
     if declared in SUPPORTED_TYPES:
@@ -120,7 +123,7 @@ def media_type_of(content: bytes, content_type: str | None, file_name: str | Non
     for media_type, suffixes in SUPPORTED_TYPES.items():
         if suffix in suffixes:
             return media_type
-    if declared in _SAYS_NOTHING and (found := _by_magic(content, named=bool(suffix))):
+    if declared in _GENERIC_TYPES and (found := _by_magic(content, named=bool(suffix))):
         return found
     raise ParseFailed(
         "unsupported",
@@ -130,33 +133,33 @@ def media_type_of(content: bytes, content_type: str | None, file_name: str | Non
 
 
 def is_plain(media_type: str) -> bool:
-    """True for types that need no third-party parser."""
+    """Whether a type needs no third-party parser."""
     return media_type in {MARKDOWN, PLAIN}
 
 
 def parse(content: bytes, media_type: str, charset: str | None = None) -> ParsedDocument:
-    """The text and title of the content.
+    """Parse content.
 
     Args:
-        content: the bytes as they were sent.
+        content: the bytes as uploaded.
         media_type: one of ``SUPPORTED_TYPES``.
-        charset: the encoding that the sender names; for types that are text.
+        charset: charset declared by the sender; for text types.
 
     Raises:
-        ParseFailed: see there.
+        ParseFailed: the content cannot be read.
     """
     title: str | None = None
     metadata: IndexedMetadata = {}
     if media_type == MARKDOWN:
-        text, title, metadata = _markdown(_clean(_text(content, charset)))
+        text, title, metadata = _parse_markdown(_clean(_decode_text(content, charset)))
     elif media_type == PLAIN:
-        text = _text(content, charset)
+        text = _decode_text(content, charset)
     elif media_type == JSON:
-        text = _json(_text(content, charset))
+        text = _format_json(_decode_text(content, charset))
     elif media_type == EMAIL:
-        text, title = _mail(content, charset)
+        text, title = _parse_mail(content, charset)
     else:
-        text, title = _converted(content, media_type, charset)
+        text, title = _convert(content, media_type, charset)
     text = _clean(text)
     if not title and media_type != PLAIN:
         title = first_heading(text)
@@ -164,11 +167,11 @@ def parse(content: bytes, media_type: str, charset: str | None = None) -> Parsed
     return ParsedDocument(text, title, media_type, metadata)
 
 
-def _text(content: bytes, charset: str | None) -> str:
-    return _decoded(decode, content, charset)
+def _decode_text(content: bytes, charset: str | None) -> str:
+    return _decode(decode, content, charset)
 
 
-def _decoded(read: Callable[[bytes, str | None], str | None], content: bytes, charset: str | None) -> str:
+def _decode(read: Callable[[bytes, str | None], str | None], content: bytes, charset: str | None) -> str:
     try:
         text = read(content, charset)
     except CharsetMismatch as error:
@@ -176,19 +179,19 @@ def _decoded(read: Callable[[bytes, str | None], str | None], content: bytes, ch
     if text is None:
         raise ParseFailed(
             "broken",
-            "it is no text in any known encoding: send it as UTF-8, or with its charset, such as"
+            "not text in any known encoding: send it as UTF-8, or declare its charset, such as"
             " `Content-Type: text/plain; charset=windows-1252`",
         )
     return text
 
 
 def _clean(text: str) -> str:
-    """With LF as line ends, and without NUL and lone surrogates: those have no place in text and break stores."""
+    """Normalise line ends to LF, and remove NUL and lone surrogates, which break stores."""
     return with_line_feeds(text).replace("\0", "").encode("utf-8", "replace").decode("utf-8")
 
 
-def _markdown(text: str) -> tuple[str, str | None, IndexedMetadata]:
-    """Text, title and metadata. The description in front matter is text that people read, so it comes first."""
+def _parse_markdown(text: str) -> tuple[str, str | None, IndexedMetadata]:
+    """Text, title and metadata. The description in front matter is text for readers, so it is prepended."""
     front = read_front_matter(text)
     if front is None:
         return text, None, {}
@@ -198,38 +201,38 @@ def _markdown(text: str) -> tuple[str, str | None, IndexedMetadata]:
     return body, front.title, front.metadata
 
 
-def _json(text: str) -> str:
-    """One value in a line, so that passages can end between them."""
+def _format_json(text: str) -> str:
+    """Format JSON with one value per line, so that passages can end between values."""
     try:
         return json.dumps(json.loads(text), indent=1, ensure_ascii=False)
     except (ValueError, RecursionError) as error:
-        raise ParseFailed("broken", f"no JSON that can be read: {error}") from error
+        raise ParseFailed("broken", f"not valid JSON: {error}") from error
 
 
-def _mail(content: bytes, charset: str | None) -> tuple[str, str | None]:
-    """The message's headers that people read, and its body; attachments are named, not opened."""
+def _parse_mail(content: bytes, charset: str | None) -> tuple[str, str | None]:
+    """Headers for readers, and the body; attachments are named, not opened."""
     message = message_from_bytes(content, policy=policy.default)
-    headers = {name: _quietly(partial(message.get, name)) for name in ("From", "To", "Date")}
-    names = [_quietly(part.get_filename) for part in message.iter_attachments()]
+    headers = {name: _ignore_errors(partial(message.get, name)) for name in ("From", "To", "Date")}
+    names = [_ignore_errors(part.get_filename) for part in message.iter_attachments()]
     lines = [f"{name}: {value}" for name, value in headers.items() if value]
     lines += ["", _mail_body(message, charset), *(f"Attachment: {name}" for name in names if name)]
-    return "\n".join(lines).strip(), _quietly(lambda: str(message["Subject"] or "")) or None
+    return "\n".join(lines).strip(), _ignore_errors(lambda: str(message["Subject"] or "")) or None
 
 
 def _mail_body(message: EmailMessage, charset: str | None) -> str:
-    body = _quietly(lambda: message.get_body(("plain", "html")))
+    body = _ignore_errors(lambda: message.get_body(("plain", "html")))
     if body is None:
         return ""
-    payload = _quietly(lambda: body.get_payload(decode=True))
+    payload = _ignore_errors(lambda: body.get_payload(decode=True))
     text = _part_text(payload if isinstance(payload, bytes) else b"", body, charset)
     if body.get_content_type() == HTML:
-        return _converted(text.encode("utf-8", "replace"), HTML, "utf-8")[0]
+        return _convert(text.encode("utf-8", "replace"), HTML, "utf-8")[0]
     return text
 
 
 def _part_text(payload: bytes, part: MIMEPart, charset: str | None) -> str:
-    """A part's text. What it declares of itself is often not true, and must not cost the message."""
-    own = declared_charset(_quietly(lambda: str(part["Content-Type"] or "")))
+    """Text of a part. A wrong declaration must not make the message unreadable."""
+    own = declared_charset(_ignore_errors(lambda: str(part["Content-Type"] or "")))
     for label in (own or charset, None):
         with suppress(CharsetMismatch):
             text = html_text(payload, label) if part.get_content_type() == HTML else decode(payload, label)
@@ -237,61 +240,61 @@ def _part_text(payload: bytes, part: MIMEPart, charset: str | None) -> str:
     return ""
 
 
-def _quietly(read: Callable[[], T]) -> T | None:
-    """What ``read`` gives, or None: mail out there breaks every rule, and one bad header must not cost the message."""
+def _ignore_errors(read: Callable[[], T]) -> T | None:
+    """Result of ``read``, or None if it raises: one invalid header must not make a message unreadable."""
     try:
         return read()
     except (ValueError, LookupError, AttributeError, TypeError):
         return None
 
 
-def _converted(content: bytes, media_type: str, charset: str | None) -> tuple[str, str | None]:
-    """By MarkItDown, imported here because only the limited process ever needs it."""
+def _convert(content: bytes, media_type: str, charset: str | None) -> tuple[str, str | None]:
+    """Convert with MarkItDown, which is imported here because only the sandbox process needs it."""
     from markitdown import StreamInfo, converters  # noqa: PLC0415 - takes a second
 
     _check_protection(content, media_type)
     encoding = None
     if (read := _READ_AS_TEXT.get(media_type)) is not None:
-        content, encoding = _decoded(read, content, charset).encode("utf-8", "replace"), "utf-8"
+        content, encoding = _decode(read, content, charset).encode("utf-8", "replace"), "utf-8"
     info = StreamInfo(mimetype=media_type, extension=SUPPORTED_TYPES[media_type][0], charset=encoding)
     converter = getattr(converters, _CONVERTERS[media_type])()
     stream = BytesIO(content)
     if media_type in {XML, TEXT_XML} and not converter.accepts(stream, info):
-        return _text(content, encoding), None
+        return _decode_text(content, encoding), None
     try:
         result = converter.convert(stream, info)
     except MemoryError:
         raise
     except Exception as error:
-        told = f"{type(error).__name__}: {error}"
-        protected = "password" in told.lower() or "encrypt" in told.lower()
-        raise ParseFailed("password" if protected else "broken", f"cannot read the {media_type}: {told}") from error
+        message = f"{type(error).__name__}: {error}"
+        protected = "password" in message.lower() or "encrypt" in message.lower()
+        raise ParseFailed("password" if protected else "broken", f"cannot read the {media_type}: {message}") from error
     return result.markdown, result.title
 
 
 def _check_protection(content: bytes, media_type: str) -> None:
-    """Say "password" where that is what is wrong; converters report it in many words."""
+    """Report protected documents as "password"; converters report them in many ways."""
     if content.startswith(_OLE_MAGIC) and media_type in {DOCX, PPTX, XLSX}:
-        raise ParseFailed("password", "the document is protected by a password: upload an open copy")
+        raise ParseFailed("password", "the document is protected by a password: upload an unprotected copy")
     if media_type == PDF and b"/Encrypt" in content and _needs_password(content):
-        raise ParseFailed("password", "the PDF is protected by a password: upload an open copy")
+        raise ParseFailed("password", "the PDF is protected by a password: upload an unprotected copy")
 
 
 def _needs_password(content: bytes) -> bool:
-    from pdfminer.pdfdocument import PDFDocument, PDFPasswordIncorrect  # noqa: PLC0415 - only the limited process
+    from pdfminer.pdfdocument import PDFDocument, PDFPasswordIncorrect  # noqa: PLC0415 - only in the sandbox process
     from pdfminer.pdfparser import PDFParser  # noqa: PLC0415 - as above
 
     try:
         PDFDocument(PDFParser(BytesIO(content)))
     except PDFPasswordIncorrect:
         return True
-    except Exception:  # noqa: BLE001 - whatever else is wrong with it is for the conversion to say
+    except Exception:  # noqa: BLE001 - the conversion reports other errors
         return False
     return False
 
 
 def _by_magic(content: bytes, *, named: bool) -> str | None:
-    """What the first bytes say. Text is only taken for that where no name says that it is something else."""
+    """Type by the first bytes. Text is recognised only if no file name indicates another type."""
     start = content[:1024].lstrip()
     if start.startswith(b"%PDF-"):
         return PDF
@@ -309,6 +312,6 @@ def _by_archive(content: bytes) -> str | None:
             names = archive.namelist()
     except BadZipFile:
         return None
-    marks = {"word/document.xml": DOCX, "ppt/presentation.xml": PPTX, "xl/workbook.xml": XLSX}
-    marks["META-INF/container.xml"] = EPUB
-    return next((media_type for mark, media_type in marks.items() if mark in names), None)
+    types = {"word/document.xml": DOCX, "ppt/presentation.xml": PPTX, "xl/workbook.xml": XLSX}
+    types["META-INF/container.xml"] = EPUB
+    return next((media_type for mark, media_type in types.items() if mark in names), None)

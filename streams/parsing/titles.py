@@ -1,4 +1,4 @@
-"""What a Markdown text calls itself: its first heading with content, as a reader sees it."""
+"""Finds the title of a Markdown text: its first heading with content, as rendered."""
 
 import re
 from collections.abc import Iterator
@@ -9,8 +9,9 @@ from itertools import islice
 from typing import Final
 
 from markdown_it import MarkdownIt
+from typing_extensions import override
 
-# Each of these reads a character once: none has two parts that could share the same run of spaces.
+# Each of these patterns runs in linear time: no two parts of them can match the same run of spaces.
 _HEADING_OR_FENCE: Final = re.compile(
     r"^ {0,3}(?P<mark>#{1,6}(?=[ \t])|`{3,}|~{3,})(?P<rest>.*)$"
     r"|^[ \t]*(?:<[a-z][^<>\n]*>[ \t]*)*<h(?P<level>[1-6])(?:\s[^<>]*)?>",
@@ -20,20 +21,20 @@ _END_OF_HTML_HEADING: Final = re.compile(r"</h[1-6]", re.IGNORECASE)
 _HEADING_ID: Final = re.compile(r"[ \t]\{[#.][^{}]*\}$")
 
 _HEADING_CHARS: Final = 2_000
-"""A title is shorter; markup of this length is cleaned in a millisecond."""
+"""Maximum length of a heading with markup, which is cleaned in a millisecond."""
 
 _MAX_HEADINGS: Final = 50
-"""Headings that are examined, at most, until one is the title."""
+"""Maximum number of headings that are examined."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Heading:
-    """One heading.
+    """A heading.
 
     Attributes:
         level: from 1.
-        text: what it says, without markup.
-        image: the alternative text of its images.
+        text: text without markup.
+        image: alternative text of its images.
     """
 
     level: int
@@ -42,10 +43,10 @@ class _Heading:
 
 
 def first_heading(text: str) -> str | None:
-    """The text of the first heading with content that is not part of code; ``None`` if there is none.
+    """Text of the first heading with content outside of code; ``None`` if there is none.
 
-    The alternative text of an image counts only if no heading of the same or a higher level has text: a logo stands
-    above the title in many documents, and in some it is the title.
+    The alternative text of an image is used only if no heading of the same or a higher level has text: in many
+    documents a logo precedes the title, and in some it is the title.
     """
     image: _Heading | None = None
     for heading in islice(_headings(text), _MAX_HEADINGS):
@@ -98,22 +99,22 @@ def _html_heading(level: int, source: str) -> _Heading:
 
 
 class _Markup(HTMLParser):
-    """Text and alternative texts of a piece of HTML."""
+    """Collects the text and the alternative texts of HTML."""
 
     def __init__(self) -> None:
         super().__init__(convert_charrefs=True)
         self.texts: list[str] = []
         self.images: list[str] = []
 
+    @override
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        """Take an image's alternative text."""
         if tag == "img":
             self.images.append(dict(attrs).get("alt") or "")
         elif tag == "br":
             self.texts.append(" ")
 
+    @override
     def handle_data(self, data: str) -> None:
-        """Take text."""
         self.texts.append(data)
 
 

@@ -1,4 +1,4 @@
-"""Frames between a worker and its parser processes: four bytes of length, then as many bytes."""
+"""Frames between a worker and its parser processes: four bytes of length, then the payload."""
 
 import struct
 from typing import BinaryIO, Final
@@ -7,7 +7,7 @@ LENGTH: Final = struct.Struct(">I")
 
 
 def read_frame(stream: BinaryIO) -> bytes | None:
-    """The next frame, or None at the end of the stream."""
+    """Read the next frame; None at the end of the stream."""
     head = stream.read(LENGTH.size)
     if len(head) < LENGTH.size:
         return None

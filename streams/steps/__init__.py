@@ -1,1 +1,1 @@
-"""One step of the topology per module."""
+"""The steps of the topology, one in each module."""

@@ -1,16 +1,16 @@
-"""chunks.v1 → index-changes.v1: embed what is new, make it searchable, take away what is gone.
+"""chunks.v1 → index-changes.v1: embed new passages, make them searchable, remove old ones.
 
-The order, and why a stop anywhere is harmless:
+The order, and why a stop at any point is harmless:
 
-1. Read the standing manifests in real time; settle claims that stand; decide what each version changes. Only what has
-   completed supersedes: of versions that come together with equal rights, older ones wait until the newest is through,
-   and are next if it is given up or refused.
-2. Embed, then claim: write the manifests as incomplete, with what they replace. A claim that is refused belongs to a
-   writer that knew of an older state.
-3. Write the new passages, all under ids under which nothing stands; if the index takes all of them, remove the old
-   ones; refresh. Until then the old ones serve. If it refuses one, remove the new ones.
-4. Complete the manifests, or close the claims of what was refused; advance the positions; produce the index changes. A
-   change that was completed but not produced is produced when its record comes again.
+1. Read the current manifests in real time; resolve open claims; determine what each version changes. Only completed
+   versions supersede: of several versions with equal rights in a batch, the older ones wait until the newest is
+   finished, and follow if it is given up or rejected.
+2. Embed, then claim: write the manifests as incomplete, with the manifests that they replace. A claim that is rejected
+   was based on an outdated manifest.
+3. Write the new passages, all under unused ids; if the index accepts all of them, remove the old ones; refresh. Until
+   then the old ones are served. If the index rejects one, remove the new ones.
+4. Complete the manifests, or close the claims of rejected versions; advance the positions; produce the index changes. A
+   change that was completed but not produced is produced when its record is delivered again.
 """
 
 import asyncio
@@ -23,6 +23,7 @@ from itertools import zip_longest
 from typing import cast
 
 import numpy as np
+from typing_extensions import override
 
 from infra.blobs.port import BlobCorrupt, BlobMissing, BlobStore
 from infra.embedding.port import Embedder
@@ -40,28 +41,28 @@ from streams.core.chunk_identity import stored_chunks
 from streams.core.document_change import (
     AlreadyDone,
     AlreadyFailed,
+    NothingToWrite,
     OwnedByOther,
-    Settled,
     Superseded,
     Write,
     closed,
     completed,
     decide,
 )
-from streams.core.in_order import InOrder
+from streams.core.in_order import OrderedOutcomes
 from streams.core.outcomes import DeadLetter, Finished, Outcome
 from streams.core.planned_chunks import load_chunks
 from streams.core.splitting import embedding_text
 from streams.core.version_runs import next_versions, runs_of_plans
-from streams.progress import ProgressLog
+from streams.progress import ProgressReporter
 from streams.recovery import Found, Recovery
-from streams.runner import Task
+from streams.runner import Step, Task
 from streams.topology import StepName
 
 
 @dataclass(slots=True)
 class _Change:
-    """A version on its way into the index."""
+    """A version that is being written to the index."""
 
     task: Task
     plan: ChunkPlan
@@ -78,19 +79,19 @@ class _Change:
         return [self.passages[number] for number in self.write.add]
 
 
-_Ended = tuple[Outcome, Manifest | None]
-"""How a version ended, and the manifest of its document then; None where it was not read."""
+_Result = tuple[Outcome, Manifest | None]
+"""Outcome of a version, and the manifest of its document at that time; None if it was not read."""
 
 
 @dataclass(frozen=True, slots=True)
-class Index:
-    """The step.
+class Index(Step):
+    """The index step.
 
     Attributes:
         generation: index generation that is written.
-        batch_chunks: most passages that are embedded and written at once; a change is never divided.
-        report: told when an event is embedded and when it is searchable.
-        writer: names this worker in its claims.
+        batch_chunks: maximum number of passages that are embedded and written at once; a change is never divided.
+        report: receives the progress of events.
+        writer: name of this worker in its claims.
     """
 
     index: DocumentIndex
@@ -98,23 +99,23 @@ class Index:
     blobs: BlobStore
     generation: str
     batch_chunks: int
-    report: ProgressLog
+    report: ProgressReporter
     writer: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     name = StepName.INDEX
 
+    @override
     async def run(self, tasks: Sequence[Task]) -> AsyncGenerator[Sequence[Outcome], None]:
-        """See ``Step.run``."""
         plans = [cast("ChunkPlan", task.message) for task in tasks]
         versions = runs_of_plans(plans)
         unreported = frozenset(plan.position for plan in plans)
-        outcomes = InOrder()
+        outcomes = OrderedOutcomes()
         count = 0
         while waiting := [number for number in range(len(tasks)) if number not in outcomes]:
             older = next_versions(versions, waiting)
-            async with aclosing(self._ended({number: tasks[number] for number in older}, unreported)) as results:
-                async for ended in results:
-                    for newest, (outcome, manifest) in ended.items():
+            async with aclosing(self._process({number: tasks[number] for number in older}, unreported)) as results:
+                async for results_by_number in results:
+                    for newest, (outcome, manifest) in results_by_number.items():
                         outcomes.add({newest: outcome})
                         for number in older[newest]:
                             if plans[number].position == plans[newest].position:
@@ -127,38 +128,39 @@ class Index:
                         count += len(ready)
                         yield ready
 
+    @override
     def give_up(self, task: Task, reason: str) -> tuple[Record, ...]:
-        """See ``Step.give_up``."""
-        return self._news(task, EventOutcome.DEAD_LETTER, reason).emit
+        return self._index_change(task, EventOutcome.DEAD_LETTER, reason).emit
 
+    @override
     async def close(self, task: Task, kind: str, reason: str) -> Outcome | None:
-        """See ``Step.close``: settles a claim that stands, and remembers the version as one that was given up."""
+        """Resolve an open claim, and record the version as given up."""
         plan = cast("ChunkPlan", task.message)
-        ended: Outcome | None = None
+        outcome: Outcome | None = None
         while plan.outcome is None:
             found = (await self._found([plan.event.key]))[plan.event.key]
             manifest = found.manifest
             decision = decide(plan, (), manifest, now_ms=_now_ms(), lost=found.lost)
             if isinstance(decision, Write):
                 manifest = closed(manifest, plan, kind, reason, now_ms=_now_ms())
-                ended = self._failed(task, manifest.failed[-1])
+                outcome = self._failed(task, manifest.failed[-1])
             else:
-                ended = self._ended_before(task, decision)
+                outcome = self._final_outcome(task, decision)
             if manifest is found.manifest and found.saved:
                 break
-            if await self._put(cast("Manifest", manifest), found.replaces):
+            if await self._put_manifest(cast("Manifest", manifest), found.replaces):
                 break
         await self._advance([task])
-        return ended
+        return outcome
 
     def _supersedes(self, outcome: Outcome) -> bool:
-        """Whether versions before the one that ended like this need not be processed: it is there in their place."""
+        """Whether an outcome supersedes the older versions of a run."""
         return not isinstance(outcome, DeadLetter)
 
     async def _advance(self, tasks: Sequence[Task]) -> None:
-        """Note how far everything has ended, so that it can be read where Redis has lost it.
+        """Advance the positions in the index, from which they are read if Redis has lost them.
 
-        Tasks end in the order of their lanes, so whatever is below them has ended.
+        Tasks finish in the order of their lanes, so all earlier positions are finished.
         """
         positions: dict[tuple[str, int], int] = {}
         for plan in [cast("ChunkPlan", task.message) for task in tasks]:
@@ -167,42 +169,42 @@ class Index:
             positions[lane] = max(offset, positions.get(lane, offset))
         await self.index.advance(positions)
 
-    async def _ended(
+    async def _process(
         self, tasks: Mapping[int, Task], unreported: Collection[str]
-    ) -> AsyncGenerator[dict[int, _Ended], None]:
-        """How tasks end, by their numbers, as that becomes known; no two are versions of one document."""
+    ) -> AsyncGenerator[dict[int, _Result], None]:
+        """Outcomes by task number, as they become known; no two tasks are versions of one document."""
         plans = {number: cast("ChunkPlan", task.message) for number, task in tasks.items()}
         found = await self._found([plan.event.key for plan in plans.values() if plan.outcome is None])
-        ended: dict[int, _Ended] = {}
+        results_by_number: dict[int, _Result] = {}
         changes: dict[int, _Change] = {}
         for number, plan in plans.items():
             if plan.outcome is not None:
-                ended[number] = self._news(tasks[number], plan.outcome, plan.reason), None
+                results_by_number[number] = self._index_change(tasks[number], plan.outcome, plan.reason), None
                 continue
             decided = await self._decide(tasks[number], found[plan.event.key], unreported)
             if isinstance(decided, _Change):
                 changes[number] = decided
             else:
-                ended[number] = decided
-        yield ended
-        async with aclosing(self._written(changes, unreported)) as groups:
+                results_by_number[number] = decided
+        yield results_by_number
+        async with aclosing(self._write_groups(changes, unreported)) as groups:
             async for group in groups:
                 yield group
 
     async def _found(self, keys: Sequence[DocumentKey]) -> dict[DocumentKey, Found]:
         return await Recovery(self.index, self.writer).found(keys, now_ms=_now_ms())
 
-    async def _decide(self, task: Task, found: Found, unreported: Collection[str]) -> _Change | _Ended:
+    async def _decide(self, task: Task, found: Found, unreported: Collection[str]) -> _Change | _Result:
         plan = cast("ChunkPlan", task.message)
         try:
             chunks = plan.chunks if plan.chunks_blob is None else load_chunks(await self.blobs.get(plan.chunks_blob))
         except (BlobMissing, BlobCorrupt) as failure:
-            return await self._given_up(task, "content-lost", str(failure)), None
+            return await self._dead_letter(task, "content-lost", str(failure)), None
         passages = stored_chunks(plan, chunks)
-        names = [passage.chunk_id for passage in passages]
+        ids = [passage.chunk_id for passage in passages]
         decision = decide(
             plan,
-            names,
+            ids,
             found.manifest,
             now_ms=_now_ms(),
             writer=self.writer,
@@ -210,14 +212,14 @@ class Index:
             unreported=unreported,
         )
         if isinstance(decision, Write):
-            named = zip(passages, decision.claim.chunks, strict=True)
-            passages = tuple(passage.model_copy(update={"chunk_id": name}) for passage, name in named)
+            pairs = zip(passages, decision.claim.chunks, strict=True)
+            passages = tuple(passage.model_copy(update={"chunk_id": chunk_id}) for passage, chunk_id in pairs)
             return _Change(task, plan, passages, found, decision)
-        if not found.saved and not await self._put(cast("Manifest", found.manifest), found.replaces):
-            return await self._again(task, unreported)
-        return self._ended_before(task, decision), found.manifest
+        if not found.saved and not await self._put_manifest(cast("Manifest", found.manifest), found.replaces):
+            return await self._process_again(task, unreported)
+        return self._final_outcome(task, decision), found.manifest
 
-    def _ended_before(self, task: Task, decision: Settled) -> Outcome:
+    def _final_outcome(self, task: Task, decision: NothingToWrite) -> Outcome:
         match decision:
             case Superseded():
                 return self._superseded(task, decision.manifest)
@@ -226,35 +228,32 @@ class Index:
             case AlreadyFailed(failure):
                 return self._failed(task, failure)
             case OwnedByOther(owner):
-                # It is decided anew whenever the event comes again, so nothing is to be remembered of it.
+                # The decision is repeated when the event is delivered again, so nothing has to be stored.
                 event = cast("ChunkPlan", task.message).event
                 reason = owner_refusal(event.document_id, owner, str(event.connector))
                 return DeadLetter("owned-by-other", reason, self.give_up(task, reason))
 
     def _failed(self, task: Task, failure: FailedVersion) -> DeadLetter:
-        # What searches may have found of it is in no answer any more, from its position on.
-        news = self._news(task, EventOutcome.DEAD_LETTER, failure.reason, removed=failure.removed)
-        return DeadLetter(failure.kind, failure.reason, news.emit)
+        # From its position on, no answer contains passages of it that searches may have found.
+        index_change = self._index_change(task, EventOutcome.DEAD_LETTER, failure.reason, removed=failure.removed)
+        return DeadLetter(failure.kind, failure.reason, index_change.emit)
 
-    async def _given_up(self, task: Task, kind: str, reason: str) -> Outcome:
+    async def _dead_letter(self, task: Task, kind: str, reason: str) -> Outcome:
         return await self.close(task, kind, reason) or DeadLetter(kind, reason, self.give_up(task, reason))
 
-    async def _again(self, task: Task, unreported: Collection[str]) -> _Ended:
-        """Somebody else was there meanwhile. What stands now tells what became of the task."""
-        [ended] = [one async for some in self._ended({0: task}, unreported) for one in some.values()]
-        return ended
+    async def _process_again(self, task: Task, unreported: Collection[str]) -> _Result:
+        """Process a task again after another writer has changed its document."""
+        [result] = [one async for some in self._process({0: task}, unreported) for one in some.values()]
+        return result
 
-    async def _put(self, manifest: Manifest, replaces: Revision | None) -> bool:
+    async def _put_manifest(self, manifest: Manifest, replaces: Revision | None) -> bool:
         [written] = await self.index.put_manifests([ManifestWrite(manifest, replaces)])
         return written is not None
 
-    async def _written(
+    async def _write_groups(
         self, changes: Mapping[int, _Change], unreported: Collection[str]
-    ) -> AsyncGenerator[dict[int, _Ended], None]:
-        """Write in groups: while one is written, the next is embedded, so that the model does not wait for the index.
-
-        The groups have no order among them that matters, as no two changes are of one document.
-        """
+    ) -> AsyncGenerator[dict[int, _Result], None]:
+        """Write in groups, in any order. While one group is written, the next one is embedded."""
         groups = _groups(changes, self.batch_chunks)
         vectors: dict[str, Vector] = {}
         embedding = asyncio.create_task(self._embed(list(groups[0].values()), vectors)) if groups else None
@@ -265,7 +264,7 @@ class Index:
                     embedding = asyncio.create_task(self._embed(list(following.values()), vectors))
                 yield dict(zip(group, await self._write(list(group.values()), vectors, fresh, unreported), strict=True))
         finally:
-            # Nothing of this try may go on beside the next one.
+            # No task of this attempt may run during the next one.
             if embedding is not None:
                 embedding.cancel()
                 await asyncio.gather(embedding, return_exceptions=True)
@@ -276,28 +275,29 @@ class Index:
         vectors: Mapping[str, Vector],
         fresh: Mapping[str, Vector],
         unreported: Collection[str],
-    ) -> list[_Ended]:
-        # Only now: what cannot be embedded leaves no claim behind, so its document is as it was.
+    ) -> list[_Result]:
+        # Only now: a version that cannot be embedded leaves no claim, and its document unchanged.
         claims = await self.index.put_manifests(
             [ManifestWrite(change.write.claim, change.found.replaces) for change in changes]
         )
-        mine = [(change, claim) for change, claim in zip(changes, claims, strict=True) if claim is not None]
-        # Fresh vectors are kept beside the way and not on it: losing one costs an embedding, nothing else.
+        claimed_changes = [(change, claim) for change, claim in zip(changes, claims, strict=True) if claim is not None]
+        # Concurrently: a lost vector costs only another embedding.
         await asyncio.gather(
-            self._make_searchable([change for change, _ in mine], vectors), self.index.store_vectors(fresh)
+            self._make_searchable([change for change, _ in claimed_changes], vectors), self.index.store_vectors(fresh)
         )
-        done = await self._complete(mine)
+        done = await self._complete(claimed_changes)
         return [
             (self._outcome(change), change.manifest)
             if id(change) in done
-            else await self._again(change.task, unreported)
+            else await self._process_again(change.task, unreported)
             for change in changes
         ]
 
     async def _embed(self, changes: Sequence[_Change], vectors: dict[str, Vector]) -> dict[str, Vector]:
-        """Add to ``vectors``, by ``text_sha256``, what the changes' new passages lack.
+        """Add the missing vectors of the changes' new passages to ``vectors``, by ``text_sha256``.
 
-        Only what was never embedded is embedded; that is returned, by its storage key.
+        Returns:
+            Vectors that were not stored and had to be embedded, by storage key.
         """
         wanted = {
             chunk.text_sha256: embedding_text(change.plan.title, chunk)
@@ -308,9 +308,9 @@ class Index:
         keys = {sha256: f"{self.embedder.model.fingerprint}:{sha256}" for sha256 in wanted}
         stored = await self.index.stored_vectors(list(keys.values()))
         dimension = self.embedder.model.dimension
-        # One that is not of the model is as good as none: it would make the index refuse its text for ever.
-        usable = {key: vector for key, vector in stored.items() if _is_sound(vector, dimension)}
-        vectors |= {sha256: usable[key] for sha256, key in keys.items() if key in usable}
+        # Invalid vectors are ignored: the index would reject their texts at every attempt.
+        valid = {key: vector for key, vector in stored.items() if _is_valid(vector, dimension)}
+        vectors |= {sha256: valid[key] for sha256, key in keys.items() if key in valid}
         missing = [sha256 for sha256 in wanted if sha256 not in vectors]
         fresh: dict[str, Vector] = {}
         if missing:
@@ -334,7 +334,7 @@ class Index:
                 self.report.reached(change.plan.event, Stage.SEARCHABLE, now_ms)
 
     async def _complete(self, claimed: Sequence[tuple[_Change, Revision]]) -> set[int]:
-        """Complete what is still ours to complete; return which changes that are, by identity."""
+        """Complete the changes whose claims are still valid; returns these changes by identity."""
         now_ms = _now_ms()
         completions = []
         for change, revision in claimed:
@@ -362,9 +362,9 @@ class Index:
         return self._done(change.task, manifest, times)
 
     def _done(self, task: Task, manifest: Manifest, times: StageTimes | None = None) -> Finished:
-        # Only a plan without chunks has a reason here: why the version has no passages.
+        # Only a plan without chunks has a reason: why the version has no passages.
         reason = cast("ChunkPlan", task.message).reason
-        return self._news(
+        return self._index_change(
             task,
             EventOutcome.DONE,
             reason,
@@ -380,7 +380,7 @@ class Index:
         # The index change of a version that follows in the stream is not produced yet. This one names its passages as
         # well, so that no position is reached before its content.
         follows = Position.parse(manifest.position) > Position.parse(plan.position)
-        return self._news(
+        return self._index_change(
             task,
             EventOutcome.SUPERSEDED,
             f"version {plan.event.version} is not newer than version {manifest.version}",
@@ -389,7 +389,7 @@ class Index:
             deleted=follows and manifest.state is LifeState.DELETED,
         )
 
-    def _news(
+    def _index_change(
         self,
         task: Task,
         outcome: EventOutcome,
@@ -421,13 +421,13 @@ class Index:
         return Finished((encode_change(change, task.partition, task.traceparent),))
 
 
-def _groups(changes: Mapping[int, _Change], most_chunks: int) -> list[dict[int, _Change]]:
-    """The changes in order, in groups that add at most so many passages, or have one change."""
+def _groups(changes: Mapping[int, _Change], max_chunks: int) -> list[dict[int, _Change]]:
+    """The changes in order, in groups of at most ``max_chunks`` new passages or of a single change."""
     groups: list[dict[int, _Change]] = []
     size = 0
     for number, change in changes.items():
         size += len(change.write.add)
-        if not groups or size > most_chunks:
+        if not groups or size > max_chunks:
             groups.append({})
             size = len(change.write.add)
         groups[-1][number] = change
@@ -440,7 +440,7 @@ def _chunk_change(change: _Change, vectors: Mapping[str, Vector]) -> ChunkChange
     return ChunkChange(claim.key, claim.write_version, put, change.write.remove)
 
 
-def _is_sound(vector: Vector, dimension: int) -> bool:
+def _is_valid(vector: Vector, dimension: int) -> bool:
     return vector.shape == (dimension,) and bool(np.isfinite(vector).all())
 
 

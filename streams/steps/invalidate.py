@@ -1,8 +1,8 @@
 """index-changes.v1 → Redis → event-ends.v1: drop the cached answers that a change alters, then advance the positions.
 
-The order is the promise: whoever reads a position, or is told of an end, reads answers from which every change up to it
-is gone. Each slice of a tenant's answers takes the change as a new epoch, is judged, and then advances; an event is
-purged when all have.
+The order is the guarantee: a client that reads a position, or receives the end of an event, gets no answer that a
+change up to it alters. Each slice of a tenant's answers takes the change as a new epoch, is evaluated, and then
+advances. An event is purged when all slices have advanced.
 """
 
 import asyncio
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import cast
 
 import structlog
+from typing_extensions import override
 
 from infra.kafka.codec import encode_ended
 from infra.redis.port import AnswerSlices, CacheUnavailable, EventStates, Progress, reached_by_all
@@ -21,65 +22,69 @@ from schemas.documents import Outcome as EventOutcome
 from schemas.events import EventEnded, IndexChange
 from schemas.positions import Position
 from schemas.records import Record
-from streams.core.invalidation.change_log import written
+from streams.core.invalidation.change_log import encode_changes
 from streams.core.outcomes import Finished, Outcome
 from streams.evaluation import SliceEvaluators
-from streams.runner import Task
+from streams.runner import Step, Task
 from streams.topology import StepName
 
-log = structlog.get_logger(__name__)
+_log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Invalidate:
-    """The step."""
+class Invalidate(Step):
+    """The invalidate step."""
 
     slices: AnswerSlices
-    judges: SliceEvaluators
+    evaluators: SliceEvaluators
     states: EventStates
 
     name = StepName.INVALIDATE
 
+    @override
     async def run(self, tasks: Sequence[Task]) -> AsyncGenerator[Sequence[Outcome], None]:
-        """See ``Step.run``."""
         changes = [cast("IndexChange", task.message) for task in tasks]
         by_tenant: dict[str, list[IndexChange]] = defaultdict(list)
         for change in changes:
             by_tenant[change.tenant].append(change)
-        for tenant, its_changes in by_tenant.items():
-            told = written(its_changes)
-            if told:
-                self.judges.expect(tenant, told)
-            applying = [self._apply(tenant, number, its_changes, told) for number in range(self.slices.count)]
-            # None is left running when another fails: what comes next begins with all of them at rest.
+        for tenant, tenant_changes in by_tenant.items():
+            encoded = encode_changes(tenant_changes)
+            if encoded:
+                self.evaluators.prefetch(tenant, encoded)
+            pending = [self._apply(tenant, number, tenant_changes, encoded) for number in range(self.slices.count)]
+            # Wait for all of them, also if one fails: the next attempt must start without running tasks.
             reached = []
-            for applied in await asyncio.gather(*applying, return_exceptions=True):
-                if isinstance(applied, BaseException):
-                    raise applied
-                reached.append(applied)
-            await self._record(told_first(its_changes, reached_by_all(reached)))
+            for result in await asyncio.gather(*pending, return_exceptions=True):
+                if isinstance(result, BaseException):
+                    raise result
+                reached.append(result)
+            await self._record(first_reported(tenant_changes, reached_by_all(reached)))
         now_ms = time.time() * 1000
         yield [
             Finished((encode_ended(ended(change, now_ms), task.partition, task.traceparent),))
             for task, change in zip(tasks, changes, strict=True)
         ]
 
+    @override
     async def close(self, task: Task, kind: str, reason: str) -> None:
-        """See ``Step.close``: a try of this step leaves nothing that the next would not do as well."""
+        pass  # attempts of this step leave nothing to undo
 
-    def give_up(self, task: Task, reason: str) -> tuple[Record, ...]:  # noqa: ARG002 - nothing follows this step
-        """See ``Step.give_up``."""
+    @override
+    def give_up(self, task: Task, reason: str) -> tuple[Record, ...]:
+
         return ()
 
-    async def _apply(self, tenant: str, number: int, changes: Sequence[IndexChange], told: bytes) -> Mapping[int, int]:
-        """Positions that the slice had reached before."""
+    async def _apply(
+        self, tenant: str, number: int, changes: Sequence[IndexChange], encoded: bytes
+    ) -> Mapping[int, int]:
+        """Apply changes to a slice; returns the positions that it had reached before."""
         positions: dict[int, int] = {}
         for change in changes:
             partition, offset = Position.parse(change.position)
             positions[partition] = max(offset, positions.get(partition, offset))
-        appended = await self.slices.append(tenant, number, positions, told)
+        appended = await self.slices.append(tenant, number, positions, encoded)
         if appended.waits:
-            await self.judges.catch_up(tenant, number)
+            await self.evaluators.catch_up(tenant, number)
         return appended.reached
 
     async def _record(self, changes: Sequence[IndexChange]) -> None:
@@ -89,15 +94,16 @@ class Invalidate:
         try:
             await self.states.advance([step for change in changes for step in _progress(change, now_ms)])
         except CacheUnavailable as error:
-            # A Redis without room takes changes and no records. Whoever asks for these reads the stream of ends.
-            log.warning("event progress was not recorded", reason=str(error))
+            # A Redis without memory accepts changes but no event states. Clients read them from the stream of ends.
+            _log.warning("event_progress_not_recorded", reason=str(error))
 
 
-def told_first(changes: Sequence[IndexChange], reached: Mapping[int, int]) -> list[IndexChange]:
-    """Those of a tenant's changes that tell of an end for the first time, where these positions were reached before.
+def first_reported(changes: Sequence[IndexChange], reached: Mapping[int, int]) -> list[IndexChange]:
+    """Changes of a tenant that report the end of an event for the first time, given the positions reached before.
 
-    A worker that died after it had told of an event leaves it to another, which may find a newer version there, and
-    tell it as superseded. It ended as it was told first; Redis may have lost that record, so nothing takes its place.
+    If a worker crashes after reporting the end of an event, another worker processes the event again. It may find a
+    newer version and report the event as superseded. The first report is valid; Redis may have lost it, so the second
+    one must not replace it.
     """
     first: dict[str, IndexChange] = {}
     for change in changes:
@@ -111,10 +117,10 @@ def told_first(changes: Sequence[IndexChange], reached: Mapping[int, int]) -> li
 
 
 def ended(change: IndexChange, now_ms: float) -> EventEnded:
-    """The end of the event that made this change, of which everything is applied at ``now_ms``."""
+    """The end of the event of a change that is completely applied at ``now_ms``."""
     accepted_ms = change.times.accepted_ms
     reached = [(one.stage, one.at_ms) for one in _progress(change, now_ms)]
-    # Stages are timed by several machines, whose clocks may put one before acceptance.
+    # Stages are timed by several machines, whose clocks can put a stage before acceptance.
     stages_ms = {Stage.ACCEPTED: 0.0} | {stage: max(0.0, at_ms - accepted_ms) for stage, at_ms in reached}
     return EventEnded(
         tenant=change.tenant,
@@ -134,7 +140,7 @@ def ended(change: IndexChange, now_ms: float) -> EventEnded:
 
 
 def _progress(change: IndexChange, now_ms: float) -> list[Progress]:
-    """All stages of an event, told again: earlier reports are best effort."""
+    """All stages of an event, recorded again because earlier reports are best effort."""
     times = change.times
     reached = {
         Stage.CHUNKED: times.chunked_ms,

@@ -1,8 +1,8 @@
-"""event-ends.v1 → webhooks: tell those who asked for it that an event has ended.
+"""event-ends.v1 → webhooks: notify subscribers that events have finished.
 
-A message is delivered, or kept to be tried again, before the record of its end counts as finished: at least once,
-whatever dies. A receiver that fails, or is slow, holds back nobody else: what it does not take at once waits in a place
-of its own, and is sent from there.
+A message is delivered, or stored for a retry, before its record is acknowledged. So delivery is at least once, also
+after a crash. A failing or slow receiver does not delay others: messages that it does not accept immediately are stored
+and sent separately.
 """
 
 import asyncio
@@ -13,64 +13,68 @@ from datetime import UTC, datetime
 from typing import cast
 
 import structlog
+from typing_extensions import override
 
 from schemas.events import EventEnded
 from schemas.records import Record
 from schemas.webhooks import KeptWebhook, WaitingMessage, WebhookMessage, WebhookState
 from streams.core.outcomes import Finished, Outcome
-from streams.runner import Task
+from streams.runner import Step, Task
 from streams.topology import StepName
 from streams.webhook_delivery import DeliveryAttempt, WebhookDelivery
 
-log = structlog.get_logger(__name__)
+_log = structlog.get_logger(__name__)
 
 
-class Notify:
-    """The step."""
+class Notify(Step):
+    """The notify step."""
 
     name = StepName.NOTIFY
 
-    def __init__(self, courier: WebhookDelivery) -> None:
-        self._courier = courier
+    def __init__(self, delivery: WebhookDelivery) -> None:
+        self._delivery = delivery
         self._webhooks: dict[str, KeptWebhook] = {}
         self._read_s = float("-inf")
-        # Whose receivers were slow: what is theirs waits, until nothing does.
-        self._set_aside: set[str] = set()
-        # What was delivered in a batch that must be done again because the store failed: not to be sent once more.
-        self._taken: set[tuple[str, str]] = set()
+        # Webhooks with slow receivers: their messages are stored until none waits.
+        self._deferred: set[str] = set()
+        # Deliveries of a batch that has to be repeated because the store failed; they are not sent again.
+        self._delivered: set[tuple[str, str]] = set()
 
+    @override
     async def run(self, tasks: Sequence[Task]) -> AsyncGenerator[Sequence[Outcome], None]:
-        """See ``Step.run``."""
         await self._read_webhooks()
         wanted = self._wanted([cast("EventEnded", task.message) for task in tasks])
         if wanted:
-            tried = await asyncio.gather(*(self._tried(self._webhooks[name], told) for name, told in wanted.items()))
-            self._taken |= {(one.webhook_id, one.message_id) for some in tried for one in some.delivered}
-            kept = [one for some in tried for one in some.left]
-            await self._courier.store.keep(kept)
-            self._courier.counted("kept", len(kept))
-            for webhook_id, some in zip(wanted, tried, strict=True):
-                if some.failure is not None:
-                    changed = await self._courier.failed(self._webhooks[webhook_id], some.failure)
+            attempts = await asyncio.gather(
+                *(self._attempt(self._webhooks[name], messages) for name, messages in wanted.items())
+            )
+            self._delivered |= {(one.webhook_id, one.message_id) for attempt in attempts for one in attempt.delivered}
+            kept = [one for attempt in attempts for one in attempt.undelivered]
+            await self._delivery.store.keep(kept)
+            self._delivery.count("kept", len(kept))
+            for webhook_id, attempt in zip(wanted, attempts, strict=True):
+                if attempt.failure is not None:
+                    changed = await self._delivery.record_failure(self._webhooks[webhook_id], attempt.failure)
                     if changed is not None:
                         self._webhooks[webhook_id] = changed
-            self._taken.clear()
+            self._delivered.clear()
         yield [Finished()] * len(tasks)
 
+    @override
     async def close(self, task: Task, kind: str, reason: str) -> None:
-        """See ``Step.close``: a try of this step leaves nothing that the next would not do as well."""
+        pass  # attempts of this step leave nothing to undo
 
-    def give_up(self, task: Task, reason: str) -> tuple[Record, ...]:  # noqa: ARG002 - nothing follows this step
-        """See ``Step.give_up``."""
+    @override
+    def give_up(self, task: Task, reason: str) -> tuple[Record, ...]:
         return ()
 
     async def _read_webhooks(self) -> None:
-        if time.monotonic() - self._read_s < self._courier.settings.refresh_s:
+        if time.monotonic() - self._read_s < self._delivery.settings.refresh_s:
             return
         read_s = time.monotonic()
-        self._webhooks = {one.webhook_id: one for one in await self._courier.store.webhooks()}
-        if self._set_aside:
-            self._set_aside &= (await self._courier.store.waiting()).keys()
+        self._webhooks = {one.webhook_id: one for one in await self._delivery.store.webhooks()}
+        if self._deferred:
+            self._deferred &= (await self._delivery.store.waiting()).keys()
         self._read_s = read_s
 
     def _wanted(self, ends: Sequence[EventEnded]) -> dict[str, list[WaitingMessage]]:
@@ -83,23 +87,23 @@ class Notify:
                 if end.status.outcome not in webhook.outcomes:
                     continue
                 if webhook.state is WebhookState.DISABLED:
-                    self._courier.counted("dropped", 1)
-                elif (webhook.webhook_id, end.event_id) not in self._taken:
-                    # An end that came twice in a batch is one message.
-                    wanted[webhook.webhook_id].setdefault(end.event_id, told(end, webhook))
+                    self._delivery.count("dropped", 1)
+                elif (webhook.webhook_id, end.event_id) not in self._delivered:
+                    # A duplicate in a batch is one message.
+                    wanted[webhook.webhook_id].setdefault(end.event_id, webhook_message(end, webhook))
         return {webhook_id: list(messages.values()) for webhook_id, messages in wanted.items()}
 
-    async def _tried(self, webhook: KeptWebhook, messages: Sequence[WaitingMessage]) -> DeliveryAttempt:
-        if webhook.state is WebhookState.FAILING or webhook.webhook_id in self._set_aside:
+    async def _attempt(self, webhook: KeptWebhook, messages: Sequence[WaitingMessage]) -> DeliveryAttempt:
+        if webhook.state is WebhookState.FAILING or webhook.webhook_id in self._deferred:
             return DeliveryAttempt((), messages, None)
-        tried = await self._courier.deliver(webhook, messages, patience_s=self._courier.settings.patience_s)
-        if tried.left and tried.failure is None:
-            self._set_aside.add(webhook.webhook_id)
-        return tried
+        attempt = await self._delivery.deliver(webhook, messages, patience_s=self._delivery.settings.patience_s)
+        if attempt.undelivered and attempt.failure is None:
+            self._deferred.add(webhook.webhook_id)
+        return attempt
 
 
-def told(end: EventEnded, webhook: KeptWebhook) -> WaitingMessage:
-    """What a webhook is told of an end. An event ends once, so its id is the message's, however often it is sent."""
+def webhook_message(end: EventEnded, webhook: KeptWebhook) -> WaitingMessage:
+    """The message about a finished event. Its id is that of the event, so repeated deliveries have the same id."""
     status = end.status
     ended_ms = status.accepted_ms + max(status.stages_ms.values(), default=0.0)
     message = WebhookMessage(

@@ -1,8 +1,8 @@
 """documents.v1 → chunks.v1: fetch the content, parse it, split it.
 
-It does not look at the manifests: between two steps another version may be under way, so only the step that writes can
-say what a version changes. That keeps this step a function of the event alone. No version gives way to a newer one
-here: that one may still be refused by the index, and then this is the newest.
+The step does not read manifests. Another version may be in progress between two steps, so only the step that writes can
+determine what a version changes. This makes the step a function of the event alone. No version is superseded here: the
+index may still reject the newer one, and then the older one is the newest.
 """
 
 import asyncio
@@ -12,6 +12,8 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import cast
+
+from typing_extensions import override
 
 from infra.blobs.port import BlobCorrupt, BlobMissing, BlobStore
 from infra.kafka.codec import encode_plan
@@ -27,61 +29,62 @@ from streams.core.splitting import Splitter
 from streams.parsing.emptiness import why_empty
 from streams.parsing.parse import ParsedDocument
 from streams.parsing.sandbox import ParseFailed, ParserPool
-from streams.progress import ProgressLog
-from streams.runner import Task
+from streams.progress import ProgressReporter
+from streams.runner import Step, Task
 from streams.topology import StepName
 
 _INLINE_BYTES = MAX_RECORD_BYTES // 2
-"""Chunks beyond this go to the blob store; the rest of a plan, mostly metadata, is smaller than what is left."""
+"""Larger chunk lists are stored in the blob store. The rest of a plan, mostly metadata, fits into the other half."""
 
 _MAX_PASSAGES = 8_000
-"""One index change names what it added and removed, 29 bytes each. It fits a record even where it also removes what
-two versions before it left half done."""
+"""An index change contains the ids that it adds and removes, 29 bytes each. It fits a record even if it also removes
+the unfinished passages of two earlier versions."""
 
 _CONTENTS_AT_ONCE = 8
-"""Of one batch in memory: enough to fill the waits, and each may be as large as an upload."""
+"""Contents of a batch in memory at once. Enough to hide latency; each may be as large as an upload."""
 
-_QUICK_CHARS = 100_000
-"""Text up to this length is split in some 30 ms at most; longer ones must not hold up other events."""
+_INLINE_SPLIT_CHARS = 100_000
+"""Longest text that is split in the event loop, in at most about 30 ms. Longer texts must not delay other events."""
 
-_NOTHING = ParsedDocument(text="", title=None, media_type="")
-"""What a delete has to say."""
+_DELETED = ParsedDocument(text="", title=None, media_type="")
+"""The document of a delete."""
 
 
 @dataclass(frozen=True, slots=True)
-class Prepare:
-    """The step.
+class Prepare(Step):
+    """The prepare step.
 
     Attributes:
-        profile: names parser, splitter and model; chunks of different profiles never mix.
-        report: told when an event is chunked.
+        profile: identifies parser, splitter and model; chunks of different profiles never mix.
+        report: receives the progress of events.
     """
 
     blobs: BlobStore
     parsers: ParserPool
     splitter: Splitter
     profile: str
-    report: ProgressLog
+    report: ProgressReporter
 
     name = StepName.PREPARE
 
+    @override
     async def run(self, tasks: Sequence[Task]) -> AsyncGenerator[Sequence[Outcome], None]:
-        """See ``Step.run``."""
         async with aclosing(self._read(tasks)) as results:
             async for outcomes in results:
                 yield outcomes
 
+    @override
     async def close(self, task: Task, kind: str, reason: str) -> None:
-        """See ``Step.close``: a try of this step leaves nothing that the next would not do as well."""
+        pass  # attempts of this step leave nothing to undo
 
+    @override
     def give_up(self, task: Task, reason: str) -> tuple[Record, ...]:
-        """See ``Step.give_up``."""
-        return (self._ended(task, EventOutcome.DEAD_LETTER, reason),)
+        return (self._finished_plan(task, EventOutcome.DEAD_LETTER, reason),)
 
     async def _read(self, tasks: Sequence[Task]) -> AsyncGenerator[list[Outcome], None]:
-        """How tasks end, in their order: what follows begins while others are still read."""
-        free = asyncio.Semaphore(_CONTENTS_AT_ONCE)
-        reading = deque(asyncio.create_task(self._outcome(task, free), name="read-content") for task in tasks)
+        """Outcomes in the order of the tasks. Later tasks start while earlier ones are still being read."""
+        slots = asyncio.Semaphore(_CONTENTS_AT_ONCE)
+        reading = deque(asyncio.create_task(self._outcome(task, slots), name="read-content") for task in tasks)
         try:
             while reading:
                 await reading[0]
@@ -90,20 +93,20 @@ class Prepare:
                     ended.append(reading.popleft().result())
                 yield ended
         finally:
-            # Nothing of this try may go on beside the next one.
+            # No task of this attempt may run during the next one.
             for one in reading:
                 one.cancel()
             await asyncio.gather(*reading, return_exceptions=True)
 
-    async def _outcome(self, task: Task, free: asyncio.Semaphore) -> Outcome:
+    async def _outcome(self, task: Task, slots: asyncio.Semaphore) -> Outcome:
         event = cast("DocumentEvent", task.message)
         try:
-            async with free:
-                plan, chunks = await self.planned(event, self._position(task))
+            async with slots:
+                plan, chunks = await self.plan(event, self._position(task))
         except ParseFailed as failure:
-            return self._dead(task, failure.kind, str(failure))
+            return self._dead_letter(task, failure.kind, str(failure))
         except (BlobMissing, BlobCorrupt) as failure:
-            return self._dead(task, "content-lost", str(failure))
+            return self._dead_letter(task, "content-lost", str(failure))
         dumped = dump_chunks(chunks)
         if len(dumped) <= _INLINE_BYTES:
             plan = plan.model_copy(update={"chunks": tuple(chunks)})
@@ -112,48 +115,53 @@ class Prepare:
         self.report.reached(event, Stage.CHUNKED, plan.chunked_ms)
         return Finished((encode_plan(plan, task.partition, task.traceparent),))
 
-    async def planned(self, event: DocumentEvent, position: str) -> tuple[ChunkPlan, list[PlannedChunk]]:
-        """The plan of a document version, which refers to no chunks yet, and its chunks.
+    async def plan(self, event: DocumentEvent, position: str) -> tuple[ChunkPlan, list[PlannedChunk]]:
+        """The plan of a document version, still without its chunks, and the chunks.
 
         Raises:
-            ParseFailed, BlobMissing, BlobCorrupt: see there.
+            ParseFailed: the content cannot be read.
+            BlobMissing, BlobCorrupt: the content is lost.
         """
         parsed, chunks, reason = await self._chunks(event)
-        found = {
+        update = {
             "title": event.title or parsed.title,
             "content_metadata": _content_metadata(event, parsed),
             "reason": reason,
         }
-        return self._plan(event, position).model_copy(update=found), chunks
+        return self._plan_without_chunks(event, position).model_copy(update=update), chunks
 
     async def _chunks(self, event: DocumentEvent) -> tuple[ParsedDocument, list[PlannedChunk], str | None]:
-        """What the event's content holds, and its chunks; without chunks, why there are none."""
+        """The parsed content, its chunks, and the reason if there are none."""
         if event.change is Change.DELETED:
-            return _NOTHING, [], None
+            return _DELETED, [], None
         content = await self.blobs.get(cast("BlobRef", event.content))
         parsed = await self.parsers.parse(content, event.content_type, event.file_name)
         title = event.title or parsed.title
-        if len(parsed.text) <= _QUICK_CHARS:
+        if len(parsed.text) <= _INLINE_SPLIT_CHARS:
             chunks = self.splitter.split(parsed.text, title)
         else:
             chunks = await asyncio.to_thread(self.splitter.split, parsed.text, title)
         if len(chunks) > _MAX_PASSAGES:
-            raise ParseFailed("too-large", f"it has {len(chunks)} passages, the limit is {_MAX_PASSAGES}: divide it")
+            raise ParseFailed(
+                "too-large", f"the document has {len(chunks)} passages, the limit is {_MAX_PASSAGES}: split it"
+            )
         return parsed, chunks, None if chunks else why_empty(content, parsed.media_type)
 
-    def _dead(self, task: Task, kind: str, reason: str) -> DeadLetter:
+    def _dead_letter(self, task: Task, kind: str, reason: str) -> DeadLetter:
         return DeadLetter(kind, reason, self.give_up(task, reason))
 
-    def _ended(self, task: Task, outcome: EventOutcome, reason: str) -> Record:
+    def _finished_plan(self, task: Task, outcome: EventOutcome, reason: str) -> Record:
         event = cast("DocumentEvent", task.message)
-        plan = self._plan(event, self._position(task)).model_copy(update={"outcome": outcome, "reason": reason})
+        plan = self._plan_without_chunks(event, self._position(task)).model_copy(
+            update={"outcome": outcome, "reason": reason}
+        )
         return encode_plan(plan, task.partition, task.traceparent)
 
     @staticmethod
     def _position(task: Task) -> str:
         return str(Position(task.partition, task.offset))
 
-    def _plan(self, event: DocumentEvent, position: str) -> ChunkPlan:
+    def _plan_without_chunks(self, event: DocumentEvent, position: str) -> ChunkPlan:
         return ChunkPlan(
             event=event,
             position=position,
@@ -163,6 +171,6 @@ class Prepare:
 
 
 def _content_metadata(event: DocumentEvent, parsed: ParsedDocument) -> dict[str, IndexedMetadataValue]:
-    """What the content says of itself and its sender does not, as far as there is room beside what the sender says."""
+    """Metadata from the content that the sender has not set, up to the maximum number of entries."""
     new = [(name, value) for name, value in parsed.metadata.items() if name not in event.metadata]
     return dict(new[: MAX_METADATA_ENTRIES - len(event.metadata)])

@@ -73,6 +73,31 @@ def test_modules_have_at_most_450_lines():
     assert long == {}
 
 
+LEVELS = {"debug", "info", "warning", "error", "exception", "critical"}
+
+
+def test_loggers_have_one_name_and_log_events_are_identifiers():
+    offences, events = [], 0
+    for file in SOURCES:
+        place = file.relative_to(ROOT).as_posix()
+        for node in ast.walk(ast.parse(file.read_text())):
+            match node:
+                case (
+                    ast.Assign(targets=[ast.Name(id=name)], value=ast.Call(func=ast.Attribute(attr="get_logger")))
+                    | ast.AnnAssign(target=ast.Name(id=name), value=ast.Call(func=ast.Attribute(attr="get_logger")))
+                ) if name != "_log":
+                    offences.append(f"{place}:{node.lineno}: logger {name}")
+                case ast.Call(func=ast.Attribute(value=ast.Name(id="_log"), attr=level), args=[event, *_]) if (
+                    level in LEVELS
+                ):
+                    events += 1
+                    text = event.value if isinstance(event, ast.Constant) else None
+                    if text is None or not re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", text):
+                        offences.append(f"{place}:{node.lineno}: event {ast.unparse(event)}")
+    assert events > 30
+    assert offences == []
+
+
 def test_generated_contracts_and_configuration_are_current(capsys):
     assert compare_contracts(["--check"]) == 0, capsys.readouterr().err
 

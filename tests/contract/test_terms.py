@@ -17,9 +17,9 @@ from infra.settings import Settings
 from schemas.documents import DocumentKey
 from schemas.index import StoredChunk
 from schemas.search import Access, Hit, HybridSearch
-from streams.core.invalidation.bm25 import idf, inverse_norms, length_code, share
-from streams.core.invalidation.compiled import product
-from streams.core.invalidation.sweep import DOUBT
+from streams.core.invalidation.bm25 import idf, inverse_norms, length_code, term_score
+from streams.core.invalidation.compiled import dot_product
+from streams.core.invalidation.sweep import SCORE_TOLERANCE
 
 DIMENSION = 8
 TEXTS = ("Hotels cost 120 dollars.", "The hotel is closed.", "Trains run at night, and trains run by day.", "Ask HR.")
@@ -183,7 +183,7 @@ async def compare_scores(index, terms, question, count):
         has = Counter(counted[found.chunk_id])
         inverse = inverses[length_code(has.total())]
         worth = [
-            share(weights[term] * np.float32(repeats), np.float32(has[term]), inverse)
+            term_score(weights[term] * np.float32(repeats), np.float32(has[term]), inverse)
             for term, repeats in terms_of_question.items()
         ]
         assert np.float32(np.array(worth).sum(dtype=np.float64)) == np.float32(found.score), (has, found)
@@ -235,8 +235,8 @@ async def test_vector_scores_computed_in_python_are_within_the_tolerance_of_the_
         [candidates] = await index.search([HybridSearch("hotel", question, Access("acme", ("hr",)), 100)])
     assert len(candidates.vector) == len(vectors)
     for found in candidates.vector:
-        score = (1 + float(product(question, vectors[int(found.chunk_id[1:])]))) / 2
-        assert abs(found.score - score) < DOUBT / 2
+        score = (1 + float(dot_product(question, vectors[int(found.chunk_id[1:])]))) / 2
+        assert abs(found.score - score) < SCORE_TOLERANCE / 2
 
 
 @pytest.mark.stack

@@ -9,11 +9,11 @@ import numpy as np
 
 from schemas.index import StoredChunk
 from schemas.search import Access, HybridSearch
-from streams.core.invalidation.bm25 import idf, inverse_norms, length_code, share
+from streams.core.invalidation.bm25 import idf, inverse_norms, length_code, term_score
 from streams.core.invalidation.compiling import compile_loops
 from streams.core.invalidation.evidence import Change, Evidence, Passage, Statistics, TermCounts
 from streams.core.invalidation.exact import Exact
-from streams.core.invalidation.fused import top_of
+from streams.core.invalidation.fused import fused_top
 
 DIMENSION, WORDS, PASSAGES, KEPT, FUSED, TOP_K, RRF_K = 128, 400, 1_500, 80, 50, 5, 60
 FEW, MANY = 4_000, 16_000
@@ -42,7 +42,7 @@ class Corpus:
         self.shares = {}
         for term in held:
             counts = np.array([one.terms.frequencies.get(term, 0) for one in self.passages.values()], dtype=np.float32)
-            self.shares[term] = share(idf(np.array([held[term]]), PASSAGES)[0], counts, inverses)
+            self.shares[term] = term_score(idf(np.array([held[term]]), PASSAGES)[0], counts, inverses)
 
     def passage(self, name, version):
         words = self.random.choices(range(WORDS), self.weights, k=self.random.randint(40, 120))
@@ -63,11 +63,11 @@ class Corpus:
             for at in np.argsort(-by_terms)[:KEPT]
             if by_terms[at] > 0
         ]
-        best = top_of(
+        best = fused_top(
             [name for name, _ in vector_window],
             [name for name, _ in lexical_window],
             TOP_K,
-            places=FUSED,
+            candidates=FUSED,
             rrf_k=RRF_K,
         )
         return Evidence(
@@ -104,7 +104,7 @@ def test_time_is_linear_and_memory_bounded():
         times_s = []
         for policy in (few, many):
             began_s = time.perf_counter()
-            policy.judge(change, corpus.statistics)
+            policy.evaluate(change, corpus.statistics)
             times_s.append(time.perf_counter() - began_s)
         ratios.append(times_s[1] / times_s[0])
     assert len(many) > MANY / 2, "most answers were evaluated to the end"

@@ -21,14 +21,14 @@ from schemas.documents import DocumentKey, Outcome
 from schemas.events import IndexChange, StageTimes
 from schemas.index import StoredChunk
 from schemas.search import Access
-from streams.evaluation import Fusion, SliceEvaluators
+from streams.evaluation import FusionParameters, SliceEvaluators
 from streams.runner import Task
 from streams.steps.invalidate import Invalidate
 
 TENANT = "acme"
 DIMENSION = 16
 DOCUMENTS = 6
-FUSION = Fusion(DIMENSION, kept=12, fused=5, rrf_k=60)
+FUSION = FusionParameters(DIMENSION, kept=12, fused=5, rrf_k=60)
 WORDS = ["hotel", "train", "leave", "laptop", "budget", "policy", "night", "visa", "badge", "desk"]
 READERS = (Access(TENANT), Access(TENANT, ("hr",)))
 

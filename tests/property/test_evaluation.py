@@ -24,6 +24,7 @@ def new_history(seed, **options):
 
 @settings(max_examples=8, deadline=None)
 @example(seed=23214, slices=1, changes=2, rechecks=0)
+@example(seed=37582, slices=1, changes=2, rechecks=0)
 @given(
     seed=st.integers(0, 2**32),
     slices=st.sampled_from((1, 3)),

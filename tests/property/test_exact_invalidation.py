@@ -17,8 +17,8 @@ from query.retrieval.fusion import fuse
 from schemas.documents import DocumentKey
 from schemas.index import StoredChunk
 from schemas.search import Access, Hit, HybridSearch, Windows
-from streams.core.invalidation.compiled import MOST_COUNTED
-from streams.core.invalidation.evidence import Change, Evidence, Passage, Statistics, TermCounts, Verdict
+from streams.core.invalidation.compiled import MAX_FREQUENCY
+from streams.core.invalidation.evidence import Change, Evaluation, Evidence, Passage, Statistics, TermCounts
 from streams.core.invalidation.exact import MAX_TERMS, Exact
 
 DIMENSION = 4
@@ -183,7 +183,7 @@ def test_exact_agrees_with_recomputing_everything(seed, kept, fused):
         before = {key: set(corpus.sources(*arguments, fused=fused)) for key, arguments in questions.items()}
         added = [passage(name, rng, version=version) for name in (*fresh, *rewritten)]
         change = corpus.change(removed, added)
-        verdict = policy.judge(change, corpus.statistics())
+        verdict = policy.evaluate(change, corpus.statistics())
         for key, arguments in questions.items():
             if key not in expected:
                 continue
@@ -229,7 +229,7 @@ def test_evaluation_agrees_with_the_search_for_any_term_frequency(seed, kept):
         removed = rng.sample(sorted(corpus.passages), rng.randint(0, 2))
         added = [passage(f"v{version}-{number}", rng, version=version, words=extreme(rng)) for number in range(2)]
         change = corpus.change(removed, added)
-        verdict = policy.judge(change, corpus.statistics())
+        verdict = policy.evaluate(change, corpus.statistics())
         for key in verdict.drop:
             expected.pop(key, None)
         put = {key: corpus.evidence(key, *questions[key], fused=3) for key in verdict.recheck & expected.keys()}
@@ -256,16 +256,16 @@ def test_a_term_frequency_above_the_limit_rechecks_only_the_affected_answer():
     for key in ("hotel", "train"):
         policy.put(evidence_for(corpus, key, key))
     # Far from both questions, so that the vector retriever finds it for neither.
-    often = Counter(hotel=MOST_COUNTED + 1)
+    often = Counter(hotel=MAX_FREQUENCY + 1)
     far = replace(passage("far", rng, groups=(), words=often), vector=-unit(random.Random(7)))
     hidden = replace(far, chunk=far.chunk.model_copy(update={"groups": ("hr",)}))
-    assert policy.judge(Change(frozenset(), (hidden,)), corpus.statistics()) == Verdict()
-    verdict = policy.judge(corpus.change([], [far]), corpus.statistics())
-    assert verdict == Verdict(frozenset(), frozenset({"hotel"}))
+    assert policy.evaluate(Change(frozenset(), (hidden,)), corpus.statistics()) == Evaluation()
+    verdict = policy.evaluate(corpus.change([], [far]), corpus.statistics())
+    assert verdict == Evaluation(frozenset(), frozenset({"hotel"}))
     # The repeated search finds it, but its score remains unknown: each later change repeats the search.
     policy.put(evidence_for(corpus, "hotel", "hotel"))
     other = replace(passage("other", rng, groups=(), words=["visa"]), vector=-unit(random.Random(7)))
-    assert policy.judge(Change(frozenset(), (other,)), corpus.statistics()).recheck == {"hotel"}
+    assert policy.evaluate(Change(frozenset(), (other,)), corpus.statistics()).recheck == {"hotel"}
 
 
 @settings(deadline=None)
@@ -278,8 +278,8 @@ def test_a_repeated_evaluation_keeps_answers_that_reflect_the_change(seed):
     policy = Exact(dimension=DIMENSION, kept=60, fused=6, rrf_k=K)
     for number in range(8):
         policy.put(corpus.evidence(f"q{number}", *question(rng, window=60), 3, fused=6))
-    assert policy.judge(change, corpus.statistics()) == Verdict()
-    assert policy.judge(change, corpus.statistics()) == Verdict()
+    assert policy.evaluate(change, corpus.statistics()) == Evaluation()
+    assert policy.evaluate(change, corpus.statistics()) == Evaluation()
 
 
 def test_a_repeated_evaluation_keeps_an_order_within_rounding_error():
@@ -304,7 +304,7 @@ def test_a_repeated_evaluation_keeps_an_order_within_rounding_error():
             lexical_window=(("first", first.terms), ("second", second.terms)),
         )
     )
-    assert policy.judge(Change(frozenset(), (second,)), corpus.statistics()) == Verdict()
+    assert policy.evaluate(Change(frozenset(), (second,)), corpus.statistics()) == Evaluation()
 
 
 def evidence_for(corpus, text, key="q", *, top_k=1):
@@ -320,10 +320,10 @@ def test_an_answer_with_too_many_terms_is_rechecked_on_each_change():
     corpus.frozen = Statistics(1, 1, {f"term{number}": 1 for number in range(MAX_TERMS + 1)})
     policy.put(evidence_for(corpus, " ".join(corpus.frozen.frequencies)))
     nothing = Change(frozenset(), ())
-    assert policy.judge(nothing, corpus.statistics()) == Verdict()
-    assert policy.judge(corpus.change([], [passage("c1", rng, groups=())]), corpus.statistics()).recheck == {"q"}
-    assert policy.judge(corpus.change(["c0"], []), corpus.statistics()).drop == {"q"}, "c0 was its source"
-    assert policy.judge(corpus.change(["c1"], []), corpus.statistics()) == Verdict()
+    assert policy.evaluate(nothing, corpus.statistics()) == Evaluation()
+    assert policy.evaluate(corpus.change([], [passage("c1", rng, groups=())]), corpus.statistics()).recheck == {"q"}
+    assert policy.evaluate(corpus.change(["c0"], []), corpus.statistics()).drop == {"q"}, "c0 was its source"
+    assert policy.evaluate(corpus.change(["c1"], []), corpus.statistics()) == Evaluation()
 
 
 def test_an_answer_with_too_many_terms_is_altered_if_the_repeated_retrieval_has_other_sources():
@@ -346,9 +346,24 @@ def test_an_answer_without_sources_is_dropped_by_the_first_passage_with_access()
     policy = Exact(dimension=DIMENSION, kept=10, fused=5, rrf_k=K)
     policy.put(evidence_for(corpus, "hotel"))
     hidden = corpus.change([], [passage("c0", rng, groups=("hr",))])
-    assert policy.judge(hidden, corpus.statistics()) == Verdict()
+    assert policy.evaluate(hidden, corpus.statistics()) == Evaluation()
     shown = corpus.change([], [passage("c1", rng, groups=())])
-    assert policy.judge(shown, corpus.statistics()).drop == {"q"}
+    assert policy.evaluate(shown, corpus.statistics()).drop == {"q"}
+
+
+def test_an_answer_is_dropped_when_a_source_is_removed_that_is_no_candidate():
+    """A source that a later change has removed from the index is no candidate in evidence that is loaded afterwards."""
+    rng = random.Random(1)
+    corpus = Corpus({f"c{n}": passage(f"c{n}", rng, groups=(), words=["hotel"] * (n + 1)) for n in range(2)})
+    policy = Exact(dimension=DIMENSION, kept=10, fused=5, rrf_k=K)
+    evidence = evidence_for(corpus, "hotel", top_k=2)
+    others = {
+        name: tuple(one for one in getattr(evidence, name) if one[0] != "c0")
+        for name in ("vector_window", "lexical_window")
+    }
+    policy.put(replace(evidence, **others))
+    assert policy.evaluate(corpus.change([], []), corpus.statistics()) == Evaluation()
+    assert policy.evaluate(corpus.change(["c0"], []), corpus.statistics()).drop == {"q"}
 
 
 @pytest.mark.parametrize(
@@ -377,7 +392,7 @@ def test_the_simple_policies(policy, other_chunk, same_chunk, nothing):
         kept.put(evidence_for(before, "hotel"))
         cited = evidence_for(before, "hotel").sources[0][0]
         changed = before.change(*change(cited))
-        return kept.judge(changed, before.statistics()).drop
+        return kept.evaluate(changed, before.statistics()).drop
 
     assert dropped_by(lambda cited: ([next(name for name in "ab" if name != cited)], [])) == other_chunk
     assert dropped_by(lambda cited: ([cited], [])) == same_chunk

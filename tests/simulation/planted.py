@@ -29,10 +29,10 @@ class CommitsPastAHole(LaneCommits):
 
 
 class FinishesBeforeItIsDurable(Runner):
-    async def _end(self, unended, outcomes):
-        for delivery, _ in list(unended)[: len(outcomes)]:
+    async def _finish(self, unfinished, outcomes):
+        for delivery, _ in list(unfinished)[: len(outcomes)]:
             delivery.done()
-        await super()._end(unended, outcomes)
+        await super()._finish(unfinished, outcomes)
 
 
 class KeepsNoTombstone(WatchedIndex):
@@ -74,10 +74,10 @@ class ClaimsAfterwards(Index):
     async def _write(self, changes, vectors, fresh, unreported):  # noqa: ARG002 - as above
         await self._make_searchable(changes, vectors)
         await self.index.store_vectors(fresh)
-        await self.index.put_manifests(
-            [ManifestWrite(completed(one.write.claim, now_ms=0), one.found.replaces) for one in changes]
-        )
-        return [self._outcome(change) for change in changes]
+        for change in changes:
+            change.manifest = completed(change.write.claim, now_ms=0)
+        await self.index.put_manifests([ManifestWrite(one.manifest, one.found.replaces) for one in changes])
+        return [(self._outcome(one), one.manifest) for one in changes]
 
 
 class LetsAFailedVersionSupersede(Index):
@@ -206,9 +206,9 @@ class ReportsOnlyRecordedStates(EventStatuses):
 class DiscardsFailedMessages(Notify):
     """Continues after a failed delivery without keeping the message."""
 
-    async def _tried(self, webhook, messages):
-        tried = await super()._tried(webhook, messages)
-        return replace(tried, left=())
+    async def _attempt(self, webhook, messages):
+        attempt = await super()._attempt(webhook, messages)
+        return replace(attempt, undelivered=())
 
 
 class ReportsOutcomesBeforeDrops(Invalidate):

@@ -9,8 +9,8 @@ from receivers import webhook_delivery
 from shaky_twins import DIMENSION, PARTITIONS, ROOM, Parsers, Splitter
 
 from infra.settings import AnswerSettings, StreamSettings
-from streams.evaluation import Fusion, SliceEvaluators
-from streams.progress import StatesProgress
+from streams.evaluation import FusionParameters, SliceEvaluators
+from streams.progress import EventStateProgress
 from streams.runner import Delivery, Step
 from streams.topology import TOPOLOGY, StepName
 from streams.webhook_retries import WebhookRetries
@@ -66,14 +66,14 @@ class Worker:
 
     def _made(self, step: StepName) -> Step:
         world = self._world
-        parts, progress = world.parts, StatesProgress(world.states)
+        parts, progress = world.parts, EventStateProgress(world.states)
         if step is StepName.PREPARE:
             return parts.prepare(world.blobs, Parsers(), Splitter(), "profile", progress)
         if step is StepName.INDEX:
             return parts.step(world.index, world.embedder, world.blobs, "g1", 3, progress)
         if step is StepName.NOTIFY:
             return parts.notify(webhook_delivery(world))
-        fusion = Fusion(DIMENSION, kept=ROOM, fused=ROOM, rrf_k=60)
+        fusion = FusionParameters(DIMENSION, kept=ROOM, fused=ROOM, rrf_k=60)
         evaluators = SliceEvaluators(world.cache, world.index, world.index, fusion=fusion, settings=AnswerSettings())
         return parts.invalidate(world.cache, evaluators, world.states)
 

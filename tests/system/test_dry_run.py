@@ -81,7 +81,7 @@ async def test_the_reported_answers_are_those_that_the_edit_drops(installation, 
     assert (await services.document("room-3.md"))["version"] == report["version"] - 1
     assert (report["document_id"], report["answers"]) == ("room-3.md", len(QUESTIONS))
     assert report["added"] >= 1
-    certain = {one["question"] for one in report["touched"] if one["why"] != "unclear"}
+    certain = {one["question"] for one in report["affected"] if one["reason"] != "uncertain"}
     assert "who drinks coffee" in certain
     assert certain < set(QUESTIONS)
 
@@ -92,8 +92,8 @@ async def test_the_reported_answers_are_those_that_the_edit_drops(installation, 
     report = await run(installation, "--delete", "room-7.md")
     assert (report["added"], report["kept"]) == (0, 0)
     assert report["removed"] >= 1
-    certain = {one["question"] for one in report["touched"]}
-    assert {one["why"] for one in report["touched"]} == {"cites"}
+    certain = {one["question"] for one in report["affected"]}
+    assert {one["reason"] for one in report["affected"]} == {"source_changed"}
     await services.ended((await services.delete("room-7.md"))["event_id"])
     assert set(QUESTIONS) - await cached(services) == certain
 
@@ -102,7 +102,7 @@ async def test_unchanged_content_affects_nothing_and_unreadable_content_is_repor
     text = room(5, 5).encode()
     await services.ended((await services.put("room-5.md", text, "text/markdown"))["event_id"])
     found = await dry_run(installation.settings, "room-5.md", text, file_name="room-5.md")
-    assert (found.added, found.removed, found.touched) == (0, 0, ())
+    assert (found.added, found.removed, found.affected) == (0, 0, ())
     assert found.kept >= 1
     with pytest.raises(Unprocessable):
         await dry_run(installation.settings, "broken.pdf", b"%PDF-1.7 not really", file_name="broken.pdf")
@@ -134,8 +134,8 @@ async def test_term_frequencies_of_an_edit_are_counted_as_the_search_counts_them
     edit = "zebra " * OFTEN
     (tmp_path / "edit.txt").write_text(edit)
     report = await run(installation, str(tmp_path / "edit.txt"), "--id", "zebras.txt")
-    [touched] = [one for one in report["touched"] if one["question"] == "zebra"]
-    assert (touched["why"], touched["lexical_rank"]) == ("comes_in", 1)
+    [affected] = [one for one in report["affected"] if one["question"] == "zebra"]
+    assert (affected["reason"], affected["lexical_rank"]) == ("enters_results", 1)
 
     await services.ended((await services.put("zebras.txt", edit.encode(), "text/plain"))["event_id"])
     after = await services.ask("zebra", **question)

@@ -21,7 +21,7 @@ from bench.traffic import SimulatedTraffic, SimulationTiming
 from schemas.index import StoredChunk
 from schemas.search import Access, HybridSearch
 from streams.core.invalidation.bm25 import LENGTHS, length_code
-from streams.core.invalidation.evidence import Change, Passage, TermCounts, Verdict
+from streams.core.invalidation.evidence import Change, Evaluation, Passage, TermCounts
 from streams.core.invalidation.exact import Exact
 
 ACCESS = Access("bench")
@@ -83,31 +83,31 @@ def test_stale_and_drifted_answers(cached, fresh, state):
 class IgnoresAddedPassages(Exact):
     """A policy that considers cited passages only."""
 
-    def judge(self, change, statistics):
-        return super().judge(Change(change.removed, ()), statistics)
+    def evaluate(self, change, statistics):
+        return super().evaluate(Change(change.removed, ()), statistics)
 
 
 class IgnoresLexicalRetriever(Exact):
     """Only the vector retriever notices added passages."""
 
-    def _find_by_terms(self, _passages, _new, _fusion, count):
+    def _find_lexical_insertions(self, _passages, _additions, _scoring, count):
         return count
 
 
 class NeverRechecks(Exact):
     """Answers with too few remaining candidates are kept."""
 
-    def judge(self, change, statistics):
-        return replace(super().judge(change, statistics), recheck=frozenset())
+    def evaluate(self, change, statistics):
+        return replace(super().evaluate(change, statistics), recheck=frozenset())
 
 
 class InvalidatesEverything(Exact):
     """Every answer is invalidated by every change."""
 
-    def judge(self, change, statistics):
+    def evaluate(self, change, statistics):
         keys = frozenset(self._rows)
-        super().judge(change, statistics)
-        return Verdict(drop=keys)
+        super().evaluate(change, statistics)
+        return Evaluation(drop=keys)
 
 
 TIMING = SimulationTiming(change_every_s=2.0, ttl_s=1e9)

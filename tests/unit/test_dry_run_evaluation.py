@@ -12,15 +12,15 @@ from infra.redis.memory_states import MemoryEventStates
 from infra.settings import AnswerSettings
 from schemas.index import StoredChunk
 from schemas.search import Access, HybridSearch
-from streams.core.invalidation.change_log import written
+from streams.core.invalidation.change_log import encode_changes
 from streams.core.invalidation.entrants import entrant
 from streams.core.invalidation.evidence import Change, Evidence, Passage, Statistics, TermCounts
-from streams.dry_run import DryRun, NotNow
-from streams.evaluation import Fusion, SliceEvaluators
+from streams.dry_run import DryRun, DryRunUnavailable
+from streams.evaluation import FusionParameters, SliceEvaluators
 from streams.steps.invalidate import Invalidate
 
 KEPT, FUSED = 12, 5
-FUSION = Fusion(DIMENSION, kept=KEPT, fused=FUSED, rrf_k=60)
+FUSION = FusionParameters(DIMENSION, kept=KEPT, fused=FUSED, rrf_k=60)
 QUESTIONS = ("blue room", "coffee machine")
 DOCUMENTS = (
     plan(1, "blue room booked", "green room plants"),
@@ -72,9 +72,9 @@ class World:
 
     async def told(self, content):
         """Question → why, as a dry run tells it."""
-        found = await self.rehearsal().rehearse(event(9, content), content or b"")
+        found = await self.rehearsal().run(event(9, content), content or b"")
         assert found.answers == len(QUESTIONS)
-        return {one.question: one.why for one in found.touched}
+        return {one.question: one.reason for one in found.affected}
 
     async def done(self, content):
         """Which answers the step drops then."""
@@ -104,10 +104,10 @@ async def world():
 @pytest.mark.parametrize(
     ("content", "why"),
     [
-        (None, {"blue room": "cites"}),
-        (b"green room plants", {"blue room": "cites"}),
+        (None, {"blue room": "source_changed"}),
+        (b"green room plants", {"blue room": "source_changed"}),
         (b"blue room booked\ngreen room plants\nred chairs", {}),
-        (b"blue room booked\ngreen room plants\ncoffee machine", {"coffee machine": "comes_in"}),
+        (b"blue room booked\ngreen room plants\ncoffee machine", {"coffee machine": "enters_results"}),
     ],
     ids=["delete", "a passage goes", "nothing near", "a passage comes in"],
 )
@@ -118,7 +118,7 @@ async def test_what_is_told_is_what_the_step_does(world, content, why):
 
 async def test_the_passage_that_comes_in_is_told_with_its_places(world):
     content = b"blue room booked\ngreen room plants\nred chairs\ncoffee machine"
-    [one] = (await world.rehearsal().rehearse(event(9, content), content)).touched
+    [one] = (await world.rehearsal().run(event(9, content), content)).affected
     assert (one.passage, one.vector_rank, one.lexical_rank) == ("coffee machine", 1, 1)
 
 
@@ -126,7 +126,7 @@ async def test_the_passage_that_comes_in_is_told_with_its_places(world):
 async def test_an_index_that_fails_while_answers_are_read_is_no_all_clear(world, waits):
     if waits:
         for number in range(world.cache.count):
-            await world.cache.append("acme", number, {0: 1}, written([world.changes[1]]))
+            await world.cache.append("acme", number, {0: 1}, encode_changes([world.changes[1]]))
     term_counts, failed = world.bench.index.term_counts, []
 
     async def fails_once(wanted):
@@ -140,13 +140,13 @@ async def test_an_index_that_fails_while_answers_are_read_is_no_all_clear(world,
         await world.told(None)
     assert failed
     assert await world.there() == set(QUESTIONS)
-    assert await world.told(None) == {"blue room": "cites"}
+    assert await world.told(None) == {"blue room": "source_changed"}
 
 
 async def test_an_edit_of_more_passages_than_are_judged_drops_all():
     world = World(AnswerSettings(judged_passages=1))
     await world.fill()
-    assert await world.told(None) == dict.fromkeys(QUESTIONS, "unjudged")
+    assert await world.told(None) == dict.fromkeys(QUESTIONS, "not_evaluated")
     assert await world.done(None) == set(QUESTIONS)
 
 
@@ -154,13 +154,13 @@ async def test_changes_that_wait_and_are_too_many_are_said():
     world = World(AnswerSettings(judged_passages=2))
     await world.fill()
     for number in range(world.cache.count):
-        await world.cache.append("acme", number, {0: 1}, written(world.changes))
-    with pytest.raises(NotNow, match="3 passages changed at once"):
+        await world.cache.append("acme", number, {0: 1}, encode_changes(world.changes))
+    with pytest.raises(DryRunUnavailable, match="3 passages changed at once"):
         await world.told(None)
     assert await world.there() == set(QUESTIONS)
 
 
-@pytest.mark.parametrize(("rechecks", "why"), [(64, "unclear"), (0, "unjudged")])
+@pytest.mark.parametrize(("rechecks", "why"), [(64, "uncertain"), (0, "not_evaluated")])
 async def test_answers_that_had_to_be_retrieved_again_are_told_as_such(rechecks, why):
     # When a passage that is no source goes, a window that did not hold all there is has nothing for its place.
     world = World(AnswerSettings(rechecks=rechecks), window=2)
@@ -170,7 +170,7 @@ async def test_answers_that_had_to_be_retrieved_again_are_told_as_such(rechecks,
     assert told
     assert set(told.values()) == {why}
     # What is unclear the step retrieves again; what is too much it drops.
-    assert dropped == (told.keys() if why == "unjudged" else set())
+    assert dropped == (told.keys() if why == "not_evaluated" else set())
 
 
 # Which passage comes in

@@ -1,14 +1,14 @@
 """Outcomes are returned in the order of their records."""
 
 from schemas.records import Record
-from streams.core.in_order import InOrder
+from streams.core.in_order import OrderedOutcomes
 from streams.core.outcomes import DeadLetter, Finished
 
 OWN = Finished((Record("topic", b"key", b"own"),))
 
 
 def test_an_outcome_waits_for_those_of_earlier_records():
-    outcomes = InOrder()
+    outcomes = OrderedOutcomes()
     outcomes.add({1: OWN})
     assert 1 in outcomes
     assert outcomes.ready() == []

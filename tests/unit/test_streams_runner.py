@@ -138,7 +138,7 @@ async def test_one_poisonous_record_costs_only_itself():
     assert done == [0, 1, 2]
     told = values(streams, CHUNKS.name)
     assert (told[0], told[2]) == ("d0", "d2")
-    assert told[1].startswith("gave up bad: failed 3 times, at last with ValueError: this document is poison")
+    assert told[1].startswith("gave up bad: failed 3 times, last error: ValueError: this document is poison")
     [letter] = streams.log[DEAD_LETTERS.name, 0]
     headers = dict(letter.headers)
     assert headers["__connect.errors.topic"] == b"documents.v1"
@@ -205,7 +205,7 @@ async def test_a_single_attempt_may_be_all_there_is():
     settings = SETTINGS.model_copy(update={"attempts": 1})
     streams, done, _ = await ended(step, [record("bad"), record("d1")], settings)
     assert done == [0, 1]
-    assert values(streams, CHUNKS.name)[0].startswith("gave up bad: failed 1 times, at last with ValueError")
+    assert values(streams, CHUNKS.name)[0].startswith("gave up bad: failed 1 times, last error: ValueError")
 
 
 @pytest.mark.parametrize("failing", [0, 1, 9])

@@ -24,7 +24,7 @@ from schemas.topics import MAX_RECORD_BYTES
 from streams.core.outcomes import DeadLetter, Finished
 from streams.core.planned_chunks import load_chunks
 from streams.core.splitting import embedding_text
-from streams.evaluation import Fusion, SliceEvaluator, SliceEvaluators
+from streams.evaluation import FusionParameters, SliceEvaluator, SliceEvaluators
 from streams.parsing.emptiness import why_empty
 from streams.parsing.parse import ParsedDocument
 from streams.parsing.sandbox import ParseFailed
@@ -186,7 +186,11 @@ async def test_a_plan_without_passages_says_why(prepare, blobs):
     ("content", "media_type", "said"),
     [
         (b"%PDF-", "application/pdf", "no text layer"),
-        (b"PK", "application/vnd.openxmlformats-officedocument.presentationml.presentation", "pictures are not read"),
+        (
+            b"PK",
+            "application/vnd.openxmlformats-officedocument.presentationml.presentation",
+            "text in images is not recognised",
+        ),
         (b" ", "text/html", "no text"),
         (b"", "application/pdf", "is empty"),
     ],
@@ -215,7 +219,7 @@ async def test_more_passages_than_one_index_change_can_name_are_a_dead_letter(pr
     await blobs.put(content)
     [(outcome, plan)] = await prepared(prepare, event(1, content))
     assert outcome.kind == "too-large"
-    assert plan.reason == "it has 8001 passages, the limit is 8000: divide it"
+    assert plan.reason == "the document has 8001 passages, the limit is 8000: split it"
 
 
 # index
@@ -793,7 +797,9 @@ def changed(offset, outcome=Outcome.DONE, *, tenant="acme", added=("x",), partit
 
 def invalidating(cache, states):
     index = MemoryIndex(DIMENSION)
-    judges = SliceEvaluators(cache, index, index, fusion=Fusion(DIMENSION, 12, 5, 60), settings=AnswerSettings())
+    judges = SliceEvaluators(
+        cache, index, index, fusion=FusionParameters(DIMENSION, 12, 5, 60), settings=AnswerSettings()
+    )
     return Invalidate(cache, judges, states)
 
 
@@ -876,7 +882,7 @@ async def test_states_out_of_reach_do_not_hold_back_invalidation():
 async def test_evidence_is_read_ahead_also_after_a_mistake(monkeypatch):
     index = MemoryIndex(DIMENSION)
     judges = SliceEvaluators(
-        MemoryAnswerCache(), index, index, fusion=Fusion(DIMENSION, 12, 5, 60), settings=AnswerSettings()
+        MemoryAnswerCache(), index, index, fusion=FusionParameters(DIMENSION, 12, 5, 60), settings=AnswerSettings()
     )
     await judges.catch_up("acme", 0)
     looks, went_on = [], asyncio.Event()

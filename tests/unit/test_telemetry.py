@@ -15,7 +15,7 @@ from infra.settings import StreamSettings
 from infra.telemetry.tracing import Tracing
 from ingest.event_log import EventLog
 from schemas.events import Change, DocumentEvent
-from schemas.telemetry import RECORDS_FINISHED, RECORDS_WAITING, RETRIES, STEP_WAITING
+from schemas.telemetry import RECORDS_FINISHED, RECORDS_LAG, RETRIES, STEP_WAITING
 from schemas.topics import CHUNKS, DOCUMENTS
 from streams.core.outcomes import Finished
 from streams.metrics import WorkerMetrics
@@ -100,18 +100,23 @@ async def test_waiting_and_retries_and_lag_are_told():
     step = Step()
     settings = StreamSettings(retry_first_ms=200, retry_max_ms=200)
     runner = Runner(
-        step, MemoryStreams(1), settings, on_finished=metrics.finished, on_retry=metrics.retried, tracing=recorder()[0]
+        step,
+        MemoryStreams(1),
+        settings,
+        on_finished=metrics.count_finished,
+        on_retry=metrics.count_retry,
+        tracing=recorder()[0],
     )
     metrics.watch(StepName.PREPARE, runner)
     metrics.behind(StepName.PREPARE, 7)
     waiting = {"step": "prepare"}
-    assert registry.get_sample_value(STEP_WAITING, waiting) == 0
+    assert registry.get_sample_value(STEP_WAITING.name, waiting) == 0
     step.failures = [IndexUnavailable("down")]
     ended = asyncio.create_task(run_one(runner, encode_event(EVENT)))
     await step.held.wait()
-    assert registry.get_sample_value(STEP_WAITING, waiting) == 1
+    assert registry.get_sample_value(STEP_WAITING.name, waiting) == 1
     await ended
-    assert registry.get_sample_value(STEP_WAITING, waiting) == 0
-    assert registry.get_sample_value(RECORDS_WAITING, waiting) == 7
-    assert registry.get_sample_value(RETRIES, waiting | {"reason": "IndexUnavailable"}) == 1
-    assert registry.get_sample_value(RECORDS_FINISHED, waiting | {"outcome": "finished"}) == 1
+    assert registry.get_sample_value(STEP_WAITING.name, waiting) == 0
+    assert registry.get_sample_value(RECORDS_LAG.name, waiting) == 7
+    assert registry.get_sample_value(RETRIES.name, waiting | {"reason": "IndexUnavailable"}) == 1
+    assert registry.get_sample_value(RECORDS_FINISHED.name, waiting | {"outcome": "finished"}) == 1

@@ -212,8 +212,8 @@ class World:
         return [outcome async for some in self.step.run(tasks) for outcome in some]
 
     async def look(self):
-        await self.redelivery.look()
-        await self.redelivery.settled()
+        await self.redelivery.start_due()
+        await self.redelivery.wait()
 
     def state(self, number=0):
         return self.store._webhooks[f"{number:016x}"].state
@@ -307,17 +307,17 @@ async def test_a_slow_receiver_keeps_neither_the_stream_nor_other_receivers_wait
 
     del world.receivers.wrong[OTHER]
     world.now_ms += 1_001
-    await world.redelivery.look()
+    await world.redelivery.start_due()
     async with asyncio.timeout(5):
         while OTHER in await world.store.waiting():  # noqa: ASYNC110 - what is waited for has no event
             await asyncio.sleep(0)
     assert sorted(world.receivers.taken[OTHER]) == ["e1", "e2", "e3"]
     assert ID not in world.receivers.taken
-    await world.redelivery.look()
+    await world.redelivery.start_due()
     assert world.receivers.requests == requests + 1 + 3 + 1, "it is not asked twice at a time"
 
     answers.set()
-    await world.redelivery.settled()
+    await world.redelivery.wait()
     assert sorted(world.receivers.taken[ID]) == ["e1", "e2", "e3"]
     assert await world.store.waiting() == {}
     await world.tell(end(4))
@@ -385,8 +385,8 @@ async def test_only_one_of_several_workers_tries_a_webhook():
     del world.receivers.wrong[ID]
     world.now_ms += 1_001
     several = [WebhookRetries(world.courier) for _ in range(4)]
-    await asyncio.gather(*(one.look() for one in several))
-    await asyncio.gather(*(one.settled() for one in several))
+    await asyncio.gather(*(one.start_due() for one in several))
+    await asyncio.gather(*(one.wait() for one in several))
     assert world.receivers.taken[ID] == ["e1"]
 
 

@@ -1,1 +1,1 @@
-"""Which cached answers a change of the index alters, computed from what each answer was made of."""
+"""Determines which cached answers a change of the index alters, from the evidence stored with each answer."""

@@ -1,12 +1,12 @@
-"""Lucene's BM25, bit for bit, over arrays.
+"""Lucene's BM25 over arrays, bit for bit.
 
-Each step is made in the precision and the order of Lucene's: of two passages that score the same there, none must score
-more here, nor one of them less that scores more there. A term's share is single precision, their sum is double, and the
-score that is compared is single again.
+Each operation has the precision and the order of Lucene's, so that equal scores there are equal here, and the order of
+different scores is the same. A term score is single precision, the sum is double precision, and the result is single
+precision.
 
-A passage's length is stored in one byte, so scores are made of lengths that lost precision (``SmallFloat.intToByte4``
-of Lucene 10); whoever compares scores must lose it likewise. k1 and b are OpenSearch's defaults, and there is no factor
-k1 + 1: Lucene dropped it in version 8, OpenSearch in version 3.
+A passage's length is stored in one byte, so scores use lengths of reduced precision (``SmallFloat.intToByte4`` of
+Lucene 10). k1 and b are OpenSearch's defaults. There is no factor k1 + 1: Lucene dropped it in version 8, OpenSearch in
+version 3.
 """
 
 from bisect import bisect_right
@@ -36,33 +36,38 @@ def _length_of(code: int) -> int:
 _LENGTHS: Final = [_length_of(code) for code in range(256)]
 
 LENGTHS: Final[Floats] = np.array(_LENGTHS, dtype=np.float32)
-"""Code of a length → the length that scores are made of."""
+"""Length code → the length that scores use."""
 
 
 def length_code(length: int) -> int:
-    """The stored form of a length: the largest code whose length is not above it."""
+    """The stored form of a length: the largest code whose length does not exceed it."""
     return bisect_right(_LENGTHS, length) - 1
 
 
 def idf(document_frequency: NDArray[Any], document_count: int) -> Floats:
-    """Weight of terms that so many of ``document_count`` passages hold."""
-    held = document_frequency.astype(np.float64)
-    # A frequency read after the count may be above it by what was added between.
-    total = np.maximum(float(document_count), held)
-    return np.asarray(np.log(1 + (total - held + 0.5) / (held + 0.5)), dtype=np.float32)
+    """Weight of terms by document frequency.
+
+    Args:
+        document_frequency: number of passages that contain each term.
+        document_count: number of all passages.
+    """
+    frequency = document_frequency.astype(np.float64)
+    # A frequency that is read after the count can exceed it by concurrent additions.
+    total = np.maximum(float(document_count), frequency)
+    return np.asarray(np.log(1 + (total - frequency + 0.5) / (frequency + 0.5)), dtype=np.float32)
 
 
 def inverse_norms(average_length: float) -> Floats:
-    """Code of a length → what a frequency is multiplied by in ``share``."""
+    """Length code → the factor of a frequency in ``term_score``."""
     return np.asarray(1 / (K1 * ((1 - B) + B * LENGTHS / np.float32(average_length))), dtype=np.float32)
 
 
-def share(weight: Any, frequency: Any, inverse: Any) -> Any:
-    """What a term adds to scores, all in single precision.
+def term_score(weight: Any, frequency: Any, inverse: Any) -> Any:
+    """Contribution of a term to a score, in single precision.
 
     Args:
-        weight: its ``idf``, times how often it is asked.
-        frequency: how often the passage has it.
-        inverse: of the passage's length.
+        weight: ``idf`` of the term, times its occurrences in the question.
+        frequency: occurrences in the passage.
+        inverse: ``inverse_norms`` of the passage's length.
     """
     return weight - weight / (np.float32(1) + frequency * inverse)

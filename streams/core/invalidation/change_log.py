@@ -1,4 +1,4 @@
-"""What index changes mention, as a slice of answers remembers it, and several of them made one."""
+"""Encoding of index changes in the change log of a slice, and merging of several entries."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -10,13 +10,13 @@ from schemas.events import IndexChange
 
 @dataclass(frozen=True, slots=True)
 class ChangeLog:
-    """Which passages changes were about.
+    """Passages of merged changes.
 
     Attributes:
-        events: ids of the events that changed something.
-        documents: that were changed.
-        added: chunk id → document id of passages whose last mention is that they were added.
-        removed: ids of those whose last mention is that they were removed.
+        events: ids of the events that changed passages.
+        documents: ids of the changed documents.
+        added: chunk id → document id of passages that were added last.
+        removed: ids of passages that were removed last.
     """
 
     events: tuple[str, ...]
@@ -28,18 +28,18 @@ class ChangeLog:
         return len(self.added) + len(self.removed)
 
 
-def written(changes: Iterable[IndexChange]) -> bytes:
-    """Changes in the order of the stream, to be remembered; empty where they change no answer."""
-    told = [
+def encode_changes(changes: Iterable[IndexChange]) -> bytes:
+    """Encode changes in stream order; empty if they change no passage."""
+    entries = [
         (change.event_id, change.document_id, change.added, change.removed)
         for change in changes
         if change.changes_answers
     ]
-    return orjson.dumps(told) if told else b""
+    return orjson.dumps(entries) if entries else b""
 
 
-def read(changes: Sequence[bytes]) -> ChangeLog:
-    """All of several written changes, in their order."""
+def decode_changes(changes: Sequence[bytes]) -> ChangeLog:
+    """Decode and merge several encoded changes, in their order."""
     last: dict[str, str | None] = {}
     events: dict[str, None] = {}
     documents: set[str] = set()

@@ -1,8 +1,8 @@
-"""Windows and what is done to one of them, compiled: one look at each, where arrays would take a pass for each step.
+"""Arrays of candidates, and compiled operations on one row of them.
 
-Rows are answers, places those of a window, in no order. *Late* is a bit for each place of a window, set where a passage
-entered after the answer was made. A row's first term of number 0 ends its terms. All of it runs without the
-interpreter's lock.
+Each operation needs one pass, where numpy needs several. Rows are answers, columns are the slots of their candidates,
+in no order. *Late* is a bit for each slot, set if the passage became a candidate after the fill. Term number 0
+terminates the terms of a row. All functions run without the GIL.
 """
 
 from collections.abc import Callable
@@ -19,11 +19,11 @@ Counts = NDArray[np.uint16]
 Bits = NDArray[np.uint64]
 Flags = NDArray[np.bool_]
 
-NOBODY: Final = -1
-"""In the place of a passage's number where there is no passage."""
+EMPTY: Final = -1
+"""Marks a slot without a passage."""
 
-MOST_COUNTED: Final = 65_535
-"""How often a passage may have a term for an answer to be judged by it; by one that has it more often none is."""
+MAX_FREQUENCY: Final = 65_535
+"""Highest term frequency of a passage that is evaluated. With a higher one, no answer is evaluated by this passage."""
 
 _ONE: Final = np.float32(1)
 _LOWEST: Final = np.float32(-np.inf)
@@ -31,8 +31,8 @@ _HIGHEST: Final = np.float32(np.inf)
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 
-class VectorLeg(NamedTuple):
-    """Windows of the vector leg: ``ids`` and ``scores`` of shape (rows, places)."""
+class VectorCandidates(NamedTuple):
+    """Candidates of the vector search: ``ids`` and ``scores`` of shape (rows, slots)."""
 
     ids: Ints
     scores: Floats
@@ -40,20 +40,20 @@ class VectorLeg(NamedTuple):
     floors: Floats
 
 
-class LexicalLeg(NamedTuple):
-    """Windows of the lexical leg, with what scores are made of.
+class LexicalCandidates(NamedTuple):
+    """Candidates of the lexical search, with the data from which scores are computed.
 
     Attributes:
-        ids: shape (rows, places).
-        lengths: their codes, likewise.
-        late: bits of the places.
-        floors: by the statistics of the last call that moved them.
-        frequencies: of all rows, one after the other: for each term of a row's question those of its places.
-        starts: where each row's begin.
-        floor_frequencies: of what stood at the floor when it was set, shape (rows, most terms).
-        floor_lengths: codes of the lengths of those.
-        terms: of the questions, shape (rows, most terms).
-        repeats: how often each question has each of them.
+        ids: shape (rows, slots).
+        lengths: length codes, same shape.
+        late: bits of the slots.
+        floors: according to the statistics of the last ``move_floors``.
+        frequencies: of all rows, one after the other: for each term of a row's question, the frequencies of its slots.
+        starts: index of each row's first frequency.
+        floor_frequencies: of the passage that defined the floor, shape (rows, max terms).
+        floor_lengths: length codes of these passages.
+        terms: of the questions, shape (rows, max terms).
+        repeats: number of occurrences of each term in the question.
     """
 
     ids: Ints
@@ -68,8 +68,16 @@ class LexicalLeg(NamedTuple):
     repeats: Floats
 
 
-class Answered(NamedTuple):
-    """What the answers are: sources of shape (rows, most sources), passages wanted, vectors of their questions."""
+class AnswerColumns(NamedTuple):
+    """Columns of the answers.
+
+    Attributes:
+        sources: passages of each answer, shape (rows, max sources).
+        versions: their versions, same shape.
+        top: number of passages that each answer wants.
+        readers: number of each combination of access rights and filters.
+        questions: vectors of the questions, shape (rows, dimension).
+    """
 
     sources: Ints
     versions: NDArray[np.int64]
@@ -78,24 +86,31 @@ class Answered(NamedTuple):
     questions: Floats
 
 
-class Fusion(NamedTuple):
-    """Statistics of now, and the rule of fusion: weight of each term, inverse norm of each code of a length."""
+class Scoring(NamedTuple):
+    """Current statistics and the rule of fusion.
+
+    Attributes:
+        weights: weight of each term.
+        inverses: inverse norm of each length code.
+        fused: candidates of each retriever that are fused.
+        rrf_k: constant of the fusion.
+    """
 
     weights: Floats
     inverses: Floats
-    places: int
+    fused: int
     rrf_k: int
 
 
 class Scratch(NamedTuple):
-    """What the row at hand is judged with.
+    """Working memory for the evaluation of one row.
 
     Attributes:
-        scores: of the places of its lexical leg.
-        sums: what scores are rounded from.
-        inverses: of the places, see ``Fusion``.
-        best: of its passages, as many as any answer wants.
-        fused: scores of those.
+        scores: lexical scores of the slots.
+        sums: the same before rounding.
+        inverses: inverse norms of the slots.
+        best: its best passages, as many as the largest top k.
+        fused: fused scores of these.
     """
 
     scores: Floats
@@ -105,32 +120,32 @@ class Scratch(NamedTuple):
     fused: NDArray[np.float64]
 
 
-def scratch_of(places: int, wanted: int) -> Scratch:
-    """For windows of so many places, and answers that want so many passages at most."""
+def allocate_scratch(slots: int, wanted: int) -> Scratch:
+    """Allocate working memory for ``slots`` candidates and answers of at most ``wanted`` passages."""
     return Scratch(
-        np.empty(places, dtype=np.float32),
-        np.empty(places, dtype=np.float64),
-        np.empty(places, dtype=np.float32),
+        np.empty(slots, dtype=np.float32),
+        np.empty(slots, dtype=np.float64),
+        np.empty(slots, dtype=np.float32),
         np.empty(wanted, dtype=np.int32),
         np.empty(wanted, dtype=np.float64),
     )
 
 
 class Groups(NamedTuple):
-    """Numbers in groups: those of group ``at`` lie from ``bounds[at]`` up to ``bounds[at + 1]``."""
+    """Numbers in groups: group ``at`` extends from ``bounds[at]`` up to ``bounds[at + 1]``."""
 
     members: Ints
     bounds: NDArray[np.int64]
 
 
-class Leavers(NamedTuple):
-    """Passages that are to leave windows, one after the other.
+class Removals(NamedTuple):
+    """Passages to remove from the candidates.
 
     Attributes:
-        numbers: of them.
-        versions: in which they come back, ``NOBODY`` of those that do not.
-        by_vector: rows whose vector windows may hold each; one may be named twice.
-        by_terms: likewise of the lexical leg.
+        numbers: numbers of the passages.
+        versions: versions in which they are added again, ``EMPTY`` for those that are not.
+        by_vector: rows whose vector candidates may contain each passage, possibly with duplicates.
+        by_terms: the same for lexical candidates.
     """
 
     numbers: Ints
@@ -139,13 +154,13 @@ class Leavers(NamedTuple):
     by_terms: Groups
 
 
-class Newcomers(NamedTuple):
-    """Passages that are to enter windows, one in each row of the arrays.
+class Additions(NamedTuple):
+    """Passages to add to the candidates, one in each row of the arrays.
 
     Attributes:
-        numbers: of them.
+        numbers: numbers of the passages.
         vectors: of unit length.
-        lengths: their codes.
+        lengths: length codes.
         frequencies: of each known term.
         allowed: which readers may find them.
     """
@@ -158,15 +173,15 @@ class Newcomers(NamedTuple):
 
 
 def compiled(function: _F) -> _F:
-    """A function of arrays and numbers, compiled when it is first called. It makes no arrays but views of those."""
-    # Without the interpreter's lock, so that judging may run beside an event loop; kept on disk from run to run; and
-    # without counting who refers to an array, which took a fifth of the time.
+    """Compile a function of arrays and numbers on its first call. It must not allocate arrays, only views."""
+    # nogil: an evaluation can run concurrently with an event loop. cache: compiled code is kept on disk between runs.
+    # _nrt: no reference counting of arrays, which took a fifth of the time.
     fast: _F = njit(cache=True, nogil=True, error_model="numpy", _nrt=False)(function)
     return fast
 
 
-def summed(function: _F) -> _F:
-    """Likewise, where numbers may be added up in any order, so that many are at once."""
+def compiled_fastmath(function: _F) -> _F:
+    """Compile a function whose sums may be reordered, so that they are vectorised."""
     fast: _F = njit(cache=True, nogil=True, error_model="numpy", _nrt=False, fastmath={"reassoc", "nsz", "contract"})(
         function
     )
@@ -174,144 +189,139 @@ def summed(function: _F) -> _F:
 
 
 @compiled
-def cites(answered: Answered, row: int, number: int, version: int) -> bool:
-    """Whether a row has a passage among its sources, in another version than this one."""
-    found = False
-    for source in range(answered.sources.shape[1]):
-        found |= answered.sources[row, source] == number and answered.versions[row, source] != version
-    return found
-
-
-@compiled
-def leave_vector(leg: VectorLeg, row: int, number: int, rank: int) -> bool:
-    """Take a passage out of a vector window; whether it had ``rank`` in it, or a better one (from 0)."""
-    place = place_of(leg.ids[row], number)
-    if place == NOBODY:
+def remove_vector(candidates: VectorCandidates, row: int, number: int, rank: int) -> bool:
+    """Remove a passage from the vector candidates; whether its rank (from 0) was ``rank`` or better."""
+    slot = slot_of(candidates.ids[row], number)
+    if slot == EMPTY:
         return False
-    near = above(leg.scores[row], leg.scores[row, place]) < rank
-    leg.scores[row, place] = _LOWEST
-    leg.ids[row, place] = NOBODY
-    leg.late[row, place >> 6] &= ~(np.uint64(1) << np.uint64(place & 63))
+    near = count_above(candidates.scores[row], candidates.scores[row, slot]) < rank
+    candidates.scores[row, slot] = _LOWEST
+    candidates.ids[row, slot] = EMPTY
+    candidates.late[row, slot >> 6] &= ~(np.uint64(1) << np.uint64(slot & 63))
     return bool(near)
 
 
 @compiled
-def leave_lexical(leg: LexicalLeg, row: int, place: int, standing: Floats, rank: int) -> bool:
-    """Take the passage in a place out of a lexical window, whose scores are ``standing``; likewise."""
-    near = above(standing, standing[place]) < rank
-    standing[place] = _LOWEST
-    leg.ids[row, place] = NOBODY
-    leg.late[row, place >> 6] &= ~(np.uint64(1) << np.uint64(place & 63))
+def remove_lexical(candidates: LexicalCandidates, row: int, slot: int, scores: Floats, rank: int) -> bool:
+    """Remove the passage in a slot from lexical candidates with ``scores``; whether its rank was ``rank`` or better."""
+    near = count_above(scores, scores[slot]) < rank
+    scores[slot] = _LOWEST
+    candidates.ids[row, slot] = EMPTY
+    candidates.late[row, slot >> 6] &= ~(np.uint64(1) << np.uint64(slot & 63))
     return bool(near)
 
 
 @compiled
-def enter_vector(leg: VectorLeg, row: int, score: Any, number: int) -> bool:
-    """Bring a passage into a vector window; False if it stays below its floor."""
-    if not (score > leg.floors[row]):
+def insert_vector(candidates: VectorCandidates, row: int, score: Any, number: int) -> bool:
+    """Add a passage to the vector candidates. False if it is below the floor or the lowest candidate."""
+    if not (score > candidates.floors[row]):
         return False
-    place = _lowest(leg.scores[row])
-    lowest = leg.scores[row, place]
-    if lowest > _LOWEST:  # Of a full window and the newcomer the least stays outside, and is the floor.
-        leg.floors[row] = min(lowest, score)
+    slot = _lowest_slot(candidates.scores[row])
+    lowest = candidates.scores[row, slot]
+    if lowest > _LOWEST:  # full: the lowest candidate or the new passage stays outside and is the floor
+        candidates.floors[row] = min(lowest, score)
         if score <= lowest:
             return False
-    leg.ids[row, place] = number
-    leg.scores[row, place] = score
-    leg.late[row, place >> 6] |= np.uint64(1) << np.uint64(place & 63)
+    candidates.ids[row, slot] = number
+    candidates.scores[row, slot] = score
+    candidates.late[row, slot >> 6] |= np.uint64(1) << np.uint64(slot & 63)
     return True
 
 
 @compiled
-def enter_lexical(leg: LexicalLeg, row: int, standing: Floats, score: Any, new: Newcomers, at: int) -> bool:
-    """Bring a passage into a lexical window, whose scores are ``standing``; likewise."""
-    if not (score > leg.floors[row]):
+def insert_lexical(
+    candidates: LexicalCandidates, row: int, scores: Floats, score: Any, additions: Additions, at: int
+) -> bool:
+    """Add a passage to lexical candidates with ``scores``. False if it is below the floor or the lowest candidate."""
+    if not (score > candidates.floors[row]):
         return False
-    place = _lowest(standing)
-    if standing[place] > _LOWEST:
-        stays_out = bool(score <= standing[place])
-        _raise_floor(leg, row, place, score if stays_out else standing[place], new, at, stays_out)
-        if stays_out:
+    slot = _lowest_slot(scores)
+    if scores[slot] > _LOWEST:
+        is_outside = bool(score <= scores[slot])
+        _raise_floor(candidates, row, slot, score if is_outside else scores[slot], additions, at, is_outside)
+        if is_outside:
             return False
-    leg.ids[row, place] = new.numbers[at]
-    leg.lengths[row, place] = new.lengths[at]
-    start, places = leg.starts[row] + place, leg.ids.shape[1]
-    for column in range(leg.terms.shape[1]):
-        term = leg.terms[row, column]
+    candidates.ids[row, slot] = additions.numbers[at]
+    candidates.lengths[row, slot] = additions.lengths[at]
+    start, slots = candidates.starts[row] + slot, candidates.ids.shape[1]
+    for column in range(candidates.terms.shape[1]):
+        term = candidates.terms[row, column]
         if term == 0:
             break
-        leg.frequencies[start + column * places] = new.frequencies[at, term]
-    leg.late[row, place >> 6] |= np.uint64(1) << np.uint64(place & 63)
-    standing[place] = score
+        candidates.frequencies[start + column * slots] = additions.frequencies[at, term]
+    candidates.late[row, slot >> 6] |= np.uint64(1) << np.uint64(slot & 63)
+    scores[slot] = score
     return True
 
 
 @compiled
-def move_floors(leg: LexicalLeg, fusion: Fusion) -> None:
-    """Bring the floors of lexical windows to the statistics of now; infinite ones stay."""
-    for row in range(len(leg.floors)):
-        if np.isfinite(leg.floors[row]):
-            inverse, score = fusion.inverses[leg.floor_lengths[row]], 0.0
-            for column in range(leg.terms.shape[1]):
-                term = leg.terms[row, column]
+def move_floors(candidates: LexicalCandidates, scoring: Scoring) -> None:
+    """Recompute the floors of lexical candidates with the current statistics. Infinite floors do not change."""
+    for row in range(len(candidates.floors)):
+        if np.isfinite(candidates.floors[row]):
+            inverse, score = scoring.inverses[candidates.floor_lengths[row]], 0.0
+            for column in range(candidates.terms.shape[1]):
+                term = candidates.terms[row, column]
                 if term == 0:
                     break
-                weight = fusion.weights[term] * leg.repeats[row, column]
-                score += weight - weight / (_ONE + np.float32(leg.floor_frequencies[row, column]) * inverse)
-            leg.floors[row] = np.float32(score)
+                weight = scoring.weights[term] * candidates.repeats[row, column]
+                score += weight - weight / (_ONE + np.float32(candidates.floor_frequencies[row, column]) * inverse)
+            candidates.floors[row] = np.float32(score)
 
 
 @compiled
-def lexical_score(leg: LexicalLeg, fusion: Fusion, row: int, new: Newcomers, at: int) -> Any:
-    """BM25 of a newcomer for the question of a row, summed up as that of a place is."""
-    inverse, own = fusion.inverses[new.lengths[at]], 0.0
-    for column in range(leg.terms.shape[1]):
-        term = leg.terms[row, column]
+def lexical_score(candidates: LexicalCandidates, scoring: Scoring, row: int, additions: Additions, at: int) -> Any:
+    """BM25 score of an added passage for the question of a row, summed in the same order as in ``score_lexical``."""
+    inverse, score = scoring.inverses[additions.lengths[at]], 0.0
+    for column in range(candidates.terms.shape[1]):
+        term = candidates.terms[row, column]
         if term == 0:
             break
-        weight = fusion.weights[term] * leg.repeats[row, column]
-        own += weight - weight / (_ONE + np.float32(new.frequencies[at, term]) * inverse)
-    return np.float32(own)
+        weight = scoring.weights[term] * candidates.repeats[row, column]
+        score += weight - weight / (_ONE + np.float32(additions.frequencies[at, term]) * inverse)
+    return np.float32(score)
 
 
 @compiled
-def _raise_floor(leg: LexicalLeg, row: int, place: int, score: Any, new: Newcomers, at: int, stays_out: bool) -> None:
-    """Of a full window and a newcomer the least stays outside, and is the floor: the newcomer, or what stands there."""
-    leg.floors[row] = score
-    leg.floor_lengths[row] = new.lengths[at] if stays_out else leg.lengths[row, place]
-    start, places = leg.starts[row] + place, leg.ids.shape[1]
-    for column in range(leg.terms.shape[1]):
-        term = leg.terms[row, column]
+def _raise_floor(
+    candidates: LexicalCandidates, row: int, slot: int, score: Any, additions: Additions, at: int, is_outside: bool
+) -> None:
+    """Set the floor of a full row to an added passage that stays outside, or to the candidate that it replaces."""
+    candidates.floors[row] = score
+    candidates.floor_lengths[row] = additions.lengths[at] if is_outside else candidates.lengths[row, slot]
+    start, slots = candidates.starts[row] + slot, candidates.ids.shape[1]
+    for column in range(candidates.terms.shape[1]):
+        term = candidates.terms[row, column]
         if term == 0:
             break
-        leg.floor_frequencies[row, column] = (
-            new.frequencies[at, term] if stays_out else leg.frequencies[start + column * places]
+        candidates.floor_frequencies[row, column] = (
+            additions.frequencies[at, term] if is_outside else candidates.frequencies[start + column * slots]
         )
 
 
 @compiled
-def score_lexical(leg: LexicalLeg, fusion: Fusion, row: int, scratch: Scratch) -> None:
-    """BM25 of the places of a row, minus infinity where there is nobody. The arithmetic is that of ``bm25.share``."""
-    places, sums, inverses = leg.ids.shape[1], scratch.sums, scratch.inverses
-    for place in range(places):
-        inverses[place] = fusion.inverses[leg.lengths[row, place]]
-        sums[place] = 0.0
-    for column in range(leg.terms.shape[1]):
-        term = leg.terms[row, column]
+def score_lexical(candidates: LexicalCandidates, scoring: Scoring, row: int, scratch: Scratch) -> None:
+    """BM25 scores of the slots of a row, minus infinity for empty slots. Same arithmetic as ``bm25.term_score``."""
+    slots, sums, inverses = candidates.ids.shape[1], scratch.sums, scratch.inverses
+    for slot in range(slots):
+        inverses[slot] = scoring.inverses[candidates.lengths[row, slot]]
+        sums[slot] = 0.0
+    for column in range(candidates.terms.shape[1]):
+        term = candidates.terms[row, column]
         if term == 0:
             break
-        weight = fusion.weights[term] * leg.repeats[row, column]
-        start = leg.starts[row] + column * places
-        counts = leg.frequencies[start : start + places]
-        for place in range(places):
-            sums[place] += weight - weight / (_ONE + np.float32(counts[place]) * inverses[place])
-    for place in range(places):
-        scratch.scores[place] = _LOWEST if leg.ids[row, place] == NOBODY else np.float32(sums[place])
+        weight = scoring.weights[term] * candidates.repeats[row, column]
+        start = candidates.starts[row] + column * slots
+        counts = candidates.frequencies[start : start + slots]
+        for slot in range(slots):
+            sums[slot] += weight - weight / (_ONE + np.float32(counts[slot]) * inverses[slot])
+    for slot in range(slots):
+        scratch.scores[slot] = _LOWEST if candidates.ids[row, slot] == EMPTY else np.float32(sums[slot])
 
 
-@summed
-def product(one: Floats, other: Floats) -> Any:
-    """Of two vectors."""
+@compiled_fastmath
+def dot_product(one: Floats, other: Floats) -> Any:
+    """Dot product of two vectors."""
     total = np.float32(0)
     for at in range(len(one)):
         total += one[at] * other[at]
@@ -319,31 +329,31 @@ def product(one: Floats, other: Floats) -> Any:
 
 
 @compiled
-def above(scores: Floats, own: Any) -> int:
-    """How many scores are greater."""
-    count = np.int32(0)  # in the width of what is compared, so that many are at once
-    for place in range(len(scores)):
-        count = np.int32(count + np.int32(scores[place] > own))
+def count_above(scores: Floats, score: Any) -> int:
+    """Number of scores that are greater than ``score``."""
+    count = np.int32(0)  # in the width of the compared values, so that the loop is vectorised
+    for slot in range(len(scores)):
+        count = np.int32(count + np.int32(scores[slot] > score))
     return int(count)
 
 
 @compiled
-def _lowest(scores: Floats) -> int:
-    """Where the lowest score is."""
+def _lowest_slot(scores: Floats) -> int:
+    """Slot of the lowest score."""
     lowest = _HIGHEST
-    for place in range(len(scores)):
-        lowest = min(lowest, scores[place])
+    for slot in range(len(scores)):
+        lowest = min(lowest, scores[slot])
     found = np.int32(0)
-    for place in range(len(scores)):
-        found = max(found, np.int32(place) if scores[place] == lowest else np.int32(0))
+    for slot in range(len(scores)):
+        found = max(found, np.int32(slot) if scores[slot] == lowest else np.int32(0))
     return int(found)
 
 
 @compiled
-def place_of(ids: Ints, number: int) -> int:
-    """Where a passage stands, or ``NOBODY``."""
-    # To the end in any case: without a way out, many places are compared at once.
-    found = np.int32(NOBODY)
-    for place in range(len(ids)):
-        found = max(found, np.int32(place) if ids[place] == number else np.int32(NOBODY))
+def slot_of(ids: Ints, number: int) -> int:
+    """Slot of a passage, or ``EMPTY``."""
+    # No early exit, so that the loop is vectorised.
+    found = np.int32(EMPTY)
+    for slot in range(len(ids)):
+        found = max(found, np.int32(slot) if ids[slot] == number else np.int32(EMPTY))
     return int(found)

@@ -1,4 +1,4 @@
-"""Compiling the inner loops before they are needed."""
+"""Compiles the inner loops before they are needed."""
 
 import numpy as np
 
@@ -9,7 +9,7 @@ from streams.core.invalidation.exact import Exact
 
 
 def compile_loops() -> None:
-    """Have the inner loops compiled before they are needed: some seconds once, then read from the user's cache."""
+    """Compile the inner loops: takes some seconds once, then loads them from the user's cache."""
     chunk = StoredChunk(
         chunk_id="a",
         tenant="a",
@@ -36,5 +36,5 @@ def compile_loops() -> None:
     )
     statistics = Statistics(1, 1, {"a": 1})
     policy.altered(("a",), statistics)
-    policy.judge(Change(frozenset(("c",)), (passage,)), statistics)
-    policy.judge(Change(frozenset(("a",)), ()), statistics)
+    policy.evaluate(Change(frozenset(("c",)), (passage,)), statistics)
+    policy.evaluate(Change(frozenset(("a",)), ()), statistics)

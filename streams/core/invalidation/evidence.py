@@ -1,4 +1,4 @@
-"""What a change is and what a cached answer stands on, as the policies judge them."""
+"""Changes, and the evidence of cached answers that is evaluated against them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,11 +9,11 @@ from schemas.search import HybridSearch, Vector
 
 @dataclass(frozen=True, slots=True)
 class TermCounts:
-    """A text as the index's analyser makes it.
+    """The terms of a text, as the analyser of the index produces them.
 
     Attributes:
-        frequencies: term → how often.
-        length: number of terms, as Lucene counts a field's length.
+        frequencies: term → number of occurrences.
+        length: number of terms, which Lucene stores as the length of the field.
     """
 
     frequencies: Mapping[str, int]
@@ -21,13 +21,13 @@ class TermCounts:
 
     @classmethod
     def of(cls, frequencies: Mapping[str, int]) -> "TermCounts":
-        """Counts whose length is their sum: the analyser puts one term at each position."""
+        """Counts whose length is their sum: the analyser emits one term for each position."""
         return cls(frequencies, sum(frequencies.values()))
 
 
 @dataclass(frozen=True, slots=True)
 class Passage:
-    """A searchable passage with all that decides where it ranks.
+    """A searchable passage with everything that determines its rank.
 
     Attributes:
         vector: unit length, shape (dimension,).
@@ -40,14 +40,15 @@ class Passage:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What became different in a tenant's part of the index; several changes may be judged as one.
+    """Changes in a tenant's part of the index, merged into one.
 
-    Judging a change again, or one that an answer reflects already, keeps the answer: what is removed is not in its
-    windows, what is added is a source with the same version, or ranks where it ranked.
+    Evaluation is idempotent: a change that was evaluated before, or that an answer already reflects, keeps the answer.
+    Removed passages are not among its candidates; an added passage is a source with the same version, or keeps its
+    rank.
 
     Attributes:
-        removed: ids of passages that are gone.
-        added: passages that are new, or stored anew under their old id.
+        removed: ids of removed passages.
+        added: passages that are new or rewritten under the same id.
     """
 
     removed: frozenset[str]
@@ -56,12 +57,12 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Statistics:
-    """Term statistics of the lexical field, as the search scores with them.
+    """Term statistics of the lexical field, as searches use them.
 
     Attributes:
-        document_count: passages that have the field; Lucene counts removed ones until it merges them away.
-        total_length: terms in all of them.
-        frequencies: term → passages that hold it; terms that are not named keep their last known value.
+        document_count: number of passages with the field. Lucene counts removed passages until it merges them away.
+        total_length: number of terms in all of them.
+        frequencies: term → number of passages that contain it. Terms that are absent keep their previous value.
     """
 
     document_count: int
@@ -70,22 +71,22 @@ class Statistics:
 
     @property
     def average_length(self) -> float:
-        """Mean length of the field, at least 1 so that an empty index divides nothing by zero."""
+        """Mean length of the field, at least 1, so that an empty index does not cause a division by zero."""
         return max(self.total_length / max(self.document_count, 1), 1.0)
 
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """What a cached answer was made of.
+    """The data of a cached answer from which changes are evaluated.
 
     Attributes:
-        key: names the answer.
-        search: the search that led to it; a window with fewer places than ``search.window`` holds all there is.
-        terms: the question's terms with how often each occurs.
-        top_k: passages wanted of the fused order.
+        key: key of the answer.
+        search: search of the answer. A candidate list shorter than ``search.window`` is complete.
+        terms: terms of the question with the number of their occurrences.
+        top_k: number of passages of the fused order.
         sources: chunk id and version of the passages in the answer.
-        vector_window: (chunk id, score) of the vector leg, best first; a score is (1 + cosine) / 2.
-        lexical_window: (chunk id, its terms) of the lexical leg, best first.
+        vector_window: candidates of the vector search, best first, as (chunk id, score); a score is (1 + cosine) / 2.
+        lexical_window: candidates of the lexical search, best first, as (chunk id, terms).
     """
 
     key: str
@@ -98,13 +99,13 @@ class Evidence:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
-    """What a change means for the answers.
+class Evaluation:
+    """The result of evaluating a change.
 
     Attributes:
-        drop: keys of answers that it alters, or may alter. They have been removed from the store.
-        recheck: keys of answers with too few remaining candidates to decide: retrieve again and ``put``, or drop and
-            ``discard``.
+        drop: keys of answers that the change alters, or may alter. The policy no longer contains them.
+        recheck: keys of answers with too few remaining candidates for a decision. Repeat the search and ``put`` them,
+            or evict and ``discard`` them.
     """
 
     drop: frozenset[str] = frozenset()

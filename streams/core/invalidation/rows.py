@@ -1,4 +1,4 @@
-"""Arrays that grow by rows, and indices from a number to the rows that hold it."""
+"""Growing arrays, and indices from a number to the rows that contain it."""
 
 from array import array
 from collections.abc import Callable, Iterable
@@ -16,7 +16,7 @@ _COMPACT_FROM: Final = 64
 
 
 def grown(table: NDArray[Any], rows: int, fill: float | None = None) -> NDArray[Any]:
-    """``table`` with ``rows`` rows, the new ones filled, or left for whoever takes them to fill."""
+    """``table`` with ``rows`` rows. New rows contain ``fill``, or are uninitialised without it."""
     larger = np.empty((rows, *table.shape[1:]), dtype=table.dtype)
     larger[: len(table)] = table
     if fill is not None:
@@ -25,94 +25,94 @@ def grown(table: NDArray[Any], rows: int, fill: float | None = None) -> NDArray[
 
 
 class Postings:
-    """For each number rows that may hold it: all that do, and some that did.
+    """For each number, a superset of the rows that contain it.
 
-    A row is noted when it takes a number and not when it gives it up; what no longer holds it is let go now and then,
-    when as much again has been noted.
+    A row is added when it takes a number, and not removed when it loses the number. Rows that no longer contain it are
+    removed when the list has doubled.
 
     Args:
-        holds: of some rows, which hold a number.
+        holds: which of the given rows contain a number.
     """
 
     def __init__(self, holds: Callable[[int, Rows], NDArray[np.bool_]]) -> None:
         self._holds = holds
-        self._noted: dict[int, array[int]] = {}
+        self._rows: dict[int, array[int]] = {}
         self._compact_at: dict[int, int] = {}
 
     @property
     def size_bytes(self) -> int:
-        """Of what is noted."""
-        return sum(len(noted) * noted.itemsize for noted in self._noted.values())
+        """Size of the row lists."""
+        return sum(len(rows) * rows.itemsize for rows in self._rows.values())
 
     def add(self, number: int, rows: Rows) -> None:
-        """Note that ``rows`` hold ``number``."""
-        noted = self._noted.setdefault(number, array("i"))
-        if not noted:  # They all do: nothing to let go of before as many again are noted.
+        """Add rows that contain ``number``."""
+        listed = self._rows.setdefault(number, array("i"))
+        if not listed:  # All rows contain it: nothing to remove before the list has doubled.
             self._compact_at[number] = _COMPACT_FROM + 2 * len(rows)
-        noted.frombytes(rows.tobytes())
+        listed.frombytes(rows.tobytes())
         self._compact(number)
 
     def add_row(self, row: int, numbers: Iterable[int]) -> None:
-        """Note that ``row`` holds ``numbers``."""
-        noted, compact_at = self._noted, self._compact_at
+        """Add a row that contains ``numbers``."""
+        by_number, compact_at = self._rows, self._compact_at
         for number in numbers:
-            rows = noted.get(number)
+            rows = by_number.get(number)
             if rows is None:
-                noted[number] = array("i", (row,))
+                by_number[number] = array("i", (row,))
             else:
                 rows.append(row)
                 if len(rows) >= compact_at.get(number, _COMPACT_FROM):
                     self._compact(number)
 
     def take(self, number: int) -> Rows:
-        """The rows that may hold ``number``, some of them twice; none is noted any more."""
+        """Remove and return the rows that may contain ``number``, possibly with duplicates."""
         self._compact_at.pop(number, None)
-        return np.frombuffer(self._noted.pop(number, b""), dtype=np.int32)
+        return np.frombuffer(self._rows.pop(number, b""), dtype=np.int32)
 
     def _compact(self, number: int) -> None:
-        noted = self._noted[number]
-        if len(noted) >= self._compact_at.get(number, _COMPACT_FROM):
-            rows = np.unique(np.frombuffer(noted, dtype=np.int32))
+        listed = self._rows[number]
+        if len(listed) >= self._compact_at.get(number, _COMPACT_FROM):
+            rows = np.unique(np.frombuffer(listed, dtype=np.int32))
             held = rows[self._holds(number, rows)]
-            self._noted[number] = array("i", held.tobytes())
+            self._rows[number] = array("i", held.tobytes())
             self._compact_at[number] = _COMPACT_FROM + 2 * len(held)
 
 
 class Holders:
-    """For each term the rows whose questions have it, with the column in which they do; exact at any time.
+    """For each term, the rows and columns of the questions that contain it. Always exact.
 
     Args:
-        columns: that a row has at most.
+        columns: maximum number of terms of a question.
     """
 
     def __init__(self, columns: int) -> None:
         self._columns = columns
         self._holders: dict[int, array[int]] = {}
-        self._places = np.empty((0, columns), dtype=np.int32)
+        self._positions = np.empty((0, columns), dtype=np.int32)
 
     @property
     def size_bytes(self) -> int:
-        """Of all of it; two numbers for each term of each question."""
+        """Size of all lists: two numbers for each term of each question."""
         return 2 * sum(len(holders) * holders.itemsize for holders in self._holders.values())
 
     def grow(self, rows: int) -> None:
-        """Have so many rows."""
-        self._places = grown(self._places, rows)
+        """Grow to ``rows`` rows."""
+        self._positions = grown(self._positions, rows)
 
     def add(self, term: int, row: int, column: int) -> None:
-        """A row's question has a term."""
+        """Add a term of a row's question."""
         holders = self._holders.setdefault(term, array("i"))
-        self._places[row, column] = len(holders)
+        self._positions[row, column] = len(holders)
         holders.append(row * self._columns + column)
 
     def remove(self, term: int, row: int, column: int) -> None:
-        """It has it no longer."""
+        """Remove a term of a row's question."""
         holders = self._holders[term]
-        place, last = int(self._places[row, column]), holders.pop()
-        if place < len(holders):
-            holders[place] = last
-            self._places[divmod(last, self._columns)] = place
+        position, last = int(self._positions[row, column]), holders.pop()
+        if position < len(holders):
+            holders[position] = last
+            self._positions[divmod(last, self._columns)] = position
 
     def of(self, term: int) -> Rows:
-        """Rows times ``columns`` plus column; to be let go of before anything is added or removed."""
+        """Positions of a term, as row times ``columns`` plus column; valid until the next ``add`` or ``remove``."""
         return np.frombuffer(self._holders.get(term, b""), dtype=np.int32)

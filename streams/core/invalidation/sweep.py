@@ -1,7 +1,7 @@
-"""One sweep over all answers that a change touches, compiled: each is looked at once, all that meets it at that time.
+"""Compiled sweep over all answers that a change may affect. Visits each row once and applies all updates to it.
 
-First it is noted which passages may leave or enter which windows (*touches*). Then these are put in the order of rows,
-so that a row is brought to the processor once, changed, and judged while it is there.
+First, the removals and insertions that may affect each row are collected (*updates*). They are then ordered by row, so
+that each row is loaded into the processor's cache once, updated, and evaluated while it is there.
 """
 
 from typing import Final, NamedTuple
@@ -10,57 +10,57 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streams.core.invalidation.compiled import (
-    NOBODY,
-    Answered,
+    EMPTY,
+    Additions,
+    AnswerColumns,
     Flags,
     Floats,
-    Fusion,
     Groups,
     Ints,
-    Leavers,
-    LexicalLeg,
-    Newcomers,
+    LexicalCandidates,
+    Removals,
+    Scoring,
     Scratch,
-    VectorLeg,
-    above,
-    cites,
+    VectorCandidates,
     compiled,
-    enter_lexical,
-    enter_vector,
-    leave_lexical,
-    leave_vector,
+    count_above,
+    dot_product,
+    insert_lexical,
+    insert_vector,
     lexical_score,
-    place_of,
-    product,
+    remove_lexical,
+    remove_vector,
     score_lexical,
+    slot_of,
 )
-from streams.core.invalidation.verdicts import DROP, WATCH, Verdicts, judge_row
+from streams.core.invalidation.verdicts import DROP, WATCH, Verdicts, evaluate_row
 
-_LEAVES_VECTOR: Final = 0
-_LEAVES_LEXICAL: Final = 1
-_ENTERS_VECTOR: Final = 2
-_ENTERS_LEXICAL: Final = 3
+_REMOVE_VECTOR: Final = 0
+_REMOVE_LEXICAL: Final = 1
+_INSERT_VECTOR: Final = 2
+_INSERT_LEXICAL: Final = 3
 _KINDS: Final = 4
 
-IN_VECTOR: Final = _ENTERS_VECTOR
-IN_LEXICAL: Final = _ENTERS_LEXICAL
-"""Legs that a passage may enter."""
+IN_VECTOR: Final = _INSERT_VECTOR
+IN_LEXICAL: Final = _INSERT_LEXICAL
+"""Kinds of insertions: into the vector or the lexical candidates."""
 
 _ROUNDING: Final = np.float32(1e-5)
-"""Share by which sums of the same numbers in another order may differ, with room to spare."""
+"""Maximum relative difference between sums of the same numbers in different orders, with a reserve."""
 
-DOUBT: Final = 2e-6
-"""The index adds up the products of two vectors in an order of its own, so of two scores that differ by less than this
-either may be the higher. A newcomer's is raised by it: where it cannot be told whether it comes first, it does."""
+SCORE_TOLERANCE: Final = 2e-6
+"""Tolerance of vector scores. The index sums the products of two vectors in an order of its own, so either of two
+scores that differ by less may be the higher one there. The score of an added passage is raised by it: if its order is
+uncertain, it ranks first."""
 
 
-class Touches(NamedTuple):
-    """What may happen to rows.
+class RowUpdates(NamedTuple):
+    """Possible updates of rows.
 
     Attributes:
-        rows: to which.
-        codes: what: ``_KINDS`` times the place of the passage among those that leave, or enter, plus how.
-        scores: of those that enter.
+        rows: row of each update.
+        codes: ``_KINDS`` times the index of the passage among removals or additions, plus the kind of the update.
+        scores: scores of insertions.
     """
 
     rows: Ints
@@ -69,279 +69,285 @@ class Touches(NamedTuple):
 
 
 @compiled
-def find_leavers(gone: Leavers, touches: Touches) -> int:
-    """Note all leaves; ``touches`` has room. How many there are."""
+def find_removals(removals: Removals, updates: RowUpdates) -> int:
+    """Collect all removals; ``updates`` must have room for them. Returns their number."""
     count = 0
-    for at in range(len(gone.numbers)):
-        for row in gone.by_vector.members[gone.by_vector.bounds[at] : gone.by_vector.bounds[at + 1]]:
-            touches.rows[count], touches.codes[count] = row, at * _KINDS + _LEAVES_VECTOR
+    for at in range(len(removals.numbers)):
+        for row in removals.by_vector.members[removals.by_vector.bounds[at] : removals.by_vector.bounds[at + 1]]:
+            updates.rows[count], updates.codes[count] = row, at * _KINDS + _REMOVE_VECTOR
             count += 1
-        for row in gone.by_terms.members[gone.by_terms.bounds[at] : gone.by_terms.bounds[at + 1]]:
-            touches.rows[count], touches.codes[count] = row, at * _KINDS + _LEAVES_LEXICAL
+        for row in removals.by_terms.members[removals.by_terms.bounds[at] : removals.by_terms.bounds[at + 1]]:
+            updates.rows[count], updates.codes[count] = row, at * _KINDS + _REMOVE_LEXICAL
             count += 1
     return count
 
 
 @compiled
-def find_by_vector(
-    leg: VectorLeg, answered: Answered, first: int, end: int, new: Newcomers, touches: Touches, count: int
+def find_vector_insertions(
+    candidates: VectorCandidates,
+    answers: AnswerColumns,
+    first: int,
+    end: int,
+    additions: Additions,
+    updates: RowUpdates,
+    count: int,
 ) -> int:
-    """Note which passages score more than the floors of rows, from the first up to the end.
+    """Collect the added passages that score above the floors of the rows from ``first`` up to ``end``.
 
     Args:
-        leg: vector windows.
-        answered: whose they are.
-        first: row.
-        end: row after the last.
-        new: the passages.
-        touches: has room for each of them in each row.
-        count: how many it has.
+        candidates: vector candidates.
+        answers: columns of the answers.
+        first: first row.
+        end: row after the last one.
+        additions: added passages.
+        updates: has room for each passage in each row.
+        count: number of updates so far.
 
     Returns:
-        How many it has now.
+        Number of updates.
     """
     for row in range(first, end):
-        for at in range(len(new.numbers)):
-            own = (1 + product(answered.questions[row], new.vectors[at])) / 2
-            score = own + DOUBT
-            if score > leg.floors[row] and new.allowed[at, answered.readers[row]]:
-                for place in range(leg.ids.shape[1]):
-                    if leg.ids[row, place] == new.numbers[at] and abs(leg.scores[row, place] - own) <= DOUBT:
-                        # The window reflects this change already: the score is the index's own, and in no doubt.
-                        score = leg.scores[row, place]
+        for at in range(len(additions.numbers)):
+            exact = (1 + dot_product(answers.questions[row], additions.vectors[at])) / 2
+            score = exact + SCORE_TOLERANCE
+            if score > candidates.floors[row] and additions.allowed[at, answers.readers[row]]:
+                for slot in range(candidates.ids.shape[1]):
+                    if (
+                        candidates.ids[row, slot] == additions.numbers[at]
+                        and abs(candidates.scores[row, slot] - exact) <= SCORE_TOLERANCE
+                    ):
+                        # The candidates reflect this change already: the score is the exact one of the index.
+                        score = candidates.scores[row, slot]
                         break
-                touches.rows[count], touches.codes[count] = row, at * _KINDS + _ENTERS_VECTOR
-                touches.scores[count] = score
+                updates.rows[count], updates.codes[count] = row, at * _KINDS + _INSERT_VECTOR
+                updates.scores[count] = score
                 count += 1
     return count
 
 
 @compiled
-def find_by_terms(
-    leg: LexicalLeg,
-    answered: Answered,
-    fusion: Fusion,
-    new: Newcomers,
+def find_lexical_insertions(
+    candidates: LexicalCandidates,
+    answers: AnswerColumns,
+    scoring: Scoring,
+    additions: Additions,
     at: int,
     holders: Groups,
     shares: Floats,
     sums: Floats,
     found: Ints,
-    touches: Touches,
+    updates: RowUpdates,
     count: int,
 ) -> int:
-    """Note in which rows a passage scores more than the floor.
+    """Collect the rows in which an added passage scores above the floor.
 
     Args:
-        leg: lexical windows; their floors are up to date.
-        answered: whose they are.
-        fusion: statistics of now.
-        new: passages.
-        at: the one of them.
-        holders: for each of its terms, of the questions that have it the row times the most terms plus the column.
-        shares: of each of its terms, no less than what it is worth to a question for each time that it is asked.
-        sums: of each row, 0 before and after.
+        candidates: lexical candidates with current floors.
+        answers: columns of the answers.
+        scoring: current statistics.
+        additions: added passages.
+        at: index of the passage among them.
+        holders: for each of its terms, the questions that contain it, as row times maximum number of terms plus column.
+        shares: for each of its terms, an upper bound of the score that one occurrence in a question contributes.
+        sums: one number for each row; 0 before and after.
         found: room for all rows.
-        touches: likewise.
-        count: how many it has.
+        updates: room for all rows.
+        count: number of updates so far.
 
     Returns:
-        How many it has now.
+        Number of updates.
     """
-    for row in found[: _sum_up(leg, holders, shares, sums, found)]:
-        # Summed up in any order: a bound, not yet the score.
-        roughly = sums[row] * (1 + _ROUNDING)
+    for row in found[: _sum_up(candidates, holders, shares, sums, found)]:
+        # Summed in any order: an upper bound, not the score.
+        bound = sums[row] * (1 + _ROUNDING)
         sums[row] = 0
-        if roughly > leg.floors[row] and new.allowed[at, answered.readers[row]]:
-            score = lexical_score(leg, fusion, row, new, at)
-            if score > leg.floors[row]:
-                touches.rows[count], touches.codes[count] = row, at * _KINDS + _ENTERS_LEXICAL
-                touches.scores[count] = score
+        if bound > candidates.floors[row] and additions.allowed[at, answers.readers[row]]:
+            score = lexical_score(candidates, scoring, row, additions, at)
+            if score > candidates.floors[row]:
+                updates.rows[count], updates.codes[count] = row, at * _KINDS + _INSERT_LEXICAL
+                updates.scores[count] = score
                 count += 1
     return count
 
 
 @compiled
-def _sum_up(leg: LexicalLeg, holders: Groups, shares: Floats, sums: Floats, found: Ints) -> int:
-    """What the terms of a passage are worth to each row that has one of them; how many rows were found."""
-    count, most = 0, leg.repeats.shape[1]
+def _sum_up(candidates: LexicalCandidates, holders: Groups, shares: Floats, sums: Floats, found: Ints) -> int:
+    """Sum the term scores of a passage for each row that contains one of its terms; number of these rows."""
+    count, columns = 0, candidates.repeats.shape[1]
     for term in range(len(shares)):
         for holder in holders.members[holders.bounds[term] : holders.bounds[term + 1]]:
-            row = holder // most
+            row = holder // columns
             if sums[row] == 0:
                 found[count] = row
                 count += 1
-            sums[row] += shares[term] * leg.repeats[row, holder - row * most]
+            sums[row] += shares[term] * candidates.repeats[row, holder - row * columns]
     return count
 
 
 @compiled
-def by_row(touches: Touches, count: int, ordered: Touches, ends: NDArray[np.int64]) -> None:
-    """Put touches in the order of rows, those of a row in the order in which they were noted.
+def order_by_row(updates: RowUpdates, count: int, ordered: RowUpdates, ends: NDArray[np.int64]) -> None:
+    """Order updates by row. Updates of a row keep their order.
 
     Args:
-        touches: to put in order.
-        count: how many there are.
-        ordered: takes them, with ``NOBODY`` for their rows.
-        ends: takes where those of each row end.
+        updates: updates to order.
+        count: their number.
+        ordered: receives them, with ``EMPTY`` for their rows.
+        ends: receives the end of each row's updates.
     """
     ends[:] = 0
     for at in range(count):
-        ends[touches.rows[at]] += 1
+        ends[updates.rows[at]] += 1
     total = 0
     for row in range(len(ends)):
         total, ends[row] = total + ends[row], total
     for at in range(count):
-        place = ends[touches.rows[at]]
-        ordered.codes[place], ordered.scores[place] = touches.codes[at], touches.scores[at]
-        ordered.rows[place] = NOBODY
-        ends[touches.rows[at]] = place + 1
+        slot = ends[updates.rows[at]]
+        ordered.codes[slot], ordered.scores[slot] = updates.codes[at], updates.scores[at]
+        ordered.rows[slot] = EMPTY
+        ends[updates.rows[at]] = slot + 1
 
 
 @compiled
 def sweep(
-    vector: VectorLeg,
-    lexical: LexicalLeg,
-    answered: Answered,
-    fusion: Fusion,
+    vector: VectorCandidates,
+    lexical: LexicalCandidates,
+    answers: AnswerColumns,
+    scoring: Scoring,
     scratch: Scratch,
-    gone: Leavers,
-    new: Newcomers,
-    ordered: Touches,
+    removals: Removals,
+    additions: Additions,
+    ordered: RowUpdates,
     ends: NDArray[np.int64],
     rank: int,
     watched: Flags,
     verdicts: Verdicts,
 ) -> None:
-    """Change all windows that are touched, and judge the answers that may differ.
+    """Apply the updates, and evaluate the answers that they may alter.
 
     Args:
-        vector: windows.
-        lexical: likewise; their floors are up to date.
-        answered: whose they are.
-        fusion: statistics of now.
-        scratch: to work with.
-        gone: passages that leave.
-        new: passages that enter.
-        ordered: what may happen; afterwards ``rows`` has the row of each passage that entered, else ``NOBODY``.
-        ends: where what may happen to each row ends.
-        rank: a row is judged if what left or entered had it, or a better one.
-        watched: rows that are judged in any case; afterwards those of the next time.
-        verdicts: takes one for each row that is judged, and ``DROP`` of those that show what is gone.
+        vector: vector candidates.
+        lexical: lexical candidates with current floors.
+        answers: columns of the answers.
+        scoring: current statistics.
+        scratch: working memory.
+        removals: removed passages.
+        additions: added passages.
+        ordered: updates by row; on return, ``rows`` contains the row of each insertion that took place, else ``EMPTY``.
+        ends: end of each row's updates.
+        rank: a row is evaluated if a removed or inserted passage had this rank or a better one.
+        watched: rows that are evaluated in any case; on return, those of the next sweep.
+        verdicts: contains ``DROP`` for rows with a removed source; receives a verdict for each evaluated row.
     """
     begin = 0
     for row in range(len(ends)):
         end, near, scored = ends[row], watched[row], False
         if begin < end:
-            altered = _is_altered(answered, row, gone, ordered, begin, end)
-            near |= _change_vector(vector, row, gone, new, ordered, begin, end, rank)
-            near_by_terms, scored = _change_lexical(lexical, row, fusion, scratch, gone, new, ordered, begin, end, rank)
-            begin = end
-            if altered:
-                verdicts[row] = DROP
+            if verdicts[row] == DROP:
+                begin = end
                 continue
-            near |= near_by_terms
+            near |= _update_vector(vector, row, removals, additions, ordered, begin, end, rank)
+            near_lexical, scored = _update_lexical(
+                lexical, row, scoring, scratch, removals, additions, ordered, begin, end, rank
+            )
+            begin = end
+            near |= near_lexical
         if near:
             if not scored:
-                score_lexical(lexical, fusion, row, scratch)
-            verdicts[row] = judge_row(row, vector, lexical, answered, fusion, scratch)
+                score_lexical(lexical, scoring, row, scratch)
+            verdicts[row] = evaluate_row(row, vector, lexical, answers, scoring, scratch)
             watched[row] = verdicts[row] == WATCH
 
 
 @compiled
-def _is_altered(answered: Answered, row: int, gone: Leavers, ordered: Touches, begin: int, end: int) -> bool:
-    """Whether one of those that leave is a source; each was in one window at least when the answer was put."""
-    found = False
-    for touch in range(begin, end):
-        at, kind = divmod(ordered.codes[touch], _KINDS)
-        if kind <= _LEAVES_LEXICAL:
-            found |= cites(answered, row, gone.numbers[at], gone.versions[at])
-    return found
-
-
-@compiled
-def _change_vector(
-    leg: VectorLeg, row: int, gone: Leavers, new: Newcomers, ordered: Touches, begin: int, end: int, rank: int
+def _update_vector(
+    candidates: VectorCandidates,
+    row: int,
+    removals: Removals,
+    additions: Additions,
+    ordered: RowUpdates,
+    begin: int,
+    end: int,
+    rank: int,
 ) -> bool:
-    """Whether something with ``rank`` or a better one left or entered."""
+    """Whether a passage with ``rank`` or a better one was removed or inserted."""
     near = False
-    for touch in range(begin, end):
-        at, kind = divmod(ordered.codes[touch], _KINDS)
-        if kind == _LEAVES_VECTOR:
-            near |= leave_vector(leg, row, gone.numbers[at], rank)
-        elif kind == _ENTERS_VECTOR and enter_vector(leg, row, ordered.scores[touch], new.numbers[at]):
-            ordered.rows[touch] = row
-            near |= above(leg.scores[row], ordered.scores[touch]) < rank
+    for update in range(begin, end):
+        at, kind = divmod(ordered.codes[update], _KINDS)
+        if kind == _REMOVE_VECTOR:
+            near |= remove_vector(candidates, row, removals.numbers[at], rank)
+        elif kind == _INSERT_VECTOR and insert_vector(candidates, row, ordered.scores[update], additions.numbers[at]):
+            ordered.rows[update] = row
+            near |= count_above(candidates.scores[row], ordered.scores[update]) < rank
     return near
 
 
 @compiled
-def _change_lexical(
-    leg: LexicalLeg,
+def _update_lexical(
+    candidates: LexicalCandidates,
     row: int,
-    fusion: Fusion,
+    scoring: Scoring,
     scratch: Scratch,
-    gone: Leavers,
-    new: Newcomers,
-    ordered: Touches,
+    removals: Removals,
+    additions: Additions,
+    ordered: RowUpdates,
     begin: int,
     end: int,
     rank: int,
 ) -> tuple[bool, bool]:
-    """Likewise; and whether the row is scored now, which it is if anything happened."""
+    """The same for lexical candidates; and whether the row has current scores, which it has after any update."""
     near, scored = False, False
-    for touch in range(begin, end):
-        at, kind = divmod(ordered.codes[touch], _KINDS)
-        if kind == _LEAVES_LEXICAL:
-            place = place_of(leg.ids[row], gone.numbers[at])
-            if place != NOBODY:
+    for update in range(begin, end):
+        at, kind = divmod(ordered.codes[update], _KINDS)
+        if kind == _REMOVE_LEXICAL:
+            slot = slot_of(candidates.ids[row], removals.numbers[at])
+            if slot != EMPTY:
                 if not scored:
-                    score_lexical(leg, fusion, row, scratch)
+                    score_lexical(candidates, scoring, row, scratch)
                     scored = True
-                near |= leave_lexical(leg, row, place, scratch.scores, rank)
-        elif kind == _ENTERS_LEXICAL:
+                near |= remove_lexical(candidates, row, slot, scratch.scores, rank)
+        elif kind == _INSERT_LEXICAL:
             if not scored:
-                score_lexical(leg, fusion, row, scratch)
+                score_lexical(candidates, scoring, row, scratch)
                 scored = True
-            if enter_lexical(leg, row, scratch.scores, ordered.scores[touch], new, at):
-                ordered.rows[touch] = row
-                near |= above(scratch.scores, ordered.scores[touch]) < rank
+            if insert_lexical(candidates, row, scratch.scores, ordered.scores[update], additions, at):
+                ordered.rows[update] = row
+                near |= count_above(scratch.scores, ordered.scores[update]) < rank
     return near, scored
 
 
-def entered(ordered: Touches, count: int, passages: int, kind: int) -> Groups:
-    """Rows that each passage entered.
+def inserted_rows(ordered: RowUpdates, count: int, passages: int, kind: int) -> Groups:
+    """Rows into which each passage was inserted.
 
     Args:
-        ordered: as ``sweep`` left them.
-        count: how many there are.
-        passages: how many of them came.
+        ordered: updates after ``sweep``.
+        count: their number.
+        passages: number of added passages.
         kind: ``IN_VECTOR`` or ``IN_LEXICAL``.
     """
     bounds = np.zeros(passages + 1, dtype=np.int64)
-    _count_entered(ordered, count, kind, bounds)
+    _count_inserted(ordered, count, kind, bounds)
     np.cumsum(bounds, out=bounds)
     members = np.empty(bounds[-1], dtype=np.int32)
-    _gather_entered(ordered, count, kind, members, bounds.copy())
+    _gather_inserted(ordered, count, kind, members, bounds.copy())
     return Groups(members, bounds)
 
 
 @compiled
-def _count_entered(ordered: Touches, count: int, kind: int, after: NDArray[np.int64]) -> None:
-    for touch in range(count):
-        if ordered.rows[touch] != NOBODY and ordered.codes[touch] % _KINDS == kind:
-            after[ordered.codes[touch] // _KINDS + 1] += 1
+def _count_inserted(ordered: RowUpdates, count: int, kind: int, after: NDArray[np.int64]) -> None:
+    for update in range(count):
+        if ordered.rows[update] != EMPTY and ordered.codes[update] % _KINDS == kind:
+            after[ordered.codes[update] // _KINDS + 1] += 1
 
 
 @compiled
-def _gather_entered(ordered: Touches, count: int, kind: int, members: Ints, fill: NDArray[np.int64]) -> None:
-    for touch in range(count):
-        if ordered.rows[touch] != NOBODY and ordered.codes[touch] % _KINDS == kind:
-            at = ordered.codes[touch] // _KINDS
-            members[fill[at]] = ordered.rows[touch]
+def _gather_inserted(ordered: RowUpdates, count: int, kind: int, members: Ints, fill: NDArray[np.int64]) -> None:
+    for update in range(count):
+        if ordered.rows[update] != EMPTY and ordered.codes[update] % _KINDS == kind:
+            at = ordered.codes[update] // _KINDS
+            members[fill[at]] = ordered.rows[update]
             fill[at] += 1
 
 
-def touches_of(room: int) -> Touches:
-    """Room for so many."""
-    return Touches(np.empty(room, dtype=np.int32), np.empty(room, dtype=np.int32), np.empty(room, dtype=np.float32))
+def allocate_updates(size: int) -> RowUpdates:
+    """Allocate room for updates."""
+    return RowUpdates(np.empty(size, dtype=np.int32), np.empty(size, dtype=np.int32), np.empty(size, dtype=np.float32))

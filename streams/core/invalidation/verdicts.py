@@ -1,7 +1,7 @@
-"""Verdicts over answers whose windows a change has touched: fused anew as far as it takes to tell. Compiled.
+"""Compiled evaluation of answers whose candidates have changed. Fuses only as much as the decision needs.
 
-Of equal scores the older passage comes first, as in an index: what an answer was made of in the order in which it stood
-there, then what came later in the order in which it came.
+Of equal scores the older passage ranks first, as in an index: first the candidates of the fill in their order, then
+late candidates in the order in which they were added.
 """
 
 from typing import Final, NamedTuple
@@ -10,18 +10,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streams.core.invalidation.compiled import (
-    NOBODY,
-    Answered,
+    EMPTY,
+    AnswerColumns,
     Bits,
     Floats,
-    Fusion,
     Ints,
-    LexicalLeg,
+    LexicalCandidates,
+    Scoring,
     Scratch,
-    VectorLeg,
+    VectorCandidates,
     compiled,
-    place_of,
     score_lexical,
+    slot_of,
 )
 
 KEEP: Final = 0
@@ -30,160 +30,174 @@ SHORT: Final = 2
 DROP: Final = 3
 
 _TIE: Final = 1e-12
-"""Raises a score by its vector rank: far less than the scores of two different pairs of ranks differ."""
-EDGE: Final = 2
-"""Places beside the last that is fused from which a passage may come in, or go out, as statistics move by little."""
+"""Tie breaker by vector rank: far smaller than the difference between the scores of any two pairs of ranks."""
+EDGE_RANKS: Final = 2
+"""Number of ranks around the last fused one that a passage can cross when statistics change slightly."""
 _MARGIN: Final = 5e-4
-"""Of fused scores; moving by a place among the first twenty makes a difference of 1.5e-4 to 2.6e-4."""
-_NOWHERE: Final = 1 << 30
+"""Margin of fused scores. A difference of one rank among the first twenty changes a score by 1.5e-4 to 2.6e-4."""
+_UNRANKED: Final = 1 << 30
 
 
 Verdicts = NDArray[np.uint8]
 
 
-class _Windows(NamedTuple):
-    """One answer's windows: ids, scores and late bits of each leg; what is fused of them, and by which constant."""
+class _RowCandidates(NamedTuple):
+    """Candidates of one answer: ids, scores and late bits of each retriever, the depth of fusion, and its constant."""
 
     vector_ids: Ints
-    by_vector: Floats
+    vector_scores: Floats
     vector_late: Bits
     lexical_ids: Ints
-    by_terms: Floats
+    lexical_scores: Floats
     lexical_late: Bits
-    deepest: int
+    depth: int
     rrf_k: int
 
 
 @compiled
-def judge_row(
+def evaluate_row(
     row: int,
-    vector: VectorLeg,
-    lexical: LexicalLeg,
-    answered: Answered,
-    fusion: Fusion,
+    vector: VectorCandidates,
+    lexical: LexicalCandidates,
+    answers: AnswerColumns,
+    scoring: Scoring,
     scratch: Scratch,
 ) -> int:
-    """What became of an answer whose sources are all there.
+    """Evaluate an answer, none of whose sources was removed.
 
-    ``DROP`` if a late passage is in the fused top k, and is not one of the sources. None is if each scores less than
-    every source; where one does not, all passages are fused. ``WATCH`` if statistics that move by little may bring one
-    there, ``SHORT`` if less is known of a leg than is fused, and else ``KEEP``.
+    ``DROP`` if the fused top k contains a late passage that is not a source. The fusion is computed only if such a
+    passage scores at least as high as the lowest source. ``WATCH`` if a small change of statistics can bring a late
+    passage there. ``SHORT`` if fewer candidates are known than are fused, or if a source is no candidate. Otherwise
+    ``KEEP``.
 
     Args:
-        row: of the answer.
-        vector: windows.
-        lexical: likewise.
-        answered: whose they are.
-        fusion: statistics of now.
-        scratch: has scores of the row's lexical window by these.
+        row: row of the answer.
+        vector: vector candidates.
+        lexical: lexical candidates.
+        answers: columns of the answers.
+        scoring: current statistics.
+        scratch: contains the current lexical scores of the row.
     """
-    top = int(answered.top[row])
-    own = _windows(row, top, vector, lexical, fusion, scratch.scores)
-    if _is_short(own.by_vector, vector.floors[row], own.deepest) or _is_short(
-        own.by_terms, lexical.floors[row], own.deepest
+    top = int(answers.top[row])
+    candidates = _row_candidates(row, top, vector, lexical, scoring, scratch.scores)
+    if _is_short(candidates.vector_scores, vector.floors[row], candidates.depth) or _is_short(
+        candidates.lexical_scores, lexical.floors[row], candidates.depth
     ):
         return SHORT
-    sources = answered.sources[row]
-    lowest, fear, lost = _lowest_source(own, sources, top)
-    if lost:  # A source that neither window holds would not be missed when it is removed.
+    sources = answers.sources[row]
+    lowest, lowest_narrow, unranked = _lowest_source(candidates, sources, top)
+    if unranked:  # The removal of a source that is no candidate would go unnoticed.
         return SHORT
-    highest, hope = _highest_late(own, sources, fear - _MARGIN)
-    if highest > 0 and highest >= lowest and _shows_late(own, sources, lowest, top, scratch):
+    highest, highest_wide = _highest_late(candidates, sources, lowest_narrow - _MARGIN)
+    if highest > 0 and highest >= lowest and _has_late_passage(candidates, sources, lowest, top, scratch):
         return DROP
-    return WATCH if hope > 0 and hope >= fear - _MARGIN else KEEP
+    return WATCH if highest_wide > 0 and highest_wide >= lowest_narrow - _MARGIN else KEEP
 
 
 @compiled
 def compare_rows(
     rows: Ints,
-    vector: VectorLeg,
-    lexical: LexicalLeg,
-    answered: Answered,
-    fusion: Fusion,
+    vector: VectorCandidates,
+    lexical: LexicalCandidates,
+    answers: AnswerColumns,
+    scoring: Scoring,
     scratch: Scratch,
     out: Verdicts,
 ) -> None:
-    """Whether the sources are the fused top k: ``KEEP`` or ``DROP`` for each of ``rows``."""
+    """Whether the sources equal the fused top k: ``KEEP`` or ``DROP`` for each of ``rows``."""
     for at in range(len(rows)):
-        row, top = rows[at], int(answered.top[rows[at]])
-        sources = answered.sources[row]
-        score_lexical(lexical, fusion, row, scratch)
-        found = _top(_windows(row, top, vector, lexical, fusion, scratch.scores), 0.0, top, scratch)
+        row, top = rows[at], int(answers.top[rows[at]])
+        sources = answers.sources[row]
+        score_lexical(lexical, scoring, row, scratch)
+        found = _fused_top(_row_candidates(row, top, vector, lexical, scoring, scratch.scores), 0.0, top, scratch)
         cited, held = 0, 0
         for source in sources:
-            cited += source != NOBODY
+            cited += source != EMPTY
         for number in scratch.best[:found]:
-            held += place_of(sources, number) != NOBODY
+            held += slot_of(sources, number) != EMPTY
         out[at] = KEEP if cited == held == found else DROP
 
 
 @compiled
-def _windows(row: int, top: int, vector: VectorLeg, lexical: LexicalLeg, fusion: Fusion, by_terms: Floats) -> _Windows:
-    return _Windows(
+def _row_candidates(
+    row: int, top: int, vector: VectorCandidates, lexical: LexicalCandidates, scoring: Scoring, lexical_scores: Floats
+) -> _RowCandidates:
+    return _RowCandidates(
         vector.ids[row],
         vector.scores[row],
         vector.late[row],
         lexical.ids[row],
-        by_terms,
+        lexical_scores,
         lexical.late[row],
-        max(top, fusion.places),
-        fusion.rrf_k,
+        max(top, scoring.fused),
+        scoring.rrf_k,
     )
 
 
 @compiled
-def _lowest_source(own: _Windows, sources: Ints, top: int) -> tuple[float, float, bool]:
-    """The lowest score of a source; the same with a narrower edge; whether a source is in no window."""
-    lowest, fear, count, lost = np.inf, np.inf, 0, False
+def _lowest_source(candidates: _RowCandidates, sources: Ints, top: int) -> tuple[float, float, bool]:
+    """Lowest score of a source; the same with fewer fused ranks; whether a source is in no candidate list."""
+    lowest, lowest_narrow, count, unranked = np.inf, np.inf, 0, False
     for source in sources:
-        if source != NOBODY:
+        if source != EMPTY:
             count += 1
-            first = _rank_of(source, own.vector_ids, own.by_vector, own.vector_late)
-            second = _rank_of(source, own.lexical_ids, own.by_terms, own.lexical_late)
-            lost = lost or (first == _NOWHERE and second == _NOWHERE)
-            lowest = min(lowest, _share(first, second, own.deepest, own.rrf_k))
-            fear = min(fear, _share(first, second, own.deepest - EDGE, own.rrf_k))
-    # An answer with room for more takes whatever comes.
-    return (lowest, fear, lost) if count >= top else (0.0, 0.0, lost)
+            vector_rank = _rank_of(source, candidates.vector_ids, candidates.vector_scores, candidates.vector_late)
+            lexical_rank = _rank_of(source, candidates.lexical_ids, candidates.lexical_scores, candidates.lexical_late)
+            unranked = unranked or (vector_rank == _UNRANKED and lexical_rank == _UNRANKED)
+            lowest = min(lowest, _fused_score(vector_rank, lexical_rank, candidates.depth, candidates.rrf_k))
+            lowest_narrow = min(
+                lowest_narrow, _fused_score(vector_rank, lexical_rank, candidates.depth - EDGE_RANKS, candidates.rrf_k)
+            )
+    # An answer with fewer than k sources accepts any passage.
+    return (lowest, lowest_narrow, unranked) if count >= top else (0.0, 0.0, unranked)
 
 
 @compiled
-def _highest_late(own: _Windows, sources: Ints, least: float) -> tuple[float, float]:
-    """The highest score of a late passage that is no source; the same with a wider edge. Less than ``least`` is 0."""
-    highest, hope = 0.0, 0.0
-    # Where no leg alone makes as much, a passage has to be in both; and one that is late is so in the vector leg too.
-    in_both = least > 1 / (own.rrf_k + 1) + _TIE
-    for leg in range(1 if in_both else 2):
-        in_vector = leg == 0
-        late = own.vector_late if in_vector else own.lexical_late
-        ids = own.vector_ids if in_vector else own.lexical_ids
-        scores = own.by_vector if in_vector else own.by_terms
-        for place in range(len(ids)):
-            number = ids[place]
-            if not _is_set(late, place) or (in_both and place_of(own.lexical_ids, number) == NOBODY):
+def _highest_late(candidates: _RowCandidates, sources: Ints, min_score: float) -> tuple[float, float]:
+    """Highest score of a late passage that is not a source; the same with more fused ranks. Below ``min_score``, 0."""
+    highest, highest_wide = 0.0, 0.0
+    # If a single retriever cannot reach the score, the passage must be a candidate of both. The late ones among them
+    # are then found in the vector candidates.
+    in_both = min_score > 1 / (candidates.rrf_k + 1) + _TIE
+    for retriever in range(1 if in_both else 2):
+        in_vector = retriever == 0
+        late = candidates.vector_late if in_vector else candidates.lexical_late
+        ids = candidates.vector_ids if in_vector else candidates.lexical_ids
+        scores = candidates.vector_scores if in_vector else candidates.lexical_scores
+        for slot in range(len(ids)):
+            number = ids[slot]
+            if not _is_set(late, slot) or (in_both and slot_of(candidates.lexical_ids, number) == EMPTY):
                 continue
-            rank = _rank(ids, scores, late, place)
-            # One leg alone tells of some that they are too far behind.
-            if rank > own.deepest + EDGE or 1 / (own.rrf_k + rank) + 1 / (own.rrf_k + 1) < least:
+            rank = _rank(ids, scores, late, slot)
+            # The rank in one retriever can already exclude a passage.
+            if (
+                rank > candidates.depth + EDGE_RANKS
+                or 1 / (candidates.rrf_k + rank) + 1 / (candidates.rrf_k + 1) < min_score
+            ):
                 continue
-            if place_of(sources, number) != NOBODY:
+            if slot_of(sources, number) != EMPTY:
                 continue
-            first, second = rank, rank
+            vector_rank, lexical_rank = rank, rank
             if in_vector:
-                second = _rank_of(number, own.lexical_ids, own.by_terms, own.lexical_late)
+                lexical_rank = _rank_of(
+                    number, candidates.lexical_ids, candidates.lexical_scores, candidates.lexical_late
+                )
             else:
-                first = _rank_of(number, own.vector_ids, own.by_vector, own.vector_late)
-            highest = max(highest, _share(first, second, own.deepest, own.rrf_k))
-            hope = max(hope, _share(first, second, own.deepest + EDGE, own.rrf_k))
-    return highest, hope
+                vector_rank = _rank_of(number, candidates.vector_ids, candidates.vector_scores, candidates.vector_late)
+            highest = max(highest, _fused_score(vector_rank, lexical_rank, candidates.depth, candidates.rrf_k))
+            highest_wide = max(
+                highest_wide, _fused_score(vector_rank, lexical_rank, candidates.depth + EDGE_RANKS, candidates.rrf_k)
+            )
+    return highest, highest_wide
 
 
 @compiled
-def _shows_late(own: _Windows, sources: Ints, least: float, top: int, scratch: Scratch) -> bool:
-    """Whether the fused top k, all of which scores ``least`` or more, has a late passage that is no source."""
-    for number in scratch.best[: _top(own, least, top, scratch)]:
-        if place_of(sources, number) == NOBODY and (
-            _is_late(own.vector_ids, own.vector_late, number) or _is_late(own.lexical_ids, own.lexical_late, number)
+def _has_late_passage(candidates: _RowCandidates, sources: Ints, min_score: float, top: int, scratch: Scratch) -> bool:
+    """Whether the fused top k, all of which score at least ``min_score``, contains a late passage that is no source."""
+    for number in scratch.best[: _fused_top(candidates, min_score, top, scratch)]:
+        if slot_of(sources, number) == EMPTY and (
+            _is_late(candidates.vector_ids, candidates.vector_late, number)
+            or _is_late(candidates.lexical_ids, candidates.lexical_late, number)
         ):
             return True
     return False
@@ -191,50 +205,50 @@ def _shows_late(own: _Windows, sources: Ints, least: float, top: int, scratch: S
 
 @compiled
 def _is_short(scores: Floats, floor: float, wanted: int) -> bool:
-    """Whether less of an order is known than is wanted, although there is more."""
+    """Whether fewer than ``wanted`` candidates are known although more exist."""
     if not np.isfinite(floor):
         return False
     known = np.int32(0)
-    for place in range(len(scores)):
-        known = np.int32(known + np.int32(scores[place] >= floor))
+    for slot in range(len(scores)):
+        known = np.int32(known + np.int32(scores[slot] >= floor))
     return bool(known < wanted)
 
 
 @compiled
-def _share(by_vector: int, by_terms: int, deepest: int, rrf_k: int) -> float:
-    """Fused score of two ranks, of which those below ``deepest`` do not count."""
+def _fused_score(vector_rank: int, lexical_rank: int, depth: int, rrf_k: int) -> float:
+    """Fused score of two ranks. Ranks beyond ``depth`` do not count."""
     score = 0.0
-    if by_vector <= deepest:
-        score += 1 / (rrf_k + by_vector) + _TIE / by_vector
-    if by_terms <= deepest:
-        score += 1 / (rrf_k + by_terms)
+    if vector_rank <= depth:
+        score += 1 / (rrf_k + vector_rank) + _TIE / vector_rank
+    if lexical_rank <= depth:
+        score += 1 / (rrf_k + lexical_rank)
     return score
 
 
 @compiled
-def _top(own: _Windows, least: float, top: int, scratch: Scratch) -> int:
-    """Note as best the ``top`` passages of the best fused scores, none of less than ``least``; how many there are."""
+def _fused_top(candidates: _RowCandidates, min_score: float, top: int, scratch: Scratch) -> int:
+    """Write the best passages with fused scores of at least ``min_score`` to ``scratch.best``; their number."""
     best, scores = scratch.best, scratch.fused
-    count, other_leg = 0, 1 / (own.rrf_k + 1)
-    for at in range(len(own.vector_ids) + len(own.lexical_ids)):
-        in_vector = at < len(own.vector_ids)
-        place = at if in_vector else at - len(own.vector_ids)
-        number = own.vector_ids[place] if in_vector else own.lexical_ids[place]
-        if number == NOBODY:
+    count, other_retriever = 0, 1 / (candidates.rrf_k + 1)
+    for at in range(len(candidates.vector_ids) + len(candidates.lexical_ids)):
+        in_vector = at < len(candidates.vector_ids)
+        slot = at if in_vector else at - len(candidates.vector_ids)
+        number = candidates.vector_ids[slot] if in_vector else candidates.lexical_ids[slot]
+        if number == EMPTY:
             continue
-        first, second = _NOWHERE, _NOWHERE
+        vector_rank, lexical_rank = _UNRANKED, _UNRANKED
         if in_vector:
-            first = _rank(own.vector_ids, own.by_vector, own.vector_late, place)
+            vector_rank = _rank(candidates.vector_ids, candidates.vector_scores, candidates.vector_late, slot)
         else:
-            second = _rank(own.lexical_ids, own.by_terms, own.lexical_late, place)
-        if _share(first, second, own.deepest, own.rrf_k) + other_leg < least:
+            lexical_rank = _rank(candidates.lexical_ids, candidates.lexical_scores, candidates.lexical_late, slot)
+        if _fused_score(vector_rank, lexical_rank, candidates.depth, candidates.rrf_k) + other_retriever < min_score:
             continue
         if in_vector:
-            second = _rank_of(number, own.lexical_ids, own.by_terms, own.lexical_late)
-        elif place_of(own.vector_ids, number) != NOBODY:
+            lexical_rank = _rank_of(number, candidates.lexical_ids, candidates.lexical_scores, candidates.lexical_late)
+        elif slot_of(candidates.vector_ids, number) != EMPTY:
             continue
-        score = _share(first, second, own.deepest, own.rrf_k)
-        if score < least or score == 0 or (count == top and score <= scores[count - 1]):
+        score = _fused_score(vector_rank, lexical_rank, candidates.depth, candidates.rrf_k)
+        if score < min_score or score == 0 or (count == top and score <= scores[count - 1]):
             continue
         if count < top:
             count += 1
@@ -247,40 +261,40 @@ def _top(own: _Windows, least: float, top: int, scratch: Scratch) -> int:
 
 
 @compiled
-def _rank(ids: Ints, scores: Floats, late: Bits, place: int) -> int:
-    """Rank of what stands in a place. Of equal scores the older comes first, as an index has it."""
-    own = scores[place]
-    above, up_to = np.int32(0), np.int32(0)  # in the width of what is compared, so that many are at once
+def _rank(ids: Ints, scores: Floats, late: Bits, slot: int) -> int:
+    """Rank of the passage in a slot. Of equal scores the older passage ranks first, as in an index."""
+    score = scores[slot]
+    above, up_to = np.int32(0), np.int32(0)  # in the width of the compared values, so that the loop is vectorised
     for other in range(len(scores)):
-        above = np.int32(above + np.int32(scores[other] > own))
-        up_to = np.int32(up_to + np.int32(scores[other] >= own))
+        above = np.int32(above + np.int32(scores[other] > score))
+        up_to = np.int32(up_to + np.int32(scores[other] >= score))
     if up_to > above + 1:
-        born = _born(ids, late, place)
+        age = _age(ids, late, slot)
         for other in range(len(scores)):
-            if scores[other] == own and _born(ids, late, other) < born:
+            if scores[other] == score and _age(ids, late, other) < age:
                 above += 1
     return int(above) + 1
 
 
 @compiled
-def _born(ids: Ints, late: Bits, place: int) -> int:
-    """What an answer was made of stands in the order of its places, before what came later in the order of numbers."""
-    return int(len(ids) + ids[place]) if _is_set(late, place) else place
+def _age(ids: Ints, late: Bits, slot: int) -> int:
+    """Age of a passage: candidates of the fill in the order of slots, then late ones in the order of their numbers."""
+    return int(len(ids) + ids[slot]) if _is_set(late, slot) else slot
 
 
 @compiled
 def _rank_of(number: int, ids: Ints, scores: Floats, late: Bits) -> int:
-    """Rank of a passage, below every other where it is not."""
-    place = place_of(ids, number)
-    return _NOWHERE if place == NOBODY else _rank(ids, scores, late, place)
+    """Rank of a passage; ``_UNRANKED`` if it is no candidate."""
+    slot = slot_of(ids, number)
+    return _UNRANKED if slot == EMPTY else _rank(ids, scores, late, slot)
 
 
 @compiled
 def _is_late(ids: Ints, late: Bits, number: int) -> bool:
-    place = place_of(ids, number)
-    return bool(place != NOBODY and _is_set(late, place))
+    slot = slot_of(ids, number)
+    return bool(slot != EMPTY and _is_set(late, slot))
 
 
 @compiled
-def _is_set(late: Bits, place: int) -> bool:
-    return bool((late[place >> 6] >> np.uint64(place & 63)) & np.uint64(1))
+def _is_set(late: Bits, slot: int) -> bool:
+    return bool((late[slot >> 6] >> np.uint64(slot & 63)) & np.uint64(1))
