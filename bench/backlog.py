@@ -114,7 +114,7 @@ async def _send(installation: BenchInstallation, number: int, events: int) -> No
     producer = await KafkaProducer.open(settings)
     try:
         contents = [
-            await blobs.put(f"# Page {text}\n\nThe page {text} of round {number} says {text * 7}.\n".encode())
+            await blobs.put(f"# Page {text}\n\nThe page {text} of round {number} contains {text * 7}.\n".encode())
             for text in range(_TEXTS)
         ]
         for start in range(0, events, _BATCH):

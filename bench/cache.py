@@ -8,7 +8,7 @@ Computed: new retrievals, one per question after each change, which fill answers
 fraction of equal results is reported. Differences are due to approximate k-NN, statistics that count removed passages,
 and ties.
 
-Each policy is measured twice. In the *steady state* there is one answer per question, filled again when invalidated,
+Each policy is measured twice. In the *steady state* there is one answer per question, replaced when invalidated,
 and all are compared after every change (``staleness``). In *simulated traffic*, questions are drawn with a Zipf
 distribution and asked of an initially empty cache in simulated time, in which invalidations and fills take time
 (``traffic``).

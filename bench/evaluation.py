@@ -3,7 +3,7 @@
 Documents, changes, questions, vectors, terms and candidates are real. For more answers than questions, questions are
 repeated with slightly rotated vectors, so that no two answers have the same candidates. Each size starts with answers
 to every question over the snapshot and evaluates the same changes, the first of the history that add a passage.
-Invalidated answers are not filled again.
+Invalidated answers are not replaced.
 """
 
 import secrets

@@ -1,4 +1,4 @@
-"""Rehearsing an edit against a running installation, from its stores."""
+"""Dry run of an edit against the stores of a running installation."""
 
 import time
 from collections.abc import Sequence
@@ -31,12 +31,12 @@ async def dry_run(
     """What an upload, or a delete, would do to the cached answers of the default tenant.
 
     Args:
-        settings: of the installation.
-        document_id: of the document; its source too, as ``freshline ingest`` has it.
-        content: of the upload; None deletes.
-        file_name: says of which type the content is.
-        title: of the document.
-        groups: that may see it.
+        settings: settings of the installation.
+        document_id: id of the document, also used as its source, as by ``freshline ingest``.
+        content: content of the upload; None for a delete.
+        file_name: file name, from which the content type is derived.
+        title: title of the document.
+        groups: groups that may see it.
 
     Raises:
         UnsupportedType: of content.
