@@ -85,7 +85,7 @@ def retrieval(
     data: Data = None,
     as_json: Json = False,  # noqa: FBT002 - an option
 ) -> None:
-    """nDCG@10 of the lexical retriever, the vector retriever and their fusion on a collection with relevance judgements.
+    """nDCG@10 of both retrievers and their fusion on a collection with relevance judgements.
 
     Examples:
       freshline bench retrieval beir/scifact

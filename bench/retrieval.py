@@ -1,4 +1,4 @@
-"""Retrieval quality on a collection with relevance judgements (BEIR layout): nDCG@10 of each retriever and of the fusion.
+"""Retrieval quality on a collection with relevance judgements (BEIR layout): nDCG@10 of retrievers and fusion.
 
 Passages are split, embedded, indexed and searched by the product's code. A document is ranked by its best passage.
 """

@@ -17,10 +17,10 @@ It contains a comma, which no ``GroupName`` may contain, so neither a document n
 """
 
 LAYOUT: Final = 2
-"""Layout version of the chunk index, stored in its mapping. It changes with the format or the analysis of passages."""
+"""Layout version of the chunk index, stored in its mapping. It changes with the format or analysis of passages."""
 
 LONGEST_KEYWORD: Final = 8_000
-"""Maximum length of a filterable value, in UTF-16 units; the index ignores longer ones. Exceeds every attribute limit."""
+"""Maximum length of a filterable value, in UTF-16 units. It exceeds every attribute limit."""
 
 
 MANIFESTS_REFRESH_S: Final = 0.2
@@ -42,7 +42,7 @@ MAX_GONE: Final = 20_000
 """Maximum number of passage ids of failed versions in a manifest, besides those of the last one."""
 
 MAX_FAILED_VERSIONS: Final = 32
-"""Maximum number of failed versions in a manifest. Earlier ones are processed again if their events are redelivered."""
+"""Maximum number of failed versions in a manifest. Earlier ones are processed again if redelivered."""
 
 
 def original_id(chunk_id: str) -> str:
@@ -173,7 +173,10 @@ class Manifest(Message):
 
 
 def metadata_terms(metadata: Mapping[str, object]) -> list[str]:
-    """Metadata as exact-match terms, one for each value, for a single keyword field: mappings do not grow with names."""
+    """Metadata as exact-match terms, one for each value.
+
+    All names share one keyword field, so that mappings do not grow.
+    """
     return [
         metadata_term(name, one)
         for name, value in metadata.items()
