@@ -34,7 +34,7 @@ from freshline.installation import settings_from
 from infra.local import Stack
 from infra.settings import Settings
 from query.retrieval.fusion import fuse
-from schemas.search import HybridSearch, Windows
+from schemas.search import RRF_K, HybridSearch, Windows
 from streams.core.invalidation.compiling import compile_loops
 from streams.core.invalidation.evidence import Passage
 from streams.core.invalidation.exact import Exact
@@ -135,7 +135,7 @@ class _Replay:
         self._texts = texts
         self._analyzed = analyzed
         self._timing = timing
-        self._kept, self._fused, self._rrf_k = query.candidates_kept, query.candidates, query.rrf_k
+        self._kept, self._fused, self._rrf_k = query.candidates_kept, query.candidates, RRF_K
         self._truth = GroundTruth(analyzed, fused=self._fused, kept=self._kept, top_k=_TOP_K, rrf_k=self._rrf_k)
         self._passages: dict[str, Passage] = {}
         self._added_in: dict[Source, int] = {}

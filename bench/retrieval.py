@@ -25,7 +25,7 @@ from infra.settings import Settings
 from query.retrieval.fusion import fuse
 from schemas.documents import DocumentKey
 from schemas.index import StoredChunk
-from schemas.search import Access, HybridSearch
+from schemas.search import RRF_K, Access, HybridSearch
 from streams.core.chunk_identity import with_ids
 from streams.core.splitting import Splitter, embedding_text
 
@@ -79,7 +79,7 @@ async def _measure(
             vector = await embedder.embed_query(queries[query])
             window = settings.query.candidates
             [windows] = await index.search([HybridSearch(queries[query], vector, Access(_TENANT), window)])
-            fused = fuse(windows, k=settings.query.rrf_k)
+            fused = fuse(windows, k=RRF_K)
             for retriever, keys in (
                 ("bm25", [hit.key for hit in windows.lexical]),
                 ("vector", [hit.key for hit in windows.vector]),

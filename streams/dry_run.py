@@ -213,7 +213,7 @@ class DryRun:
             number,
             slices=_ReadOnlySlices(self._slices),
             index=self._searches,
-            loader=ChangeLoader(self._terms, term_cache, max_passages=self._settings.judged_passages),
+            loader=ChangeLoader(self._terms, term_cache, max_passages=self._settings.evaluated_passages),
             term_cache=term_cache,
             fusion=self._fusion,
             settings=self._settings,
@@ -224,7 +224,7 @@ class DryRun:
         except TooMuchChanged as error:
             raise DryRunUnavailable(f"{error}, and the answers are about to be dropped: try again") from error
         keys = evaluator.keys
-        if len(change.removed) + len(change.added) > self._settings.judged_passages:
+        if len(change.removed) + len(change.added) > self._settings.evaluated_passages:
             reasons: dict[str, Reason | None] = dict.fromkeys(keys, "not_evaluated")
         else:
             added = {term for passage in change.added for term in passage.terms.frequencies}

@@ -177,7 +177,7 @@ class SliceEvaluator:
         self._term_cache.forget(change_log.added)  # also if there are too many of them to be loaded
         if pending.changes or pending.fills:
             self.active_s = time.monotonic()
-        if len(change_log) > self._settings.judged_passages:
+        if len(change_log) > self._settings.evaluated_passages:
             self._reset()
             await self._drop_all(f"{len(change_log)} passages changed at once")
             return True
@@ -392,7 +392,7 @@ class SliceEvaluators:
         self._slices = slices
         self._index = index
         self._term_cache = TermCache(terms)
-        self._loader = ChangeLoader(terms, self._term_cache, max_passages=settings.judged_passages)
+        self._loader = ChangeLoader(terms, self._term_cache, max_passages=settings.evaluated_passages)
         self._fusion = fusion
         self._settings = settings
         self._evaluators: dict[tuple[str, int], SliceEvaluator] = {}

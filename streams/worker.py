@@ -26,6 +26,7 @@ from infra.telemetry.logging import configure_logging
 from infra.telemetry.tracing import open_tracing
 from infra.web.server import until_told_to_stop
 from infra.webhooks.sender import HttpSender
+from schemas.search import RRF_K
 from streams.core.invalidation.compiling import compile_loops
 from streams.core.splitting import SPLITTER_VERSION, Splitter
 from streams.evaluation import FusionParameters, SliceEvaluators
@@ -191,7 +192,7 @@ def fusion(settings: Settings) -> FusionParameters:
     """Parameters of retrieval and fusion that the query service uses."""
     query = settings.query
     return FusionParameters(
-        settings.embedding.dimension, max(query.candidates_kept, query.candidates), query.candidates, query.rrf_k
+        settings.embedding.dimension, max(query.candidates_kept, query.candidates), query.candidates, RRF_K
     )
 
 

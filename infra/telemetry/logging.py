@@ -1,13 +1,17 @@
 """One way to log: structured, to standard error, the libraries' lines included."""
 
 import logging
+import os
 import sys
 from typing import Final
 
 import structlog
 from structlog.types import Processor
 
+from infra.environment import unknown_variables
 from infra.settings import Settings
+
+_log = structlog.get_logger(__name__)
 
 _TALKATIVE: Final = ("aiokafka", "opensearch", "botocore", "urllib3", "httpx", "httpcore", "uvicorn", "asyncio")
 """Libraries that tell what each request or heartbeat did; from them only warnings are news."""
@@ -47,6 +51,8 @@ def configure_logging(settings: Settings) -> None:
     root.setLevel(level)
     for name in _TALKATIVE:
         logging.getLogger(name).setLevel(max(level, logging.WARNING))
+    for variable, similar in unknown_variables(os.environ).items():
+        _log.warning("unknown_setting", variable=variable, similar=similar)
 
 
 def _rendering(settings: Settings) -> list[Processor]:

@@ -6,25 +6,20 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-from infra.settings import Settings
+from infra.environment import PROCESS_VARIABLES
+from infra.settings import Section, Settings
 
 ROOT = Path(__file__).parents[2]
-OUTSIDE_SETTINGS = {
-    "FRESHLINE_HOME",
-    "FRESHLINE_CACHE",
-    "FRESHLINE_TEST_STACK",
-    "FRESHLINE_TEST_HOME",
-    "FRESHLINE_LISTEN_FD",
-    "FRESHLINE_READY_FD",
-    "FRESHLINE_PEERS_DIR",
-}
-"""Environment variables that are read before the settings are loaded."""
-
-_ROW = re.compile(r"^\| `(FRESHLINE_[A-Z0-9_]+)` \| (?:`(.*?)`)? \| (.+) \|$", re.MULTILINE)
+SOURCES = [
+    file.read_text(encoding="utf-8")
+    for package in ("freshline", "infra", "ingest", "query", "streams")
+    for file in (ROOT / package).rglob("*.py")
+]
+_ROW = re.compile(r"^\| `(FRESHLINE_[A-Z0-9_]+)` \| (?:`(.*?)`)? \| (?:basic|advanced) \| (.+) \|$", re.MULTILINE)
 TABLE = {
     name: (default, meaning)
     for name, default, meaning in _ROW.findall((ROOT / "docs/configuration.md").read_text(encoding="utf-8"))
-    if name not in OUTSIDE_SETTINGS
+    if name not in PROCESS_VARIABLES
 }
 
 
@@ -47,6 +42,22 @@ def names(model: type[BaseModel], prefix: str) -> set[str]:
 def test_the_table_lists_exactly_the_settings():
     assert set(TABLE) == names(Settings, "FRESHLINE_")
     assert all(meaning for _, meaning in TABLE.values())
+
+
+def sections(model: type[BaseModel]) -> list[type[Section] | type[Settings]]:
+    nested = [field.annotation for field in model.model_fields.values()]
+    return [model, *(one for one in nested if isinstance(one, type) and issubclass(one, Section))]
+
+
+@pytest.mark.parametrize("section", sections(Settings), ids=lambda section: section.__name__)
+def test_basic_settings_exist(section):
+    assert set(section.model_fields) >= section.BASIC
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_each_setting_is_read_by_the_code(name):
+    field = name.removeprefix("FRESHLINE_").lower().split("__")[-1]
+    assert any(re.search(rf"\.{field}\b", text) for text in SOURCES)
 
 
 def test_the_listed_defaults_are_those_of_the_settings(monkeypatch):
@@ -83,7 +94,7 @@ def test_variables_named_in_code_and_documentation_are_settings():
     texts = [file for kind in ("*.py", "*.md", "Makefile") for file in ROOT.rglob(kind) if is_of_the_project(file)]
     mentioned = {name for file in texts for name in re.findall(r"FRESHLINE_[A-Z][A-Z0-9_]*[A-Z0-9]", file.read_text())}
     assert len(mentioned) > 10
-    assert mentioned - set(TABLE) - OUTSIDE_SETTINGS == set()
+    assert mentioned - set(TABLE) - PROCESS_VARIABLES == set()
 
 
 def is_of_the_project(file: Path) -> bool:

@@ -106,7 +106,7 @@ async def test_without_the_index_answers_are_dropped_and_positions_advance():
 
 
 async def test_a_change_above_the_evaluation_limit_drops_all_answers():
-    history = new_history(3, judged_passages=1)
+    history = new_history(3, evaluated_passages=1)
     history.add_worker()
     await finished(history.workers[0], [await history.change()])
     await history.fill()

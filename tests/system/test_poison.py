@@ -35,7 +35,7 @@ LOST = ref_of(b"never stored")
 
 @pytest.fixture(scope="module")
 async def installation(stack: Stack) -> AsyncIterator[BenchInstallation]:
-    async with installed(stack, {"FRESHLINE_KAFKA__PARTITIONS": "3", "FRESHLINE_PARSE__WALL_S": "120"}) as running:
+    async with installed(stack, {"FRESHLINE_KAFKA__PARTITIONS": "3", "FRESHLINE_PARSE__TIMEOUT_S": "120"}) as running:
         yield running
 
 
@@ -241,7 +241,7 @@ async def test_a_worker_above_the_dead_letter_rate_limit_stops_with_an_error_and
         [lag, *_] = await admin.lag(DOCUMENTS, settings.names.group(StepName.PREPARE))
     assert lag.committed == dead_letters
     # An operator may switch the limit off if the deployment is not at fault.
-    environment["FRESHLINE_STREAMS__DEAD_LETTER_SHARE"] = "1"
+    environment["FRESHLINE_STREAMS__DEAD_LETTER_RATE"] = "1"
     worker = await asyncio.create_subprocess_exec(*command, env=environment)
     try:
         async with asyncio.timeout(90):

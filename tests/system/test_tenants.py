@@ -128,7 +128,7 @@ async def installation(stack: Stack, issuer: str) -> AsyncIterator[BenchInstalla
         "FRESHLINE_JWT__AUDIENCE": "freshline",
         "FRESHLINE_OPENSEARCH__SHARDS": "1",
         "FRESHLINE_KAFKA__PARTITIONS": "2",
-        "FRESHLINE_CREDENTIALS__ANONYMOUS": "refused",
+        "FRESHLINE_CREDENTIALS__ANONYMOUS": "rejected",
         "FRESHLINE_CREDENTIALS__REFRESH_S": "0.2",
         "FRESHLINE_CREDENTIALS__AUDIT": "all",
         "FRESHLINE_LOG_LEVEL": "info",

@@ -58,7 +58,7 @@ async def test_each_document_ends_as_expected(expectations: dict[str, str]):
 
 async def test_wrong_names_and_types_do_not_crash_the_parsers(expectations: dict[str, str]):
     """Each document as every other type, by its content alone and with a wrong name."""
-    pool = ParserPool(ParseSettings(cpu_s=5, wall_s=20))
+    pool = ParserPool(ParseSettings(cpu_s=5, timeout_s=20))
     await pool.start()
     kinds = set()
     small = [name for name in expectations if (UGLY / name).stat().st_size < 30_000][::4]

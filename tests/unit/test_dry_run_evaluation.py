@@ -144,14 +144,14 @@ async def test_an_index_that_fails_while_answers_are_read_is_no_all_clear(world,
 
 
 async def test_an_edit_of_more_passages_than_are_judged_drops_all():
-    world = World(AnswerSettings(judged_passages=1))
+    world = World(AnswerSettings(evaluated_passages=1))
     await world.fill()
     assert await world.told(None) == dict.fromkeys(QUESTIONS, "not_evaluated")
     assert await world.done(None) == set(QUESTIONS)
 
 
 async def test_changes_that_wait_and_are_too_many_are_said():
-    world = World(AnswerSettings(judged_passages=2))
+    world = World(AnswerSettings(evaluated_passages=2))
     await world.fill()
     for number in range(world.cache.count):
         await world.cache.append("acme", number, {0: 1}, encode_changes(world.changes))

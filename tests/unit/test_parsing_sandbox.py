@@ -112,7 +112,7 @@ async def test_processor_time_is_limited(pool_with):
 
 
 async def test_time_is_limited(pool_with):
-    pool = await pool_with(wall_s=8)
+    pool = await pool_with(timeout_s=8)
     await assert_works(pool)
     (child,) = parsers_of(os.getpid())
     child.suspend()
