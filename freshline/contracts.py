@@ -38,8 +38,8 @@ from schemas.dead_letters import (
     DEAD_LETTER_HEADERS,
     DeadLetter,
     DeadLetterContent,
+    DeadLetterResolved,
     DeadLetters,
-    LetterResolved,
     Replayed,
 )
 from schemas.documents import (
@@ -79,7 +79,7 @@ MODELS: Final[tuple[type[BaseModel], ...]] = (
     DeadLetter,
     DeadLetterContent,
     DeadLetters,
-    LetterResolved,
+    DeadLetterResolved,
     Replayed,
     NewWebhook,
     Webhook,
@@ -156,11 +156,11 @@ def _ingest_app(settings: Settings) -> FastAPI:
         streams,
     )
     credentials = Credentials(settings)
-    letters = DeadLetterQueue(streams.read_to_end, streams, EventLog(streams, states))
+    dead_letters = DeadLetterQueue(streams.read_to_end, streams, EventLog(streams, states))
     return build_api(
         settings,
         stores,
-        letters,
+        dead_letters,
         MemoryWebhooks(),
         credentials=credentials,
         required={},

@@ -45,9 +45,9 @@ async def outcomes_of(
         CacheUnavailable: Redis did not answer.
     """
     events: dict[str, list[SentEvent]] = defaultdict(list)
-    for letter, replay in replayed:
-        if letter.event is not None and replay.event_id is not None and replay.position is not None:
-            event, position = letter.event, Position.parse(replay.position)
+    for dead_letter, replay in replayed:
+        if dead_letter.event is not None and replay.event_id is not None and replay.position is not None:
+            event, position = dead_letter.event, Position.parse(replay.position)
             deleted = event.change is Change.DELETED
             events[event.tenant].append(
                 SentEvent(replay.event_id, event.document_id, event.version, position, deleted=deleted)

@@ -9,14 +9,15 @@ from typing import Final
 from urllib.parse import unquote, urlsplit
 
 from pydantic import SecretStr
+from typing_extensions import override
 
-from infra.alerts.port import Alert, AlertNotSent
+from infra.alerts.port import Alert, AlertChannel, AlertNotSent
 
 _TIMEOUT_S: Final = 10.0
 _PORTS: Final = {"smtp": 587, "smtps": 465}
 
 
-class Mail:
+class Mail(AlertChannel):
     """See ``AlertChannel``.
 
     Args:
@@ -37,8 +38,8 @@ class Mail:
         self._sender = sender
         self._recipients = recipients
 
+    @override
     async def send(self, alert: Alert) -> None:
-        """See ``AlertChannel``."""
         message = EmailMessage()
         message["Subject"] = f"[{alert.severity}] {alert.name} on {alert.source}"
         message["From"] = self._sender
@@ -50,8 +51,9 @@ class Mail:
         except (OSError, smtplib.SMTPException) as error:
             raise AlertNotSent(f"{self.name}: {type(error).__name__}") from None
 
+    @override
     async def close(self) -> None:
-        """See ``AlertChannel``."""
+        pass
 
     def _send(self, message: EmailMessage) -> None:
         scheme, host = self._server.scheme, self._server.hostname or ""

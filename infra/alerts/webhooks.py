@@ -6,8 +6,9 @@ from typing import Any, Final
 
 import httpx
 from pydantic import SecretStr
+from typing_extensions import override
 
-from infra.alerts.port import Alert, AlertNotSent
+from infra.alerts.port import Alert, AlertChannel, AlertNotSent
 from schemas.alerts import Severity
 
 _TIMEOUT_S: Final = 5.0
@@ -18,7 +19,7 @@ _MARKS: Final[Mapping[Severity, str]] = {
 }
 
 
-class Webhook:
+class Webhook(AlertChannel):
     """See ``AlertChannel``. Posts the alert's fields as JSON.
 
     Args:
@@ -31,8 +32,8 @@ class Webhook:
         self._url = url
         self._http = httpx.AsyncClient(timeout=_TIMEOUT_S)
 
+    @override
     async def send(self, alert: Alert) -> None:
-        """See ``AlertChannel``."""
         try:
             response = await self._http.post(self._url.get_secret_value(), json=self._body(alert))
         except httpx.HTTPError as error:
@@ -41,8 +42,8 @@ class Webhook:
         if not response.is_success:
             raise AlertNotSent(f"{self.name}: status {response.status_code}")
 
+    @override
     async def close(self) -> None:
-        """See ``AlertChannel``."""
         await self._http.aclose()
 
     def _body(self, alert: Alert) -> dict[str, Any]:
@@ -54,6 +55,7 @@ class SlackWebhook(Webhook):
 
     name = "slack"
 
+    @override
     def _body(self, alert: Alert) -> dict[str, Any]:
         line = f"{_MARKS[alert.severity]} *{alert.severity}* {alert.name}: {alert.text} ({alert.source})"
         # Slack reads these three as markup.

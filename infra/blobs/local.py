@@ -11,7 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final, ParamSpec, TypeVar
 
-from infra.blobs.port import BlobMissing, BlobStoreUnavailable, checked, ref_of
+from typing_extensions import override
+
+from infra.blobs.port import BlobMissing, BlobStore, BlobStoreUnavailable, checked, ref_of
 from schemas.events import BlobRef
 
 P = ParamSpec("P")
@@ -26,7 +28,7 @@ _ABANDONED_S: Final = 86_400.0
 """A file is written in seconds. One that is a day old has no writer any more."""
 
 
-class LocalBlobStore:
+class LocalBlobStore(BlobStore):
     """Blobs in one directory of a local disk, which several processes may share.
 
     Files being written live in ``incoming/`` of the same file system and are renamed into place when they are on
@@ -42,29 +44,30 @@ class LocalBlobStore:
         _remove_abandoned(self._incoming, before_s=time.time() - _ABANDONED_S)
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="blobs")
 
+    @override
     async def put(self, content: bytes) -> BlobRef:
-        """Store ``content``; see ``BlobStore``."""
         return await self._run(self._put, content)
 
+    @override
     async def get(self, ref: BlobRef) -> bytes:
-        """Return the content; see ``BlobStore``."""
         return await self._run(self._get, ref)
 
+    @override
     async def exists(self, ref: BlobRef) -> bool:
-        """Tell whether something is stored; see ``BlobStore``."""
         return await self._run(self._file(ref).is_file)
 
+    @override
     async def delete(self, ref: BlobRef) -> None:
-        """Remove the content; see ``BlobStore``."""
         await self._run(self._file(ref).unlink, missing_ok=True)
 
+    @override
     async def stored(self) -> AsyncIterator[BlobRef]:
-        """Go through everything stored; see ``BlobStore``."""
         found = self._list()
         while refs := await self._run(_take, found, _LISTED_AT_ONCE):
             for ref in refs:
                 yield ref
 
+    @override
     async def close(self) -> None:
         """Let running writes finish and end the threads."""
         await asyncio.to_thread(self._threads.shutdown)

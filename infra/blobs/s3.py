@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Final, TypeVar
 import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
+from typing_extensions import override
 
-from infra.blobs.port import BlobMissing, BlobStoreUnavailable, checked, ref_of
+from infra.blobs.port import BlobMissing, BlobStore, BlobStoreUnavailable, checked, ref_of
 from schemas.events import BlobRef
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ _PRESENT: Final = frozenset({"412", "PreconditionFailed"})
 _CONFLICT: Final = frozenset({"409", "ConditionalRequestConflict"})
 
 
-class S3BlobStore:
+class S3BlobStore(BlobStore):
     """Blobs in one bucket, through boto3 in threads.
 
     An object is written only where none is (``If-None-Match``) and carries its SHA-256, which S3 checks on arrival.
@@ -52,31 +53,32 @@ class S3BlobStore:
         )
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="blobs")
 
+    @override
     async def put(self, content: bytes) -> BlobRef:
-        """Store ``content``; see ``BlobStore``."""
         ref = ref_of(content)
         await self._run(lambda: self._put(ref, content))
         return ref
 
+    @override
     async def get(self, ref: BlobRef) -> bytes:
-        """Return the content; see ``BlobStore``."""
         return await self._run(lambda: self._get(ref))
 
+    @override
     async def exists(self, ref: BlobRef) -> bool:
-        """Tell whether something is stored; see ``BlobStore``."""
         return await self._run(lambda: self._exists(ref))
 
+    @override
     async def delete(self, ref: BlobRef) -> None:
-        """Remove the content; see ``BlobStore``."""
         await self._run(lambda: self._client.delete_object(Bucket=self._bucket, Key=self._key(ref)))
 
+    @override
     async def stored(self) -> AsyncIterator[BlobRef]:
-        """Go through everything stored; see ``BlobStore``."""
         pages = iter(self._client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=self._prefix))
         while (page := await self._run(lambda: next(pages, None))) is not None:
             for ref in self._refs(page):
                 yield ref
 
+    @override
     async def close(self) -> None:
         """Let running requests finish, then close threads and connections."""
         await asyncio.to_thread(self._threads.shutdown)

@@ -2,11 +2,13 @@
 
 from collections.abc import Callable, Sequence
 
-from infra.credentials.port import CredentialsUnavailable
+from typing_extensions import override
+
+from infra.credentials.port import CredentialsUnavailable, KeyStore
 from schemas.credentials import ApiKey
 
 
-class MemoryKeys:
+class MemoryKeys(KeyStore):
     """See ``KeyStore``.
 
     Attributes:
@@ -17,21 +19,21 @@ class MemoryKeys:
         self.available = True
         self._keys: dict[str, ApiKey] = {}
 
+    @override
     async def add(self, key: ApiKey) -> None:
-        """See ``KeyStore``."""
         self._check_available()
         self._keys[key.key_id] = key
 
+    @override
     async def change(self, key_id: str, change: Callable[[ApiKey], ApiKey]) -> ApiKey | None:
-        """See ``KeyStore``."""
         self._check_available()
         if key_id not in self._keys:
             return None
         self._keys[key_id] = change(self._keys[key_id])
         return self._keys[key_id]
 
+    @override
     async def keys(self) -> Sequence[ApiKey]:
-        """See ``KeyStore``."""
         self._check_available()
         return sorted(self._keys.values(), key=lambda key: (key.created_ms, key.key_id))
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
+from typing_extensions import override
 
 from infra.embedding.port import Embedder, EmbeddingError, EmbeddingThrottled, Matrix, ModelInfo
 from infra.embedding.round_robin import RoundRobinQueue
@@ -27,7 +28,7 @@ class _Job:
     started: bool = False
 
 
-class BatchingEmbedder:
+class BatchingEmbedder(Embedder):
     """Puts concurrent ``embed_passages`` calls together and hands them to ``inner`` in bounded goes.
 
     There is no timer: an idle model starts at once with what is there, and what comes meanwhile makes the next go.
@@ -59,22 +60,23 @@ class BatchingEmbedder:
         self._closed = False
 
     @property
+    @override
     def model(self) -> ModelInfo:
-        """See ``Embedder``."""
         return self._inner.model
 
+    @override
     async def embed_query(self, text: str) -> Vector:
-        """See ``Embedder``."""
         return await self._inner.embed_query(text)
 
+    @override
     async def embed_passages(self, texts: Sequence[str]) -> Matrix:
-        """See ``Embedder``."""
         if not texts:
             return np.empty((0, self.model.dimension), dtype=np.float32)
         async with self._door:
             vectors = await self._embed(tuple(dict.fromkeys(texts)))
         return np.stack([vectors[text] for text in texts])
 
+    @override
     async def close(self) -> None:
         """Stop what is under way, fail what waits, and close ``inner``."""
         self._closed = True

@@ -9,8 +9,9 @@ import numpy as np
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+from typing_extensions import override
 
-from infra.embedding.port import EmbeddingError, EmbeddingThrottled, Matrix, ModelInfo
+from infra.embedding.port import Embedder, EmbeddingError, EmbeddingThrottled, Matrix, ModelInfo
 from infra.embedding.thread_pools import EmbeddingThreadPools
 from schemas.search import Vector
 
@@ -56,7 +57,7 @@ def token_counter() -> Tokenizer:
     return counter
 
 
-class BedrockEmbedder:
+class BedrockEmbedder(Embedder):
     """Titan V2, which takes one text a call: a batch is a bounded number of calls at a time.
 
     Args:
@@ -75,16 +76,16 @@ class BedrockEmbedder:
         self.model = ModelInfo(TITAN, dimension, max_tokens=_MAX_TOKENS, fingerprint=f"{TITAN}@{dimension}")
         self._lanes = EmbeddingThreadPools(self._embed, dimension=dimension, threads=calls)
 
+    @override
     async def embed_passages(self, texts: Sequence[str]) -> Matrix:
-        """See ``Embedder``."""
         return await self._lanes.passages(texts)
 
+    @override
     async def embed_query(self, text: str) -> Vector:
-        """See ``Embedder``."""
         return await self._lanes.query(text)
 
+    @override
     async def close(self) -> None:
-        """See ``Embedder``."""
         await self._lanes.close()
         self._client.close()
 

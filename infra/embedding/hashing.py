@@ -6,14 +6,15 @@ from hashlib import blake2b
 from typing import Final
 
 import numpy as np
+from typing_extensions import override
 
-from infra.embedding.port import Matrix, ModelInfo
+from infra.embedding.port import Embedder, Matrix, ModelInfo
 from schemas.search import Vector
 
 _WORD: Final = re.compile(r"\w+")
 
 
-class HashingEmbedder:
+class HashingEmbedder(Embedder):
     """Counts words in buckets chosen by a hash: texts that share words are alike, and that is all it knows.
 
     Args:
@@ -23,16 +24,17 @@ class HashingEmbedder:
     def __init__(self, dimension: int = 384) -> None:
         self.model = ModelInfo("hashing", dimension, max_tokens=1_000_000, fingerprint=f"hashing-{dimension}")
 
+    @override
     async def embed_passages(self, texts: Sequence[str]) -> Matrix:
-        """See ``Embedder``."""
         return np.array([self._embed(text) for text in texts], dtype=np.float32).reshape(-1, self.model.dimension)
 
+    @override
     async def embed_query(self, text: str) -> Vector:
-        """See ``Embedder``."""
         return self._embed(text)
 
+    @override
     async def close(self) -> None:
-        """See ``Embedder``."""
+        pass
 
     def _embed(self, text: str) -> Vector:
         # Counts are never negative, so words cannot cancel out; a text without words is one word by itself.

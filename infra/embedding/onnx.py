@@ -33,8 +33,9 @@ from typing import Any, Final, Literal
 import numpy as np
 import onnxruntime as ort
 from tokenizers import Tokenizer
+from typing_extensions import override
 
-from infra.embedding.port import EmbeddingError, Matrix, ModelInfo
+from infra.embedding.port import Embedder, EmbeddingError, Matrix, ModelInfo
 from infra.embedding.thread_pools import EmbeddingThreadPools
 from schemas.search import Vector
 
@@ -74,7 +75,7 @@ def load_tokenizer(models_path: Path, name: str) -> Tokenizer:
     return tokenizer
 
 
-class OnnxEmbedder:
+class OnnxEmbedder(Embedder):
     """A bundled model.
 
     Args:
@@ -102,16 +103,16 @@ class OnnxEmbedder:
         )
         self._lanes = EmbeddingThreadPools(self._embed, dimension=self.model.dimension, threads=threads)
 
+    @override
     async def embed_passages(self, texts: Sequence[str]) -> Matrix:
-        """See ``Embedder``."""
         return await self._lanes.passages(texts)
 
+    @override
     async def embed_query(self, text: str) -> Vector:
-        """See ``Embedder``."""
         return await self._lanes.query(self.model.query_prefix + text)
 
+    @override
     async def close(self) -> None:
-        """See ``Embedder``."""
         await self._lanes.close()
 
     def _embed(self, text: str) -> Vector:

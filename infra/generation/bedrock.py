@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
+from typing_extensions import override
 from urllib3.exceptions import HTTPError as Urllib3Error
 
 from infra.generation.port import AnswerPart, AnswerWithheld, GenerationError, GenerationThrottled, SourceText, Written
@@ -52,7 +53,7 @@ def connect(region: str | None, *, timeout_s: float) -> "BedrockRuntimeClient":
     )
 
 
-class BedrockGenerator:
+class BedrockGenerator(Generator):
     """Any Bedrock model that can converse.
 
     Args:
@@ -68,22 +69,23 @@ class BedrockGenerator:
         self._threads = ThreadPoolExecutor(CALLS, thread_name_prefix="generate")
         self.name = f"bedrock:{model}"
 
+    @override
     async def answer(
         self,
         question: str,
         sources: Sequence[SourceText],
-        query_vector: Vector | None = None,  # noqa: ARG002 - the port's; language models take text
+        query_vector: Vector | None = None,
     ) -> GeneratedAnswer:
-        """See ``Generator``."""
         prompt = build_prompt(question, sources)
         text = await asyncio.get_running_loop().run_in_executor(self._threads, self._converse, prompt)
         return read_answer(text, sources)
 
+    @override
     async def stream(
         self,
         question: str,
         sources: Sequence[SourceText],
-        query_vector: Vector | None = None,  # noqa: ARG002 - as above
+        query_vector: Vector | None = None,
     ) -> AsyncGenerator[AnswerPart | Written, None]:
         """See ``Generator``. The client blocks, so a thread reads; when this is closed it ends with the next event."""
         reader = AnswerReader(sources)
@@ -118,8 +120,8 @@ class BedrockGenerator:
         yield reader.end()
         yield Written(reader.answer, usage.get("inputTokens"), usage.get("outputTokens"))
 
+    @override
     async def close(self) -> None:
-        """See ``Generator``."""
         await asyncio.to_thread(self._threads.shutdown, cancel_futures=True)
         self._client.close()
 

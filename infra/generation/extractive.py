@@ -4,8 +4,10 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import replace
 from typing import Final
 
+from typing_extensions import override
+
 from infra.embedding.port import Embedder
-from infra.generation.port import NO_ANSWER, AnswerPart, SourceText, Written
+from infra.generation.port import NO_ANSWER, AnswerPart, Generator, SourceText, Written
 from infra.generation.ranking import Ranking, choose_sentences, rank_sentences
 from schemas.queries import Citation, GeneratedAnswer
 from schemas.search import Vector
@@ -16,7 +18,7 @@ _COMPARED: Final = 8
 _LIKENESS_WEIGHT: Final = 0.5
 
 
-class ExtractiveGenerator:
+class ExtractiveGenerator(Generator):
     """Picks the one to three sentences that answer best; the same answer for the same sources, always.
 
     Args:
@@ -29,13 +31,14 @@ class ExtractiveGenerator:
     def __init__(self, embedder: Embedder | None = None) -> None:
         self._embedder = embedder
 
+    @override
     async def answer(
         self, question: str, sources: Sequence[SourceText], query_vector: Vector | None = None
     ) -> GeneratedAnswer:
-        """See ``Generator``."""
         parts = await self._parts(question, sources, query_vector)
         return _whole(parts)
 
+    @override
     async def stream(
         self, question: str, sources: Sequence[SourceText], query_vector: Vector | None = None
     ) -> AsyncGenerator[AnswerPart | Written, None]:
@@ -61,6 +64,7 @@ class ExtractiveGenerator:
             for place, pick in enumerate(picks)
         )
 
+    @override
     async def close(self) -> None:
         """See ``Generator``. The embedder belongs to whoever opened it."""
 

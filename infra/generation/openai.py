@@ -7,8 +7,17 @@ from typing import Any, Final
 
 import httpx
 from pydantic import SecretStr, ValidationError
+from typing_extensions import override
 
-from infra.generation.port import AnswerPart, AnswerWithheld, GenerationError, GenerationThrottled, SourceText, Written
+from infra.generation.port import (
+    AnswerPart,
+    AnswerWithheld,
+    GenerationError,
+    GenerationThrottled,
+    Generator,
+    SourceText,
+    Written,
+)
 from infra.generation.prompt import build_prompt
 from infra.generation.reading import AnswerReader, read_answer
 from schemas.models import Message
@@ -43,7 +52,7 @@ class _Completion(Message):
     usage: _Usage | None = None
 
 
-class OpenAIGenerator:
+class OpenAIGenerator(Generator):
     """Any OpenAI-compatible model.
 
     Args:
@@ -67,13 +76,13 @@ class OpenAIGenerator:
         )
         self.name = f"openai:{model}"
 
+    @override
     async def answer(
         self,
         question: str,
         sources: Sequence[SourceText],
-        query_vector: Vector | None = None,  # noqa: ARG002 - the port's; language models take text
+        query_vector: Vector | None = None,
     ) -> GeneratedAnswer:
-        """See ``Generator``."""
         with self._failures_said():
             response = await self._client.post("chat/completions", json=self._request(question, sources))
         self._check(response)
@@ -82,11 +91,12 @@ class OpenAIGenerator:
             raise GenerationError(f"{self._model} answered with no chat completion")
         return read_answer(choice.message.content or "", sources)
 
+    @override
     async def stream(
         self,
         question: str,
         sources: Sequence[SourceText],
-        query_vector: Vector | None = None,  # noqa: ARG002 - as above
+        query_vector: Vector | None = None,
     ) -> AsyncGenerator[AnswerPart | Written, None]:
         """See ``Generator``. Closing it closes the connection, which is how these endpoints are told to stop."""
         streaming = {"stream": True, "stream_options": {"include_usage": True}}
@@ -106,8 +116,8 @@ class OpenAIGenerator:
         yield reader.end()
         yield Written(reader.answer, usage.prompt_tokens, usage.completion_tokens)
 
+    @override
     async def close(self) -> None:
-        """See ``Generator``."""
         await self._client.aclose()
 
     def _request(self, question: str, sources: Sequence[SourceText]) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Dead letters in their topic: how they are written, and which of them are still open.
 
-A letter is named by where its record was read, so that a record that was given up twice is one letter. What is done
+A dead_letter is named by where its record was read, so that a record that was given up twice is one dead letter. What is done
 about it is written behind it, in the same partition: the topic alone tells what is open, whoever reads it.
 """
 
@@ -11,7 +11,7 @@ from typing import Any, Final
 from pydantic import ValidationError
 
 from infra.kafka.codec import Undecodable, decode, header
-from schemas.dead_letters import DEAD_LETTER_HEADERS, LETTER_RESOLVED_TYPE, LetterResolved
+from schemas.dead_letters import DEAD_LETTER_HEADERS, DEAD_LETTER_RESOLVED_TYPE, DeadLetterResolved
 from schemas.documents import DocumentKey
 from schemas.events import EVENT_TYPES, ChunkPlan, DocumentEvent, EventEnded, IndexChange, StreamMessage
 from schemas.records import Headers, Record
@@ -23,11 +23,11 @@ ReadTopic = Callable[[Topic], AsyncIterator[Any]]
 MAX_REASON_CHARS: Final = 2_000
 
 _READ: Final = frozenset({DOCUMENTS.name, CHUNKS.name, INDEX_CHANGES.name, EVENT_ENDS.name})
-"""Topics whose records can become letters."""
+"""Topics whose records can become dead letters."""
 
 _MAX_KEY_BYTES: Final = 4_000
 _MAX_HEADER_BYTES: Final = 50_000
-"""A stranger's key and headers may be of any size. Ours are far smaller, and a letter must fit a record."""
+"""A stranger's key and headers may be of any size. Ours are far smaller, and a dead letter must fit a record."""
 
 _TOPIC, _PARTITION, _OFFSET, _CONNECTOR, _STAGE, _KIND, _MESSAGE = DEAD_LETTER_HEADERS
 
@@ -43,7 +43,7 @@ class DeadLetterRecord:
         step: that gave up.
         kind: short stable name of the failure.
         reason: for people.
-        parked_ms: when it was given up.
+        dead_lettered_ms: when it was given up.
         headers: the record's own and those of the failure.
         message: what the record says, or None where it cannot be decoded.
     """
@@ -54,14 +54,14 @@ class DeadLetterRecord:
     step: str
     kind: str
     reason: str
-    parked_ms: float
+    dead_lettered_ms: float
     key: bytes
     value: bytes
     headers: Headers
     message: StreamMessage | None
 
     @property
-    def letter_id(self) -> str:
+    def dead_letter_id(self) -> str:
         """Its name."""
         return f"{self.topic}-{self.partition}:{self.offset}"
 
@@ -91,11 +91,11 @@ class DeadLetterRecord:
         return tuple((name, value) for name, value in self.headers if name not in DEAD_LETTER_HEADERS)
 
 
-def encode_letter(record: Record, *, topic: Topic, offset: int, step: str, kind: str, reason: str) -> Record:
-    """The letter of a record that is given up.
+def encode_dead_letter(record: Record, *, topic: Topic, offset: int, step: str, kind: str, reason: str) -> Record:
+    """The dead letter of a record that is given up.
 
     Args:
-        record: as it was read, with the partition it was read from; its topic is that of the letters.
+        record: as it was read, with the partition it was read from; its topic is that of the dead letters.
         topic: where it was read.
         offset: where in its partition.
         step: that gives up.
@@ -116,27 +116,27 @@ def encode_letter(record: Record, *, topic: Topic, offset: int, step: str, kind:
     return Record(record.topic, key, value, (*kept, *about), record.partition)
 
 
-def encode_resolution(letter: DeadLetterRecord, resolved: LetterResolved) -> Record:
-    """The record that closes a letter."""
-    headers = (("content-type", b"application/json"), ("ce_type", LETTER_RESOLVED_TYPE.encode()))
+def encode_resolution(dead_letter: DeadLetterRecord, resolved: DeadLetterResolved) -> Record:
+    """The record that closes a dead letter."""
+    headers = (("content-type", b"application/json"), ("ce_type", DEAD_LETTER_RESOLVED_TYPE.encode()))
     value = resolved.model_dump_json().encode()
-    return Record(DEAD_LETTERS.name, letter.key, value, headers, letter.partition)
+    return Record(DEAD_LETTERS.name, dead_letter.key, value, headers, dead_letter.partition)
 
 
-async def open_letters(read: ReadTopic) -> list[DeadLetterRecord]:
+async def open_dead_letters(read: ReadTopic) -> list[DeadLetterRecord]:
     """Letters that nobody has dealt with, those of a partition in the order in which they were given up."""
     still_open: dict[str, DeadLetterRecord] = {}
     async for record in read(DEAD_LETTERS):
-        if header(record.headers, "ce_type") == LETTER_RESOLVED_TYPE and header(record.headers, _TOPIC) is None:
+        if header(record.headers, "ce_type") == DEAD_LETTER_RESOLVED_TYPE and header(record.headers, _TOPIC) is None:
             still_open.pop(_resolved(record.value), None)
-        elif (letter := read_letter(record)) is not None:
-            # Given up twice is one letter; given up once more after it was dealt with is open again.
-            still_open.setdefault(letter.letter_id, letter)
+        elif (dead_letter := read_dead_letter(record)) is not None:
+            # Given up twice is one dead letter; given up once more after it was dealt with is open again.
+            still_open.setdefault(dead_letter.dead_letter_id, dead_letter)
     return list(still_open.values())
 
 
-def read_letter(record: Any) -> DeadLetterRecord | None:
-    """The letter in a record of aiokafka's; None where it is none."""
+def read_dead_letter(record: Any) -> DeadLetterRecord | None:
+    """The dead letter in a record of aiokafka's; None where it is none."""
     headers: Headers = tuple((name, value or b"") for name, value in record.headers)
     topic, offset = header(headers, _TOPIC), header(headers, _OFFSET)
     if topic not in _READ or offset is None or not offset.isdecimal():
@@ -148,7 +148,7 @@ def read_letter(record: Any) -> DeadLetterRecord | None:
         step=header(headers, _STAGE) or "",
         kind=header(headers, _KIND) or "",
         reason=header(headers, _MESSAGE) or "",
-        parked_ms=record.timestamp,
+        dead_lettered_ms=record.timestamp,
         key=record.key or b"",
         value=record.value or b"",
         headers=headers,
@@ -169,6 +169,6 @@ def _message(headers: Headers, value: bytes | None) -> StreamMessage | None:
 
 def _resolved(value: bytes | None) -> str:
     try:
-        return LetterResolved.model_validate_json(value or b"").letter_id
+        return DeadLetterResolved.model_validate_json(value or b"").dead_letter_id
     except ValidationError:  # a stranger's
         return ""

@@ -5,8 +5,9 @@ import time
 from typing import Final
 
 from aiokafka.errors import KafkaError
+from typing_extensions import override
 
-from infra.kafka.port import StreamUnavailable
+from infra.kafka.port import DocumentLog, StreamUnavailable
 from infra.kafka.provision import StreamAdmin
 from infra.settings import Settings
 from schemas.topics import DOCUMENTS, TO_THE_INDEX, Topic
@@ -14,19 +15,20 @@ from schemas.topics import DOCUMENTS, TO_THE_INDEX, Topic
 _POLL_S: Final = 0.1
 
 
-class KafkaDocumentLog:
+class KafkaDocumentLog(DocumentLog):
     """See ``DocumentLog``. Connections are made for each question: it is asked once in a run of a connector."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
 
+    @override
     async def log_id(self) -> str:
         """See ``DocumentLog.log_id``: the id of the topic, which Kafka makes with it and never again."""
         async with StreamAdmin(self._settings) as admin:
             return await admin.topic_id(DOCUMENTS)
 
+    @override
     async def is_indexed(self, *, timeout_s: float) -> bool:
-        """See ``DocumentLog.is_indexed``."""
         until_s = time.monotonic() + timeout_s
         try:
             async with StreamAdmin(self._settings) as admin:

@@ -7,12 +7,14 @@ from typing import Any
 from uuid import uuid4
 from zlib import crc32
 
-from infra.kafka.port import Placed, check_sizes
+from typing_extensions import override
+
+from infra.kafka.port import DocumentLog, Placed, Producer, check_sizes
 from schemas.records import Record
 from schemas.topics import Topic
 
 
-class MemoryStreams:
+class MemoryStreams(Producer, DocumentLog):
     """All topics of one broker. Records are kept for ever; ``log`` is what a consumer would read.
 
     Attributes:
@@ -25,12 +27,13 @@ class MemoryStreams:
         self.indexed = True
         self.log: dict[tuple[str, int], list[Record]] = defaultdict(list)
 
+    @override
     async def send(self, record: Record) -> Placed:
         """See ``Producer.send``. The partition of a key differs from Kafka's; that equal keys share one does not."""
         return (await self.send_all([record]))[0]
 
+    @override
     async def send_all(self, records: Sequence[Record]) -> list[Placed]:
-        """See ``Producer.send_all``."""
         check_sizes(records)
         return [self._place(record) for record in records]
 
@@ -54,12 +57,12 @@ class MemoryStreams:
                 told = {"key": record.key, "value": record.value, "headers": record.headers}
                 yield SimpleNamespace(partition=partition, offset=at, timestamp=0, **told)
 
+    @override
     async def log_id(self) -> str:
-        """See ``DocumentLog.log_id``."""
         return self.id
 
-    async def is_indexed(self, *, timeout_s: float) -> bool:  # noqa: ARG002 - nothing is waited for
-        """See ``DocumentLog.is_indexed``."""
+    @override
+    async def is_indexed(self, *, timeout_s: float) -> bool:
         return self.indexed
 
     def _place(self, record: Record) -> Placed:

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Final, Self
 
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError, MessageSizeTooLargeError
+from typing_extensions import override
 
-from infra.kafka.port import Placed, RecordTooLarge, StreamUnavailable, check_sizes
+from infra.kafka.port import Placed, Producer, RecordTooLarge, StreamUnavailable, check_sizes
 from infra.kafka.security import client_options
 from infra.settings import Settings
 from schemas.records import Record
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 SEND_TIMEOUT_S: Final = 10.0
 
 
-class KafkaProducer:
+class KafkaProducer(Producer):
     """One connection set to the brokers; safe to share by all tasks of an event loop."""
 
     def __init__(self, client: AIOKafkaProducer, settings: Settings) -> None:
@@ -51,12 +52,12 @@ class KafkaProducer:
             raise StreamUnavailable(f"no Kafka broker answers at {servers}: {error}") from error
         return cls(client, settings)
 
+    @override
     async def send(self, record: Record) -> Placed:
-        """See ``Producer.send``."""
         return (await self.send_all([record]))[0]
 
+    @override
     async def send_all(self, records: Sequence[Record]) -> list[Placed]:
-        """See ``Producer.send_all``."""
         check_sizes(records)
         try:
             # Handed over one after the other, which fixes their order, then awaited together.

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from aiokafka.abc import AbstractTokenProvider
 from aws_msk_iam_sasl_signer import MSKAuthTokenProvider
+from typing_extensions import override
 
 from infra.settings import KafkaSettings
 
@@ -25,6 +26,7 @@ class MskTokens(AbstractTokenProvider):  # type: ignore[misc]  # aiokafka is not
         self._valid_until_s = 0.0
         self._lock = asyncio.Lock()
 
+    @override
     async def token(self) -> str:
         """A token that is valid for at least two more minutes."""
         async with self._lock:

@@ -7,6 +7,7 @@ from uuid import UUID
 from aiokafka.protocol.abstract import AbstractType
 from aiokafka.protocol.api import Request, RequestStruct, Response
 from aiokafka.protocol.types import Boolean, CompactArray, CompactString, Int16, Int32, Schema, TaggedFields
+from typing_extensions import override
 
 _METADATA: Final = 3
 _VERSION: Final = 12
@@ -88,8 +89,8 @@ class TopicIdRequest(Request[_MetadataRequestV12]):  # type: ignore[misc]
     def __init__(self, topic: str) -> None:
         self._topic = topic
 
+    @override
     def build(self, request_struct_class: type[_MetadataRequestV12]) -> _MetadataRequestV12:
-        """See ``Request``."""
         return request_struct_class([(_NO_ID, self._topic, {})], False, False, {})  # noqa: FBT003 - aiokafka's way
 
 

@@ -6,8 +6,9 @@ from typing import Any, Final
 
 from opensearchpy import AsyncOpenSearch
 from opensearchpy.exceptions import ConflictError, NotFoundError
+from typing_extensions import override
 
-from infra.credentials.port import CredentialsUnavailable
+from infra.credentials.port import CredentialsUnavailable, KeyStore
 from infra.opensearch.client import unavailable_is_said
 from infra.opensearch.port import IndexUnavailable
 from schemas.credentials import ApiKey
@@ -17,7 +18,7 @@ _PAGE: Final = 1_000
 _NO_INDEX: Final = "index_not_found_exception"
 
 
-class OpenSearchKeys:
+class OpenSearchKeys(KeyStore):
     """See ``KeyStore``. An index that is not there yet holds no keys.
 
     Args:
@@ -29,13 +30,13 @@ class OpenSearchKeys:
         self._client = client
         self._index = names.keys_index
 
+    @override
     async def add(self, key: ApiKey) -> None:
-        """See ``KeyStore``."""
         with _unavailable_is_said():
             await self._client.create(index=self._index, id=key.key_id, body=_body(key), params={"refresh": "true"})
 
+    @override
     async def change(self, key_id: str, change: Callable[[ApiKey], ApiKey]) -> ApiKey | None:
-        """See ``KeyStore``."""
         with _unavailable_is_said():
             while True:
                 try:
@@ -52,8 +53,8 @@ class OpenSearchKeys:
                     continue
                 return changed
 
+    @override
     async def keys(self) -> Sequence[ApiKey]:
-        """See ``KeyStore``."""
         found: list[ApiKey] = []
         body: dict[str, Any] = {"size": _PAGE, "sort": ["created_ms", "key_id"]}
         with _unavailable_is_said():

@@ -9,17 +9,21 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
+from typing_extensions import override
 
 from infra.opensearch.port import (
     ChunkChange,
     ChunkWrite,
+    DocumentIndex,
     FieldStatistics,
     FoundPassage,
     IndexUnavailable,
     ManifestWrite,
     Revision,
     ScannedChunk,
+    SearchIndex,
     StoredManifest,
+    TermIndex,
 )
 from schemas.documents import DocumentKey, LifeState
 from schemas.index import Manifest, StoredChunk
@@ -49,7 +53,7 @@ async def _at_once() -> None:
     """The default pause: none."""
 
 
-class MemoryIndex:
+class MemoryIndex(DocumentIndex, SearchIndex, TermIndex):
     """See ``DocumentIndex`` and ``SearchIndex``.
 
     It keeps what makes the real index hard to use: external versions that deleted ids keep only for a while, and
@@ -88,31 +92,33 @@ class MemoryIndex:
 
     # Read side
 
+    @override
     async def search(self, searches: Sequence[HybridSearch]) -> list[Windows]:
         """See ``SearchIndex.search``: exact cosine, and BM25 with statistics of the whole index."""
         self._check_available()
         return [self._search(search) for search in searches]
 
+    @override
     async def fetch(self, hits: Sequence[Hit]) -> dict[str, StoredChunk]:
-        """See ``SearchIndex.fetch``."""
         self._check_available()
         found = {hit.chunk_id: self._searchable[hit.chunk_id] for hit in hits if hit.chunk_id in self._searchable}
         return {chunk_id: write.chunk.model_copy(update={"text_sha256": ""}) for chunk_id, write in found.items()}
 
+    @override
     async def count_chunks(self, key: DocumentKey) -> int:
-        """See ``SearchIndex.count_chunks``."""
         self._check_available()
         return sum(write.chunk.key == key for write in self._searchable.values())
 
+    @override
     async def positions(self, tenant: str) -> dict[int, int]:
         """See ``SearchIndex.positions``; of this instant; the real index may be ``MANIFESTS_REFRESH_S`` behind."""
         self._check_available()
         return {partition: offset for (whose, partition), offset in self._positions.items() if whose == tenant}
 
+    @override
     async def live_documents(
         self, tenant: str, *, connector: str | None, after: str | None, limit: int
     ) -> list[Manifest]:
-        """See ``DocumentIndex.live_documents``."""
         self._check_available()
         found = [
             one.manifest.listed
@@ -126,22 +132,22 @@ class MemoryIndex:
 
     # Terms
 
+    @override
     async def with_vectors(self, hits: Sequence[Hit]) -> dict[str, ChunkWrite]:
-        """See ``TermIndex.with_vectors``."""
         self._check_available()
         return {hit.chunk_id: self._searchable[hit.chunk_id] for hit in hits if hit.chunk_id in self._searchable}
 
+    @override
     async def term_counts(self, hits: Sequence[Hit]) -> dict[str, Mapping[str, int]]:
-        """See ``TermIndex.term_counts``."""
         return {chunk_id: Counter(_terms(one.chunk)) for chunk_id, one in (await self.with_vectors(hits)).items()}
 
+    @override
     async def analysed(self, texts: Sequence[str]) -> list[Mapping[str, int]]:
-        """See ``TermIndex.analysed``."""
         self._check_available()
         return [Counter(_words(text)) for text in texts]
 
+    @override
     async def statistics(self, terms: Collection[str]) -> FieldStatistics:
-        """See ``TermIndex.statistics``."""
         self._check_available()
         everything = [_terms(one.chunk) for one in self._searchable.values()]
         held = Counter(term for one in everything for term in set(one))
@@ -149,17 +155,17 @@ class MemoryIndex:
 
     # Write side
 
+    @override
     async def manifests(self, keys: Sequence[DocumentKey]) -> dict[DocumentKey, Manifest]:
-        """See ``DocumentIndex.manifests``."""
         return {key: found.manifest for key, found in (await self.standing(keys)).items()}
 
+    @override
     async def standing(self, keys: Sequence[DocumentKey]) -> dict[DocumentKey, StoredManifest]:
-        """See ``DocumentIndex.standing``."""
         self._check_available()
         return {key: self._manifests[key] for key in keys if key in self._manifests}
 
+    @override
     async def put_manifests(self, writes: Sequence[ManifestWrite]) -> list[Revision | None]:
-        """See ``DocumentIndex.put_manifests``."""
         self._check_available()
         put: list[Revision | None] = []
         for write in writes:
@@ -174,8 +180,8 @@ class MemoryIndex:
             put.append(revision)
         return put
 
+    @override
     async def apply(self, changes: Sequence[ChunkChange]) -> list[str | None]:
-        """See ``DocumentIndex.apply``."""
         self._check_available()
         refused: list[str | None] = []
         for change in changes:
@@ -185,8 +191,8 @@ class MemoryIndex:
         self._refresh(change.key for change in changes)
         return refused
 
+    @override
     async def enforce(self, change: ChunkChange) -> None:
-        """See ``DocumentIndex.enforce``."""
         self._check_available()
         if (refusal := await self._put(change.put, change.version)) is not None:
             raise IndexUnavailable(f"the index refuses what it had taken: {refusal}")
@@ -194,14 +200,14 @@ class MemoryIndex:
         await self._pause()
         self._refresh([change.key])
 
+    @override
     async def read_passages(self, hits: Sequence[Hit]) -> dict[str, ChunkWrite]:
-        """See ``DocumentIndex.read_passages``."""
         self._check_available()
         found = {hit.chunk_id: self._written.get(hit.chunk_id) for hit in hits}
         return {chunk_id: one.write for chunk_id, one in found.items() if isinstance(one, _Written)}
 
+    @override
     async def passages(self, keys: Sequence[DocumentKey]) -> dict[DocumentKey, list[FoundPassage]]:
-        """See ``DocumentIndex.passages``."""
         self._check_available()
         found: dict[DocumentKey, list[FoundPassage]] = {}
         for chunk_id, write in self._searchable.items():
@@ -210,25 +216,25 @@ class MemoryIndex:
                 found.setdefault(bare.key, []).append(FoundPassage(bare, self._version(chunk_id)))
         return found
 
+    @override
     async def advance(self, positions: Mapping[tuple[str, int], int]) -> None:
-        """See ``DocumentIndex.advance``."""
         self._check_available()
         for lane, offset in positions.items():
             await self._pause()
             self._positions[lane] = max(offset, self._positions.get(lane, offset))
 
+    @override
     async def chunk_ids(self, key: DocumentKey) -> tuple[str, ...]:
-        """See ``DocumentIndex.chunk_ids``."""
         self._check_available()
         return tuple(chunk_id for chunk_id, write in self._searchable.items() if write.chunk.key == key)
 
+    @override
     async def stored_vectors(self, keys: Sequence[str]) -> dict[str, Vector]:
-        """See ``DocumentIndex.stored_vectors``."""
         self._check_available()
         return {key: self._vectors[key].copy() for key in keys if key in self._vectors}
 
+    @override
     async def store_vectors(self, vectors: Mapping[str, Vector]) -> None:
-        """See ``DocumentIndex.store_vectors``."""
         self._check_available()
         for key, vector in vectors.items():
             await self._pause()
@@ -236,20 +242,20 @@ class MemoryIndex:
 
     # Operators
 
+    @override
     async def scan_manifests(self) -> AsyncIterator[Manifest]:
-        """See ``DocumentIndex.scan_manifests``."""
         self._check_available()
         for standing in list(self._manifests.values()):
             yield standing.manifest
 
+    @override
     async def scan_chunks(self) -> AsyncIterator[ScannedChunk]:
-        """See ``DocumentIndex.scan_chunks``."""
         self._check_available()
         for write in list(self._searchable.values()):
             yield ScannedChunk(write.chunk)
 
+    @override
     async def delete_chunks(self, hits: Sequence[Hit]) -> None:
-        """See ``DocumentIndex.delete_chunks``."""
         self._check_available()
         for hit in hits:
             # Deleting without a version of one's own counts the stored one up.

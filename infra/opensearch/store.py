@@ -7,6 +7,7 @@ from typing import Any, Final, Self
 
 import orjson
 from opensearchpy import AsyncOpenSearch
+from typing_extensions import override
 
 from infra.coalescing import Coalescer, gathered
 from infra.opensearch import codec
@@ -14,11 +15,13 @@ from infra.opensearch.client import connect, unavailable_is_said
 from infra.opensearch.port import (
     ChunkChange,
     ChunkWrite,
+    DocumentIndex,
     FoundPassage,
     IndexUnavailable,
     ManifestWrite,
     Revision,
     ScannedChunk,
+    SearchIndex,
     StoredManifest,
 )
 from infra.settings import Settings
@@ -38,7 +41,7 @@ _PASSAGES_A_REQUEST: Final = 500
 _WHOLE_PIT: Final = {"keep_alive": "5m", "allow_partial_pit_creation": "false"}
 
 
-class OpenSearchIndex:
+class OpenSearchIndex(DocumentIndex, SearchIndex):
     """Passages, manifests and stored vectors of one generation; both sides of the port."""
 
     def __init__(self, client: AsyncOpenSearch, settings: Settings, *, generation: str | None = None) -> None:
@@ -78,6 +81,7 @@ class OpenSearchIndex:
 
     # Read side
 
+    @override
     async def search(self, searches: Sequence[HybridSearch]) -> list[Windows]:
         """See ``SearchIndex.search``. Searches of callers at the same time make one request."""
         return await gathered([self._searches.ask(search) for search in searches])
@@ -91,6 +95,7 @@ class OpenSearchIndex:
         legs = iter(answer["responses"])
         return [_windows(search, vector, lexical) for search, vector, lexical in zip(searches, legs, legs, strict=True)]
 
+    @override
     async def fetch(self, hits: Sequence[Hit]) -> dict[str, StoredChunk]:
         """See ``SearchIndex.fetch``. Reads what is searchable, like the search before it, not what is newer."""
         if not hits:
@@ -102,8 +107,8 @@ class OpenSearchIndex:
         found = (_got(doc) for doc in answer["docs"])
         return {doc["_id"]: codec.read_chunk(doc["_source"]) for doc in found if doc is not None}
 
+    @override
     async def count_chunks(self, key: DocumentKey) -> int:
-        """See ``SearchIndex.count_chunks``."""
         mine = [{"term": {"tenant": key.tenant}}, {"term": {"document_id": key.document_id}}]
         with unavailable_is_said():
             answer = await self._client.count(
@@ -112,18 +117,18 @@ class OpenSearchIndex:
         check_whole(answer)
         return int(answer["count"])
 
+    @override
     async def positions(self, tenant: str) -> dict[int, int]:
-        """See ``SearchIndex.positions``."""
         body = codec.positions_of(tenant)
         with unavailable_is_said():
             answer = await self._client.search(index=self._manifests, body=body)
         check_whole(answer)
         return codec.read_positions(answer)
 
+    @override
     async def live_documents(
         self, tenant: str, *, connector: str | None, after: str | None, limit: int
     ) -> list[Manifest]:
-        """See ``DocumentIndex.live_documents``."""
         body = codec.live_documents(tenant, connector, after, limit)
         with unavailable_is_said():
             if after is None:
@@ -134,12 +139,12 @@ class OpenSearchIndex:
 
     # Write side
 
+    @override
     async def manifests(self, keys: Sequence[DocumentKey]) -> dict[DocumentKey, Manifest]:
-        """See ``DocumentIndex.manifests``."""
         return {key: found.manifest for key, found in (await self.standing(keys)).items()}
 
+    @override
     async def standing(self, keys: Sequence[DocumentKey]) -> dict[DocumentKey, StoredManifest]:
-        """See ``DocumentIndex.standing``."""
         if not keys:
             return {}
         docs = [{"_id": codec.manifest_id(key), "_source": ["manifest"]} for key in keys]
@@ -149,8 +154,8 @@ class OpenSearchIndex:
         standing = [StoredManifest(codec.read_manifest(doc["_source"]), _revision(doc)) for doc in found]
         return {one.manifest.key: one for one in standing}
 
+    @override
     async def put_manifests(self, writes: Sequence[ManifestWrite]) -> list[Revision | None]:
-        """See ``DocumentIndex.put_manifests``."""
         lines: list[dict[str, Any]] = []
         for write in writes:
             name = {"_id": codec.manifest_id(write.manifest.key)}
@@ -167,8 +172,8 @@ class OpenSearchIndex:
                 raise ValueError(f"a manifest was refused: {result['error']}")
         return [None if result["status"] == _CONFLICT else _revision(result) for result in results]
 
+    @override
     async def apply(self, changes: Sequence[ChunkChange]) -> list[str | None]:
-        """See ``DocumentIndex.apply``."""
         refused: list[str | None] = []
         for start, end in _bulk_slices([len(change.put) for change in changes]):
             refused += await self._apply(changes[start:end])
@@ -209,8 +214,8 @@ class OpenSearchIndex:
                 refused[owner] = f"{result['error'].get('type')}: {result['error'].get('reason')}"
         return refused
 
+    @override
     async def enforce(self, change: ChunkChange) -> None:
-        """See ``DocumentIndex.enforce``."""
         for start in range(0, len(change.put), _PASSAGES_A_REQUEST):
             lines = _writes(change, change.put[start : start + _PASSAGES_A_REQUEST])
             for result in await self._bulk(self._chunks, lines, refresh=not change.remove):
@@ -220,8 +225,8 @@ class OpenSearchIndex:
         for result in await self._bulk(self._chunks, _deletes(change, change.remove), refresh=True):
             _raise_if_unavailable(result)
 
+    @override
     async def read_passages(self, hits: Sequence[Hit]) -> dict[str, ChunkWrite]:
-        """See ``DocumentIndex.read_passages``."""
         found: dict[str, ChunkWrite] = {}
         for start in range(0, len(hits), _PASSAGES_A_REQUEST):
             some = hits[start : start + _PASSAGES_A_REQUEST]
@@ -232,8 +237,8 @@ class OpenSearchIndex:
             found |= {doc["_id"]: codec.read_passage(doc["_source"]) for doc in there}
         return found
 
+    @override
     async def passages(self, keys: Sequence[DocumentKey]) -> dict[DocumentKey, list[FoundPassage]]:
-        """See ``DocumentIndex.passages``."""
         found: dict[DocumentKey, list[FoundPassage]] = {}
         after: list[Any] | None = None
         while keys:
@@ -249,18 +254,18 @@ class OpenSearchIndex:
             after = hits[-1]["sort"]
         return found
 
+    @override
     async def advance(self, positions: Mapping[tuple[str, int], int]) -> None:
-        """See ``DocumentIndex.advance``."""
         lines = [line for lane, offset in positions.items() for line in codec.position_lines(*lane, offset)]
         for result in await self._bulk(self._manifests, lines, refresh=False):
             _raise_if_unavailable(result)
 
+    @override
     async def chunk_ids(self, key: DocumentKey) -> tuple[str, ...]:
-        """See ``DocumentIndex.chunk_ids``."""
         return await named_chunks(self._client, self._chunks, key)
 
+    @override
     async def stored_vectors(self, keys: Sequence[str]) -> dict[str, Vector]:
-        """See ``DocumentIndex.stored_vectors``."""
         if not keys:
             return {}
         with unavailable_is_said():
@@ -268,8 +273,8 @@ class OpenSearchIndex:
         found = (_got(doc) for doc in answer["docs"])
         return {doc["_id"]: codec.read_vector(doc["_source"]) for doc in found if doc is not None}
 
+    @override
     async def store_vectors(self, vectors: Mapping[str, Vector]) -> None:
-        """See ``DocumentIndex.store_vectors``."""
         now_ms = int(time.time() * 1000)
         lines: list[dict[str, Any]] = []
         for key, vector in vectors.items():
@@ -279,20 +284,20 @@ class OpenSearchIndex:
 
     # Operators
 
+    @override
     async def scan_manifests(self) -> AsyncIterator[Manifest]:
-        """See ``DocumentIndex.scan_manifests``."""
         with unavailable_is_said():
             await self._client.indices.refresh(index=self._manifests)
         async for source in self._scan(self._manifests, dict(codec.ALL_MANIFESTS)):
             yield codec.read_manifest(source)
 
+    @override
     async def scan_chunks(self) -> AsyncIterator[ScannedChunk]:
-        """See ``DocumentIndex.scan_chunks``."""
         async for source in self._scan(self._chunks, {"_source": {"excludes": ["vector"]}}):
             yield codec.read_scanned(source)
 
+    @override
     async def delete_chunks(self, hits: Sequence[Hit]) -> None:
-        """See ``DocumentIndex.delete_chunks``."""
         lines = [{"delete": {"_id": hit.chunk_id, "routing": str(hit.key)}} for hit in hits]
         for result in await self._bulk(self._chunks, lines, refresh=True):
             _raise_if_unavailable(result)

@@ -5,11 +5,12 @@ from itertools import count, islice
 from typing import Any, Final
 
 from opensearchpy import AsyncOpenSearch
+from typing_extensions import override
 
 from infra.coalescing import Coalescer
 from infra.opensearch import codec
 from infra.opensearch.client import unavailable_is_said
-from infra.opensearch.port import ChunkWrite, FieldStatistics, IndexUnavailable
+from infra.opensearch.port import ChunkWrite, FieldStatistics, IndexUnavailable, TermIndex
 from infra.opensearch.store import named_chunks
 from infra.settings import Settings
 from schemas.documents import DocumentKey
@@ -25,7 +26,7 @@ _OF_ONE: Final = 64
 _Docs = Sequence[Mapping[str, Any]]
 
 
-class OpenSearchTerms:
+class OpenSearchTerms(TermIndex):
     """See ``TermIndex``.
 
     Terms come from the index itself, which analyses the stored text again: nothing of an analyser is built here, and no
@@ -39,8 +40,8 @@ class OpenSearchTerms:
         # The slices of a tenant ask at the same time.
         self._asked: Coalescer[_Docs, _Docs] = Coalescer(self._ask, at_a_time=_AT_A_TIME, most=_OF_ONE)
 
+    @override
     async def with_vectors(self, hits: Sequence[Hit]) -> dict[str, ChunkWrite]:
-        """See ``TermIndex.with_vectors``."""
         if not hits:
             return {}
         docs = [{"_id": hit.chunk_id, "routing": str(hit.key), "_source": _PASSAGE} for hit in hits]
@@ -49,22 +50,22 @@ class OpenSearchTerms:
         found = (_told(doc) for doc in answer["docs"])
         return {doc["_id"]: codec.read_passage(doc["_source"]) for doc in found if doc["found"]}
 
+    @override
     async def term_counts(self, hits: Sequence[Hit]) -> dict[str, Mapping[str, int]]:
-        """See ``TermIndex.term_counts``."""
         found = await self._term_vectors([codec.term_vectors(self._serving, hit) for hit in hits])
         return {hit.chunk_id: codec.read_terms(doc) for hit, doc in zip(hits, found, strict=True) if doc["found"]}
 
+    @override
     async def chunk_ids(self, key: DocumentKey) -> tuple[str, ...]:
-        """See ``TermIndex.chunk_ids``."""
         return await named_chunks(self._client, self._serving, key)
 
+    @override
     async def analysed(self, texts: Sequence[str]) -> list[Mapping[str, int]]:
-        """See ``TermIndex.analysed``."""
         found = await self._term_vectors([codec.analysis(self._serving, text) for text in texts])
         return [codec.read_terms(doc) for doc in found]
 
+    @override
     async def statistics(self, terms: Collection[str]) -> FieldStatistics:
-        """See ``TermIndex.statistics``."""
         if not self._routings:
             self._routings = await self._routing_of_each_shard()
         # A text without a term has no statistics either: one that no passage holds asks for those of the field.

@@ -5,9 +5,11 @@ from typing import Any, Final
 
 from opensearchpy import AsyncOpenSearch
 from opensearchpy.exceptions import ConflictError, NotFoundError
+from typing_extensions import override
 
 from infra.opensearch.client import unavailable_is_said
 from infra.opensearch.port import IndexUnavailable
+from infra.webhooks.port import WebhookStore
 from schemas.names import Names
 from schemas.webhooks import KeptWebhook, WaitingMessage
 
@@ -18,7 +20,7 @@ _NO_INDEX: Final = "index_not_found_exception"
 _WHOLE: Final = {"allow_partial_search_results": "false"}
 
 
-class OpenSearchWebhooks:
+class OpenSearchWebhooks(WebhookStore):
     """See ``WebhookStore``. An index that is not there yet holds nothing.
 
     Args:
@@ -31,15 +33,15 @@ class OpenSearchWebhooks:
         self._index = names.webhooks_index
         self._waiting = names.waiting_index
 
+    @override
     async def add(self, webhook: KeptWebhook) -> None:
-        """See ``WebhookStore``."""
         with unavailable_is_said():
             await self._client.create(
                 index=self._index, id=webhook.webhook_id, body=_body(webhook), params={"refresh": "true"}
             )
 
+    @override
     async def change(self, webhook_id: str, change: Callable[[KeptWebhook], KeptWebhook | None]) -> KeptWebhook | None:
-        """See ``WebhookStore``."""
         while True:
             try:
                 with unavailable_is_said():
@@ -60,6 +62,7 @@ class OpenSearchWebhooks:
                 continue
             return changed
 
+    @override
     async def remove(self, webhook_id: str) -> None:
         """See ``WebhookStore``. What was kept for it meanwhile is removed by whoever finds it."""
         with unavailable_is_said():
@@ -67,29 +70,29 @@ class OpenSearchWebhooks:
         while messages := await self.oldest(webhook_id, _MOST):
             await self.forget(messages)
 
+    @override
     async def webhooks(self) -> Sequence[KeptWebhook]:
-        """See ``WebhookStore``."""
         body = {"size": _MOST, "sort": ["created_ms", "webhook_id"]}
         hits = await self._found(self._index, body)
         return [KeptWebhook.model_validate(hit["_source"]["webhook"]) for hit in hits["hits"]["hits"]]
 
+    @override
     async def keep(self, messages: Sequence[WaitingMessage]) -> None:
-        """See ``WebhookStore``."""
         lines: list[dict[str, Any]] = []
         for one in messages:
             lines += [{"create": {"_id": _place(one)}}, one.model_dump(mode="json")]
         # A conflict says that it waits already.
         await self._bulk(lines, accepted=(201, 409), refresh="false")
 
+    @override
     async def waiting(self) -> Mapping[str, int]:
-        """See ``WebhookStore``."""
         body = {"size": 0, "aggs": {"webhooks": {"terms": {"field": "webhook_id", "size": _MOST}}}}
         found = await self._found(self._waiting, body)
         buckets = found.get("aggregations", {}).get("webhooks", {}).get("buckets", ())
         return {bucket["key"]: bucket["doc_count"] for bucket in buckets}
 
+    @override
     async def oldest(self, webhook_id: str, limit: int) -> Sequence[WaitingMessage]:
-        """See ``WebhookStore``."""
         body = {
             "size": limit,
             "query": {"term": {"webhook_id": webhook_id}},
@@ -98,8 +101,8 @@ class OpenSearchWebhooks:
         found = await self._found(self._waiting, body)
         return [WaitingMessage.model_validate(hit["_source"]) for hit in found["hits"]["hits"]]
 
+    @override
     async def forget(self, messages: Sequence[WaitingMessage]) -> None:
-        """See ``WebhookStore``."""
         lines: list[dict[str, Any]] = [{"delete": {"_id": _place(one)}} for one in messages]
         await self._bulk(lines, accepted=(200, 404), refresh="true")
 

@@ -19,11 +19,14 @@ from typing import Any, Final, NamedTuple
 import structlog
 from redis.asyncio import Redis
 from redis.exceptions import NoPermissionError, NoScriptError
+from typing_extensions import override
 
 from infra.coalescing import Coalescer
 from infra.redis.answer_scripts import CHANGE, LOOKUP, PENDING, SETTLE, STORE, Script
 from infra.redis.connect import redis_errors
 from infra.redis.port import (
+    AnswerCache,
+    AnswerSlices,
     Appended,
     Applied,
     CacheUnavailable,
@@ -59,7 +62,7 @@ _DROPS_READ: Final = 1_000
 _log = structlog.get_logger(__name__)
 
 
-class RedisAnswerCache:
+class RedisAnswerCache(AnswerCache, AnswerSlices):
     """See ``AnswerCache`` and ``AnswerSlices``. Every method raises CacheUnavailable where Redis cannot serve.
 
     Args:
@@ -75,12 +78,12 @@ class RedisAnswerCache:
         self._asked: Coalescer[_Run, Any] = Coalescer(self._run_all, at_a_time=_AT_A_TIME, most=_OF_ONE)
 
     @property
+    @override
     def count(self) -> int:
-        """See ``AnswerSlices``."""
         return self._cache.slices
 
+    @override
     async def lookup(self, tenant: str, key: str, *, lease_ms: int = 0, whole: bool = False) -> Lookup:
-        """See ``AnswerCache``."""
         keys = AnswerKeys.of(self._names, tenant, slice_of(key, self.count))
         looking = (keys.answer(key), keys.lease(key))
         found = await self._run(LOOKUP, keys, looking, lease_ms, "whole" if whole else "")
@@ -95,19 +98,19 @@ class RedisAnswerCache:
             leased=bool(leased),
         )
 
+    @override
     async def store(self, tenant: str, key: str, entry: bytes, *, epoch: int, ttl_s: int, rest: bytes = b"") -> bool:
-        """See ``AnswerCache``."""
         number = slice_of(key, self.count)
         keys = AnswerKeys.of(self._names, tenant, number)
         arguments = (self._where(tenant, number), epoch, entry, ttl_s, key, keys.answers, self._cache.per_slice, rest)
         return bool(await self._run(STORE, keys, (keys.answer(key), keys.lease(key)), *arguments))
 
+    @override
     async def apply(self, tenant: str, positions: Mapping[int, int], *, drop: bool) -> int:
-        """See ``AnswerCache``."""
         return await self._change_all(tenant, positions, _DROP if drop else _KEEP)
 
+    @override
     async def positions(self, tenant: str) -> Mapping[int, int]:
-        """See ``AnswerCache``."""
         with redis_errors():
             reading = self._client.pipeline(transaction=False)
             for number in range(self.count):
@@ -115,10 +118,11 @@ class RedisAnswerCache:
             applied = await reading.execute()
         return reached_by_all([_positions(positions or b"") for positions in applied])
 
+    @override
     async def seed(self, tenant: str, positions: Mapping[int, int]) -> None:
-        """See ``AnswerCache``."""
         await self._change_all(tenant, positions, _SEED)
 
+    @override
     async def applied(
         self, *, subscribed: Callable[[], None] | None = None, complete: Callable[[float], None] | None = None
     ) -> AsyncGenerator[Applied, None]:
@@ -151,14 +155,14 @@ class RedisAnswerCache:
                         if subscribed is not None:
                             subscribed()
 
+    @override
     async def append(self, tenant: str, number: int, positions: Mapping[int, int], change: bytes) -> Appended:
-        """See ``AnswerSlices``."""
         _, waits, before = await self._change(tenant, number, positions, change or _KEEP)
         reached = zip(positions, before, strict=True)
         return Appended(bool(waits), {partition: int(offset) for partition, offset in reached if offset is not None})
 
+    @override
     async def pending(self, tenant: str, number: int, *, known: int, fill: int) -> Pending:
-        """See ``AnswerSlices``."""
         keys = AnswerKeys.of(self._names, tenant, number)
         state, changes, fills, oldest = await self._run(PENDING, keys, (), known, fill)
         epoch, judged, floor = (int(value) for value in state)
@@ -171,8 +175,8 @@ class RedisAnswerCache:
             oldest_fill=_number(oldest) if oldest is not None else None,
         )
 
+    @override
     async def entries(self, tenant: str, number: int, keys: Sequence[str]) -> list[StoredEntry | None]:
-        """See ``AnswerSlices``."""
         names = AnswerKeys.of(self._names, tenant, number)
         with redis_errors():
             reading = self._client.pipeline(transaction=False)
@@ -184,10 +188,10 @@ class RedisAnswerCache:
             for fill, epoch, entry, rest in found
         ]
 
+    @override
     async def settle(
         self, tenant: str, number: int, *, judged: int, epoch: int, drop: Sequence[tuple[int, str]], why: bytes = b""
     ) -> bool:
-        """See ``AnswerSlices``."""
         keys = AnswerKeys.of(self._names, tenant, number)
         answers = tuple(keys.answer(key) for _, key in drop)
         fills = (fill for fill, _ in drop)
@@ -195,12 +199,12 @@ class RedisAnswerCache:
         where = self._where(tenant, number)
         return bool(await self._run(SETTLE, keys, answers, where, judged, epoch, why, dropped, *fills))
 
+    @override
     async def drop_all(self, tenant: str, number: int, why: bytes = b"") -> None:
-        """See ``AnswerSlices``."""
         await self._change(tenant, number, {}, _DROP, why)
 
+    @override
     async def drops(self, tenant: str, number: int, key: str) -> list[Dropped]:
-        """See ``AnswerSlices``."""
         with redis_errors():
             stream = AnswerKeys.of(self._names, tenant, number).drops
             found: Any = await self._client.xrevrange(stream, count=_DROPS_READ)

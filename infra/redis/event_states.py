@@ -5,9 +5,10 @@ from typing import Final
 
 import orjson
 from redis.asyncio import Redis
+from typing_extensions import override
 
 from infra.redis.connect import redis_errors
-from infra.redis.port import Progress
+from infra.redis.port import EventStates, Progress
 from schemas.documents import EventStatus, Outcome, Stage
 from schemas.names import Names
 
@@ -17,27 +18,31 @@ _STAGE: Final = "at:"
 _END: Final = "end"
 
 
-class RedisEventStates:
+class RedisEventStates(EventStates):
     """See ``EventStates``. Every field is written once, by whoever comes first, so nothing overwrites anything."""
 
     def __init__(self, client: Redis, names: Names) -> None:
         self._client = client
         self._names = names
 
+    @override
     async def begin(self, tenant: str, status: EventStatus) -> None:
         """Record acceptance, beside whatever a fast worker recorded before."""
         await self._add([(self._key(tenant, status.event_id), acceptance_fields(status))])
 
+    @override
     async def advance(self, progress: Sequence[Progress]) -> None:
         """Record stages and outcomes, in one round trip."""
         await self._add([(self._key(step.tenant, step.event_id), progress_fields(step)) for step in progress])
 
+    @override
     async def get(self, tenant: str, event_id: str) -> EventStatus | None:
         """The status, once acceptance is recorded."""
         with redis_errors():
             raw = await self._client.hgetall(self._key(tenant, event_id))
         return _status(event_id, raw)
 
+    @override
     async def get_many(self, tenant: str, event_ids: Sequence[str]) -> dict[str, EventStatus]:
         """The statuses of those whose acceptance is recorded."""
         if not event_ids:

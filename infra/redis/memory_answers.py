@@ -6,7 +6,11 @@ from dataclasses import dataclass, field
 from time import time_ns
 from typing import Final
 
+from typing_extensions import override
+
 from infra.redis.port import (
+    AnswerCache,
+    AnswerSlices,
     Appended,
     Applied,
     CacheUnavailable,
@@ -49,7 +53,7 @@ class _Slice:
     changes: list[tuple[SliceChange, Mapping[int, int]]] = field(default_factory=list)
 
 
-class MemoryAnswerCache:
+class MemoryAnswerCache(AnswerCache, AnswerSlices):
     """See ``AnswerCache`` and ``AnswerSlices``. No method gives way to another, as scripts do not.
 
     Attributes:
@@ -71,12 +75,12 @@ class MemoryAnswerCache:
         self._subscribers: set[asyncio.Queue[Applied | None]] = set()
 
     @property
+    @override
     def count(self) -> int:
-        """See ``AnswerSlices``."""
         return self._cache.slices
 
+    @override
     async def lookup(self, tenant: str, key: str, *, lease_ms: int = 0, whole: bool = False) -> Lookup:
-        """See ``AnswerCache``."""
         place, now_us = self._slice(tenant, slice_of(key, self.count)), self._now_us()
         answer = self._there(place, key)
         leased = answer is None and (not lease_ms or place.leases.get(key, now_us) <= now_us)
@@ -92,8 +96,8 @@ class MemoryAnswerCache:
             leased=leased,
         )
 
+    @override
     async def store(self, tenant: str, key: str, entry: bytes, *, epoch: int, ttl_s: int, rest: bytes = b"") -> bool:
-        """See ``AnswerCache``."""
         number = slice_of(key, self.count)
         place = self._slice(tenant, number)
         place.leases.pop(key, None)
@@ -113,8 +117,8 @@ class MemoryAnswerCache:
             self._announce(tenant, number, place, {}, given_up)
         return True
 
+    @override
     async def apply(self, tenant: str, positions: Mapping[int, int], *, drop: bool) -> int:
-        """See ``AnswerCache``."""
         for number in range(self.count):
             if drop:
                 self._drop(tenant, number, positions)
@@ -122,24 +126,24 @@ class MemoryAnswerCache:
                 self._append(tenant, number, positions, b"")
         return max(self._slice(tenant, number).epoch for number in range(self.count))
 
+    @override
     async def positions(self, tenant: str) -> Mapping[int, int]:
-        """See ``AnswerCache``."""
         self._check_available()
         slices = (self._slices.get((tenant, number)) for number in range(self.count))
         return reached_by_all([place.positions if place is not None else {} for place in slices])
 
+    @override
     async def seed(self, tenant: str, positions: Mapping[int, int]) -> None:
-        """See ``AnswerCache``."""
         for number in range(self.count):
             place = self._slice(tenant, number)
             if not place.seeded:
                 place.seeded = True
                 self._drop(tenant, number, positions)
 
+    @override
     async def applied(
         self, *, subscribed: Callable[[], None] | None = None, complete: Callable[[float], None] | None = None
     ) -> AsyncGenerator[Applied, None]:
-        """See ``AnswerCache``."""
         self._check_available()
         announcements: asyncio.Queue[Applied | None] = asyncio.Queue()
         self._subscribers.add(announcements)
@@ -164,14 +168,14 @@ class MemoryAnswerCache:
         finally:
             self._subscribers.discard(announcements)
 
+    @override
     async def append(self, tenant: str, number: int, positions: Mapping[int, int], change: bytes) -> Appended:
-        """See ``AnswerSlices``."""
         place = self._slice(tenant, number)
         reached = {partition: place.positions[partition] for partition in positions if partition in place.positions}
         return Appended(self._append(tenant, number, positions, change), reached)
 
+    @override
     async def pending(self, tenant: str, number: int, *, known: int, fill: int) -> Pending:
-        """See ``AnswerSlices``."""
         place = self._slice(tenant, number)
         return Pending(
             epoch=place.epoch,
@@ -182,16 +186,16 @@ class MemoryAnswerCache:
             oldest_fill=next((answer.fill for answer in place.answers.values()), None),
         )
 
+    @override
     async def entries(self, tenant: str, number: int, keys: Sequence[str]) -> list[StoredEntry | None]:
-        """See ``AnswerSlices``."""
         place = self._slice(tenant, number)
         found = (self._there(place, key) for key in keys)
         return [StoredEntry(one.fill, one.epoch, one.entry + one.rest) if one is not None else None for one in found]
 
+    @override
     async def settle(
         self, tenant: str, number: int, *, judged: int, epoch: int, drop: Sequence[tuple[int, str]], why: bytes = b""
     ) -> bool:
-        """See ``AnswerSlices``."""
         place = self._slice(tenant, number)
         if place.judged != judged:
             return False
@@ -204,12 +208,12 @@ class MemoryAnswerCache:
         self._judged(tenant, number, epoch, {}, keys)
         return True
 
+    @override
     async def drop_all(self, tenant: str, number: int, why: bytes = b"") -> None:
-        """See ``AnswerSlices``."""
         self._drop(tenant, number, {}, why)
 
+    @override
     async def drops(self, tenant: str, number: int, key: str) -> list[Dropped]:
-        """See ``AnswerSlices``."""
         return [one for keys, one in reversed(self._slice(tenant, number).drops) if keys is None or key in keys]
 
     def lose_everything(self) -> None:

@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from redis.asyncio import Redis
+from typing_extensions import override
 
 from infra.redis.connect import redis_errors
+from infra.redis.port import Versions
 from schemas.documents import DocumentKey
 from schemas.names import Names
 
@@ -34,7 +36,7 @@ return versions
 """
 
 
-class RedisVersions:
+class RedisVersions(Versions):
     """See ``Versions``: a version is the largest of the time in microseconds, the last version + 1, and the floor + 1.
 
     The time makes versions tell when they were assigned; the other two make them grow even if clocks disagree.
@@ -44,6 +46,7 @@ class RedisVersions:
         self._names = names
         self._assign = client.register_script(_ASSIGN)
 
+    @override
     async def assign(
         self, keys: Sequence[DocumentKey], *, now_us: int, floors: Mapping[DocumentKey, int]
     ) -> list[int | None]:

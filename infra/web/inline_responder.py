@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple, cast
 
 import httptools
+from typing_extensions import override
 
 from infra.web.http_protocol import HttpProtocol
 
@@ -98,14 +99,14 @@ class InlineProtocol(HttpProtocol):
         self._held_bytes = 0
         self._request: _Request | None = None
 
+    @override
     def on_message_begin(self) -> None:
-        """See ``HttpProtocol``."""
         if self._request is not None:  # the next request has come in the same piece
             self.decide()
         super().on_message_begin()
 
+    @override
     def on_headers_complete(self) -> None:
-        """See ``HttpProtocol``."""
         if (
             self.url in self._at_once.urls
             and (self.cycle is None or self.cycle.response_complete)
@@ -121,8 +122,8 @@ class InlineProtocol(HttpProtocol):
         else:
             super().on_headers_complete()
 
+    @override
     def on_body(self, body: bytes) -> None:
-        """See ``HttpProtocol``."""
         if self._held is None:
             super().on_body(body)
             return
@@ -133,8 +134,8 @@ class InlineProtocol(HttpProtocol):
             super().on_headers_complete()
             super().on_body(b"".join(held))
 
+    @override
     def on_message_complete(self) -> None:
-        """See ``HttpProtocol``."""
         if self._held is None:
             super().on_message_complete()
             return
@@ -159,12 +160,14 @@ class InlineProtocol(HttpProtocol):
         self.transport.write(b"".join(head))
         self.on_response_complete()
 
+    @override
     def refuse(self, error: httptools.HttpParserError) -> None:
         """See ``HttpProtocol``. The request before comes first."""
         self._held = None
         self.decide()
         super().refuse(error)
 
+    @override
     def shutdown(self) -> None:
         """See ``HttpProtocol``. A request that waits is not dropped."""
         self.decide()

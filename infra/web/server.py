@@ -12,6 +12,7 @@ from typing import Any, Final, cast
 import structlog
 import uvicorn
 from starlette.types import ASGIApp
+from typing_extensions import override
 
 from infra.settings import HttpSettings, Settings
 from infra.web.credentials import require_safe_bind
@@ -113,6 +114,7 @@ class _Server(uvicorn.Server):
         super().__init__(config)
         self.began = asyncio.Event()
 
+    @override
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets=[])
         self.servers = [_Acceptor(one, self._protocol) for one in sockets or ()]  # type: ignore[misc]  # as servers are used
@@ -125,6 +127,7 @@ class _Server(uvicorn.Server):
         return made
 
     @contextmanager
+    @override
     def capture_signals(self) -> Iterator[None]:
         yield
 

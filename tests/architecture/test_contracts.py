@@ -105,12 +105,12 @@ async def test_dead_letters_are_as_described():
         await finished.wait()
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
-    [letter] = streams.log[DEAD_LETTERS.name, 0]
-    assert (letter.key, letter.value) == (b"acme/a.md", b"no JSON")
-    added = letter.headers[len(RECORDS["DocumentEvent"].headers) :]
+    [dead_letter] = streams.log[DEAD_LETTERS.name, 0]
+    assert (dead_letter.key, dead_letter.value) == (b"acme/a.md", b"no JSON")
+    added = dead_letter.headers[len(RECORDS["DocumentEvent"].headers) :]
     assert [name for name, _ in added] == list(DEAD_LETTER_HEADERS)
     message = read("asyncapi.json")["components"]["messages"]["DeadLetter"]
-    Draft202012Validator(message["headers"]).validate({name: value.decode() for name, value in letter.headers})
+    Draft202012Validator(message["headers"]).validate({name: value.decode() for name, value in dead_letter.headers})
 
 
 @pytest.mark.parametrize("service", ["ingest", "query"])

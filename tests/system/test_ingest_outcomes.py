@@ -280,9 +280,9 @@ async def test_a_deletion_that_changes_nothing_is_no_success(installation, servi
 def test_a_replayed_dead_letter_that_fails_again_is_told(freshline, folder):
     (folder / "still.pdf").write_bytes(b"no PDF still")
     freshline("ingest", folder, "--wait", status=1)
-    letters = freshline("dead-letters", "list", "--kind", "broken", status=0)[0]["letters"]
-    [letter] = [one["letter_id"] for one in letters if one["document_id"] == "still.pdf"]
-    told, said = freshline("dead-letters", "replay", letter, "--wait", status=1)
+    dead_letters = freshline("dead-letters", "list", "--kind", "broken", status=0)[0]["dead_letters"]
+    [dead_letter] = [one["dead_letter_id"] for one in dead_letters if one["document_id"] == "still.pdf"]
+    told, said = freshline("dead-letters", "replay", dead_letter, "--wait", status=1)
     assert [one["outcome"] for one in told["replayed"]] == ["dead_letter"]
     assert "1 failed again" in said
 

@@ -16,7 +16,7 @@ from freshline.services import Services, connect_services
 from freshline.verify.run import verify
 from infra.blobs.port import ref_of
 from infra.kafka.codec import encode_event, encode_plan
-from infra.kafka.dead_letters import open_letters
+from infra.kafka.dead_letters import open_dead_letters
 from infra.kafka.producer import KafkaProducer
 from infra.kafka.provision import StreamAdmin
 from infra.kafka.reading import read_to_end
@@ -74,10 +74,10 @@ async def ended(services: Services, event_id: str) -> dict:
     return status
 
 
-async def letters(installation: BenchInstallation) -> dict[str, object]:
-    """Open letters by id."""
-    found = await open_letters(partial(read_to_end, installation.settings))
-    return {letter.letter_id: letter for letter in found}
+async def dead_letters(installation: BenchInstallation) -> dict[str, object]:
+    """Open dead letters by id."""
+    found = await open_dead_letters(partial(read_to_end, installation.settings))
+    return {dead_letter.dead_letter_id: dead_letter for dead_letter in found}
 
 
 def freshline(installation: BenchInstallation, *arguments: str, status: int = 0) -> dict:
@@ -117,17 +117,17 @@ async def test_every_step_survives_what_it_cannot_decode_and_goes_on(installatio
         await services.put(f"after-{number}.md", b"# After\n\nPoison.\n", "text/markdown") for number in range(6)
     ]
     assert [(await services.ended(one["event_id"]))["outcome"] for one in accepted] == ["done"] * 6
-    found = await letters(installation)
-    assert {name: letter.value for name, letter in found.items()} == sent
-    for letter in found.values():
-        assert letter.kind == "undecodable"
-        assert letter.reason
-        assert {name for name, _ in letter.headers} >= set(DEAD_LETTER_HEADERS)
+    found = await dead_letters(installation)
+    assert {name: dead_letter.value for name, dead_letter in found.items()} == sent
+    for dead_letter in found.values():
+        assert dead_letter.kind == "undecodable"
+        assert dead_letter.reason
+        assert {name for name, _ in dead_letter.headers} >= set(DEAD_LETTER_HEADERS)
     assert (await installation_verified(installation)).ok
     told = freshline(installation, "dead-letters", "list", "--kind", "undecodable")
     assert (told["total"], told["by_step"]) == (36, {"prepare": 9, "index": 9, "invalidate": 9, "notify": 9})
     assert len(freshline(installation, "dead-letters", "drop", "--all")["dropped"]) == 36
-    assert await letters(installation) == {}
+    assert await dead_letters(installation) == {}
 
 
 async def installation_verified(installation):
@@ -142,14 +142,18 @@ async def test_parked_version_is_superseded_by_later_ones_also_when_it_is_replay
     async with httpx.AsyncClient(base_url=installation.ingest_url) as client:
         later = (await client.put("/v1/documents/lost.md", content=b"# Found\n\nSix.\n", headers=headers)).json()
         assert (await services.ended(later["event_id"]))["outcome"] == "done"
-        [letter] = (await client.get("/v1/dead-letters", params={"kind": "content-lost"})).json()["letters"]
-        assert (letter["letter_id"], letter["document_id"], letter["version"]) == (name, "lost.md", 5)
+        [dead_letter] = (await client.get("/v1/dead-letters", params={"kind": "content-lost"})).json()["dead_letters"]
+        assert (dead_letter["dead_letter_id"], dead_letter["document_id"], dead_letter["version"]) == (
+            name,
+            "lost.md",
+            5,
+        )
         shown = (await client.get(f"/v1/dead-letters/{name}")).json()
         assert shown["headers"]["__connect.errors.stage"] == "prepare"
         assert shown["headers"]["ce_id"] == "lost.md-5"
         replayed = (await client.post(f"/v1/dead-letters/{name}/replay")).json()
     status = await services.ended(replayed["event_id"])
-    # Its content is still lost, so it may become a letter again; never does it stand in the way of version 6.
+    # Its content is still lost, so it may become a dead letter again; never does it stand in the way of version 6.
     assert status["outcome"] == "dead_letter"
     assert (await services.document("lost.md"))["version"] == 6
     assert "Six." in (await services.ask("Found", filters={"document_id": "lost.md"}))["results"][0]["text"]
@@ -179,7 +183,7 @@ async def test_replay_of_a_mended_cause_succeeds_and_of_an_overtaken_version_is_
     assert ends == {"mended.md": "done", "overtaken.md": "superseded"}
     assert (await services.document("overtaken.md"))["version"] == 6
     assert "backup" in (await services.ask("backup", filters={"document_id": "mended.md"}))["results"][0]["text"]
-    assert await letters(installation) == {}
+    assert await dead_letters(installation) == {}
     report = await installation_verified(installation)
     assert (report.ok, report.rejected.count) == (True, 0)
 
@@ -191,9 +195,9 @@ async def test_plan_whose_passages_are_lost_is_parked_and_its_document_goes_on(i
     accepted = await services.put("plan.md", b"# Plan\n\nA later one.\n", "text/markdown")
     assert (await services.ended(accepted["event_id"]))["outcome"] == "done"
     await installation.caught_up(timeout_s=60)
-    [letter] = (await letters(installation)).values()
-    assert (letter.step, letter.kind, letter.event) == ("index", "content-lost", one)
-    freshline(installation, "dead-letters", "drop", letter.letter_id)
+    [dead_letter] = (await dead_letters(installation)).values()
+    assert (dead_letter.step, dead_letter.kind, dead_letter.event) == ("index", "content-lost", one)
+    freshline(installation, "dead-letters", "drop", dead_letter.dead_letter_id)
 
 
 @pytest.mark.parametrize(
@@ -235,7 +239,7 @@ async def test_worker_that_would_give_up_everything_ends_with_an_error_and_loses
     assert "prepare would give up 3 of the last" in stopped.stderr.splitlines()[-1]
     assert "nothing is lost" in stopped.stderr
     read = partial(read_to_end, settings)
-    parked = len(await open_letters(read))
+    parked = len(await open_dead_letters(read))
     assert parked <= 2
     async with StreamAdmin(settings) as admin:
         [lag, *_] = await admin.lag(DOCUMENTS, settings.names.group(StepName.PREPARE))
@@ -245,10 +249,10 @@ async def test_worker_that_would_give_up_everything_ends_with_an_error_and_loses
     worker = await asyncio.create_subprocess_exec(*command, env=environment)
     try:
         async with asyncio.timeout(90):
-            while len(await open_letters(read)) < 10:  # noqa: ASYNC110 - brokers do not tell
+            while len(await open_dead_letters(read)) < 10:  # noqa: ASYNC110 - brokers do not tell
                 await asyncio.sleep(0.2)
     finally:
         worker.terminate()
         assert await worker.wait() == 0
-    assert [letter.offset for letter in await open_letters(read)] == list(range(10))
+    assert [dead_letter.offset for dead_letter in await open_dead_letters(read)] == list(range(10))
     assert len([one async for one in read_to_end(settings, DEAD_LETTERS)]) == 10

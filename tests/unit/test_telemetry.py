@@ -100,7 +100,12 @@ async def test_waiting_and_retries_and_lag_are_told():
     step = Step()
     settings = StreamSettings(retry_first_ms=200, retry_max_ms=200)
     runner = Runner(
-        step, MemoryStreams(1), settings, on_finished=metrics.count_finished, on_retry=metrics.count_retry, tracing=recorder()[0]
+        step,
+        MemoryStreams(1),
+        settings,
+        on_finished=metrics.count_finished,
+        on_retry=metrics.count_retry,
+        tracing=recorder()[0],
     )
     metrics.watch(StepName.PREPARE, runner)
     metrics.behind(StepName.PREPARE, 7)
