@@ -152,7 +152,7 @@ def _ingest_app(settings: Settings) -> FastAPI:
         states,
         cast("Any", None),
         MemoryAnswerCache(),
-        streams.read_lane,
+        streams.read_partition,
         streams,
     )
     credentials = Credentials(settings)

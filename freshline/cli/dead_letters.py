@@ -68,9 +68,8 @@ def list_dead_letters(
             if dead_letter.document_id
             else "unknown document"
         )
-        out.print(
-            f"{dead_letter.dead_letter_id}  {at}  {dead_letter.step}  {dead_letter.kind}: {document}: {dead_letter.reason}"
-        )
+        failure = f"{dead_letter.step}  {dead_letter.kind}: {document}: {dead_letter.reason}"
+        out.print(f"{dead_letter.dead_letter_id}  {at}  {failure}")
     kinds = ", ".join(f"{name} {count}" for name, count in sorted(listing.by_kind.items()))
     more = f", {len(listing.dead_letters)} shown" if listing.total > len(listing.dead_letters) else ""
     out.print(f"{listing.total} open{more}" + (f": {kinds}" if kinds else ""))
@@ -232,7 +231,7 @@ async def _chosen(
 @asynccontextmanager
 async def _opened_queue(settings: "Settings") -> "AsyncIterator[DeadLetterQueue]":
     from infra.kafka.producer import KafkaProducer  # noqa: PLC0415 - heavy
-    from infra.kafka.reading import read_to_end  # noqa: PLC0415 - as above
+    from infra.kafka.topic_reader import read_to_end  # noqa: PLC0415 - as above
     from infra.redis.connect import connect_redis  # noqa: PLC0415 - as above
     from infra.redis.event_states import RedisEventStates  # noqa: PLC0415 - as above
     from ingest.dead_letters import DeadLetterQueue  # noqa: PLC0415 - as above

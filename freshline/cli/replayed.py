@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from infra.kafka.dead_letters import DeadLetterRecord
-from infra.kafka.reading import read_lane
+from infra.kafka.topic_reader import read_partition
 from infra.redis.answers import RedisAnswerCache
 from infra.redis.connect import connect_redis
 from infra.redis.event_states import RedisEventStates
@@ -55,7 +55,7 @@ async def outcomes_of(
     redis = connect_redis(settings.redis)
     try:
         answers = RedisAnswerCache(redis, settings.names, settings.answers)
-        statuses = EventStatuses(RedisEventStates(redis, settings.names), answers, partial(read_lane, settings))
+        statuses = EventStatuses(RedisEventStates(redis, settings.names), answers, partial(read_partition, settings))
         ended: dict[str, EndedEvent] = {}
         deadline_s = time.monotonic() + timeout_s
         for tenant, tenant_events in events.items():

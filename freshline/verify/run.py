@@ -19,8 +19,8 @@ from infra.kafka.codec import Undecodable, decode
 from infra.kafka.dead_letters import read_dead_letter
 from infra.kafka.producer import KafkaProducer
 from infra.kafka.provision import StreamAdmin
-from infra.kafka.reading import read_to_end
-from infra.opensearch.store import OpenSearchIndex
+from infra.kafka.topic_reader import read_to_end
+from infra.opensearch.index import OpenSearchIndex
 from infra.redis.answers import RedisAnswerCache
 from infra.redis.connect import connect_redis
 from infra.redis.event_states import RedisEventStates
@@ -233,7 +233,7 @@ async def _lost(blobs: BlobStore, contents: Iterable[tuple[DocumentKey, BlobRef 
 async def _under_way(settings: Settings) -> int:
     async with StreamAdmin(settings) as admin:
         lags = [await admin.lag(row.reads, settings.names.group(step)) for step, row in TOPOLOGY.items()]
-    return sum(one.behind for lag in lags for one in lag)
+    return sum(one.lag for lag in lags for one in lag)
 
 
 async def _events(settings: Settings) -> dict[Position, DocumentEvent]:

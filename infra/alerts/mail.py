@@ -18,15 +18,15 @@ _PORTS: Final = {"smtp": 587, "smtps": 465}
 
 
 class Mail(AlertChannel):
-    """See ``AlertChannel``.
+    """Alerts by e-mail.
 
     Args:
-        url: ``smtp://USER:PASSWORD@HOST:PORT``, with STARTTLS where it logs in, or ``smtps://…``.
-        sender: address it comes from.
-        recipients: addresses it goes to.
+        url: ``smtp://USER:PASSWORD@HOST:PORT``, with STARTTLS before a login, or ``smtps://…``.
+        sender: address of the sender.
+        recipients: addresses of the recipients.
 
     Raises:
-        ValueError: the URL is of another kind.
+        ValueError: the URL has another scheme or no host.
     """
 
     name = "mail"
@@ -34,7 +34,7 @@ class Mail(AlertChannel):
     def __init__(self, url: SecretStr, *, sender: str, recipients: tuple[str, ...]) -> None:
         self._server = urlsplit(url.get_secret_value())
         if self._server.scheme not in _PORTS or not self._server.hostname:
-            raise ValueError("FRESHLINE_ALERTS__SMTP_URL must look like smtp://USER:PASSWORD@HOST:587 or smtps://…")
+            raise ValueError("FRESHLINE_ALERTS__SMTP_URL must have the form smtp://USER:PASSWORD@HOST:587 or smtps://…")
         self._sender = sender
         self._recipients = recipients
 
@@ -45,7 +45,7 @@ class Mail(AlertChannel):
         message["From"] = self._sender
         message["To"] = ", ".join(self._recipients)
         message["Date"] = formatdate(alert.at_ms / 1_000)
-        message.set_content(f"{alert.text}\n\n{alert.severity}, as {alert.source} sees it.\n")
+        message.set_content(f"{alert.text}\n\nSeverity: {alert.severity}. Source: {alert.source}.\n")
         try:
             await asyncio.to_thread(self._send, message)
         except (OSError, smtplib.SMTPException) as error:
@@ -67,6 +67,6 @@ class Mail(AlertChannel):
         with smtp:
             if self._server.username:
                 if scheme == "smtp":
-                    smtp.starttls(context=context)  # a password never goes in the clear
+                    smtp.starttls(context=context)  # never send a password unencrypted
                 smtp.login(unquote(self._server.username), unquote(self._server.password or ""))
             smtp.send_message(message)

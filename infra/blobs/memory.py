@@ -1,4 +1,4 @@
-"""The blob store's twin: same promises, kept in memory."""
+"""In-memory blob store, for tests and simulation."""
 
 from collections.abc import AsyncIterator
 
@@ -9,7 +9,7 @@ from schemas.events import BlobRef
 
 
 class MemoryBlobStore(BlobStore):
-    """Blobs of one process, for simulations and unit tests."""
+    """Blobs of one process."""
 
     def __init__(self) -> None:
         self._contents: dict[str, bytes] = {}
@@ -42,4 +42,4 @@ class MemoryBlobStore(BlobStore):
 
     @override
     async def close(self) -> None:
-        """Hold nothing to release."""
+        pass

@@ -1,4 +1,4 @@
-"""API keys in this process: the in-memory twin."""
+"""In-memory store of API keys, for tests."""
 
 from collections.abc import Callable, Sequence
 
@@ -9,7 +9,7 @@ from schemas.credentials import ApiKey
 
 
 class MemoryKeys(KeyStore):
-    """See ``KeyStore``.
+    """In-memory store of API keys.
 
     Attributes:
         available: while False, every method raises ``CredentialsUnavailable``.
@@ -39,4 +39,4 @@ class MemoryKeys(KeyStore):
 
     def _check_available(self) -> None:
         if not self.available:
-            raise CredentialsUnavailable("switched off")
+            raise CredentialsUnavailable("the store was made unavailable")

@@ -88,13 +88,13 @@ class InlineProtocol(HttpProtocol):
     an earlier request of the connection is under way, nor while its client does not read.
 
     Args:
-        at_once: answers what it can.
+        inline: answers what it can.
         uvicorns: what uvicorn hands to its protocols.
     """
 
-    def __init__(self, *, at_once: InlineResponder, **uvicorns: Any) -> None:
+    def __init__(self, *, inline: InlineResponder, **uvicorns: Any) -> None:
         super().__init__(**uvicorns)
-        self._at_once = at_once
+        self._inline = inline
         self._held: list[bytes] | None = None
         self._held_bytes = 0
         self._request: _Request | None = None
@@ -108,7 +108,7 @@ class InlineProtocol(HttpProtocol):
     @override
     def on_headers_complete(self) -> None:
         if (
-            self.url in self._at_once.urls
+            self.url in self._inline.urls
             and (self.cycle is None or self.cycle.response_complete)
             and not self.pipeline
             and not self.flow.write_paused
@@ -142,14 +142,14 @@ class InlineProtocol(HttpProtocol):
         held, self._held = self._held, None
         headers: Headers = self.scope["headers"]  # type: ignore[assignment]  # without trailers
         self._request = _Request(self.url, headers, held[0] if len(held) == 1 else b"".join(held))
-        self._at_once.add(self)
+        self._inline.add(self)
 
     def decide(self) -> None:
         """Answer the request that waits, or let it go the usual way; nothing happens where none waits any more."""
         request, self._request = self._request, None
         if request is None or self.transport.is_closing():
             return
-        answer = self._at_once.answer(*request)
+        answer = self._inline.answer(*request)
         if answer is None:
             self._let_go(request.body)
             return

@@ -134,9 +134,9 @@ class _Server(uvicorn.Server):
 
 @asynccontextmanager
 async def listening(
-    app: ASGIApp, http: HttpSettings, settings: Settings, *, at_once: InlineResponder | None = None
+    app: ASGIApp, http: HttpSettings, settings: Settings, *, inline: InlineResponder | None = None
 ) -> AsyncIterator[str]:
-    """Serve ``app``; yields its base URL once requests are taken. ``at_once`` is asked before ``app``.
+    """Serve ``app``; yields its base URL once requests are taken. ``inline`` is asked before ``app``.
 
     Leaving the context stops taking connections and waits for requests under way, at most ``GRACE_S``; what ``app``
     uses may be closed after that. ASGI lifespan events are not sent: who builds the parts of ``app`` also ends them.
@@ -148,7 +148,7 @@ async def listening(
     config = uvicorn.Config(
         app,
         loop="none",
-        http=HttpProtocol if at_once is None else cast("Any", partial(InlineProtocol, at_once=at_once)),
+        http=HttpProtocol if inline is None else cast("Any", partial(InlineProtocol, inline=inline)),
         ws="none",
         lifespan="off",
         access_log=False,
@@ -173,7 +173,7 @@ async def listening(
         bound.close()
 
 
-async def until_told_to_stop() -> None:
+async def wait_for_shutdown() -> None:
     """Wait for SIGTERM or SIGINT."""
     loop = asyncio.get_running_loop()
     told = asyncio.Event()

@@ -23,7 +23,7 @@ OVERRIDDEN = {
 def test_uvicorn_is_the_one_that_was_read(part):
     seen = hashlib.sha256(inspect.getsource(part).encode()).hexdigest()[:16]
     assert seen == OVERRIDDEN[part], (
-        f"{part.__name__} of uvicorn {uvicorn.__version__} is not the one that infra/web/http_protocol.py, at_once.py "
+        f"{part.__name__} of uvicorn {uvicorn.__version__} is not the one that infra/web/http_protocol.py, inline.py "
         f"and server.py override: compare them, see tests/property/test_http_protocol.py pass, then put {seen} here"
     )
 

@@ -11,11 +11,11 @@ from only_writer import put_over
 from pydantic import TypeAdapter
 
 from infra.opensearch.client import connect
+from infra.opensearch.index import OpenSearchIndex
 from infra.opensearch.index_bodies import chunks_index_body
 from infra.opensearch.memory import MemoryIndex
 from infra.opensearch.port import ChunkChange, ChunkWrite, IndexUnavailable, ManifestWrite, ScannedChunk, StoredManifest
 from infra.opensearch.provision import IndexMismatch, create_indices
-from infra.opensearch.store import OpenSearchIndex
 from infra.settings import Settings
 from schemas.documents import (
     MAX_METADATA_VALUE_CHARS,
@@ -76,14 +76,14 @@ def complete(manifest: Manifest) -> Manifest:
     return manifest.model_copy(update={"complete": True})
 
 
-def question(text="hotel", direction=(1.0,), *, tenant="acme", groups=(), window=10, **filters) -> HybridSearch:
-    return HybridSearch(text, vector(*direction), Access(tenant, groups), window, filters)
+def question(text="hotel", direction=(1.0,), *, tenant="acme", groups=(), candidates=10, **filters) -> HybridSearch:
+    return HybridSearch(text, vector(*direction), Access(tenant, groups), candidates, filters)
 
 
 async def found(index, search: HybridSearch | None = None) -> tuple[list[str], list[str]]:
     """Ids that the vector leg and the lexical leg find, best first."""
-    [windows] = await index.search([search or question()])
-    return [hit.chunk_id for hit in windows.vector], [hit.chunk_id for hit in windows.lexical]
+    [candidates] = await index.search([search or question()])
+    return [hit.chunk_id for hit in candidates.vector], [hit.chunk_id for hit in candidates.lexical]
 
 
 async def both_find(index, *ids: str, search: HybridSearch | None = None) -> None:
@@ -91,8 +91,8 @@ async def both_find(index, *ids: str, search: HybridSearch | None = None) -> Non
 
 
 async def legs_and_scores(index, search: HybridSearch):
-    [windows] = await index.search([search])
-    return [[(hit.chunk_id, round(hit.score, 5)) for hit in leg] for leg in (windows.vector, windows.lexical)]
+    [candidates] = await index.search([search])
+    return [[(hit.chunk_id, round(hit.score, 5)) for hit in leg] for leg in (candidates.vector, candidates.lexical)]
 
 
 # Manifests
@@ -132,7 +132,7 @@ async def test_nothing_asked_is_nothing_answered(index):
 async def test_a_manifest_replaces_exactly_the_one_that_was_read(index):
     [first] = await index.put_manifests([ManifestWrite(claim(TRAVEL, 5), None)])
     assert await index.put_manifests([ManifestWrite(claim(TRAVEL, 6), None)]) == [None], "there is one by now"
-    standing = (await index.standing([TRAVEL, LEAVE]))[TRAVEL]
+    standing = (await index.stored_manifests([TRAVEL, LEAVE]))[TRAVEL]
     assert standing == StoredManifest(claim(TRAVEL, 5), first)
     [second] = await index.put_manifests([ManifestWrite(claim(TRAVEL, 6), first)])
     late = ManifestWrite(complete(claim(TRAVEL, 5)), first)
@@ -140,7 +140,7 @@ async def test_a_manifest_replaces_exactly_the_one_that_was_read(index):
     assert await index.manifests([TRAVEL]) == {TRAVEL: claim(TRAVEL, 6)}
     [third] = await index.put_manifests([ManifestWrite(complete(claim(TRAVEL, 6)), second)])
     assert len({first, second, third}) == 3
-    assert await index.standing([TRAVEL]) == {TRAVEL: StoredManifest(complete(claim(TRAVEL, 6)), third)}
+    assert await index.stored_manifests([TRAVEL]) == {TRAVEL: StoredManifest(complete(claim(TRAVEL, 6)), third)}
 
 
 async def test_one_refused_manifest_does_not_stop_the_others(index):
@@ -187,17 +187,17 @@ async def test_fetched_passage_is_what_was_written(index):
         metadata={"owner": "Zoë", "final": True, "year": 2024, "share": 0.25},
     )
     await index.apply([change(TRAVEL, 7, passage)])
-    [windows] = await index.search([question(groups=("hr",))])
-    fetched = await index.fetch(windows.vector)
+    [candidates] = await index.search([question(groups=("hr",))])
+    fetched = await index.fetch(candidates.vector)
     assert fetched == {"tr-0": passage.chunk.model_copy(update={"text_sha256": ""})}
     assert fetched["tr-0"].key == TRAVEL
 
 
 async def test_fetch_leaves_out_what_has_vanished_since_the_search(index):
     await index.apply([change(TRAVEL, 1, write(TRAVEL, "0", 1, "hotel"), write(TRAVEL, "1", 1, "hotel too"))])
-    [windows] = await index.search([question()])
+    [candidates] = await index.search([question()])
     await index.apply([change(TRAVEL, 2, remove=["tr-0"])])
-    assert set(await index.fetch(windows.vector)) == {"tr-1"}
+    assert set(await index.fetch(candidates.vector)) == {"tr-1"}
     assert await index.fetch([Hit("never", LEAVE, 1.0)]) == {}
 
 
@@ -327,7 +327,7 @@ async def test_many_changes_at_once_are_all_searchable(index):
     keys = [DocumentKey("acme", f"n/{number:03}") for number in range(120)]
     names = {key: [f"{key.document_id}-{part}" for part in "ab"] for key in keys}
     await index.apply([change(key, 1, *(write(key, name, 1, "hotel") for name in names[key])) for key in keys])
-    hits, _ = await found(index, question(window=300))
+    hits, _ = await found(index, question(candidates=300))
     assert len(set(hits)) == len(hits) == 240
 
 
@@ -372,11 +372,11 @@ async def test_each_leg_ranks_by_its_own_likeness(index):
     vector_leg, lexical_leg = await found(index)
     assert vector_leg == ["tr-near", "tr-middle", "tr-far"]
     assert lexical_leg == ["tr-far", "tr-near"]
-    [windows] = await index.search([question()])
+    [candidates] = await index.search([question()])
     cosines = [float(vector(*one) @ vector(1.0)) for one in (near, middle, far)]
-    assert [hit.score for hit in windows.vector] == pytest.approx([(1 + one) / 2 for one in cosines], abs=1e-5)
-    assert all(hit.key == TRAVEL for hit in (*windows.vector, *windows.lexical))
-    assert [hit.score for hit in windows.lexical] == sorted((hit.score for hit in windows.lexical), reverse=True)
+    assert [hit.score for hit in candidates.vector] == pytest.approx([(1 + one) / 2 for one in cosines], abs=1e-5)
+    assert all(hit.key == TRAVEL for hit in (*candidates.vector, *candidates.lexical))
+    assert [hit.score for hit in candidates.lexical] == sorted((hit.score for hit in candidates.lexical), reverse=True)
 
 
 async def test_title_and_headings_are_found_by_the_lexical_leg(index):
@@ -391,7 +391,7 @@ async def test_title_and_headings_are_found_by_the_lexical_leg(index):
 async def test_window_bounds_each_leg(index):
     puts = [write(TRAVEL, f"{number}", 1, "hotel " * (number + 1), (1.0, number / 10)) for number in range(9)]
     await index.apply([change(TRAVEL, 1, *puts)])
-    vector_leg, lexical_leg = await found(index, question(window=4))
+    vector_leg, lexical_leg = await found(index, question(candidates=4))
     assert vector_leg == ["tr-0", "tr-1", "tr-2", "tr-3"]
     assert len(lexical_leg) == 4
 
@@ -406,7 +406,7 @@ async def test_tenants_and_groups_are_kept_apart_in_both_legs(index):
             change(public, 1, write(public, "0", 1, "hotel", (0.0, 1.0))),
         ]
     )
-    await both_find(index, "pu-0", search=question(window=3))
+    await both_find(index, "pu-0", search=question(candidates=3))
     await both_find(index, "pu-0", search=question(groups=("sales",)))
     await both_find(index, "pu-0", "se-0", search=question(groups=("sales", "board")))
     await both_find(index, search=question(tenant="nobody", groups=("hr", "board")))
@@ -441,10 +441,10 @@ async def test_a_group_is_its_members_whatever_its_name(index):
     await index.apply([change(TRAVEL, 1, *passages)])
     readers = {(): {"tr-open"}, ("nobody's",): {"tr-open"}}
     readers |= {(name,): {"tr-open", one.chunk.chunk_id} for name, one in closed.items()}
-    for groups, window in zip(
-        readers, await index.search([question(groups=one, window=40) for one in readers]), strict=True
+    for groups, candidates in zip(
+        readers, await index.search([question(groups=one, candidates=40) for one in readers]), strict=True
     ):
-        for leg in (window.vector, window.lexical):
+        for leg in (candidates.vector, candidates.lexical):
             assert {hit.chunk_id for hit in leg} == readers[groups], groups
         allowed = {one.chunk.chunk_id for one in passages if allows(question(groups=groups), one.chunk)}
         assert allowed == readers[groups], groups
@@ -517,7 +517,7 @@ async def test_an_exact_search_finds_the_same_with_the_same_scores(index):
     seen = [write(TRAVEL, str(number), 1, "hotel", (1.0, number / 4)) for number in range(6)]
     hidden = write(LEAVE, "0", 1, "hotel", groups=("board",))
     await index.apply([change(TRAVEL, 1, *seen), change(LEAVE, 1, hidden)])
-    for search in (question(), question(window=3), question(source="nowhere")):
+    for search in (question(), question(candidates=3), question(source="nowhere")):
         assert await legs_and_scores(index, replace(search, exact=True)) == await legs_and_scores(index, search)
 
 
@@ -529,12 +529,12 @@ async def test_several_searches_keep_their_answers_apart(index):
         ]
     )
     searches = [
-        question("flight", (0.0, 1.0), window=1),
-        question("nothing", (1.0,), window=1, tenant="nobody"),
-        question("sabbatical", (0.0, 0.0, 1.0), window=1),
+        question("flight", (0.0, 1.0), candidates=1),
+        question("nothing", (1.0,), candidates=1, tenant="nobody"),
+        question("sabbatical", (0.0, 0.0, 1.0), candidates=1),
     ]
-    windows = await index.search(searches)
-    legs = [[[hit.chunk_id for hit in leg] for leg in (one.vector, one.lexical)] for one in windows]
+    candidates = await index.search(searches)
+    legs = [[[hit.chunk_id for hit in leg] for leg in (one.vector, one.lexical)] for one in candidates]
     assert legs == [[["tr-1"], ["tr-1"]], [[], []], [["le-0"], ["le-0"]]]
 
 
@@ -737,7 +737,7 @@ async def test_a_scan_of_some_shards_is_none():
         async def delete_pit(self, *, body):
             assert body["pit_id"]
 
-    with pytest.raises(IndexUnavailable, match="some shards did not answer"):
+    with pytest.raises(IndexUnavailable, match="some shards did not respond"):
         [chunk async for chunk in OpenSearchIndex(SomeShards(), Settings()).scan_chunks()]
 
 
@@ -769,7 +769,7 @@ async def test_index_of_another_layout_is_neither_written_nor_taken_for_this_one
         await client.indices.create(index=told.names.chunks_index(told.generation), body=body)
     finally:
         await client.close()
-    with pytest.raises(IndexMismatch, match=f"has layout {LAYOUT - 1}, this release reads and writes {LAYOUT}"):
+    with pytest.raises(IndexMismatch, match=f"has layout {LAYOUT - 1}, this release requires {LAYOUT}"):
         await create_indices(told)
 
 

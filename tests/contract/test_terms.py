@@ -8,10 +8,10 @@ import pytest
 
 from infra.opensearch import codec
 from infra.opensearch.client import connect
+from infra.opensearch.index import OpenSearchIndex
 from infra.opensearch.memory import MemoryIndex
 from infra.opensearch.port import ChunkChange, ChunkWrite, IndexUnavailable
 from infra.opensearch.provision import create_indices
-from infra.opensearch.store import OpenSearchIndex
 from infra.opensearch.terms import OpenSearchTerms
 from infra.settings import Settings
 from schemas.documents import DocumentKey
@@ -90,7 +90,7 @@ async def test_nothing_asked_is_nothing_answered(parts):
     _, terms = parts
     assert await terms.with_vectors([]) == {}
     assert await terms.term_counts([]) == {}
-    assert await terms.analysed([]) == []
+    assert await terms.analyze([]) == []
     assert await terms.statistics([]) == await terms.statistics(())
     assert (await terms.statistics(["hotel"])).frequencies == {"hotel": 0}
 
@@ -123,7 +123,7 @@ async def test_terms_of_passages_and_questions_are_the_analysers(parts):
     assert counted["c1"]["hotel"] == 1
     assert "the" not in counted["c1"]
     assert counted["c2"]["train"] == 2
-    assert [dict(one) for one in await terms.analysed(["Hotel, hotels: the hotel!", "the"])] == [{"hotel": 3}, {}]
+    assert [dict(one) for one in await terms.analyze(["Hotel, hotels: the hotel!", "the"])] == [{"hotel": 3}, {}]
 
 
 async def test_statistics_count_what_is_searchable(parts):
@@ -165,15 +165,15 @@ async def test_scores_computed_here_are_those_of_the_server(settings):
 
 async def compare_scores(index, terms, question, count):
     search = HybridSearch(question, np.ones(DIMENSION, dtype=np.float32), Access("acme", ("hr",)), 200)
-    [windows] = await index.search([search])
-    [asked] = await terms.analysed([search.text])
+    [candidates] = await index.search([search])
+    [asked] = await terms.analyze([search.text])
     statistics = await terms.statistics(asked)
     assert statistics.document_count == count, "what is removed counts until it is merged away"
     inverses = inverse_norms(statistics.total_length / statistics.document_count)
-    counted = await terms.term_counts(windows.lexical)
+    counted = await terms.term_counts(candidates.lexical)
     weights = dict(zip(asked, idf(np.array([statistics.frequencies[term] for term in asked]), count), strict=True))
-    assert len(windows.lexical) > 40
-    for found in windows.lexical:
+    assert len(candidates.lexical) > 40
+    for found in candidates.lexical:
         has = Counter(counted[found.chunk_id])
         inverse = inverses[length_code(has.total())]
         worth = [
@@ -181,8 +181,8 @@ async def compare_scores(index, terms, question, count):
             for term, repeats in asked.items()
         ]
         assert np.float32(np.array(worth).sum(dtype=np.float64)) == np.float32(found.score), (has, found)
-    found = await terms.with_vectors(windows.vector)
-    for one in windows.vector:
+    found = await terms.with_vectors(candidates.vector)
+    for one in candidates.vector:
         cosine = float(found[one.chunk_id].vector @ search.vector) / np.sqrt(DIMENSION)
         assert (1 + cosine) / 2 == pytest.approx(one.score, rel=1e-6)
 
@@ -203,7 +203,7 @@ async def test_terms_are_counted_as_they_are_stored_however_they_are_written(set
         counted = await terms.term_counts([hit(number) for number in range(len(texts))])
         held = Counter(term for one in counted.values() for term in one)
         assert (await terms.statistics(sorted(held))).frequencies == held
-        assert [dict(one) for one in await terms.analysed([f"Travel\n{text}" for text in texts])] == [
+        assert [dict(one) for one in await terms.analyze([f"Travel\n{text}" for text in texts])] == [
             dict(counted[f"c{number}"]) for number in range(len(texts))
         ]
 
@@ -226,9 +226,9 @@ async def test_scores_of_vectors_differ_from_those_computed_here_by_less_than_is
     vectors = np.array([one / np.linalg.norm(one) for one in directions], dtype=np.float32)
     async with opened(settings) as (index, _):
         await put(index, *(ChunkWrite(passage(n, "hotel").chunk, vector) for n, vector in enumerate(vectors)))
-        [windows] = await index.search([HybridSearch("hotel", asked, Access("acme", ("hr",)), 100)])
-    assert len(windows.vector) == len(vectors)
-    for found in windows.vector:
+        [candidates] = await index.search([HybridSearch("hotel", asked, Access("acme", ("hr",)), 100)])
+    assert len(candidates.vector) == len(vectors)
+    for found in candidates.vector:
         score = (1 + float(dot_product(asked, vectors[int(found.chunk_id[1:])]))) / 2
         assert abs(found.score - score) < SCORE_TOLERANCE / 2
 
@@ -249,7 +249,7 @@ async def test_all_passages_of_a_document_are_named_however_many_requests_it_tak
     [
         lambda terms: terms.with_vectors([hit(0)]),
         lambda terms: terms.term_counts([hit(0)]),
-        lambda terms: terms.analysed(["a"]),
+        lambda terms: terms.analyze(["a"]),
         lambda terms: terms.statistics(["a"]),
     ],
 )

@@ -43,7 +43,7 @@ class Fill:
 class Judgement:
     """A worker that has read a slice, and not settled yet."""
 
-    judged: int
+    evaluated: int
     epoch: int
     drop: tuple[tuple[int, str], ...]
 
@@ -88,7 +88,7 @@ class World:
         if self.judgements_left and self.appended:
             yield "read", 0
         for number in range(len(self.judgements)):
-            yield "settle", number
+            yield "commit", number
 
     def may_append(self) -> bool:
         return self.appended < self.searchable
@@ -104,16 +104,16 @@ class World:
     def read(self, _: int) -> None:
         """What a judge that knows nothing does: all changes that are remembered, all answers that are there."""
         self.judgements_left -= 1
-        pending = run(self.cache.pending(TENANT, 0, known=0, fill=0))
+        pending = run(self.cache.pending(TENANT, 0, after_epoch=0, after_fill=0))
         [stored] = run(self.cache.entries(TENANT, 0, [KEY]))
         newest = max((int(change.change or 0) for change in pending.changes), default=0)
         altered = stored is not None and int(stored.entry) < newest
         drop = ((stored.fill, KEY),) if altered else ()
-        self.judgements.append(Judgement(pending.judged, pending.epoch, drop))
+        self.judgements.append(Judgement(pending.evaluated, pending.epoch, drop))
 
-    def settle(self, number: int) -> None:
+    def commit(self, number: int) -> None:
         told = self.judgements.pop(number)
-        run(self.cache.settle(TENANT, 0, judged=told.judged, epoch=told.epoch, drop=told.drop))
+        run(self.cache.commit(TENANT, 0, evaluated=told.evaluated, epoch=told.epoch, drop=told.drop))
 
     def deliver_again(self, _: int) -> None:
         self.deliveries_left -= 1
@@ -187,20 +187,20 @@ class ReadsTheAnswersBeforeTheEpoch(World):
         super().read(_)
         self.judgements[-1].epoch = 0
 
-    def settle(self, number):
+    def commit(self, number):
         if not self.judgements[number].epoch:
-            self.judgements[number].epoch = run(self.cache.pending(TENANT, 0, known=0, fill=0)).epoch
-        super().settle(number)
+            self.judgements[number].epoch = run(self.cache.pending(TENANT, 0, after_epoch=0, after_fill=0)).epoch
+        super().commit(number)
 
 
 class SettlesWhereverTheSliceIs(World):
-    """Another worker judged meanwhile, and this one goes back behind it, or skips what it did not read."""
+    """Another worker evaluated meanwhile, and this one goes back behind it, or skips what it did not read."""
 
-    def settle(self, number):
-        pending = run(self.cache.pending(TENANT, 0, known=0, fill=0))
-        self.judgements[number].judged = pending.judged
+    def commit(self, number):
+        pending = run(self.cache.pending(TENANT, 0, after_epoch=0, after_fill=0))
+        self.judgements[number].evaluated = pending.evaluated
         self.judgements[number].epoch = pending.epoch
-        super().settle(number)
+        super().commit(number)
 
 
 class ReadsTheEpochAfterRetrieving(World):
@@ -216,9 +216,9 @@ class ReadsTheEpochAfterRetrieving(World):
 
 
 class DropsNothing(World):
-    def settle(self, number):
+    def commit(self, number):
         self.judgements[number].drop = ()
-        super().settle(number)
+        super().commit(number)
 
 
 class SeedsWithoutADrop(World):

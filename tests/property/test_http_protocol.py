@@ -73,7 +73,7 @@ class Application:
         self.note(scope["method"].encode(), scope["raw_path"], scope["headers"], body)
         await answer(send, 200)
 
-    def at_once(self, url, headers, body):
+    def inline(self, url, headers, body):
         self.note(b"POST", url, headers, body)
         return b"{}"
 
@@ -90,13 +90,13 @@ async def answer(send, status):
 class Connection:
     """One connection of ``application`` to a protocol of its own."""
 
-    def __init__(self, kind, application, at_once=lambda *_: None):
+    def __init__(self, kind, application, inline=lambda *_: None):
         self.transport = Transport()
         self.state = ServerState()
         config = uvicorn.Config(application, loop="none", ws="none", lifespan="off", access_log=False, log_config=None)
         make = HttpProtocol
         if kind == "at once":
-            make = partial(InlineProtocol, at_once=InlineResponder(frozenset({QUICK}), at_once))
+            make = partial(InlineProtocol, inline=InlineResponder(frozenset({QUICK}), inline))
         self.protocol = make(config=config, server_state=self.state, app_state={})
         self.protocol.connection_made(self.transport)
 
@@ -123,7 +123,7 @@ async def talk(kind, pieces, *, gone=False, patient=True):
         patient: wait for what each piece leads to before the next.
     """
     application = Application()
-    connection = Connection(kind, application, application.at_once)
+    connection = Connection(kind, application, application.inline)
     transport = connection.transport
     for piece in pieces:
         if patient or transport.paused:

@@ -103,7 +103,7 @@ class TakesAClaimForComplete(Index):
     """Lets what somebody has begun supersede."""
 
     async def _found(self, keys):
-        standing = await self.index.standing(keys)
+        standing = await self.index.stored_manifests(keys)
         begun = {
             key: Found(completed(one.manifest, now_ms=0), one.revision)
             for key, one in standing.items()
@@ -157,17 +157,17 @@ class ForgetsGroups(Index):
 
 
 class DropsNothing(Cache):
-    async def settle(self, tenant, number, *, judged, epoch, drop, why=b""):  # noqa: ARG002 - that is the mistake
-        return await super().settle(tenant, number, judged=judged, epoch=epoch, drop=(), why=why)
+    async def commit(self, tenant, number, *, evaluated, epoch, drop, reason=b""):  # noqa: ARG002 - that is the mistake
+        return await super().commit(tenant, number, evaluated=evaluated, epoch=epoch, drop=(), reason=reason)
 
 
 class StoresWhateverTheEpoch(Cache):
-    async def store(self, tenant, key, entry, *, epoch, ttl_s, rest=b""):  # noqa: ARG002 - as above
+    async def store(self, tenant, key, entry, *, epoch, ttl_s, evidence=b""):  # noqa: ARG002 - as above
         await self._faults.before()
         mine = self._slice(tenant, 0)
         mine.fill += 1
         mine.answers.pop(key, None)
-        mine.answers[key] = _Answer(mine.fill, mine.epoch, entry, rest, self._now_us() + ttl_s * 1_000_000)
+        mine.answers[key] = _Answer(mine.fill, mine.epoch, entry, evidence, self._now_us() + ttl_s * 1_000_000)
         return True
 
 

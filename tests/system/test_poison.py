@@ -19,7 +19,7 @@ from infra.kafka.codec import encode_event, encode_plan
 from infra.kafka.dead_letters import open_dead_letters
 from infra.kafka.producer import KafkaProducer
 from infra.kafka.provision import StreamAdmin
-from infra.kafka.reading import read_to_end
+from infra.kafka.topic_reader import read_to_end
 from infra.local import Stack
 from infra.settings import Settings
 from schemas.dead_letters import DEAD_LETTER_HEADERS

@@ -77,7 +77,7 @@ class World:
             self.states,
             self.index,
             self.answers,
-            self.read_lane,
+            self.read_partition,
             self.streams,
         )
         self.webhooks = MemoryWebhooks()
@@ -99,12 +99,12 @@ class World:
 
         return run
 
-    async def read_lane(self, *where, **since):
+    async def read_partition(self, *where, **since):
         if self.read_fails:
             raise StreamUnavailable("down")
         self.reading.set()
         await self.may_read.wait()
-        async for record in self.streams.read_lane(*where, **since):
+        async for record in self.streams.read_partition(*where, **since):
             yield record
 
     @property
