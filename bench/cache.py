@@ -34,7 +34,7 @@ from freshline.installation import settings_from
 from infra.local import Stack
 from infra.settings import Settings
 from query.retrieval.fusion import fuse
-from schemas.search import RRF_K, HybridSearch, Windows
+from schemas.search import RRF_K, Candidates, HybridSearch
 from streams.core.invalidation.compiling import compile_loops
 from streams.core.invalidation.evidence import Passage
 from streams.core.invalidation.exact import Exact
@@ -147,7 +147,7 @@ class _Replay:
         self._traffic = {name: SimulatedTraffic(self._evaluator(name), timing) for name in names}
         # References for hit rates: no invalidation, and exactly the needed invalidations.
         self._never = SimulatedTraffic(self._evaluator("none"), timing)
-        self._ideal = SimulatedTraffic(OracleEvaluator(SIMPLE["none"](), windows=False), timing)
+        self._ideal = SimulatedTraffic(OracleEvaluator(SIMPLE["none"](), uses_candidates=False), timing)
         self._requests = _zipf(texts, requests, lasts_s)
         self._next = next(self._requests, None)
         self._rng = random.Random(_SEED)  # noqa: S311 - a sample
@@ -158,10 +158,10 @@ class _Replay:
 
     def _evaluator(self, name: str) -> PolicyEvaluator:
         if name != "exact":
-            return PolicyEvaluator(SIMPLE[name](), windows=False)
+            return PolicyEvaluator(SIMPLE[name](), uses_candidates=False)
         dimension = len(self._analyzed[0].vector)
         return PolicyEvaluator(
-            Exact(dimension=dimension, kept=self._kept, fused=self._fused, rrf_k=self._rrf_k), windows=True
+            Exact(dimension=dimension, kept=self._kept, fused=self._fused, rrf_k=self._rrf_k), uses_candidates=True
         )
 
     def apply(self, change: DocumentChange, number: int = 0) -> None:
@@ -210,8 +210,8 @@ class _Replay:
     async def sample(self) -> None:
         """Compare searches of the real index with the ground truth, for a sample of the questions."""
         for number in self._rng.sample(range(len(self._texts)), min(_QUESTIONS_PER_SAMPLE, len(self._texts))):
-            windows = await self._corpus.search(self._search(self._texts[number]))
-            fused = Windows(windows.vector[: self._fused], windows.lexical[: self._fused])
+            candidates = await self._corpus.search(self._search(self._texts[number]))
+            fused = Candidates(candidates.vector[: self._fused], candidates.lexical[: self._fused])
             real = {one.hit.chunk_id for one in fuse(fused, k=self._rrf_k)[:_TOP_K]}
             true = set(self._results[number].top)
             self._sampled += 1
@@ -263,21 +263,21 @@ class _Replay:
     def _sources(self, found: GroundTruthResult) -> tuple[Source, ...]:
         return tuple((chunk_id, self._passages[chunk_id].chunk.version) for chunk_id in found.top)
 
-    def _evidence(self, text: str, windows: bool) -> DocumentEvidence:  # noqa: FBT001 - the snapshot's own signature
-        evidence = self._evidence_cache.get((text, windows))
+    def _evidence(self, text: str, uses_candidates: bool) -> DocumentEvidence:  # noqa: FBT001 - the snapshot's own signature
+        evidence = self._evidence_cache.get((text, uses_candidates))
         if evidence is None:
             number = self._numbers[text]
             found = self._results[number]
-            lexical = found.lexical.window() if windows else ()
-            evidence = self._evidence_cache[text, windows] = DocumentEvidence(
+            lexical = found.lexical.window() if uses_candidates else ()
+            evidence = self._evidence_cache[text, uses_candidates] = DocumentEvidence(
                 key=text,
                 search=self._search(text),
                 terms=self._analyzed[number].terms,
                 top_k=_TOP_K,
                 sources=self._sources(found),
                 documents=frozenset(self._passages[chunk_id].chunk.document_id for chunk_id in found.top),
-                vector_window=found.vector.window() if windows else (),
-                lexical_window=tuple((chunk_id, self._passages[chunk_id].terms) for chunk_id, _ in lexical),
+                vector_candidates=found.vector.window() if uses_candidates else (),
+                lexical_candidates=tuple((chunk_id, self._passages[chunk_id].terms) for chunk_id, _ in lexical),
             )
         return evidence
 

@@ -21,15 +21,15 @@ from bench.policies import DocumentChange
 from infra.embedding.factory import open_embedder, open_tokenizer
 from infra.embedding.port import Embedder
 from infra.opensearch.client import connect
+from infra.opensearch.index import OpenSearchIndex
 from infra.opensearch.port import ChunkChange, ChunkWrite
 from infra.opensearch.provision import create_indices, delete_indices
-from infra.opensearch.store import OpenSearchIndex
 from infra.settings import Settings
 from ingest.connectors.event_file import RecordedEvent, read_events
 from query.cache.key import normalised
 from schemas.documents import DocumentKey
 from schemas.index import StoredChunk
-from schemas.search import Access, HybridSearch, Windows
+from schemas.search import Access, Candidates, HybridSearch
 from streams.core.chunk_identity import with_ids
 from streams.core.invalidation.evidence import Passage, TermCounts
 from streams.core.splitting import Splitter, embedding_text
@@ -153,10 +153,10 @@ class Corpus:
         added = tuple(await asyncio.gather(*map(passage, writes)))
         return DocumentChange(removed, added, frozenset((event.doc_id,)))
 
-    async def search(self, search: HybridSearch) -> Windows:
+    async def search(self, search: HybridSearch) -> Candidates:
         """Search the real index."""
-        [windows] = await self.index.search([search])
-        return windows
+        [candidates] = await self.index.search([search])
+        return candidates
 
     async def _passages(
         self, key: DocumentKey, event: RecordedEvent, version: int

@@ -31,7 +31,7 @@ from infra.redis.connect import connect_redis
 from infra.redis.entry import Entry, stored_response
 from infra.redis.port import Lookup
 from infra.settings import Settings
-from infra.tasks import ended
+from infra.tasks import cancel_and_wait
 from ingest.connectors.event_file import RecordedEvent
 from query.cache.near_cache import NearCache
 from schemas.cache_keys import AnswerKeys, slice_of
@@ -166,9 +166,9 @@ async def _cached_answers(cache: RedisAnswerCache, tenant: str) -> dict[str, tup
     """All cached answers, with the time before each was read."""
     answers = {}
     for number in range(cache.count):
-        for _, key in (await cache.pending(tenant, number, known=0, fill=0)).fills:
+        for _, key in (await cache.pending(tenant, number, after_epoch=0, after_fill=0)).fills:
             read_s = time.monotonic()
-            lookup = await cache.lookup(tenant, key, whole=True)
+            lookup = await cache.lookup(tenant, key, with_evidence=True)
             if lookup.entry is not None:
                 answers[key] = lookup, read_s
     return answers
@@ -192,8 +192,8 @@ async def _overhead(redis: Redis, cache: RedisAnswerCache, settings: Settings) -
     async def fill(key: str) -> object:
         name = f"{key}-{next(new)}"
         lookup = await cache.lookup(tenant, name, lease_ms=2_000)
-        entry, rest = decoded[key].encode()
-        return await cache.store(tenant, name, entry, epoch=lookup.epoch, ttl_s=_TTL_S, rest=rest)
+        entry, evidence = decoded[key].encode()
+        return await cache.store(tenant, name, entry, epoch=lookup.epoch, ttl_s=_TTL_S, evidence=evidence)
 
     async def before_a_fill(key: str) -> object:
         return await cache.lookup(tenant, f"{key}-{next(new)}", lease_ms=2_000)
@@ -314,7 +314,7 @@ async def _subscribed_probe(settings: Settings) -> AsyncIterator[_NearCacheProbe
         )
 
         async def receive() -> None:
-            messages = cache.applied(subscribed=probe.near.on_subscribed, complete=probe.on_heartbeat)
+            messages = cache.invalidations(on_subscribed=probe.near.on_subscribed, on_heartbeat=probe.on_heartbeat)
             async with aclosing(messages) as received:
                 async for message in received:
                     probe.near.on_message(message)
@@ -324,7 +324,7 @@ async def _subscribed_probe(settings: Settings) -> AsyncIterator[_NearCacheProbe
             await probe.received_all(time.monotonic())
             yield probe
         finally:
-            await ended(task)
+            await cancel_and_wait(task)
 
 
 async def _invalidation_times(

@@ -206,8 +206,8 @@ class _AnsweredPassages:
             terms=self._asked[number].terms,
             top_k=_TOP_K,
             sources=tuple((name, self._passages[name].chunk.version) for name in sorted(best)),
-            vector_window=candidates,
-            lexical_window=lexical,
+            vector_candidates=candidates,
+            lexical_candidates=lexical,
         )
 
 

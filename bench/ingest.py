@@ -19,9 +19,9 @@ from freshline.services import ingest_client
 from freshline.verify.run import verify
 from infra.embedding.factory import open_embedder, open_tokenizer
 from infra.kafka.codec import decode
-from infra.kafka.reading import read_to_end
+from infra.kafka.topic_reader import read_to_end
 from infra.local import Stack
-from infra.opensearch.store import OpenSearchIndex
+from infra.opensearch.index import OpenSearchIndex
 from infra.settings import Settings
 from ingest.connectors.client import Summary
 from ingest.connectors.event_file import ingest_event_file, read_events

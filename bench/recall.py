@@ -21,7 +21,7 @@ from freshline.figures import spread
 from freshline.loadtest.questions import read_questions
 from infra.opensearch import codec
 from infra.opensearch.client import connect
-from infra.opensearch.store import check_whole
+from infra.opensearch.index import check_whole
 from infra.settings import Settings
 from schemas.search import HybridSearch
 

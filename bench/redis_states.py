@@ -33,7 +33,7 @@ from redis.exceptions import RedisError
 
 from bench.installation import BenchInstallation, BenchmarkFailed, installed
 from infra.local import Stack, fetch
-from infra.opensearch.store import OpenSearchIndex
+from infra.opensearch.index import OpenSearchIndex
 from query.cache.invalidation_lag import OBJECTIVE_S
 from schemas.documents import DocumentKey
 from schemas.positions import Position

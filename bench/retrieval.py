@@ -18,9 +18,9 @@ from freshline.installation import settings_from
 from infra.embedding.factory import open_embedder, open_tokenizer
 from infra.embedding.port import Embedder
 from infra.local import Stack
+from infra.opensearch.index import OpenSearchIndex
 from infra.opensearch.port import ChunkChange, ChunkWrite
 from infra.opensearch.provision import create_indices, delete_indices
-from infra.opensearch.store import OpenSearchIndex
 from infra.settings import Settings
 from query.retrieval.fusion import fuse
 from schemas.documents import DocumentKey
@@ -78,11 +78,11 @@ async def _measure(
         for query, gains in judgements.items():
             vector = await embedder.embed_query(queries[query])
             window = settings.query.candidates
-            [windows] = await index.search([HybridSearch(queries[query], vector, Access(_TENANT), window)])
-            fused = fuse(windows, k=RRF_K)
+            [candidates] = await index.search([HybridSearch(queries[query], vector, Access(_TENANT), window)])
+            fused = fuse(candidates, k=RRF_K)
             for retriever, keys in (
-                ("bm25", [hit.key for hit in windows.lexical]),
-                ("vector", [hit.key for hit in windows.vector]),
+                ("bm25", [hit.key for hit in candidates.lexical]),
+                ("vector", [hit.key for hit in candidates.vector]),
                 ("hybrid", [candidate.hit.key for candidate in fused]),
             ):
                 scores[retriever].append(ndcg(_documents(keys), gains))

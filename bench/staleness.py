@@ -97,13 +97,13 @@ class PolicyEvaluator:
 
     Attributes:
         policy: the policy.
-        windows: whether it uses candidates; the simple policies do not.
+        uses_candidates: whether it uses candidates; the simple policies do not.
         rechecks: answers that had to be retrieved again.
         evaluated_ms: duration of each evaluation.
     """
 
     policy: Policy
-    windows: bool
+    uses_candidates: bool
     rechecks: int = 0
     evaluated_ms: list[float] = field(default_factory=list)
     _provided: dict[str, int] = field(default_factory=dict)
@@ -119,7 +119,7 @@ class PolicyEvaluator:
         self, change: DocumentChange, snapshot: TruthSnapshot, entries: Mapping[str, CachedEntry]
     ) -> set[str]:
         """Keys of the answers that a change invalidates. They have been removed from the policy."""
-        changed = dict(snapshot.frequencies.items() - self._provided.items()) if self.windows else {}
+        changed = dict(snapshot.frequencies.items() - self._provided.items()) if self.uses_candidates else {}
         self._provided.update(changed)
         statistics_now = Statistics(snapshot.document_count, snapshot.total_length, changed)
         began_s = time.perf_counter()
@@ -137,7 +137,7 @@ class PolicyEvaluator:
         """Retrieve again. Answers with the same sources stay, with new candidates; returns the keys of the others."""
         other = {key for key in keys if set(entries[key].sources) != set(snapshot.fresh[key])}
         for key in _without(keys, other):
-            self.policy.put(snapshot.evidence(key, self.windows))
+            self.policy.put(snapshot.evidence(key, self.uses_candidates))
         return other
 
 
@@ -169,7 +169,7 @@ class SteadyStateCache:
 
     def fill(self, key: str, snapshot: TruthSnapshot) -> None:
         """Store a new answer."""
-        evidence = snapshot.evidence(key, self.evaluator.windows)
+        evidence = snapshot.evidence(key, self.evaluator.uses_candidates)
         self._entries[key] = CachedEntry(evidence.sources, snapshot.number)
         self.evaluator.put(evidence)
 

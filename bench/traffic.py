@@ -115,7 +115,7 @@ class SimulatedTraffic:
         if self._snapshot is None:
             raise RuntimeError("begin() was not called")
         evidence, number, evaluated = (
-            self._snapshot.evidence(key, self.evaluator.windows),
+            self._snapshot.evidence(key, self.evaluator.uses_candidates),
             self._snapshot.number,
             self._evaluated,
         )

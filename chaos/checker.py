@@ -21,10 +21,10 @@ from infra.blobs import open_blob_store
 from infra.kafka.codec import decode
 from infra.kafka.port import StreamUnavailable
 from infra.kafka.provision import StreamAdmin
-from infra.kafka.reading import read_lane
 from infra.kafka.security import client_options
+from infra.kafka.topic_reader import read_partition
+from infra.opensearch.index import OpenSearchIndex
 from infra.opensearch.port import IndexUnavailable
-from infra.opensearch.store import OpenSearchIndex
 from infra.redis.answers import RedisAnswerCache
 from infra.redis.connect import connect_redis
 from infra.redis.event_states import RedisEventStates
@@ -112,7 +112,7 @@ class Checker:
         self._statuses = EventStatuses(
             RedisEventStates(self._redis, settings.names),
             RedisAnswerCache(self._redis, settings.names, settings.answers),
-            partial(read_lane, settings),
+            partial(read_partition, settings),
         )
         self._checking = asyncio.Lock()
 

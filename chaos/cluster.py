@@ -104,7 +104,7 @@ class Cluster:
                 lags = [await admin.lag(row.reads, self.settings.names.group(step)) for step, row in TOPOLOGY.items()]
         except KafkaError as error:
             raise StreamUnavailable(str(error)) from error
-        return sum(one.behind for lag in lags for one in lag)
+        return sum(one.lag for lag in lags for one in lag)
 
     async def wait_until_drained(self, *, timeout_s: float) -> None:
         """Wait until no step lags.
@@ -237,7 +237,7 @@ def _plan(home: Path, clock: Path, library: Path, disk: Path) -> _Plan:
         entries = {name: next(ports) for name in stores}
         targets = {name: next(ports) for name in BROKERS}
         links |= {f"{worker}_{name}": (entries[name], targets.get(name, server_ports.get(name, 0))) for name in stores}
-        listeners.append(Listener(name=worker.replace("-", "").upper(), ports=targets, told=entries))
+        listeners.append(Listener(name=worker.replace("-", "").upper(), ports=targets, advertised_ports=entries))
         through = {
             "FRESHLINE_KAFKA__BOOTSTRAP_SERVERS": ",".join(f"127.0.0.1:{entries[name]}" for name in BROKERS),
             "FRESHLINE_OPENSEARCH__URL": ",".join(f"http://127.0.0.1:{entries[name]}" for name in INDEXES),

@@ -39,8 +39,8 @@ from schemas.dead_letters import (
     DEAD_LETTER_HEADERS,
     DeadLetter,
     DeadLetterContent,
+    DeadLetterResolved,
     DeadLetters,
-    LetterResolved,
     Replayed,
 )
 from schemas.documents import (
@@ -80,7 +80,7 @@ MODELS: Final[tuple[type[BaseModel], ...]] = (
     DeadLetter,
     DeadLetterContent,
     DeadLetters,
-    LetterResolved,
+    DeadLetterResolved,
     Replayed,
     NewWebhook,
     Webhook,
@@ -153,15 +153,15 @@ def _ingest_app(settings: Settings) -> FastAPI:
         states,
         cast("Any", None),
         MemoryAnswerCache(),
-        streams.read_lane,
+        streams.read_partition,
         streams,
     )
     credentials = Credentials(settings)
-    letters = DeadLetterQueue(streams.read_to_end, streams, EventLog(streams, states))
+    dead_letters = DeadLetterQueue(streams.read_to_end, streams, EventLog(streams, states))
     return build_api(
         settings,
         stores,
-        letters,
+        dead_letters,
         MemoryWebhooks(),
         credentials=credentials,
         required={},

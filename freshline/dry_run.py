@@ -7,7 +7,7 @@ from contextlib import AsyncExitStack
 from infra.blobs.port import ref_of
 from infra.embedding.factory import open_embedder
 from infra.opensearch.client import connect
-from infra.opensearch.store import OpenSearchIndex
+from infra.opensearch.index import OpenSearchIndex
 from infra.opensearch.terms import OpenSearchTerms
 from infra.redis.answers import RedisAnswerCache
 from infra.redis.connect import connect_redis

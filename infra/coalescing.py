@@ -1,4 +1,4 @@
-"""Concurrent calls of one thing each, made as fewer calls of many things each."""
+"""Coalescing of concurrent calls into batches."""
 
 import asyncio
 from collections import deque
@@ -9,76 +9,76 @@ Q = TypeVar("Q")
 A = TypeVar("A")
 
 
-async def gathered(asked: Sequence[Awaitable[A]]) -> list[A]:
-    """All answers; the first failure is raised, after none is waited for any more."""
-    if len(asked) == 1:
-        return [await asked[0]]
-    return await asyncio.gather(*asked)
+async def gather_all(calls: Sequence[Awaitable[A]]) -> list[A]:
+    """Results of all calls. Raises the first failure; the other calls continue."""
+    if len(calls) == 1:
+        return [await calls[0]]
+    return await asyncio.gather(*calls)
 
 
 class Coalescer(Generic[Q, A]):
-    """Puts together what is asked at the same time.
+    """Combines items that are submitted concurrently into batched calls.
 
-    There is no timer: who asks while nothing is under way is served in this turn of the loop; what comes while as many
-    calls as allowed are under way makes the next one. Alone, nobody waits for company.
+    There is no timer. If no call is in progress, items submitted in the current turn of the event loop form a call;
+    while ``max_calls`` are in progress, further items form the next call. A single item is never delayed.
 
     Args:
-        call: answers many in their order; an exception in place of an answer is raised to whoever asked for it.
-        at_a_time: calls under way.
-        most: things of one call.
+        call: returns a result for each item, in order. An exception as result is raised to the caller of that item.
+        max_calls: maximum number of concurrent calls.
+        max_items: maximum number of items per call.
     """
 
     def __init__(
-        self, call: Callable[[Sequence[Q]], Awaitable[Sequence[A | Exception]]], *, at_a_time: int, most: int
+        self, call: Callable[[Sequence[Q]], Awaitable[Sequence[A | Exception]]], *, max_calls: int, max_items: int
     ) -> None:
         self._call = call
-        self._at_a_time = at_a_time
-        self._most = most
+        self._max_calls = max_calls
+        self._max_items = max_items
         self._waiting: deque[tuple[Q, asyncio.Future[A]]] = deque()
         self._calls: set[asyncio.Task[None]] = set()
-        self._begins = False
+        self._is_scheduled = False
 
-    async def ask(self, one: Q) -> A:
-        """The answer to one thing; raises what the call raised, or what stands in place of the answer."""
+    async def submit(self, item: Q) -> A:
+        """The result of one item; raises the error of the call or of this item."""
         loop = asyncio.get_running_loop()
-        answer: asyncio.Future[A] = loop.create_future()
-        self._waiting.append((one, answer))
-        if not self._begins:
-            self._begins = True
-            loop.call_soon(self._begin)
-        return await answer
+        result: asyncio.Future[A] = loop.create_future()
+        self._waiting.append((item, result))
+        if not self._is_scheduled:
+            self._is_scheduled = True
+            loop.call_soon(self._start_calls)
+        return await result
 
-    def _begin(self) -> None:
-        self._begins = False
-        while self._waiting and len(self._calls) < self._at_a_time:
-            asked: list[tuple[Q, asyncio.Future[A]]] = []
-            while self._waiting and len(asked) < self._most:
-                one, answer = self._waiting.popleft()
-                if not answer.done():  # whoever has gone away is not asked for
-                    asked.append((one, answer))
-            if asked:
-                call = asyncio.create_task(self._answer(asked))
+    def _start_calls(self) -> None:
+        self._is_scheduled = False
+        while self._waiting and len(self._calls) < self._max_calls:
+            batch: list[tuple[Q, asyncio.Future[A]]] = []
+            while self._waiting and len(batch) < self._max_items:
+                item, result = self._waiting.popleft()
+                if not result.done():  # its caller was cancelled otherwise
+                    batch.append((item, result))
+            if batch:
+                call = asyncio.create_task(self._run(batch))
                 self._calls.add(call)
-                call.add_done_callback(self._end)
+                call.add_done_callback(self._on_call_done)
 
-    def _end(self, call: asyncio.Task[None]) -> None:
+    def _on_call_done(self, call: asyncio.Task[None]) -> None:
         self._calls.discard(call)
         if self._waiting:
-            self._begin()
+            self._start_calls()
 
-    async def _answer(self, asked: Sequence[tuple[Q, asyncio.Future[A]]]) -> None:
+    async def _run(self, batch: Sequence[tuple[Q, asyncio.Future[A]]]) -> None:
         try:
-            found: Sequence[A | Exception] = await self._call([one for one, _ in asked])
+            outcomes: Sequence[A | Exception] = await self._call([item for item, _ in batch])
         except asyncio.CancelledError:
-            for _, answer in asked:
-                answer.cancel()
+            for _, result in batch:
+                result.cancel()
             raise
-        except Exception as error:  # noqa: BLE001 - handed to those who asked
-            found = [error] * len(asked)
-        for (_, answer), one in zip(asked, found, strict=True):
-            if answer.done():
+        except Exception as error:  # noqa: BLE001 - raised to the callers
+            outcomes = [error] * len(batch)
+        for (_, result), outcome in zip(batch, outcomes, strict=True):
+            if result.done():
                 continue
-            if isinstance(one, Exception):
-                answer.set_exception(one)
+            if isinstance(outcome, Exception):
+                result.set_exception(outcome)
             else:
-                answer.set_result(one)
+                result.set_result(outcome)

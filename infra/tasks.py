@@ -1,20 +1,20 @@
-"""How tasks are ended."""
+"""Cancellation of tasks."""
 
 import asyncio
 from typing import Any, Final
 
-_AGAIN_S: Final = 5.0
-"""Longer than a task takes to leave what it has begun in order."""
+_RETRY_S: Final = 5.0
+"""Time after which a task that is still running is cancelled again. Longer than any clean-up takes."""
 
 
-async def ended(*tasks: asyncio.Task[Any]) -> None:
-    """Cancel tasks, and again where that is lost, until each has ended. What they raised is theirs to tell.
+async def cancel_and_wait(*tasks: asyncio.Task[Any]) -> None:
+    """Cancel tasks until each has ended. Their exceptions are ignored.
 
-    Python 3.11's ``wait_for``, with which redis-py sends, swallows a cancellation that comes just as it ends; a loop
-    around it would go on for ever.
+    Repeats the cancellation, because ``wait_for`` of Python 3.11, with which redis-py sends, swallows a cancellation
+    that arrives just as it ends; a loop around it would never end.
     """
-    while going := [task for task in tasks if not task.done()]:
-        for task in going:
+    while running := [task for task in tasks if not task.done()]:
+        for task in running:
             task.cancel()
-        await asyncio.wait(going, timeout=_AGAIN_S)
+        await asyncio.wait(running, timeout=_RETRY_S)
     await asyncio.gather(*tasks, return_exceptions=True)

@@ -10,7 +10,7 @@ from typing import Final, Protocol
 import structlog
 
 from infra.blobs.port import BlobStore
-from infra.kafka.port import DocumentLog, Producer, ReadLane, StreamUnavailable
+from infra.kafka.port import DocumentLog, Producer, ReadPartition, StreamUnavailable
 from infra.opensearch.port import IndexUnavailable
 from infra.redis.port import CacheUnavailable, EventStates, Versions
 from infra.telemetry.tracing import Tracing
@@ -66,7 +66,7 @@ class Stores:
     states: EventStates
     index: Documents
     answers: AppliedPositions
-    read_lane: ReadLane
+    read_partition: ReadPartition
     log: DocumentLog
     tracing: Tracing = field(default_factory=Tracing)
 

@@ -82,7 +82,7 @@ def build_api(
     install_audit(app, settings.credentials.audit)
     writer = credentials.requiring(Scope.INGEST)
     _add_documents(app, settings, stores, Acceptance(stores, IngestMetrics(registry)), writer)
-    statuses = EventStatuses(stores.states, stores.answers, stores.read_lane)
+    statuses = EventStatuses(stores.states, stores.answers, stores.read_partition)
     app.include_router(source_routes(stores.index, stores.log, writer))
     app.include_router(event_routes(statuses, stores.index, writer))
     app.include_router(dead_letter_routes(dead_letters, writer))

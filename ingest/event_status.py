@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 from infra.kafka.codec import Undecodable, decode, header
-from infra.kafka.port import ReadLane, StreamUnavailable
+from infra.kafka.port import ReadPartition, StreamUnavailable
 from infra.redis.port import CacheUnavailable, EventStates, Progress
 from ingest.accept import AppliedPositions
 from ingest.core.event_ids import made_ms
@@ -48,7 +48,7 @@ class EventStatuses:
 
     states: EventStates
     applied: AppliedPositions
-    read_lane: ReadLane
+    read_partition: ReadPartition
     _reading: set[str] = field(default_factory=set)
 
     async def get(self, tenant: str, event_id: str) -> EventStatus | None:
@@ -121,7 +121,7 @@ class EventStatuses:
         first = max(0, min(one.position.offset for one in sought.values()) - _MAX_REORDERED)
         since_ms = min(one.accepted_ms for one in sought.values()) - _MAX_CLOCK_SKEW_MS
         left = set(sought)
-        async with aclosing(self.read_lane(EVENT_ENDS, partition, offset=first, since_ms=since_ms)) as records:
+        async with aclosing(self.read_partition(EVENT_ENDS, partition, offset=first, since_ms=since_ms)) as records:
             async for record in records:
                 if header(record.headers, "ce_id") not in left:
                     continue

@@ -13,9 +13,9 @@ from infra.blobs.port import BlobStore, ref_of
 from infra.credentials.factory import opened_credentials
 from infra.kafka.document_log import KafkaDocumentLog
 from infra.kafka.producer import KafkaProducer
-from infra.kafka.reading import read_lane, read_to_end
+from infra.kafka.topic_reader import read_partition, read_to_end
 from infra.opensearch.client import connect
-from infra.opensearch.store import OpenSearchIndex
+from infra.opensearch.index import OpenSearchIndex
 from infra.opensearch.webhooks import OpenSearchWebhooks
 from infra.redis.answers import RedisAnswerCache
 from infra.redis.connect import connect_redis
@@ -24,7 +24,7 @@ from infra.redis.versions import RedisVersions
 from infra.settings import Settings
 from infra.telemetry.logging import configure_logging
 from infra.telemetry.tracing import open_tracing
-from infra.web.server import listening, until_told_to_stop
+from infra.web.server import listening, wait_for_shutdown
 from ingest.accept import Stores
 from ingest.api import build_api
 from ingest.dead_letters import DeadLetterQueue
@@ -44,7 +44,7 @@ async def serve(settings: Settings) -> None:
     configure_logging(settings)
     async with opened(settings) as app, listening(app, settings.ingest, settings) as url:
         _log.info("ingest_listening", url=url)
-        await until_told_to_stop()
+        await wait_for_shutdown()
         _log.info("ingest_stopping")
 
 
@@ -85,7 +85,7 @@ async def opened(settings: Settings) -> AsyncIterator[FastAPI]:
                 states,
                 index,
                 RedisAnswerCache(redis, settings.names, settings.answers),
-                partial(read_lane, settings),
+                partial(read_partition, settings),
                 KafkaDocumentLog(settings),
                 tracing,
             ),

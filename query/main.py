@@ -21,21 +21,21 @@ from infra.gc_tuning import tune_gc
 from infra.generation.factory import open_generator
 from infra.generation.port import AnswerWithheld
 from infra.opensearch.client import CONNECTIONS
+from infra.opensearch.index import OpenSearchIndex
 from infra.opensearch.port import IndexUnavailable
-from infra.opensearch.store import OpenSearchIndex
 from infra.redis.answers import RedisAnswerCache
 from infra.redis.connect import connect_redis, redis_errors
 from infra.redis.event_states import RedisEventStates
 from infra.redis.port import CacheUnavailable
 from infra.settings import Settings
-from infra.tasks import ended
+from infra.tasks import cancel_and_wait
 from infra.telemetry.logging import configure_logging
 from infra.telemetry.tracing import Tracing, open_tracing
 from infra.web.credentials import Credentials
 from infra.web.inline_responder import InlineResponder
 from infra.web.metrics import METRICS, http_seconds
 from infra.web.peers import PeerProcesses
-from infra.web.server import listening, until_told_to_stop
+from infra.web.server import listening, wait_for_shutdown
 from query.answers.answer import AnswerService
 from query.answers.fill import AnswerFill, AnswerStore
 from query.answers.refresh_ahead import RefreshAhead, RefreshPolicy
@@ -77,7 +77,7 @@ async def serve(settings: Settings) -> None:
     configure_logging(settings)
     async with serving(settings):
         tune_gc()
-        await until_told_to_stop()
+        await wait_for_shutdown()
 
 
 @asynccontextmanager
@@ -305,7 +305,7 @@ def _build_api(
 def _listening(app: FastAPI, fast_path: FastPath | None, settings: Settings) -> AbstractAsyncContextManager[str]:
     if fast_path is None:
         return listening(app, settings.query, settings)
-    return listening(fast_path, settings.query, settings, at_once=InlineResponder(URLS, fast_path.respond))
+    return listening(fast_path, settings.query, settings, inline=InlineResponder(URLS, fast_path.respond))
 
 
 def _needs_every_request(settings: Settings) -> bool:
@@ -372,7 +372,7 @@ def _in_background(closing: AsyncExitStack, work: Coroutine[Any, Any, None], nam
     task = asyncio.create_task(work, name=name)
 
     async def end() -> None:
-        await ended(task)
+        await cancel_and_wait(task)
         if not task.cancelled():
             task.result()
 

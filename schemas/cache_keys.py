@@ -54,11 +54,11 @@ class AnswerKeys:
         return f"{self.slice_key}:answer:"
 
     def answer(self, key: str) -> str:
-        """Hash of ``epoch``, ``fill`` and ``entry``, with a TTL."""
+        """Hash of ``epoch``, ``fill``, ``entry`` and ``evidence``; expires."""
         return f"{self.answers}{key}"
 
     def lease(self, key: str) -> str:
-        """Fill lease of the answer, with a TTL."""
+        """Fill lease of the answer; expires."""
         return f"{self.slice_key}:lease:{key}"
 
 
@@ -67,5 +67,5 @@ def slice_of(key: str, slices: int) -> int:
     return crc32(key.encode()) % slices
 
 
-ENTRY_VERSION: Final = 5
+ENTRY_VERSION: Final = 6
 """Part of every cache key, so that processes of two releases never read each other's entries."""

@@ -9,7 +9,7 @@ from pydantic import Field, StringConstraints
 from schemas.models import Message
 from schemas.positions import PositionText
 
-LetterId = Annotated[
+DeadLetterId = Annotated[
     str,
     StringConstraints(pattern=r"^[a-z0-9.-]{1,80}-[0-9]{1,6}:[0-9]{1,18}$"),
     Field(description="Position of the failed record: `TOPIC-PARTITION:OFFSET`.", examples=["documents.v1-3:42"]),
@@ -23,10 +23,10 @@ class Resolution(StrEnum):
     DROPPED = "dropped"
 
 
-class LetterResolved(Message):
+class DeadLetterResolved(Message):
     """A dead letter was closed. Topic ``dead-letters.v1``, in the partition of the dead letter."""
 
-    letter_id: LetterId
+    dead_letter_id: DeadLetterId
     resolution: Resolution
     at_ms: float = Field(description="Epoch milliseconds.")
 
@@ -34,11 +34,11 @@ class LetterResolved(Message):
 class DeadLetter(Message):
     """An open dead letter: a record that a step could not process."""
 
-    letter_id: LetterId
+    dead_letter_id: DeadLetterId
     step: str = Field(description="Step that failed.")
     kind: str = Field(description="Stable name of the failure.")
     reason: str
-    parked_ms: float = Field(description="Epoch milliseconds of the failure.")
+    dead_lettered_ms: float = Field(description="Epoch milliseconds of the failure.")
     size_bytes: int
     document_id: str | None = Field(default=None, description="Null if the record cannot be decoded.")
     event_id: str | None = None
@@ -51,13 +51,13 @@ class DeadLetters(Message):
     total: int
     by_kind: dict[str, int]
     by_step: dict[str, int]
-    letters: tuple[DeadLetter, ...] = Field(description="Oldest of each partition first.")
+    dead_letters: tuple[DeadLetter, ...] = Field(description="Oldest of each partition first.")
 
 
 class DeadLetterContent(Message):
     """A dead letter with its content."""
 
-    letter: DeadLetter
+    dead_letter: DeadLetter
     headers: dict[str, str] = Field(description="Headers of the record, with those that describe the failure.")
     value: str = Field(description="Value of the record as text, truncated if long.")
     cut: bool = Field(description="Whether the value is truncated.")
@@ -66,15 +66,15 @@ class DeadLetterContent(Message):
 class Replayed(Message):
     """Result of a replay."""
 
-    letter_id: LetterId
+    dead_letter_id: DeadLetterId
     event_id: str | None = Field(
         default=None, description="Id of the new event. Null if the record was sent unchanged."
     )
     position: PositionText | None = Field(default=None, description="Position of the new event.")
 
 
-LETTER_RESOLVED_TYPE: Final = "freshline.dead-letter.resolved.v1"
-"""CloudEvents ``type`` of ``LetterResolved``."""
+DEAD_LETTER_RESOLVED_TYPE: Final = "freshline.dead-letter.resolved.v1"
+"""CloudEvents ``type`` of ``DeadLetterResolved``."""
 
 DEAD_LETTER_HEADERS: Final[Mapping[str, str]] = {
     "__connect.errors.topic": "Topic of the record.",

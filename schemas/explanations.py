@@ -14,7 +14,7 @@ class SourceReport(Message):
     version: int = Field(description="Document version that wrote the passage.")
 
 
-class WindowReport(Message):
+class CandidatesReport(Message):
     """Candidates of one retriever at the fill."""
 
     kept: int = Field(description="Candidates kept with the answer.")
@@ -34,8 +34,8 @@ class StoredReport(Message):
     ttl_ms: int = Field(description="Remaining time to live.")
     size_bytes: int
     sources: tuple[SourceReport, ...] = Field(description="Best first.")
-    vector_window: WindowReport
-    lexical_window: WindowReport
+    vector_candidates: CandidatesReport
+    lexical_candidates: CandidatesReport
 
 
 class DropEvent(Message):

@@ -1,4 +1,4 @@
-"""Words of a search: who asks, for what, and what each retriever found."""
+"""Searches: access, query and the candidates of each retriever."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ from schemas.documents import DocumentKey, MetadataValue
 from schemas.index import StoredChunk, metadata_term, metadata_terms, metadata_text
 
 Vector = NDArray[np.float32]
-"""Shape ``(dimension,)``, of unit length: a dot product is the cosine."""
+"""Shape ``(dimension,)``, unit length, so that a dot product is the cosine."""
 
 RRF_K: Final = 60
 """Rank constant of reciprocal rank fusion."""
@@ -19,7 +19,7 @@ RRF_K: Final = 60
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """What a reader may see: one tenant, and in it the documents of these groups and those without groups."""
+    """What a reader may see: the documents of one tenant that are public or belong to one of these groups."""
 
     tenant: str
     groups: tuple[str, ...] = ()
@@ -27,35 +27,35 @@ class Access:
 
 @dataclass(frozen=True, slots=True)
 class HybridSearch:
-    """A question for both legs.
+    """A question for both retrievers.
 
     Attributes:
-        text: the question, for the lexical leg.
-        vector: its embedding, unit length, shape (dimension,).
-        access: enforced inside both legs.
-        window: places of each leg to return.
-        filters: exact matches, all of which must hold; a tuple means any of.
-        exact: the vector leg scores every passage that may be found, instead of walking a graph that misses some. Takes
-            time by their number: not for questions, but for those who check.
+        text: the question, for the lexical retriever.
+        vector: embedding of the question, unit length, shape (dimension,).
+        access: enforced by both retrievers.
+        candidates: number of passages that each retriever returns.
+        filters: exact matches, all of which must hold; a tuple matches any of its values.
+        exact: the vector retriever scores every permitted passage instead of traversing the approximate graph. The time
+            is proportional to their number, so this is for checks only.
     """
 
     text: str
     vector: Vector
     access: Access
-    window: int
+    candidates: int
     filters: Mapping[str, MetadataValue | tuple[MetadataValue, ...]] = field(default_factory=dict)
     exact: bool = False
 
 
 class Hit(NamedTuple):
-    """A place in a leg's window. Hundreds are made for each question.
+    """One candidate of a retriever. A tuple, because each question creates hundreds.
 
     Attributes:
-        chunk_id: of the passage.
-        key: of its document.
-        score: in that leg.
-        written: index and position of the write that was found: the same passage of the same write has the same
-            content. None where nobody knows.
+        chunk_id: id of the passage.
+        key: key of its document.
+        score: score of the retriever.
+        written: index, and position of the event that wrote the passage. Equal values mean equal content. None if
+            unknown.
     """
 
     chunk_id: str
@@ -65,15 +65,15 @@ class Hit(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Windows:
-    """What each leg found, best first."""
+class Candidates:
+    """Candidates of each retriever, best first."""
 
     vector: tuple[Hit, ...]
     lexical: tuple[Hit, ...]
 
 
 def allows(search: HybridSearch, chunk: StoredChunk) -> bool:
-    """True if access and filters of ``search`` let it find ``chunk``."""
+    """Whether access and filters of ``search`` permit ``chunk``."""
     if chunk.tenant != search.access.tenant or (chunk.groups and not set(chunk.groups) & set(search.access.groups)):
         return False
     terms = metadata_terms(chunk.metadata)

@@ -161,7 +161,7 @@ class DryRun:
         """
         if event.change is ChangeKind.UPSERTED:
             await self._blobs.put(content)
-        stored = (await self._index.standing([event.key])).get(event.key)
+        stored = (await self._index.stored_manifests([event.key])).get(event.key)
         manifest = stored.manifest if stored else None
         if manifest is not None:
             event = event.model_copy(update={"version": max(event.version, manifest.newest_version + 1)})
@@ -181,7 +181,7 @@ class DryRun:
         passages = tuple(passage.model_copy(update={"chunk_id": name}) for passage, name in named)
         new = [passages[number] for number in write.add]
         vectors = await self._embedder.embed_passages([embedding_text(plan.title, one) for one in new])
-        counts = [TermCounts.of(terms) for terms in await self._terms.analysed([lexical_text(one) for one in new])]
+        counts = [TermCounts.of(terms) for terms in await self._terms.analyze([lexical_text(one) for one in new])]
         added = tuple(Passage(*one) for one in zip(new, vectors, counts, strict=True))
         change = Change(frozenset(write.remove), added)
         answers, affected = 0, []
@@ -299,28 +299,28 @@ class _ReadOnlySlices(AnswerSlices):
         raise NotImplementedError
 
     @override
-    async def pending(self, tenant: str, number: int, *, known: int, fill: int) -> Pending:
-        return await self._slices.pending(tenant, number, known=known, fill=fill)
+    async def pending(self, tenant: str, number: int, *, after_epoch: int, after_fill: int) -> Pending:
+        return await self._slices.pending(tenant, number, after_epoch=after_epoch, after_fill=after_fill)
 
     @override
     async def entries(self, tenant: str, number: int, keys: Sequence[str]) -> list[StoredEntry | None]:
         return await self._slices.entries(tenant, number, keys)
 
     @override
-    async def settle(
+    async def commit(
         self,
         tenant: str,
         number: int,
         *,
-        judged: int,
+        evaluated: int,
         epoch: int,
         drop: Sequence[tuple[int, str]],
-        why: bytes = b"",
+        reason: bytes = b"",
     ) -> bool:
         return True
 
     @override
-    async def drop_all(self, tenant: str, number: int, why: bytes = b"") -> None:
+    async def drop_all(self, tenant: str, number: int, reason: bytes = b"") -> None:
         raise NotImplementedError
 
     @override

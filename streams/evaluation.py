@@ -1,7 +1,7 @@
 """Evaluates the cached answers of a slice against the changes of its tenant.
 
 Any worker that receives a change may evaluate, also several at once: an evaluation is committed only if it starts where
-the last committed one ended (``AnswerSlices.settle``). So no slice has an owner, and nothing is handed over when
+the last committed one ended (``AnswerSlices.commit``). So no slice has an owner, and nothing is handed over when
 workers join or leave. An evaluator holds a copy of the evidence in memory. It reloads the copy from Redis whenever the
 two do not match.
 
@@ -23,7 +23,7 @@ from infra.opensearch.port import IndexUnavailable, SearchIndex, TermIndex
 from infra.redis.entry import Entry, UnreadableEntry
 from infra.redis.port import AnswerSlices, CacheUnavailable, Pending
 from infra.settings import AnswerSettings
-from schemas.search import Windows
+from schemas.search import Candidates
 from streams.change_loader import ChangeLoader
 from streams.core.invalidation.change_log import decode_changes
 from streams.core.invalidation.evidence import Change, Evaluation, Evidence, Statistics
@@ -164,14 +164,16 @@ class SliceEvaluator:
 
     async def _run_round(self) -> bool:
         """Run one round. False if another is needed: the copy was outdated, or another worker committed first."""
-        pending = await self._slices.pending(self._tenant, self._number, known=self._epoch, fill=self._last_fill)
+        pending = await self._slices.pending(
+            self._tenant, self._number, after_epoch=self._epoch, after_fill=self._last_fill
+        )
         if self._epoch == _UNKNOWN:
             self._floor = pending.floor
         elif not self._is_consecutive(pending):
             self._reset()
             self._term_cache.forget_passages()
             return False
-        self._lagging = pending.judged != pending.epoch
+        self._lagging = pending.evaluated != pending.epoch
         encoded = tuple(change.change for change in pending.changes if change.change)
         change_log = decode_changes(encoded)
         self._term_cache.forget(change_log.added)  # also if there are too many of them to be loaded
@@ -185,16 +187,16 @@ class SliceEvaluator:
         await self._evaluate(encoded, incomplete)
         self._epoch = pending.epoch
         evictions = [(fill, key) for key, fill in self._pending_evictions.items()]
-        if pending.judged != pending.epoch or evictions:
+        if pending.evaluated != pending.epoch or evictions:
             # Pending evictions are kept until they are committed: another worker may have committed a single change
             # first.
-            if not await self._slices.settle(
+            if not await self._slices.commit(
                 self._tenant,
                 self._number,
-                judged=pending.judged,
+                evaluated=pending.evaluated,
                 epoch=pending.epoch,
                 drop=evictions,
-                why=_reason(pending) if evictions else b"",
+                reason=_reason(pending) if evictions else b"",
             ):
                 return False
             self._pending_evictions.clear()
@@ -255,24 +257,26 @@ class SliceEvaluator:
     ) -> tuple[list[Evidence], set[str]]:
         """Evidence of cached entries, and the keys of those that lack a candidate which is not in ``removed``."""
         terms = await self._term_cache.questions([entry.search.text for entry in entries.values()])
-        counts = await self._term_cache.passages([hit for entry in entries.values() for hit in entry.lexical_window])
+        counts = await self._term_cache.passages(
+            [hit for entry in entries.values() for hit in entry.lexical_candidates]
+        )
         evidence, incomplete = [], set()
         for key, entry in entries.items():
             candidates = [
-                (hit.chunk_id, counts[hit.chunk_id]) for hit in entry.lexical_window if hit.chunk_id in counts
+                (hit.chunk_id, counts[hit.chunk_id]) for hit in entry.lexical_candidates if hit.chunk_id in counts
             ]
             search = entry.search
-            if len(candidates) < len(entry.lexical_window):
-                all_known = all(hit.chunk_id in counts or hit.chunk_id in removed for hit in entry.lexical_window)
-                is_complete = len(entry.lexical_window) < search.window
+            if len(candidates) < len(entry.lexical_candidates):
+                all_known = all(hit.chunk_id in counts or hit.chunk_id in removed for hit in entry.lexical_candidates)
+                is_complete = len(entry.lexical_candidates) < search.candidates
                 # As if the missing passages had been removed from loaded candidates. A complete list stays complete.
                 # For a truncated list further candidates exist, so the rest must be deep enough.
                 if (
                     all_known
                     and not is_complete
-                    and min(len(candidates), len(entry.vector_window)) >= self._depth(entry)
+                    and min(len(candidates), len(entry.vector_candidates)) >= self._depth(entry)
                 ):
-                    search = replace(search, window=len(candidates))
+                    search = replace(search, candidates=len(candidates))
                 elif not (all_known and is_complete):
                     incomplete.add(key)
             evidence.append(
@@ -282,8 +286,8 @@ class SliceEvaluator:
                     terms=terms[entry.search.text],
                     top_k=entry.top_k,
                     sources=entry.sources,
-                    vector_window=tuple((hit.chunk_id, hit.score) for hit in entry.vector_window),
-                    lexical_window=tuple(candidates),
+                    vector_candidates=tuple((hit.chunk_id, hit.score) for hit in entry.vector_candidates),
+                    lexical_candidates=tuple(candidates),
                 )
             )
         return evidence, incomplete
@@ -333,7 +337,8 @@ class SliceEvaluator:
                 self._discard(key)  # expired, or refilled and loaded in the next round
         found = await self._index.search([entry.search for entry in entries.values()])
         fresh = {
-            key: _with_candidates(entry, windows) for (key, entry), windows in zip(entries.items(), found, strict=True)
+            key: _with_candidates(entry, candidates)
+            for (key, entry), candidates in zip(entries.items(), found, strict=True)
         }
         return await self.evidence(fresh)
 
@@ -350,7 +355,7 @@ def _reason(pending: Pending) -> bytes:
     An evaluator that has just started also reads changes that others have evaluated. Those caused no eviction.
     """
     change_log = decode_changes(
-        tuple(one.change for one in pending.changes if one.change and one.epoch > pending.judged)
+        tuple(one.change for one in pending.changes if one.change and one.epoch > pending.evaluated)
     )
     return orjson.dumps(
         {"events": change_log.events[-_EVENTS_LOGGED:], "documents": sorted(change_log.documents)[:_EVENTS_LOGGED]}
@@ -364,14 +369,14 @@ def _decode(stored: bytes) -> Entry | None:
         return None
 
 
-def _with_candidates(entry: Entry, windows: Windows) -> Entry:
+def _with_candidates(entry: Entry, candidates: Candidates) -> Entry:
     return Entry(
         response=b"",
         search=entry.search,
         top_k=entry.top_k,
         sources=entry.sources,
-        vector_window=windows.vector,
-        lexical_window=windows.lexical,
+        vector_candidates=candidates.vector,
+        lexical_candidates=candidates.lexical,
         filled_ms=entry.filled_ms,
         positions=entry.positions,
     )

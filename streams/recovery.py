@@ -69,7 +69,7 @@ class Recovery:
         Raises:
             IndexUnavailable: the index is unavailable, or other workers keep changing a document.
         """
-        manifests = await self.index.standing(keys)
+        manifests = await self.index.stored_manifests(keys)
         resolved = await asyncio.gather(*(self._resolve(one, now_ms=now_ms) for one in manifests.values()))
         found = {key: one for key, one in zip(manifests, resolved, strict=True) if one is not None}
         # Most of the other documents never existed; but a manifest may be lost, and then the stored passages count.
@@ -107,7 +107,7 @@ class Recovery:
         raise IndexUnavailable(f"other workers keep writing {read.manifest.key}; retrying")
 
     async def _read(self, key: DocumentKey) -> StoredManifest | None:
-        return (await self.index.standing([key])).get(key)
+        return (await self.index.stored_manifests([key])).get(key)
 
     async def _roll(self, claim: Manifest, *, now_ms: float) -> Manifest:
         if claim.previous is None:

@@ -18,7 +18,7 @@ import structlog
 from infra.blobs.port import BlobStoreUnavailable
 from infra.embedding.port import EmbeddingThrottled
 from infra.kafka.codec import TRACEPARENT, Undecodable, decode, header
-from infra.kafka.dead_letters import MAX_REASON_CHARS, encode_letter
+from infra.kafka.dead_letters import MAX_REASON_CHARS, encode_dead_letter
 from infra.kafka.port import Producer, StreamUnavailable
 from infra.opensearch.port import IndexUnavailable
 from infra.redis.port import CacheUnavailable
@@ -307,7 +307,7 @@ class Runner:
             delivery.headers,
             delivery.partition,
         )
-        return encode_letter(
+        return encode_dead_letter(
             record,
             topic=self._row.reads,
             offset=delivery.offset,

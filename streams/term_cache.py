@@ -94,7 +94,7 @@ class TermCache:
         """
         missing = [text for text in dict.fromkeys(texts) if text not in self._questions]
         found = {text: self._questions[text] for text in texts if text in self._questions}
-        found |= zip(missing, await self._index.analysed(missing), strict=True)
+        found |= zip(missing, await self._index.analyze(missing), strict=True)
         _keep(self._questions, found, QUESTIONS_KEPT)
         return found
 

@@ -13,18 +13,18 @@ from infra.gc_tuning import tune_gc
 from infra.kafka.producer import KafkaProducer
 from infra.kafka.provision import StreamAdmin
 from infra.opensearch.client import connect
+from infra.opensearch.index import OpenSearchIndex
 from infra.opensearch.provision import create_indices
-from infra.opensearch.store import OpenSearchIndex
 from infra.opensearch.terms import OpenSearchTerms
 from infra.opensearch.webhooks import OpenSearchWebhooks
 from infra.redis.answers import RedisAnswerCache
 from infra.redis.connect import connect_redis
 from infra.redis.event_states import RedisEventStates
 from infra.settings import Settings
-from infra.tasks import ended
+from infra.tasks import cancel_and_wait
 from infra.telemetry.logging import configure_logging
 from infra.telemetry.tracing import open_tracing
-from infra.web.server import until_told_to_stop
+from infra.web.server import wait_for_shutdown
 from infra.webhooks.sender import HttpSender
 from schemas.search import RRF_K
 from streams.core.invalidation.compiling import compile_loops
@@ -87,14 +87,14 @@ async def work(settings: Settings, steps: Sequence[StepName]) -> None:
         tune_gc()
         _log.info("worker_started", steps=[str(step) for step in steps])
         watching = asyncio.create_task(watch(settings, watched), name="watchdog")
-        stop_signal = asyncio.create_task(until_told_to_stop(), name="signals")
+        stop_signal = asyncio.create_task(wait_for_shutdown(), name="signals")
         measuring = asyncio.create_task(measure_lag(settings, watched, metrics.set_lag), name="lag")
         try:
             await asyncio.wait([watching, stop_signal], return_when=asyncio.FIRST_COMPLETED)
             if watching.done():
                 watching.result()
         finally:
-            await ended(watching, stop_signal, measuring)
+            await cancel_and_wait(watching, stop_signal, measuring)
         _log.info("worker_stopping")
 
 
@@ -106,7 +106,7 @@ async def _start(settings: Settings, step: StepName, runner: Runner, resources: 
     async def stop() -> None:
         # The runner first: records that it has not finished stay uncommitted, and the next owner of the partition reads
         # them again.
-        await ended(running)
+        await cancel_and_wait(running)
         await consumer.stop()
 
     resources.push_async_callback(stop)
@@ -155,7 +155,7 @@ async def _build_notify(settings: Settings, resources: AsyncExitStack, metrics: 
     store = OpenSearchWebhooks(client, settings.names)
     delivery = WebhookDelivery(store, sender, settings.webhooks, metrics.count_webhook_messages)
     retrying = asyncio.create_task(WebhookRetries(delivery, metrics.set_webhooks_waiting).run(), name="webhook-retries")
-    resources.push_async_callback(ended, retrying)
+    resources.push_async_callback(cancel_and_wait, retrying)
     return Notify(delivery)
 
 
@@ -168,7 +168,7 @@ async def _build_evaluators(settings: Settings, slices: RedisAnswerCache, resour
     loading = asyncio.create_task(evaluators.follow(), name="load-answers")
 
     async def stop() -> None:
-        await ended(loading)
+        await cancel_and_wait(loading)
         await evaluators.close()
 
     resources.push_async_callback(stop)

@@ -5,7 +5,7 @@ from infra.opensearch.port import ManifestWrite
 
 async def put_over(index, *manifests):
     """Write each manifest over whatever stands."""
-    standing = await index.standing([one.key for one in manifests])
+    standing = await index.stored_manifests([one.key for one in manifests])
     replaced = [standing[one.key].revision if one.key in standing else None for one in manifests]
     put = await index.put_manifests([ManifestWrite(*pair) for pair in zip(manifests, replaced, strict=True)])
     assert None not in put

@@ -34,14 +34,14 @@ def register(app: typer.Typer) -> None:
         help="Dead-letter queue: records that a step could not process.\n\n\b\nExamples:\n"
         "  freshline dead-letters list\n  freshline dead-letters replay --all --kind failed",
     )
-    add_command(group, list_letters, name="list")
+    add_command(group, list_dead_letters, name="list")
     add_command(group, show)
     add_command(group, replay)
     add_command(group, drop)
     app.add_typer(group)
 
 
-def list_letters(
+def list_dead_letters(
     *,
     kind: Kind = None,
     limit: Annotated[int, typer.Option(min=1, help="Maximum number to list. The counts include all.")] = 100,
@@ -61,18 +61,23 @@ def list_letters(
     if as_json:
         print_json(listing.model_dump(mode="json"))
         return
-    for letter in listing.letters:
-        at = datetime.fromtimestamp(letter.parked_ms / 1000, UTC).isoformat(timespec="seconds")
-        document = f"{letter.document_id} version {letter.version}" if letter.document_id else "unknown document"
-        out.print(f"{letter.letter_id}  {at}  {letter.step}  {letter.kind}: {document}: {letter.reason}")
+    for dead_letter in listing.dead_letters:
+        at = datetime.fromtimestamp(dead_letter.dead_lettered_ms / 1000, UTC).isoformat(timespec="seconds")
+        document = (
+            f"{dead_letter.document_id} version {dead_letter.version}"
+            if dead_letter.document_id
+            else "unknown document"
+        )
+        failure = f"{dead_letter.step}  {dead_letter.kind}: {document}: {dead_letter.reason}"
+        out.print(f"{dead_letter.dead_letter_id}  {at}  {failure}")
     kinds = ", ".join(f"{name} {count}" for name, count in sorted(listing.by_kind.items()))
-    more = f", {len(listing.letters)} shown" if listing.total > len(listing.letters) else ""
+    more = f", {len(listing.dead_letters)} shown" if listing.total > len(listing.dead_letters) else ""
     out.print(f"{listing.total} open{more}" + (f": {kinds}" if kinds else ""))
 
 
 def show(
     *,
-    letter_id: Annotated[str, typer.Argument(metavar="ID", help="Id of the dead letter.")],
+    dead_letter_id: Annotated[str, typer.Argument(metavar="ID", help="Id of the dead letter.")],
     data: Data = None,
     as_json: Json = False,
 ) -> None:
@@ -85,12 +90,12 @@ def show(
     from freshline.installation import find  # noqa: PLC0415 - heavy
     from ingest.dead_letters import shown  # noqa: PLC0415 - as above
 
-    [letter] = asyncio.run(_chosen_letters(find(data), [letter_id]))
-    content = shown(letter)
+    [dead_letter] = asyncio.run(_read_chosen(find(data), [dead_letter_id]))
+    content = shown(dead_letter)
     if as_json:
         print_json(content.model_dump(mode="json"))
         return
-    out.print(f"{letter.letter_id}: {letter.kind} in {letter.step}: {letter.reason}")
+    out.print(f"{dead_letter.dead_letter_id}: {dead_letter.kind} in {dead_letter.step}: {dead_letter.reason}")
     for name, value in content.headers.items():
         out.print(f"  {name}: {value}", style="dim")
     out.print(content.value + (" …" if content.cut else ""))
@@ -131,7 +136,7 @@ def replay(
         print_json({"replayed": sent})
     else:
         for row in sent:
-            out.print(f"{row['letter_id']}: {_replayed(row)}")
+            out.print(f"{row['dead_letter_id']}: {_replayed(row)}")
         counts = ", ".join(f"{count} {outcome or 'in progress'}" for outcome, count in outcomes.items())
         out.print(
             f"{len(sent)} replayed"
@@ -169,13 +174,13 @@ def _check_choice(ids: Sequence[str] | None, *, every: bool, kind: str | None) -
 
 
 async def _open(settings: "Settings", kind: str | None) -> "list[DeadLetterRecord]":
-    async with _opened_queue(settings) as letters:
-        return await letters.open(kind=kind)
+    async with _opened_queue(settings) as dead_letters:
+        return await dead_letters.open(kind=kind)
 
 
-async def _chosen_letters(settings: "Settings", ids: Sequence[str]) -> "list[DeadLetterRecord]":
-    async with _opened_queue(settings) as letters:
-        return await _chosen(letters, ids, None)
+async def _read_chosen(settings: "Settings", ids: Sequence[str]) -> "list[DeadLetterRecord]":
+    async with _opened_queue(settings) as dead_letters:
+        return await _chosen(dead_letters, ids, None)
 
 
 def _replayed(row: dict[str, Any]) -> str:
@@ -187,10 +192,10 @@ def _replayed(row: dict[str, Any]) -> str:
 async def _replay(
     settings: "Settings", ids: Sequence[str] | None, kind: str | None, wait_s: float | None
 ) -> list[dict[str, Any]]:
-    async with _opened_queue(settings) as letters:
-        chosen = await _chosen(letters, ids, kind)
+    async with _opened_queue(settings) as dead_letters:
+        chosen = await _chosen(dead_letters, ids, kind)
         # Sequentially, so that the events of a document keep their order.
-        sent = [(letter, await letters.replay(letter)) for letter in chosen]
+        sent = [(dead_letter, await dead_letters.replay(dead_letter)) for dead_letter in chosen]
     rows = [replayed.model_dump(mode="json") for _, replayed in sent]
     if wait_s is None:
         return rows
@@ -204,27 +209,29 @@ async def _replay(
 
 
 async def _drop(settings: "Settings", ids: Sequence[str] | None, kind: str | None) -> list[str]:
-    async with _opened_queue(settings) as letters:
-        chosen = await _chosen(letters, ids, kind)
-        for letter in chosen:
-            await letters.drop(letter)
-        return [letter.letter_id for letter in chosen]
+    async with _opened_queue(settings) as dead_letters:
+        chosen = await _chosen(dead_letters, ids, kind)
+        for dead_letter in chosen:
+            await dead_letters.drop(dead_letter)
+        return [dead_letter.dead_letter_id for dead_letter in chosen]
 
 
-async def _chosen(letters: "DeadLetterQueue", ids: Sequence[str] | None, kind: str | None) -> "list[DeadLetterRecord]":
+async def _chosen(
+    dead_letters: "DeadLetterQueue", ids: Sequence[str] | None, kind: str | None
+) -> "list[DeadLetterRecord]":
     """The dead letters with these ids, or all of the kind. Fails if any id has no open dead letter."""
-    by_id = {letter.letter_id: letter for letter in await letters.open(kind=kind)}
+    by_id = {dead_letter.dead_letter_id: dead_letter for dead_letter in await dead_letters.open(kind=kind)}
     if ids is None:
         return list(by_id.values())
-    if missing := [letter_id for letter_id in ids if letter_id not in by_id]:
+    if missing := [dead_letter_id for dead_letter_id in ids if dead_letter_id not in by_id]:
         raise fail(f"no open dead letter {', '.join(missing)}: see `freshline dead-letters list`")
-    return [by_id[letter_id] for letter_id in dict.fromkeys(ids)]
+    return [by_id[dead_letter_id] for dead_letter_id in dict.fromkeys(ids)]
 
 
 @asynccontextmanager
 async def _opened_queue(settings: "Settings") -> "AsyncIterator[DeadLetterQueue]":
     from infra.kafka.producer import KafkaProducer  # noqa: PLC0415 - heavy
-    from infra.kafka.reading import read_to_end  # noqa: PLC0415 - as above
+    from infra.kafka.topic_reader import read_to_end  # noqa: PLC0415 - as above
     from infra.redis.connect import connect_redis  # noqa: PLC0415 - as above
     from infra.redis.event_states import RedisEventStates  # noqa: PLC0415 - as above
     from ingest.dead_letters import DeadLetterQueue  # noqa: PLC0415 - as above

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from infra.kafka.dead_letters import DeadLetterRecord
-from infra.kafka.reading import read_lane
+from infra.kafka.topic_reader import read_partition
 from infra.redis.answers import RedisAnswerCache
 from infra.redis.connect import connect_redis
 from infra.redis.event_states import RedisEventStates
@@ -45,9 +45,9 @@ async def outcomes_of(
         CacheUnavailable: Redis did not answer.
     """
     events: dict[str, list[SentEvent]] = defaultdict(list)
-    for letter, replay in replayed:
-        if letter.event is not None and replay.event_id is not None and replay.position is not None:
-            event, position = letter.event, Position.parse(replay.position)
+    for dead_letter, replay in replayed:
+        if dead_letter.event is not None and replay.event_id is not None and replay.position is not None:
+            event, position = dead_letter.event, Position.parse(replay.position)
             deleted = event.change is Change.DELETED
             events[event.tenant].append(
                 SentEvent(replay.event_id, event.document_id, event.version, position, deleted=deleted)
@@ -55,7 +55,7 @@ async def outcomes_of(
     redis = connect_redis(settings.redis)
     try:
         answers = RedisAnswerCache(redis, settings.names, settings.answers)
-        statuses = EventStatuses(RedisEventStates(redis, settings.names), answers, partial(read_lane, settings))
+        statuses = EventStatuses(RedisEventStates(redis, settings.names), answers, partial(read_partition, settings))
         ended: dict[str, EndedEvent] = {}
         deadline_s = time.monotonic() + timeout_s
         for tenant, tenant_events in events.items():

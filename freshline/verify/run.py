@@ -16,11 +16,11 @@ from freshline.verify.contents import compare_with_contents
 from infra.blobs import open_blob_store
 from infra.blobs.port import BlobStore
 from infra.kafka.codec import Undecodable, decode
-from infra.kafka.dead_letters import read_letter
+from infra.kafka.dead_letters import read_dead_letter
 from infra.kafka.producer import KafkaProducer
 from infra.kafka.provision import StreamAdmin
-from infra.kafka.reading import read_to_end
-from infra.opensearch.store import OpenSearchIndex
+from infra.kafka.topic_reader import read_to_end
+from infra.opensearch.index import OpenSearchIndex
 from infra.redis.answers import RedisAnswerCache
 from infra.redis.connect import connect_redis
 from infra.redis.event_states import RedisEventStates
@@ -233,7 +233,7 @@ async def _lost(blobs: BlobStore, contents: Iterable[tuple[DocumentKey, BlobRef 
 async def _under_way(settings: Settings) -> int:
     async with StreamAdmin(settings) as admin:
         lags = [await admin.lag(row.reads, settings.names.group(step)) for step, row in TOPOLOGY.items()]
-    return sum(one.behind for lag in lags for one in lag)
+    return sum(one.lag for lag in lags for one in lag)
 
 
 async def _events(settings: Settings) -> dict[Position, DocumentEvent]:
@@ -264,9 +264,9 @@ async def _outcomes(settings: Settings) -> dict[Position, Outcome]:
 
 def _rejected_position(record: Any) -> Position | None:
     """Position of a dead letter's event; None if the event became searchable, or is unknown."""
-    letter = read_letter(record)
-    if letter is None:
+    dead_letter = read_dead_letter(record)
+    if dead_letter is None:
         return None
-    if letter.topic == DOCUMENTS.name:
-        return Position(letter.partition, letter.offset)
-    return Position.parse(letter.message.position) if isinstance(letter.message, ChunkPlan) else None
+    if dead_letter.topic == DOCUMENTS.name:
+        return Position(dead_letter.partition, dead_letter.offset)
+    return Position.parse(dead_letter.message.position) if isinstance(dead_letter.message, ChunkPlan) else None

@@ -1,1 +1,1 @@
-"""Telling people that something is wrong: one port, and its channels."""
+"""Alert channels."""

@@ -1,4 +1,4 @@
-"""The channels that the settings ask for."""
+"""Creation of alert channels from the settings."""
 
 from infra.alerts.mail import Mail
 from infra.alerts.port import AlertChannel
@@ -7,10 +7,10 @@ from infra.settings import AlertSettings
 
 
 def open_channels(settings: AlertSettings) -> list[AlertChannel]:
-    """Make the channels; none where none is set.
+    """Open the configured channels.
 
     Raises:
-        ValueError: a channel lacks what it needs.
+        ValueError: a setting that a channel requires is missing or invalid.
     """
     channels: list[AlertChannel] = []
     if settings.slack_url is not None:

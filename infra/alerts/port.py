@@ -1,4 +1,4 @@
-"""What the rest of Freshline knows of alerts."""
+"""Port of alert channels."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -7,18 +7,18 @@ from schemas.alerts import Severity
 
 
 class AlertNotSent(Exception):
-    """A channel did not take an alert."""
+    """A channel rejected an alert or did not respond."""
 
 
 @dataclass(frozen=True, slots=True)
 class Alert:
-    """News of one condition.
+    """A change of severity of one condition.
 
     Attributes:
-        name: of the condition; the same as long as it lasts.
-        severity: how bad it is now.
-        text: what is the case, for people; never a question or a document.
-        source: the process that tells.
+        name: name of the condition; constant while it lasts.
+        severity: current severity.
+        text: description for people; never contains a question or a document.
+        source: process that sends the alert.
         at_ms: epoch milliseconds.
     """
 
@@ -30,21 +30,21 @@ class Alert:
 
 
 class AlertChannel(Protocol):
-    """A way to people."""
+    """Sends alerts to people."""
 
     @property
     def name(self) -> str:
-        """What kind of way it is."""
+        """Kind of the channel."""
         ...
 
     async def send(self, alert: Alert) -> None:
-        """Hand it over.
+        """Send an alert.
 
         Raises:
-            AlertNotSent: it was not taken.
+            AlertNotSent: the channel rejected it or did not respond.
         """
         ...
 
     async def close(self) -> None:
-        """Free connections."""
+        """Close connections."""
         ...

@@ -1,4 +1,4 @@
-"""Alerts as HTTP requests: to Slack, or to anything that takes JSON."""
+"""Alerts as HTTP requests with JSON bodies, and to Slack."""
 
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -6,8 +6,9 @@ from typing import Any, Final
 
 import httpx
 from pydantic import SecretStr
+from typing_extensions import override
 
-from infra.alerts.port import Alert, AlertNotSent
+from infra.alerts.port import Alert, AlertChannel, AlertNotSent
 from schemas.alerts import Severity
 
 _TIMEOUT_S: Final = 5.0
@@ -18,11 +19,11 @@ _MARKS: Final[Mapping[Severity, str]] = {
 }
 
 
-class Webhook:
-    """See ``AlertChannel``. Posts the alert's fields as JSON.
+class Webhook(AlertChannel):
+    """Posts the fields of an alert as JSON.
 
     Args:
-        url: where to; it is a secret, as whoever knows it may post there.
+        url: target URL. It is a secret, because it authorizes the sender.
     """
 
     name = "webhook"
@@ -31,18 +32,18 @@ class Webhook:
         self._url = url
         self._http = httpx.AsyncClient(timeout=_TIMEOUT_S)
 
+    @override
     async def send(self, alert: Alert) -> None:
-        """See ``AlertChannel``."""
         try:
             response = await self._http.post(self._url.get_secret_value(), json=self._body(alert))
         except httpx.HTTPError as error:
-            # Without the message, which may hold the URL.
+            # The message may contain the URL.
             raise AlertNotSent(f"{self.name}: {type(error).__name__}") from None
         if not response.is_success:
             raise AlertNotSent(f"{self.name}: status {response.status_code}")
 
+    @override
     async def close(self) -> None:
-        """See ``AlertChannel``."""
         await self._http.aclose()
 
     def _body(self, alert: Alert) -> dict[str, Any]:
@@ -50,11 +51,12 @@ class Webhook:
 
 
 class SlackWebhook(Webhook):
-    """See ``AlertChannel``. Posts a line to an incoming webhook of Slack."""
+    """Posts a line to an incoming webhook of Slack."""
 
     name = "slack"
 
+    @override
     def _body(self, alert: Alert) -> dict[str, Any]:
         line = f"{_MARKS[alert.severity]} *{alert.severity}* {alert.name}: {alert.text} ({alert.source})"
-        # Slack reads these three as markup.
+        # Slack interprets these three characters as markup.
         return {"text": line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")}

@@ -1,23 +1,23 @@
-"""Contents of documents, named by their hash, on a local disk or in S3."""
+"""Content-addressed document contents, on a local disk or in S3."""
 
 from infra.blobs.port import BlobStore
 from infra.settings import BlobSettings
 
 
 def open_blob_store(settings: BlobSettings) -> BlobStore:
-    """Open the store that ``settings`` describe; the caller closes it.
+    """Open the configured store. The caller closes it.
 
     Raises:
-        ValueError: S3 is chosen and no bucket is named.
+        ValueError: S3 is configured without a bucket.
     """
-    # Imported on choice: boto3 takes a third of a second that a local installation need not wait.
+    # Lazy imports: boto3 takes a third of a second, which a local installation does not need.
     if settings.store == "local":
-        from infra.blobs.local import LocalBlobStore  # noqa: PLC0415 - on choice
+        from infra.blobs.local import LocalBlobStore  # noqa: PLC0415 - lazy
 
         return LocalBlobStore(settings.path)
     if settings.bucket is None:
         raise ValueError("blobs.bucket must name a bucket when blobs.store is s3: set FRESHLINE_BLOBS__BUCKET")
-    from infra.blobs.s3 import S3BlobStore  # noqa: PLC0415 - on choice
+    from infra.blobs.s3 import S3BlobStore  # noqa: PLC0415 - lazy
 
     return S3BlobStore(
         bucket=settings.bucket,

@@ -1,4 +1,4 @@
-"""Blobs as files: ``ab/cd/abcd…``, each complete and on disk before its name exists."""
+"""Blobs as files ``ab/cd/abcd…``. A file is complete and on disk before it gets its name."""
 
 import asyncio
 import contextlib
@@ -11,7 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final, ParamSpec, TypeVar
 
-from infra.blobs.port import BlobMissing, BlobStoreUnavailable, checked, ref_of
+from typing_extensions import override
+
+from infra.blobs.port import BlobMissing, BlobStore, BlobStoreUnavailable, checked, ref_of
 from schemas.events import BlobRef
 
 P = ParamSpec("P")
@@ -20,53 +22,53 @@ T = TypeVar("T")
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
 _INCOMING: Final = "incoming"
 _THREADS: Final = 8
-"""An fsync waits for the disk, so more of them than cores run well side by side."""
-_LISTED_AT_ONCE: Final = 1_000
+"""More than cores, because an fsync waits for the disk."""
+_LIST_PAGE: Final = 1_000
 _ABANDONED_S: Final = 86_400.0
-"""A file is written in seconds. One that is a day old has no writer any more."""
+"""Age after which an incomplete file is deleted. Its writer has ended: a write takes seconds."""
 
 
-class LocalBlobStore:
-    """Blobs in one directory of a local disk, which several processes may share.
+class LocalBlobStore(BlobStore):
+    """Blobs in a directory of a local disk, which several processes may share.
 
-    Files being written live in ``incoming/`` of the same file system and are renamed into place when they are on
-    disk. A writer that is killed leaves its file there, where no reader ever looks; whoever opens the store later
-    removes it.
+    A file is written in ``incoming/`` of the same file system, synced, and renamed. A writer that is killed leaves its
+    file there; the next process that opens the store deletes it after a day. Readers ignore ``incoming/``.
     """
 
     def __init__(self, path: Path) -> None:
-        """Use ``path``, which is created with its parents where missing."""
+        """Use the directory ``path``; creates it and its parents if missing."""
         self._path = path
         self._incoming = path / _INCOMING
         self._incoming.mkdir(parents=True, exist_ok=True)
         _remove_abandoned(self._incoming, before_s=time.time() - _ABANDONED_S)
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="blobs")
 
+    @override
     async def put(self, content: bytes) -> BlobRef:
-        """Store ``content``; see ``BlobStore``."""
         return await self._run(self._put, content)
 
+    @override
     async def get(self, ref: BlobRef) -> bytes:
-        """Return the content; see ``BlobStore``."""
         return await self._run(self._get, ref)
 
+    @override
     async def exists(self, ref: BlobRef) -> bool:
-        """Tell whether something is stored; see ``BlobStore``."""
         return await self._run(self._file(ref).is_file)
 
+    @override
     async def delete(self, ref: BlobRef) -> None:
-        """Remove the content; see ``BlobStore``."""
         await self._run(self._file(ref).unlink, missing_ok=True)
 
+    @override
     async def stored(self) -> AsyncIterator[BlobRef]:
-        """Go through everything stored; see ``BlobStore``."""
-        found = self._list()
-        while refs := await self._run(_take, found, _LISTED_AT_ONCE):
+        listing = self._list()
+        while refs := await self._run(_take, listing, _LIST_PAGE):
             for ref in refs:
                 yield ref
 
+    @override
     async def close(self) -> None:
-        """Let running writes finish and end the threads."""
+
         await asyncio.to_thread(self._threads.shutdown)
 
     async def _run(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -81,7 +83,7 @@ class LocalBlobStore:
     def _put(self, content: bytes) -> BlobRef:
         ref = ref_of(content)
         target = self._file(ref)
-        if not _holds(target, ref.size_bytes):
+        if not _has_size(target, ref.size_bytes):
             self._make_directory(target.parent)
             temporary = self._incoming / f"{ref.sha256}.{secrets.token_hex(8)}"
             try:
@@ -93,7 +95,7 @@ class LocalBlobStore:
             except BaseException:
                 temporary.unlink(missing_ok=True)
                 raise
-        # Also for a file found in place: the writer that put it there may not have come this far yet.
+        # Also if the file existed: its writer may not have synced the directory yet.
         _sync_directory(target.parent)
         return ref
 
@@ -101,7 +103,7 @@ class LocalBlobStore:
         if leaf.is_dir():
             return
         leaf.mkdir(parents=True, exist_ok=True)
-        # A directory entry is durable when the directory that holds it is.
+        # A directory entry is durable once its directory is synced.
         _sync_directory(leaf.parent)
         _sync_directory(self._path)
 
@@ -117,7 +119,7 @@ class LocalBlobStore:
             if _SHA256.fullmatch(file.name):
                 try:
                     yield BlobRef(sha256=file.name, size_bytes=file.stat().st_size)
-                except FileNotFoundError:  # deleted since it was listed
+                except FileNotFoundError:  # deleted after it was listed
                     continue
 
 
@@ -125,7 +127,7 @@ def _take(refs: Iterator[BlobRef], count: int) -> list[BlobRef]:
     return [ref for _, ref in zip(range(count), refs, strict=False)]
 
 
-def _holds(file: Path, size_bytes: int) -> bool:
+def _has_size(file: Path, size_bytes: int) -> bool:
     try:
         return file.stat().st_size == size_bytes
     except FileNotFoundError:
@@ -134,7 +136,7 @@ def _holds(file: Path, size_bytes: int) -> bool:
 
 def _remove_abandoned(incoming: Path, *, before_s: float) -> None:
     for file in incoming.iterdir():
-        # Another process may put its file in place, or remove an abandoned one, at this instant.
+        # Another process may rename its file, or delete an abandoned one, at the same time.
         with contextlib.suppress(FileNotFoundError):
             if file.stat().st_mtime < before_s:
                 file.unlink()

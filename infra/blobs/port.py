@@ -1,4 +1,4 @@
-"""What a blob store promises. One contract suite holds every implementation to it."""
+"""Port of blob stores. One contract suite tests every implementation."""
 
 import hashlib
 from collections.abc import AsyncIterator
@@ -16,7 +16,7 @@ class BlobMissing(LookupError):
 
 
 class BlobCorrupt(ValueError):
-    """What is stored under this reference is not what was put there."""
+    """The stored content does not match its reference."""
 
     def __init__(self, ref: BlobRef) -> None:
         super().__init__(f"blob {ref.sha256} does not match its hash; delete it and upload the content again")
@@ -24,38 +24,38 @@ class BlobCorrupt(ValueError):
 
 
 class BlobStoreUnavailable(ConnectionError):
-    """The store did not do what was asked, and may do it when asked again."""
+    """The store did not complete the operation; a retry may succeed."""
 
 
 class BlobStore(Protocol):
-    """Contents named by their SHA-256: immutable, stored once however often they are put.
+    """Immutable contents, addressed by their SHA-256.
 
     Every method may raise ``BlobStoreUnavailable``.
     """
 
     async def put(self, content: bytes) -> BlobRef:
-        """Store ``content``; when this returns, a crash or power cut no longer loses it. Idempotent."""
+        """Store ``content`` durably: after the call it survives a crash or power failure. Idempotent."""
         ...
 
     async def get(self, ref: BlobRef) -> bytes:
-        """Return the content, checked against its hash.
+        """Return the content, after verification of its hash.
 
         Raises:
-            BlobMissing: nothing is stored under ``ref``.
-            BlobCorrupt: what is stored is something else.
+            BlobMissing: no content is stored under ``ref``.
+            BlobCorrupt: the stored content has another hash.
         """
         ...
 
     async def exists(self, ref: BlobRef) -> bool:
-        """Tell whether something is stored under ``ref``, without checking its hash."""
+        """Whether content is stored under ``ref``. Does not verify its hash."""
         ...
 
     async def delete(self, ref: BlobRef) -> None:
-        """Remove the content; nothing happens where there is none."""
+        """Delete the content, if it exists."""
         ...
 
     def stored(self) -> AsyncIterator[BlobRef]:
-        """Go through everything stored, in no order; what is put or deleted meanwhile may be seen or not."""
+        """References of all contents, unordered. Concurrent changes may or may not be included."""
         ...
 
     async def close(self) -> None:
@@ -64,15 +64,15 @@ class BlobStore(Protocol):
 
 
 def ref_of(content: bytes) -> BlobRef:
-    """Return the only reference that ``content`` can have."""
+    """Reference of ``content``."""
     return BlobRef(sha256=hashlib.sha256(content).hexdigest(), size_bytes=len(content))
 
 
 def checked(ref: BlobRef, content: bytes) -> bytes:
-    """Return ``content`` if it is what ``ref`` names.
+    """Return ``content`` if it matches ``ref``.
 
     Raises:
-        BlobCorrupt: it is not.
+        BlobCorrupt: it does not match.
     """
     if ref_of(content).sha256 != ref.sha256:
         raise BlobCorrupt(ref)

@@ -1,4 +1,4 @@
-"""Blobs as S3 objects: ``PREFIX`` + ``abcd…``."""
+"""Blobs as S3 objects named ``PREFIX`` + ``abcd…``."""
 
 import asyncio
 import base64
@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Final, TypeVar
 import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
+from typing_extensions import override
 
-from infra.blobs.port import BlobMissing, BlobStoreUnavailable, checked, ref_of
+from infra.blobs.port import BlobMissing, BlobStore, BlobStoreUnavailable, checked, ref_of
 from schemas.events import BlobRef
 
 if TYPE_CHECKING:
@@ -22,21 +23,21 @@ T = TypeVar("T")
 
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
 _THREADS: Final = 16
-_CONFLICTING_PUTS: Final = 3
+_MAX_PUTS: Final = 3
 _MISSING: Final = frozenset({"404", "NoSuchKey", "NotFound"})
 _PRESENT: Final = frozenset({"412", "PreconditionFailed"})
 _CONFLICT: Final = frozenset({"409", "ConditionalRequestConflict"})
 
 
-class S3BlobStore:
+class S3BlobStore(BlobStore):
     """Blobs in one bucket, through boto3 in threads.
 
-    An object is written only where none is (``If-None-Match``) and carries its SHA-256, which S3 checks on arrival.
-    No encryption header is sent, so the bucket's own default applies: SSE-S3, or the KMS key chosen there.
+    An object is written only if it does not exist (``If-None-Match``), with its SHA-256, which S3 verifies. No
+    encryption header is sent, so the default of the bucket applies: SSE-S3, or a KMS key.
     """
 
     def __init__(self, *, bucket: str, prefix: str, region: str | None, endpoint_url: str | None) -> None:
-        """Use ``bucket``, which must exist; credentials come from the usual AWS places."""
+        """Use an existing ``bucket``, with the default AWS credential chain."""
         self._bucket = bucket
         self._prefix = prefix
         self._client: S3Client = boto3.client(
@@ -52,33 +53,34 @@ class S3BlobStore:
         )
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="blobs")
 
+    @override
     async def put(self, content: bytes) -> BlobRef:
-        """Store ``content``; see ``BlobStore``."""
         ref = ref_of(content)
         await self._run(lambda: self._put(ref, content))
         return ref
 
+    @override
     async def get(self, ref: BlobRef) -> bytes:
-        """Return the content; see ``BlobStore``."""
         return await self._run(lambda: self._get(ref))
 
+    @override
     async def exists(self, ref: BlobRef) -> bool:
-        """Tell whether something is stored; see ``BlobStore``."""
         return await self._run(lambda: self._exists(ref))
 
+    @override
     async def delete(self, ref: BlobRef) -> None:
-        """Remove the content; see ``BlobStore``."""
         await self._run(lambda: self._client.delete_object(Bucket=self._bucket, Key=self._key(ref)))
 
+    @override
     async def stored(self) -> AsyncIterator[BlobRef]:
-        """Go through everything stored; see ``BlobStore``."""
         pages = iter(self._client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=self._prefix))
         while (page := await self._run(lambda: next(pages, None))) is not None:
             for ref in self._refs(page):
                 yield ref
 
+    @override
     async def close(self) -> None:
-        """Let running requests finish, then close threads and connections."""
+
         await asyncio.to_thread(self._threads.shutdown)
         self._client.close()
 
@@ -92,7 +94,7 @@ class S3BlobStore:
         return f"{self._prefix}{ref.sha256}"
 
     def _put(self, ref: BlobRef, content: bytes) -> None:
-        for attempt in range(1, _CONFLICTING_PUTS + 1):
+        for attempt in range(1, _MAX_PUTS + 1):
             try:
                 self._client.put_object(
                     Bucket=self._bucket,
@@ -106,8 +108,8 @@ class S3BlobStore:
                 code = _code(error)
                 if code in _PRESENT:
                     return
-                # Somebody wrote or deleted the same object at the same time; S3 asks to send it again.
-                if code not in _CONFLICT or attempt == _CONFLICTING_PUTS:
+                # A concurrent write or deletion of the same object; S3 requests a retry.
+                if code not in _CONFLICT or attempt == _MAX_PUTS:
                     raise
             else:
                 return

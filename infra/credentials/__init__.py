@@ -1,1 +1,1 @@
-"""Who asks: API keys and signed tokens, and what they entitle to (I7)."""
+"""Authentication by API keys and signed tokens (I7)."""

@@ -1,8 +1,7 @@
-"""API keys: how they look, and how they are issued, rotated and checked. Pure.
+"""API keys: format, issue, rotation, revocation and verification. Pure.
 
-A token is ``fl_ID_SECRET``: sixteen hexadecimal characters that name the key, and 256 random bits that nobody can
-guess. So a plain SHA-256 keeps the secret safe at rest; a slow hash is for passwords, and would be paid with each
-request.
+A token is ``fl_ID_SECRET``: the key id as 16 hexadecimal characters, and 256 random bits. Because the secret cannot be
+guessed, SHA-256 protects it at rest; a slow password hash is unnecessary, and would cost time on each request.
 """
 
 import hmac
@@ -22,7 +21,7 @@ _TOKEN: Final = re.compile(r"fl_([0-9a-f]{16})_([0-9a-f]{64})")
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """An API key as its holder presents it."""
+    """An API key as a client presents it."""
 
     key_id: str
     secret: str
@@ -35,7 +34,7 @@ class Token:
 
     @classmethod
     def parse(cls, text: str) -> "Token | None":
-        """The token, or None where the text is none."""
+        """The token, or None if the text has another format."""
         match = _TOKEN.fullmatch(text)
         return cls(match[1], match[2]) if match else None
 
@@ -50,16 +49,16 @@ def issue(
     now_ms: float,
     expires_ms: float | None,
 ) -> tuple[ApiKey, Token]:
-    """A new key and its token, which is nowhere but in what this returns.
+    """Create a key and its token. The secret is contained only in the token.
 
     Args:
-        random: ``ID_BYTES + SECRET_BYTES`` of it.
-        label: who gets it.
-        tenant: whose documents it is for.
-        groups: whose documents it may find besides those without groups.
-        scopes: what it may do.
+        random: ``ID_BYTES + SECRET_BYTES`` random bytes.
+        label: holder of the key.
+        tenant: tenant of the key.
+        groups: groups whose documents the key may read, besides public documents.
+        scopes: permitted kinds of requests.
         now_ms: epoch milliseconds.
-        expires_ms: when it ends by itself.
+        expires_ms: epoch milliseconds of the expiry; None for no expiry.
     """
     token = Token(random[:ID_BYTES].hex(), random[ID_BYTES:].hex())
     key = ApiKey(
@@ -76,29 +75,29 @@ def issue(
 
 
 def rotated(key: ApiKey, random: bytes, *, now_ms: float, overlap_ms: float) -> tuple[ApiKey, Token]:
-    """The key with another secret, ``SECRET_BYTES`` of ``random``; the present one goes on for ``overlap_ms``.
+    """Replace the secret by ``SECRET_BYTES`` of ``random``. The current secret remains valid for ``overlap_ms``.
 
-    A secret that is on its way out from an earlier rotation ends at once.
+    A secret that an earlier rotation replaced becomes invalid immediately.
     """
     token = Token(key.key_id, random.hex())
-    present = next(secret for secret in key.secrets if secret.until_ms is None)
-    ending = present.model_copy(update={"until_ms": now_ms + overlap_ms})
-    return key.model_copy(update={"secrets": (_hashed(token.secret), ending)}), token
+    current = next(secret for secret in key.secrets if secret.until_ms is None)
+    replaced = current.model_copy(update={"until_ms": now_ms + overlap_ms})
+    return key.model_copy(update={"secrets": (_hashed(token.secret), replaced)}), token
 
 
 def revoked(key: ApiKey, *, now_ms: float) -> ApiKey:
-    """The key, refused from now on; the first revocation stands."""
+    """Revoke the key. A key that is revoked already keeps the time of its revocation."""
     return key if key.revoked_ms is not None else key.model_copy(update={"revoked_ms": now_ms})
 
 
 def valid_until_ms(key: ApiKey, secret: str, *, now_ms: float) -> float | None:
-    """When ``secret`` ends, infinity where it does not; None if it does not open the key now."""
+    """Epoch milliseconds at which ``secret`` expires, infinity if never; None if it is not valid now."""
     presented = sha256(secret.encode()).hexdigest()
-    # Every secret is compared, so that time does not tell which one it was.
-    fitting = [one for one in key.secrets if hmac.compare_digest(one.sha256, presented)]
-    if not fitting or key.revoked_ms is not None:
+    # All secrets are compared, so that the response time does not reveal which one matched.
+    matching = [one for one in key.secrets if hmac.compare_digest(one.sha256, presented)]
+    if not matching or key.revoked_ms is not None:
         return None
-    ends = [end for end in (key.expires_ms, fitting[0].until_ms) if end is not None]
+    ends = [end for end in (key.expires_ms, matching[0].until_ms) if end is not None]
     until_ms = min(ends, default=float("inf"))
     return until_ms if now_ms < until_ms else None
 

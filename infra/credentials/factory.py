@@ -1,4 +1,4 @@
-"""What a service needs to know who asks, from the settings."""
+"""Creation of credential verification from the settings."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -10,35 +10,35 @@ from infra.credentials.tokens import TokenVerifier
 from infra.opensearch.client import connect
 from infra.opensearch.keys import OpenSearchKeys
 from infra.settings import Settings
-from infra.tasks import ended
+from infra.tasks import cancel_and_wait
 from infra.web.credentials import Credentials
 
 
 @asynccontextmanager
 async def opened_credentials(settings: Settings) -> AsyncIterator[Credentials]:
-    """Credentials that follow the stored API keys and the issuer's; neither has to be there at the start.
+    """Open verification by stored API keys and keys of the issuer. Neither must be available at the start.
 
     Raises:
-        ValueError: an issuer is set without what it needs.
+        ValueError: an issuer is configured without an audience.
     """
-    async with AsyncExitStack() as ending:
+    async with AsyncExitStack() as resources:
         tokens = _token_verifier(settings)
         if tokens is not None:
-            ending.push_async_callback(tokens.close)
+            resources.push_async_callback(tokens.close)
         client = connect(settings.opensearch)
-        ending.push_async_callback(client.close)
-        told = settings.credentials
-        keys = KeyTable(OpenSearchKeys(client, settings.names), refresh_s=told.refresh_s, stale_s=told.stale_s)
+        resources.push_async_callback(client.close)
+        refresh_s, stale_s = settings.credentials.refresh_s, settings.credentials.stale_s
+        keys = KeyTable(OpenSearchKeys(client, settings.names), refresh_s=refresh_s, stale_s=stale_s)
         await keys.refresh()
-        reading = asyncio.create_task(keys.run(), name="api-keys")
-        ending.push_async_callback(ended, reading)
+        refreshing = asyncio.create_task(keys.run(), name="api-keys")
+        resources.push_async_callback(cancel_and_wait, refreshing)
         yield Credentials(settings, keys=keys, tokens=tokens)
 
 
 def _token_verifier(settings: Settings) -> TokenVerifier | None:
-    told = settings.jwt
-    if told.issuer is None:
+    jwt = settings.jwt
+    if jwt.issuer is None:
         return None
-    if not told.audience:
-        raise ValueError("FRESHLINE_JWT__AUDIENCE is not set: without it tokens made for other services would do")
-    return TokenVerifier(IssuerKeys(told.issuer, told.jwks_url), told)
+    if not jwt.audience:
+        raise ValueError("FRESHLINE_JWT__AUDIENCE is not set: without it, tokens for other services would be accepted")
+    return TokenVerifier(IssuerKeys(jwt.issuer, jwt.jwks_url), jwt)

@@ -1,4 +1,4 @@
-"""The public keys of an OIDC issuer, kept in this process and read again when they change."""
+"""Public keys of an OIDC issuer, cached in this process and refreshed when they change."""
 
 import asyncio
 import time
@@ -14,15 +14,15 @@ from joserfc.jwk import KeySet
 from infra.credentials.port import CredentialsUnavailable
 
 REFRESH_S: Final = 600.0
-"""Age at which the keys are read again: an issuer that withdraws one is obeyed after this."""
+"""Age at which the keys are refreshed. A key that the issuer withdraws is rejected after this time."""
 
 STALE_S: Final = 86_400.0
-"""Age at which keys count no more, where the issuer does not answer."""
+"""Age at which the keys become invalid if the issuer does not respond."""
 
 UNKNOWN_KEY_S: Final = 30.0
-"""Least time between two readings: tokens that name keys nobody knows must not make us ask for each."""
+"""Minimum time between refreshes, so that tokens with unknown key ids do not cause a request each."""
 
-_LARGEST_BYTES: Final = 1_000_000
+_MAX_BYTES: Final = 1_000_000
 _TIMEOUT_S: Final = 5.0
 _DISCOVERY: Final = "/.well-known/openid-configuration"
 _LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost"})
@@ -34,12 +34,12 @@ class IssuerKeys:
     """Keys of one issuer.
 
     Args:
-        issuer: its URL, as tokens name it.
-        jwks_url: where its keys are; found by OIDC discovery if not given.
-        monotonic_s: a clock that only goes forward.
+        issuer: URL of the issuer, as in the claim ``iss``.
+        jwks_url: URL of the keys; default: found by OIDC discovery.
+        monotonic_s: monotonic clock.
 
     Raises:
-        ValueError: an address that others could answer for: neither HTTPS nor this machine.
+        ValueError: a URL is neither HTTPS nor a loopback address, so that its responses could be forged.
     """
 
     def __init__(
@@ -56,14 +56,14 @@ class IssuerKeys:
         self._http = httpx.AsyncClient(timeout=_TIMEOUT_S, follow_redirects=False)
 
     async def current(self, *, since: KeySet | None = None) -> KeySet:
-        """The keys; ``since`` are those that did not do, so newer ones are wanted if there may be any.
+        """The keys. If a token did not match ``since``, these keys are refreshed if permitted.
 
         Raises:
-            CredentialsUnavailable: there are none to be had.
+            CredentialsUnavailable: the keys cannot be read, and cached ones are too old.
         """
         if self._is_due(since):
             async with self._reading:
-                if self._is_due(since):  # whoever came before may have read them
+                if self._is_due(since):  # another caller may have refreshed them
                     await self._refresh()
         if self._keys is None or self._monotonic_s() - self._read_s > STALE_S:
             raise CredentialsUnavailable(f"the keys of {self._issuer} cannot be read")
@@ -75,8 +75,8 @@ class IssuerKeys:
 
     def _is_due(self, since: KeySet | None) -> bool:
         now_s = self._monotonic_s()
-        wanted = now_s - self._read_s > REFRESH_S or (since is not None and since is self._keys)
-        return wanted and now_s - self._tried_s > (UNKNOWN_KEY_S if self._keys is not None else 1.0)
+        is_outdated = now_s - self._read_s > REFRESH_S or (since is not None and since is self._keys)
+        return is_outdated and now_s - self._tried_s > (UNKNOWN_KEY_S if self._keys is not None else 1.0)
 
     async def _refresh(self) -> None:
         self._tried_s = self._monotonic_s()
@@ -91,22 +91,22 @@ class IssuerKeys:
     async def _discovered(self) -> str:
         found = await self._get(self._issuer.rstrip("/") + _DISCOVERY)
         if found.get("issuer") != self._issuer:
-            raise ValueError("the discovery document is another issuer's")
+            raise ValueError("the discovery document belongs to another issuer")
         url = str(found["jwks_uri"])
         _check_address(url)
         return url
 
     async def _get(self, url: str) -> Mapping[str, Any]:
         response = (await self._http.get(url)).raise_for_status()
-        if len(response.content) > _LARGEST_BYTES:
-            raise ValueError("the document is too large")
+        if len(response.content) > _MAX_BYTES:
+            raise ValueError(f"the document exceeds {_MAX_BYTES:,} bytes")
         found = response.json()
         if not isinstance(found, dict):
-            raise TypeError("the document is no object")
+            raise TypeError("the document is not a JSON object")
         return found
 
 
 def _check_address(url: str) -> None:
     parts = urlsplit(url)
     if parts.scheme != "https" and not (parts.scheme == "http" and parts.hostname in _LOOPBACK):
-        raise ValueError(f"{url} must begin with https://: whoever answers there decides who may do what")
+        raise ValueError(f"{url} must begin with https://, because its responses authorize requests")

@@ -1,13 +1,15 @@
-"""API keys in this process: the in-memory twin."""
+"""In-memory store of API keys, for tests."""
 
 from collections.abc import Callable, Sequence
 
-from infra.credentials.port import CredentialsUnavailable
+from typing_extensions import override
+
+from infra.credentials.port import CredentialsUnavailable, KeyStore
 from schemas.credentials import ApiKey
 
 
-class MemoryKeys:
-    """See ``KeyStore``.
+class MemoryKeys(KeyStore):
+    """In-memory store of API keys.
 
     Attributes:
         available: while False, every method raises ``CredentialsUnavailable``.
@@ -17,24 +19,24 @@ class MemoryKeys:
         self.available = True
         self._keys: dict[str, ApiKey] = {}
 
+    @override
     async def add(self, key: ApiKey) -> None:
-        """See ``KeyStore``."""
         self._check_available()
         self._keys[key.key_id] = key
 
+    @override
     async def change(self, key_id: str, change: Callable[[ApiKey], ApiKey]) -> ApiKey | None:
-        """See ``KeyStore``."""
         self._check_available()
         if key_id not in self._keys:
             return None
         self._keys[key_id] = change(self._keys[key_id])
         return self._keys[key_id]
 
+    @override
     async def keys(self) -> Sequence[ApiKey]:
-        """See ``KeyStore``."""
         self._check_available()
         return sorted(self._keys.values(), key=lambda key: (key.created_ms, key.key_id))
 
     def _check_available(self) -> None:
         if not self.available:
-            raise CredentialsUnavailable("switched off")
+            raise CredentialsUnavailable("the store was made unavailable")

@@ -1,4 +1,4 @@
-"""What the services know of credentials."""
+"""Port of credentials."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,21 +9,21 @@ from schemas.search import Access
 
 
 class CredentialRefused(Exception):
-    """The credential is not valid. The message is for the log: who presents it learns only that it is refused."""
+    """The credential is not valid. The message is for the log; clients do not receive it."""
 
 
 class CredentialsUnavailable(Exception):
-    """Whether the credential is valid cannot be told now."""
+    """The credential cannot be verified now."""
 
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """Whom a request speaks for.
+    """The authenticated sender of a request.
 
     Attributes:
         subject: name in the audit log: ``key:ID``, ``token:SUBJECT``, or ``installation``.
-        access: the tenant, and the groups whose documents it may find.
-        scopes: kinds of request it may make.
+        access: tenant, and groups whose documents the sender may read.
+        scopes: permitted kinds of requests.
     """
 
     subject: str
@@ -33,11 +33,11 @@ class Principal:
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """A credential that was found valid.
+    """A verified credential.
 
     Attributes:
-        principal: whom it speaks for.
-        until_s: ``time.monotonic()`` at which it must be looked at again.
+        principal: its holder.
+        until_s: ``time.monotonic()`` until which the verification is valid.
     """
 
     principal: Principal
@@ -45,19 +45,19 @@ class Verified:
 
 
 class KeyStore(Protocol):
-    """Where API keys are kept, for all processes. Its failures are ``CredentialsUnavailable``."""
+    """Store of API keys, shared by all processes. Methods may raise ``CredentialsUnavailable``."""
 
     async def add(self, key: ApiKey) -> None:
-        """Keep a new key; when this returns, ``keys`` of every process has it."""
+        """Store a new key. After the call, ``keys`` includes it in every process."""
         ...
 
     async def change(self, key_id: str, change: Callable[[ApiKey], ApiKey]) -> ApiKey | None:
-        """Put what ``change`` makes of a key in its place, and return it; None if there is no such key.
+        """Replace a key by ``change(key)``, and return the new one; None if the key does not exist.
 
-        ``change`` may be called several times: nothing that another process wrote meanwhile is lost.
+        Concurrent changes are not lost: ``change`` is called again after a conflict.
         """
         ...
 
     async def keys(self) -> Sequence[ApiKey]:
-        """All keys, revoked ones too, by time of creation."""
+        """All keys, including revoked ones, by time of creation."""
         ...

@@ -1,4 +1,4 @@
-"""Signed tokens (JWT) of an OIDC issuer: who they speak for."""
+"""Verification of signed tokens (JWT) of an OIDC issuer."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -17,7 +17,7 @@ from schemas.documents import Groups, TenantId
 from schemas.search import Access
 
 RECHECK_S: Final = 60.0
-"""How long a token that was found valid is taken for so without looking at its signature again."""
+"""Time for which a verified token is accepted without verifying its signature again."""
 
 _CLOCK_LEEWAY_S: Final = 30
 """Tolerated difference between the clocks of the issuer and of this machine."""
@@ -27,16 +27,16 @@ _GROUPS: Final[TypeAdapter[tuple[str, ...]]] = TypeAdapter(Groups)
 
 
 class TokenVerifier:
-    """Verifies tokens of one issuer, made for one audience, signed with one algorithm.
+    """Verifies tokens of one issuer for one audience, signed with one algorithm.
 
-    The algorithm is the settings', never the token's: a token must not choose how it is checked. The tenant and the
-    groups are claims; scopes are those words of ``scope`` that are ours.
+    The settings define the algorithm: a token must not choose how it is verified. Tenant and groups are claims; scopes
+    are the words of the claim ``scope`` that Freshline defines.
 
     Args:
-        keys: of the issuer.
-        settings: what must be in a token.
-        monotonic_s: a clock that only goes forward.
-        now_s: epoch seconds.
+        keys: keys of the issuer.
+        settings: required claims and algorithm.
+        monotonic_s: monotonic clock.
+        now_s: clock, in epoch seconds.
     """
 
     def __init__(
@@ -61,11 +61,11 @@ class TokenVerifier:
         )
 
     async def verify(self, text: str) -> Verified:
-        """Whom the token speaks for.
+        """Verify a token.
 
         Raises:
-            CredentialRefused: it is no valid token.
-            CredentialsUnavailable: the issuer's keys are not to be had.
+            CredentialRefused: the token is not valid.
+            CredentialsUnavailable: the keys of the issuer are not available.
         """
         keys = await self._keys.current()
         try:
@@ -74,9 +74,8 @@ class TokenVerifier:
         except (JoseError, ValueError) as error:
             raise CredentialRefused(f"token: {error}") from error
         claims = token.claims
-        # A claim is from whoever signed it, but the time it ends is compared as a number here too.
-        left_s = float(claims["exp"]) + _CLOCK_LEEWAY_S - self._now_s()
-        return Verified(self._principal(claims), self._monotonic_s() + min(RECHECK_S, left_s))
+        remaining_s = float(claims["exp"]) + _CLOCK_LEEWAY_S - self._now_s()
+        return Verified(self._principal(claims), self._monotonic_s() + min(RECHECK_S, remaining_s))
 
     async def close(self) -> None:
         """Close the connections to the issuer."""
@@ -85,23 +84,21 @@ class TokenVerifier:
     async def _decoded(self, text: str, keys: KeySet) -> Token:
         try:
             return decode(text, keys, algorithms=[self._settings.algorithm])
-        except InvalidKeyIdError:  # the issuer may have begun to sign with another key
+        except InvalidKeyIdError:  # the issuer may have rotated its keys
             newer = await self._keys.current(since=keys)
             if newer is keys:
                 raise
             return decode(text, newer, algorithms=[self._settings.algorithm])
 
     def _principal(self, claims: Mapping[str, Any]) -> Principal:
-        named = self._settings
+        tenant_claim, groups_claim = self._settings.tenant_claim, self._settings.groups_claim
         try:
-            tenant = _TENANT.validate_python(claims.get(named.tenant_claim))
-            groups = _GROUPS.validate_python(claims.get(named.groups_claim, ()))
+            tenant = _TENANT.validate_python(claims.get(tenant_claim))
+            groups = _GROUPS.validate_python(claims.get(groups_claim, ()))
         except ValidationError as error:
-            # Without the values: the log is no place for claims.
-            found = error.errors(include_input=False, include_url=False)[0]
-            raise CredentialRefused(
-                f"token: claim {named.tenant_claim} or {named.groups_claim}: {found['msg']}"
-            ) from None
+            # Claims must not appear in the log.
+            first = error.errors(include_input=False, include_url=False)[0]
+            raise CredentialRefused(f"token: claim {tenant_claim} or {groups_claim}: {first['msg']}") from None
         words = claims.get("scope", "")
         granted = words.split() if isinstance(words, str) else ()
         return Principal(f"token:{claims['sub']}", Access(tenant, groups), frozenset(set(Scope) & set(granted)))

@@ -1,1 +1,1 @@
-"""Text to vectors: one port, its models, and an in-memory twin."""
+"""Embedding models."""

@@ -1,4 +1,4 @@
-"""Many documents share one model: their calls are put together, in turns, and equal texts are embedded once."""
+"""Batching of concurrent embedding calls, round-robin and with deduplication of equal texts."""
 
 import asyncio
 from collections.abc import Sequence
@@ -6,80 +6,81 @@ from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
+from typing_extensions import override
 
 from infra.embedding.port import Embedder, EmbeddingError, EmbeddingThrottled, Matrix, ModelInfo
 from infra.embedding.round_robin import RoundRobinQueue
 from schemas.search import Vector
 
-GOES: Final = 2
-"""At a time, so that the tail of one does not leave the model idle."""
+CONCURRENT_BATCHES: Final = 2
+"""So that the model is not idle at the end of a batch."""
 
-CALLS: Final = 64
-"""Calls that may have texts waiting; more wait at the door."""
+MAX_CALLS: Final = 64
+"""Calls whose texts may be queued. Further calls wait."""
 
 
 @dataclass(slots=True)
 class _Job:
-    """One distinct text: its vector to be, and how many calls still want it."""
+    """A distinct text: its future vector, and the number of calls that wait for it."""
 
     vector: asyncio.Future[Vector] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     callers: int = 0
     started: bool = False
 
 
-class BatchingEmbedder:
-    """Puts concurrent ``embed_passages`` calls together and hands them to ``inner`` in bounded goes.
+class BatchingEmbedder(Embedder):
+    """Combines concurrent ``embed_passages`` calls into batches.
 
-    There is no timer: an idle model starts at once with what is there, and what comes meanwhile makes the next go.
-    A text that fails is tried again alone, so that only the calls that want it fail. A cancelled call takes back what
-    has not begun, unless another call wants it as well. Questions pass straight through.
+    There is no timer: if the model is idle, a batch starts immediately; texts that arrive meanwhile form the next one.
+    If a batch fails, its texts are retried one by one, so that only the calls with the failing text fail. The texts of
+    a cancelled call are dropped unless they are being embedded or another call needs them. Questions are not batched.
 
     Args:
-        inner: the model; closed together with this.
-        texts_per_go: most texts of one call of ``inner``; what comes now waits for the goes under way.
-        goes: most calls of ``inner`` at a time.
-        calls: most calls whose texts may wait; more wait at the door, in order.
+        inner: the model; closed with this embedder.
+        batch_size: maximum number of texts per call of ``inner``.
+        batches: maximum number of concurrent calls of ``inner``.
+        max_calls: maximum number of calls whose texts are queued; further calls wait in order.
     """
 
     def __init__(
         self,
         inner: Embedder,
         *,
-        texts_per_go: int,
-        goes: int = GOES,
-        calls: int = CALLS,
+        batch_size: int,
+        batches: int = CONCURRENT_BATCHES,
+        max_calls: int = MAX_CALLS,
     ) -> None:
         self._inner = inner
-        self._texts_per_go = texts_per_go
-        self._goes = goes
-        self._door = asyncio.Semaphore(calls)
+        self._batch_size = batch_size
+        self._max_batches = batches
+        self._admission = asyncio.Semaphore(max_calls)
         self._jobs: dict[str, _Job] = {}
-        self._turns = RoundRobinQueue()
+        self._queue = RoundRobinQueue()
         self._running: set[asyncio.Task[None]] = set()
         self._closed = False
 
     @property
+    @override
     def model(self) -> ModelInfo:
-        """See ``Embedder``."""
         return self._inner.model
 
+    @override
     async def embed_query(self, text: str) -> Vector:
-        """See ``Embedder``."""
         return await self._inner.embed_query(text)
 
+    @override
     async def embed_passages(self, texts: Sequence[str]) -> Matrix:
-        """See ``Embedder``."""
         if not texts:
             return np.empty((0, self.model.dimension), dtype=np.float32)
-        async with self._door:
+        async with self._admission:
             vectors = await self._embed(tuple(dict.fromkeys(texts)))
         return np.stack([vectors[text] for text in texts])
 
+    @override
     async def close(self) -> None:
-        """Stop what is under way, fail what waits, and close ``inner``."""
         self._closed = True
-        for go in self._running:
-            go.cancel()
+        for batch in self._running:
+            batch.cancel()
         await asyncio.gather(*self._running, return_exceptions=True)
         for text in tuple(self._jobs):
             self._fail(text, EmbeddingError("the embedder was closed"))
@@ -91,10 +92,10 @@ class BatchingEmbedder:
         jobs = {text: self._jobs.setdefault(text, _Job()) for text in texts}
         for job in jobs.values():
             job.callers += 1
-        self._turns.add(text for text, job in jobs.items() if not job.started)
-        self._start_goes()
+        self._queue.add(text for text, job in jobs.items() if not job.started)
+        self._start_batches()
         try:
-            # Not gather: cancelling this call must not cancel vectors that other calls wait for.
+            # Not gather: the cancellation of this call must not cancel vectors that other calls wait for.
             done, _ = await asyncio.wait([job.vector for job in jobs.values()], return_when=asyncio.FIRST_EXCEPTION)
         finally:
             for job in jobs.values():
@@ -104,18 +105,18 @@ class BatchingEmbedder:
                 raise error
         return {text: job.vector.result() for text, job in jobs.items()}
 
-    def _start_goes(self) -> None:
-        while len(self._running) < self._goes and (texts := self._turns.take(self._texts_per_go, self._is_wanted)):
+    def _start_batches(self) -> None:
+        while len(self._running) < self._max_batches and (texts := self._queue.take(self._batch_size, self._is_wanted)):
             for text in texts:
                 self._jobs[text].started = True
-            go = asyncio.create_task(self._go(texts))
-            self._running.add(go)
-            go.add_done_callback(self._end_go)
+            batch = asyncio.create_task(self._embed_batch(texts))
+            self._running.add(batch)
+            batch.add_done_callback(self._on_batch_done)
 
-    def _end_go(self, go: asyncio.Task[None]) -> None:
-        self._running.discard(go)
+    def _on_batch_done(self, batch: asyncio.Task[None]) -> None:
+        self._running.discard(batch)
         if not self._closed:
-            self._start_goes()
+            self._start_batches()
 
     def _is_wanted(self, text: str) -> bool:
         job = self._jobs.get(text)
@@ -126,18 +127,18 @@ class BatchingEmbedder:
             return False
         return True
 
-    async def _go(self, texts: Sequence[str]) -> None:
+    async def _embed_batch(self, texts: Sequence[str]) -> None:
         try:
             vectors = await self._inner.embed_passages(texts)
-        except EmbeddingThrottled as error:  # trying each alone would only make it worse
+        except EmbeddingThrottled as error:  # single retries would only add load
             for text in texts:
                 self._fail(text, error)
-        except Exception as error:  # noqa: BLE001 - handed to the calls that asked for this text
+        except Exception as error:  # noqa: BLE001 - raised to the calls with this text
             if len(texts) == 1:
                 self._fail(texts[0], error)
             else:
                 for text in texts:
-                    await self._go([text])
+                    await self._embed_batch([text])
         else:
             for text, vector in zip(texts, vectors, strict=True):
                 self._jobs.pop(text).vector.set_result(vector)
@@ -145,4 +146,4 @@ class BatchingEmbedder:
     def _fail(self, text: str, error: Exception) -> None:
         vector = self._jobs.pop(text).vector
         vector.set_exception(error)
-        vector.exception()  # marks it as seen: by now nobody may be left to be told
+        vector.exception()  # marks it as retrieved: all calls may have been cancelled

@@ -9,8 +9,9 @@ import numpy as np
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+from typing_extensions import override
 
-from infra.embedding.port import EmbeddingError, EmbeddingThrottled, Matrix, ModelInfo
+from infra.embedding.port import Embedder, EmbeddingError, EmbeddingThrottled, Matrix, ModelInfo
 from infra.embedding.thread_pools import EmbeddingThreadPools
 from schemas.search import Vector
 
@@ -22,7 +23,7 @@ DIMENSIONS: Final = (256, 512, 1024)
 MAX_CHARS: Final = 50_000
 
 _MAX_TOKENS: Final = 8_192
-_CHARS_OF_A_TOKEN: Final = 4
+_CHARS_PER_TOKEN: Final = 4
 _UNKNOWN: Final = "?"
 _BUSY: Final = frozenset(
     {"ThrottlingException", "TooManyRequestsException", "ServiceUnavailableException", "ModelNotReadyException"}
@@ -31,7 +32,7 @@ _DEFAULT_RETRY_AFTER_S: Final = 1.0
 
 
 def connect(region: str | None, *, calls: int) -> "BedrockRuntimeClient":
-    """A client that retries by itself and has a connection for each of ``calls`` calls at a time, in both lanes."""
+    """A client with retries, and with connections for ``calls`` concurrent calls in each thread pool."""
     return boto3.client(
         "bedrock-runtime",
         region_name=region,
@@ -45,52 +46,57 @@ def connect(region: str | None, *, calls: int) -> "BedrockRuntimeClient":
 
 
 def token_counter() -> Tokenizer:
-    """Counts tokens for whoever splits texts.
+    """Approximate tokenizer for the splitter.
 
-    Titan's own tokenizer is not published; its documentation speaks of some four characters of English for a token. So
-    a word or sign counts as one for each four characters that it begins.
+    The tokenizer of Titan is not published; its documentation states about four characters of English per token. So
+    each word or symbol counts as one token per four characters, rounded up.
     """
     counter = Tokenizer(models.WordLevel({_UNKNOWN: 0}, unk_token=_UNKNOWN))
-    pieces = pre_tokenizers.Split(Regex(f".{{1,{_CHARS_OF_A_TOKEN}}}"), "isolated")
+    pieces = pre_tokenizers.Split(Regex(f".{{1,{_CHARS_PER_TOKEN}}}"), "isolated")
     counter.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Whitespace(), pieces])
     return counter
 
 
-class BedrockEmbedder:
-    """Titan V2, which takes one text a call: a batch is a bounded number of calls at a time.
+class BedrockEmbedder(Embedder):
+    """Titan V2. It accepts one text per call, so a batch is a bounded number of concurrent calls.
 
     Args:
-        client: whose retries are spent before an error is raised.
+        client: client with its own retries.
         dimension: one of ``DIMENSIONS``.
-        calls: calls at a time in each lane.
+        calls: concurrent calls of each thread pool.
 
     Raises:
-        ValueError: Titan has no vectors of that length.
+        ValueError: Titan does not support this dimension.
     """
 
     def __init__(self, client: "BedrockRuntimeClient", *, dimension: int, calls: int = 8) -> None:
         if dimension not in DIMENSIONS:
-            raise ValueError(f"embedding.dimension is {dimension}; {TITAN} has {', '.join(map(str, DIMENSIONS))}")
+            raise ValueError(f"embedding.dimension is {dimension}; {TITAN} supports {', '.join(map(str, DIMENSIONS))}")
         self._client = client
-        self.model = ModelInfo(TITAN, dimension, max_tokens=_MAX_TOKENS, fingerprint=f"{TITAN}@{dimension}")
-        self._lanes = EmbeddingThreadPools(self._embed, dimension=dimension, threads=calls)
+        self._model = ModelInfo(TITAN, dimension, max_tokens=_MAX_TOKENS, fingerprint=f"{TITAN}@{dimension}")
+        self._pools = EmbeddingThreadPools(self._embed, dimension=dimension, threads=calls)
 
+    @property
+    @override
+    def model(self) -> ModelInfo:
+        return self._model
+
+    @override
     async def embed_passages(self, texts: Sequence[str]) -> Matrix:
-        """See ``Embedder``."""
-        return await self._lanes.passages(texts)
+        return await self._pools.passages(texts)
 
+    @override
     async def embed_query(self, text: str) -> Vector:
-        """See ``Embedder``."""
-        return await self._lanes.query(text)
+        return await self._pools.query(text)
 
+    @override
     async def close(self) -> None:
-        """See ``Embedder``."""
-        await self._lanes.close()
+        await self._pools.close()
         self._client.close()
 
     def _embed(self, text: str) -> Vector:
-        # Titan refuses what is too long instead of cutting it.
-        request = {"inputText": text[:MAX_CHARS], "dimensions": self.model.dimension, "normalize": True}
+        # Titan rejects longer texts instead of truncating them.
+        request = {"inputText": text[:MAX_CHARS], "dimensions": self._model.dimension, "normalize": True}
         try:
             response = self._client.invoke_model(
                 modelId=TITAN, contentType="application/json", accept="application/json", body=json.dumps(request)
@@ -98,13 +104,13 @@ class BedrockEmbedder:
             vector = np.array(json.loads(response["body"].read())["embedding"], dtype=np.float32)
         except ClientError as error:
             if error.response["Error"]["Code"] in _BUSY:
-                raise EmbeddingThrottled(f"{TITAN} is busy", retry_after_s=_retry_after_s(error)) from error
-            raise EmbeddingError(f"{TITAN} refused: {error.response['Error']['Message']}") from error
+                raise EmbeddingThrottled(f"{TITAN} throttled the call", retry_after_s=_retry_after_s(error)) from error
+            raise EmbeddingError(f"{TITAN} rejected the text: {error.response['Error']['Message']}") from error
         except (BotoCoreError, KeyError, ValueError) as error:
-            raise EmbeddingError(f"{TITAN} gave no vector: {error}") from error
-        if vector.shape != (self.model.dimension,):
-            raise EmbeddingError(f"{TITAN} gave a vector of shape {vector.shape}, not ({self.model.dimension},)")
-        # It says it normalises, but in its own precision.
+            raise EmbeddingError(f"{TITAN} returned no vector: {error}") from error
+        if vector.shape != (self._model.dimension,):
+            raise EmbeddingError(f"{TITAN} returned a vector of shape {vector.shape}, not ({self._model.dimension},)")
+        # Titan normalizes with lower precision.
         return vector / np.linalg.norm(vector)
 
 

@@ -1,4 +1,4 @@
-"""The embedder that the settings ask for."""
+"""Creation of the embedder from the settings."""
 
 import os
 
@@ -12,18 +12,18 @@ _BEDROCK_CALLS = 8
 
 
 def open_embedder(settings: EmbeddingSettings) -> Embedder:
-    """Load or connect the model, shared by concurrent calls; takes a fraction of a second, so call it at start.
+    """Load or connect the model, which concurrent calls share. Takes a fraction of a second, so call it at the start.
 
     Raises:
-        ValueError: the model is not known or has vectors of another length.
-        FileNotFoundError: the model's files are not there.
+        ValueError: the model is unknown or has another dimension.
+        FileNotFoundError: files of the model are missing.
     """
     if settings.provider == "bedrock":
         if settings.model != TITAN:
             raise ValueError(f"embedding.model is {settings.model!r}; with bedrock it must be {TITAN!r}")
         client = connect(settings.region, calls=_BEDROCK_CALLS)
         return BatchingEmbedder(
-            BedrockEmbedder(client, dimension=settings.dimension, calls=_BEDROCK_CALLS), texts_per_go=_BEDROCK_CALLS
+            BedrockEmbedder(client, dimension=settings.dimension, calls=_BEDROCK_CALLS), batch_size=_BEDROCK_CALLS
         )
     threads = settings.threads or os.cpu_count() or 1
     embedder = OnnxEmbedder(settings.models_path, settings.model, threads=threads)
@@ -31,15 +31,16 @@ def open_embedder(settings: EmbeddingSettings) -> Embedder:
         raise ValueError(
             f"embedding.dimension is {settings.dimension}, but {settings.model} has {embedder.model.dimension}"
         )
-    # Texts are run one by one, so larger goes would gain nothing and make a lone passage wait for more of them.
-    return BatchingEmbedder(embedder, texts_per_go=threads)
+    # Texts are embedded one by one, so larger batches would only increase the wait of a single passage.
+    return BatchingEmbedder(embedder, batch_size=threads)
 
 
 def open_tokenizer(settings: EmbeddingSettings) -> str:
-    """What counts the tokens of the model that the settings ask for, as JSON of the ``tokenizers`` library.
+    """Tokenizer for counting tokens of the model, as JSON of the ``tokenizers`` library.
 
     Raises:
-        ValueError, FileNotFoundError: see ``open_embedder``.
+        ValueError: the model is unknown.
+        FileNotFoundError: files of the model are missing.
     """
     if settings.provider == "bedrock":
         return token_counter().to_str()

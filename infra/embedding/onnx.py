@@ -1,12 +1,12 @@
 """Sentence-transformer models as int8 ONNX files, run in this process.
 
-One text per run and one thread per run, on purpose:
+Each run has one text and one thread:
 
-- These models quantise activations by the range of the whole batch, so a vector would depend on its neighbours: the
-  cosine of one text alone and the same text in a padded batch was 0.988 (MiniLM) and 0.997 (BGE). Alone, it is
-  reproducible bit by bit, whatever the number of threads.
-- It is also as fast as anything. Texts per second on 2 cores (Xeon with AVX-512 VNNI; passages of 193 tokens on
-  average, queries of 23), and milliseconds of one text on an idle machine:
+- These models quantize activations by the range of the whole batch, so a vector would depend on the other texts: the
+  cosine of a text alone and in a padded batch was 0.988 (MiniLM) and 0.997 (BGE). Alone, the vector is reproducible bit
+  by bit with any number of threads.
+- Batches are not faster. Texts per second on 2 cores (Xeon with AVX-512 VNNI; passages of 193 tokens on average,
+  queries of 23), and milliseconds per text on an idle machine:
 
   ================================  ===============  ===============
   ..                                MiniLM           BGE small
@@ -20,8 +20,8 @@ One text per run and one thread per run, on purpose:
   one 200-token text, intra-op 1/2  10.5 / 8.1 ms    21 / 16 ms
   ================================  ===============  ===============
 
-  Two threads inside one run only help a lone passage, by 2 to 5 ms, and only while they spin: not worth a second copy
-  of the weights and a burnt core.
+  Two threads per run save 2 to 5 ms for a single passage, and only by spinning. This does not justify a second copy of
+  the weights and a busy core.
 """
 
 from collections.abc import Sequence
@@ -33,8 +33,9 @@ from typing import Any, Final, Literal
 import numpy as np
 import onnxruntime as ort
 from tokenizers import Tokenizer
+from typing_extensions import override
 
-from infra.embedding.port import EmbeddingError, Matrix, ModelInfo
+from infra.embedding.port import Embedder, EmbeddingError, Matrix, ModelInfo
 from infra.embedding.thread_pools import EmbeddingThreadPools
 from schemas.search import Vector
 
@@ -44,7 +45,7 @@ TOKENIZER_FILE: Final = "tokenizer.json"
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """How a model's authors say it is to be used; the files do not tell."""
+    """Usage of a model as its authors specify it; the files do not contain it."""
 
     pooling: Literal["mean", "first"]
     max_tokens: int
@@ -57,34 +58,34 @@ RECIPES: Final = {
         pooling="first", max_tokens=512, query_prefix="Represent this sentence for searching relevant passages: "
     ),
 }
-"""The bundled models. A file must lie at ``models_path/NAME/model.onnx``, another at ``…/tokenizer.json``."""
+"""The bundled models. Their files are ``models_path/NAME/model.onnx`` and ``models_path/NAME/tokenizer.json``."""
 
 
 def load_tokenizer(models_path: Path, name: str) -> Tokenizer:
-    """The tokenizer of a bundled model, without truncation and padding: for counting tokens.
+    """The tokenizer of a bundled model, without truncation and padding, for counting tokens.
 
     Raises:
-        ValueError: no such model.
-        FileNotFoundError: its files are not there.
+        ValueError: the model is unknown.
+        FileNotFoundError: files of the model are missing.
     """
     tokenizer = Tokenizer.from_file(str(_files(models_path, name)[1]))
-    # One of the files asks for padding to, and truncation at, 128 tokens: fit for neither model nor counting.
+    # One of the files enables padding and truncation to 128 tokens, which is wrong for the model and for counting.
     tokenizer.no_padding()
     tokenizer.no_truncation()
     return tokenizer
 
 
-class OnnxEmbedder:
+class OnnxEmbedder(Embedder):
     """A bundled model.
 
     Args:
         models_path: directory of the models.
         name: a key of ``RECIPES``.
-        threads: runs at a time in each lane.
+        threads: concurrent runs of each thread pool.
 
     Raises:
-        ValueError: no such model.
-        FileNotFoundError: its files are not there.
+        ValueError: the model is unknown.
+        FileNotFoundError: files of the model are missing.
     """
 
     def __init__(self, models_path: Path, name: str, *, threads: int) -> None:
@@ -93,37 +94,42 @@ class OnnxEmbedder:
         self._tokenizer.enable_truncation(recipe.max_tokens)
         weights = _files(models_path, name)[0].read_bytes()
         self._session = _open_session(weights)
-        self.model = ModelInfo(
+        self._model = ModelInfo(
             name=name,
             dimension=self._session.get_outputs()[0].shape[-1],
             max_tokens=recipe.max_tokens,
             fingerprint=f"{name}@{_fingerprint(recipe, weights, self._tokenizer)}",
             query_prefix=recipe.query_prefix,
         )
-        self._lanes = EmbeddingThreadPools(self._embed, dimension=self.model.dimension, threads=threads)
+        self._pools = EmbeddingThreadPools(self._embed, dimension=self._model.dimension, threads=threads)
 
+    @property
+    @override
+    def model(self) -> ModelInfo:
+        return self._model
+
+    @override
     async def embed_passages(self, texts: Sequence[str]) -> Matrix:
-        """See ``Embedder``."""
-        return await self._lanes.passages(texts)
+        return await self._pools.passages(texts)
 
+    @override
     async def embed_query(self, text: str) -> Vector:
-        """See ``Embedder``."""
-        return await self._lanes.query(self.model.query_prefix + text)
+        return await self._pools.query(self._model.query_prefix + text)
 
+    @override
     async def close(self) -> None:
-        """See ``Embedder``."""
-        await self._lanes.close()
+        await self._pools.close()
         self._session = None  # whoever still refers to this object does not keep the weights in memory
 
     def _embed(self, text: str) -> Vector:
         try:
             ids = np.array([self._tokenizer.encode(text).ids], dtype=np.int64)
-            states: Matrix = self._session.run(
+            hidden_states: Matrix = self._session.run(
                 None, {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
             )[0][0]
         except Exception as error:
-            raise EmbeddingError(f"{self.model.name} could not embed a text of {len(text)} characters") from error
-        pooled: Vector = states[0] if self._recipe.pooling == "first" else states.mean(axis=0)
+            raise EmbeddingError(f"{self._model.name} could not embed a text of {len(text)} characters") from error
+        pooled: Vector = hidden_states[0] if self._recipe.pooling == "first" else hidden_states.mean(axis=0)
         return pooled / np.linalg.norm(pooled)
 
 
@@ -134,8 +140,8 @@ def _files(models_path: Path, name: str) -> tuple[Path, Path]:
     for file in files:
         if not file.is_file():
             raise FileNotFoundError(
-                f"{file} is missing: point embedding.models_path at the directory of the models, "
-                f"which holds {name}/{MODEL_FILE} and {name}/{TOKENIZER_FILE}"
+                f"{file} is missing: set embedding.models_path to the directory that contains "
+                f"{name}/{MODEL_FILE} and {name}/{TOKENIZER_FILE}"
             )
     return files
 
@@ -144,13 +150,13 @@ def _open_session(weights: bytes) -> Any:
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1
-    # Lengths differ from run to run: a remembered memory plan is of no use and is kept for each of them.
+    # Lengths differ between runs, so memory plans would not be reused, and one per length would be kept.
     options.enable_mem_pattern = False
     return ort.InferenceSession(weights, options, providers=["CPUExecutionProvider"])
 
 
 def _fingerprint(recipe: Recipe, weights: bytes, tokenizer: Tokenizer) -> str:
-    """Hash of all that decides a vector: weights, tokenizer with its truncation, pooling."""
+    """Hash of everything that determines a vector: weights, tokenizer with truncation, pooling."""
     digest = sha256(weights)
     digest.update(tokenizer.to_str().encode())
     digest.update(recipe.pooling.encode())

@@ -1,4 +1,4 @@
-"""What the rest of Freshline knows of embedding models."""
+"""Port of embedding models."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,14 +14,14 @@ Matrix = NDArray[np.float32]
 
 
 class EmbeddingError(Exception):
-    """The model did not turn a text into a vector."""
+    """The model did not embed a text."""
 
 
 class EmbeddingThrottled(EmbeddingError):
-    """The provider takes no more for now; nothing is wrong with the text.
+    """The provider rejects calls for now, whatever the text.
 
     Attributes:
-        retry_after_s: when to come back; the provider's word, or a guess where it gave none.
+        retry_after_s: seconds to wait, as the provider requests or by default.
     """
 
     def __init__(self, message: str, *, retry_after_s: float) -> None:
@@ -31,15 +31,15 @@ class EmbeddingThrottled(EmbeddingError):
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """Which vectors these are.
+    """Properties of a model.
 
     Attributes:
-        name: what people call the model.
+        name: name of the model.
         dimension: length of a vector.
-        max_tokens: what lies beyond is cut off, special tokens included.
-        fingerprint: identity of the vectors; part of every stored vector's key. Same fingerprint and same text, same
-            vector.
-        query_prefix: put before a query (never before a passage) by the embedder itself.
+        max_tokens: maximum length of a text, including special tokens; longer texts are truncated.
+        fingerprint: identity of the vectors, part of the key of every stored vector. Equal fingerprints and texts imply
+            equal vectors.
+        query_prefix: prefix that the embedder adds to questions, not to passages.
     """
 
     name: str
@@ -50,35 +50,35 @@ class ModelInfo:
 
 
 class Embedder(Protocol):
-    """A model. Texts are never blank: the splitter and the query model see to that.
+    """An embedding model. Texts are never blank: the splitter and the request model exclude them.
 
-    A vector depends on its text and the model alone, never on the texts it travelled with: stored vectors are shared
-    between documents, and a replay must find the same ones.
+    A vector depends on its text and the model only, not on other texts of the call: stored vectors are shared between
+    documents, and a replay must produce the same ones.
     """
 
     @property
     def model(self) -> ModelInfo:
-        """Which vectors these are."""
+        """Properties of the model."""
         ...
 
     async def embed_passages(self, texts: Sequence[str]) -> Matrix:
-        """Vectors of passages, in the order of ``texts``; ``(0, dimension)`` for none.
+        """Vectors of passages, in the order of ``texts``; shape ``(0, dimension)`` for none.
 
         Raises:
-            EmbeddingThrottled: come back later.
+            EmbeddingThrottled: the provider rejects calls for now.
             EmbeddingError: a text could not be embedded.
         """
         ...
 
     async def embed_query(self, text: str) -> Vector:
-        """Vector of a question; never waits behind a queue of passages.
+        """Vector of a question. Never queued behind passages.
 
         Raises:
-            EmbeddingThrottled: come back later.
+            EmbeddingThrottled: the provider rejects calls for now.
             EmbeddingError: the text could not be embedded.
         """
         ...
 
     async def close(self) -> None:
-        """Free threads and connections; the embedder is not usable afterwards."""
+        """Release threads and connections. The embedder cannot be used afterwards."""
         ...

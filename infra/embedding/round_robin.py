@@ -1,35 +1,35 @@
-"""Who is next: a queue of calls that each have many texts, served in turns. No clock, no I/O."""
+"""Round-robin queue of texts. No clock, no I/O."""
 
 from collections import deque
 from collections.abc import Callable, Iterable
 
 
 class RoundRobinQueue:
-    """Takes one text of each waiting call in turn, so that an edit of one passage does not wait for a whole upload.
+    """Takes one text of each waiting call in turn, so that a small edit is not delayed by a large upload.
 
-    A text may wait in several calls; ``wanted`` tells whether it is still to be taken when its turn comes.
+    Several calls may contain the same text; ``is_wanted`` decides when it is taken.
     """
 
     def __init__(self) -> None:
         self._calls: deque[deque[str]] = deque()
 
     def add(self, texts: Iterable[str]) -> None:
-        """Let a call wait with its texts; its first turn comes after those of all other calls."""
+        """Enqueue the texts of a call. Its first turn follows those of all waiting calls."""
         call = deque(texts)
         if call:
             self._calls.append(call)
 
-    def take(self, limit: int, wanted: Callable[[str], bool]) -> list[str]:
-        """The next texts, at most ``limit`` and each once, longest first; what is not wanted is dropped.
+    def take(self, limit: int, is_wanted: Callable[[str], bool]) -> list[str]:
+        """Dequeue up to ``limit`` distinct texts, longest first; drops texts that are not wanted.
 
-        Longest first keeps like lengths together, and lets short ones fill the gaps at the end.
+        This order groups texts of similar length, and short texts fill the gaps at the end.
         """
         taken: dict[str, None] = {}
         while self._calls and len(taken) < limit:
             call = self._calls.popleft()
             while call:
                 text = call.popleft()
-                if text not in taken and wanted(text):
+                if text not in taken and is_wanted(text):
                     taken[text] = None
                     break
             if call:

@@ -1,4 +1,4 @@
-"""Blocking embedding calls run in threads, questions apart from passages."""
+"""Thread pools for blocking embedding calls, separate for questions and passages."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -11,14 +11,14 @@ from schemas.search import Vector
 
 
 class EmbeddingThreadPools:
-    """Two thread pools around one blocking function, so that a question never queues behind passages.
+    """Two thread pools for one blocking function, so that a question is never queued behind passages.
 
-    While both lanes are full they share the cores evenly; a question then takes longer, but starts at once.
+    If both pools are busy, they share the cores evenly: a question takes longer, but starts immediately.
 
     Args:
-        embed: turns one text into one vector; called from many threads at a time.
+        embed: embeds one text; called from many threads concurrently.
         dimension: length of the vectors.
-        threads: calls at a time in each lane.
+        threads: threads of each pool.
     """
 
     def __init__(self, embed: Callable[[str], Vector], *, dimension: int, threads: int) -> None:
@@ -28,7 +28,7 @@ class EmbeddingThreadPools:
         self._queries = ThreadPoolExecutor(threads, thread_name_prefix="embed-query")
 
     async def passages(self, texts: Sequence[str]) -> Matrix:
-        """Vectors in the order of ``texts``. After a failure, or when cancelled, what has not begun never begins."""
+        """Vectors in the order of ``texts``. After a failure or cancellation, pending texts are not embedded."""
         if not texts:
             return np.empty((0, self._dimension), dtype=np.float32)
         runs = [self._passages.submit(self._embed, text) for text in texts]
@@ -39,10 +39,10 @@ class EmbeddingThreadPools:
                 run.cancel()
 
     async def query(self, text: str) -> Vector:
-        """Vector of one text, in the lane of questions."""
+        """Vector of a question."""
         return await asyncio.get_running_loop().run_in_executor(self._queries, self._embed, text)
 
     async def close(self) -> None:
-        """Drop what has not begun and wait for what has."""
+        """Cancel pending calls and wait for running ones."""
         for pool in (self._passages, self._queries):
             await asyncio.to_thread(pool.shutdown, cancel_futures=True)

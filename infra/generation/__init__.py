@@ -1,1 +1,1 @@
-"""Results to a written answer: one port and its generators."""
+"""Generators of answers from retrieved passages."""

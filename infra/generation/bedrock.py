@@ -1,8 +1,9 @@
-"""A language model on Amazon Bedrock, through its Converse API."""
+"""Language models on Amazon Bedrock, through the Converse API."""
 
 import asyncio
 import threading
-from collections.abc import AsyncGenerator, Generator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from collections.abc import Generator as SyncGenerator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final
@@ -10,11 +11,20 @@ from typing import TYPE_CHECKING, Any, Final
 import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
+from typing_extensions import override
 from urllib3.exceptions import HTTPError as Urllib3Error
 
-from infra.generation.port import AnswerPart, AnswerWithheld, GenerationError, GenerationThrottled, SourceText, Written
+from infra.generation.answer_reader import AnswerReader, read_answer
+from infra.generation.port import (
+    AnswerPart,
+    AnswerWithheld,
+    GenerationError,
+    GenerationThrottled,
+    Generator,
+    SourceText,
+    Written,
+)
 from infra.generation.prompt import Prompt, build_prompt
-from infra.generation.reading import AnswerReader, read_answer
 from schemas.queries import GeneratedAnswer
 from schemas.search import Vector
 
@@ -22,14 +32,14 @@ if TYPE_CHECKING:
     from mypy_boto3_bedrock_runtime import BedrockRuntimeClient
 
 CALLS: Final = 16
-"""Answers written at a time by one process."""
+"""Concurrent generations of a process."""
 
 _BUSY: Final = frozenset(
     {
         "ThrottlingException",
         "ServiceUnavailableException",
         "ModelNotReadyException",
-        # The same in the midst of a stream, where names begin small.
+        # Within a stream, names start in lower case.
         "throttlingException",
         "serviceUnavailableException",
     }
@@ -39,7 +49,7 @@ _DEFAULT_RETRY_AFTER_S: Final = 1.0
 
 
 def connect(region: str | None, *, timeout_s: float) -> "BedrockRuntimeClient":
-    """A client that retries once by itself, for somebody is waiting."""
+    """A client with one retry only, because a client waits for the answer."""
     return boto3.client(
         "bedrock-runtime",
         region_name=region,
@@ -52,13 +62,13 @@ def connect(region: str | None, *, timeout_s: float) -> "BedrockRuntimeClient":
     )
 
 
-class BedrockGenerator:
-    """Any Bedrock model that can converse.
+class BedrockGenerator(Generator):
+    """Any Bedrock model with the Converse API.
 
     Args:
-        client: whose retries are spent before an error is raised.
-        model: model or inference profile id.
-        max_tokens: longest answer.
+        client: client with its own retries.
+        model: id of the model or inference profile.
+        max_tokens: maximum length of an answer.
     """
 
     def __init__(self, client: "BedrockRuntimeClient", model: str, *, max_tokens: int) -> None:
@@ -66,41 +76,46 @@ class BedrockGenerator:
         self._model = model
         self._max_tokens = max_tokens
         self._threads = ThreadPoolExecutor(CALLS, thread_name_prefix="generate")
-        self.name = f"bedrock:{model}"
 
+    @property
+    @override
+    def name(self) -> str:
+        return f"bedrock:{self._model}"
+
+    @override
     async def answer(
         self,
         question: str,
         sources: Sequence[SourceText],
-        query_vector: Vector | None = None,  # noqa: ARG002 - the port's; language models take text
+        query_vector: Vector | None = None,
     ) -> GeneratedAnswer:
-        """See ``Generator``."""
         prompt = build_prompt(question, sources)
         text = await asyncio.get_running_loop().run_in_executor(self._threads, self._converse, prompt)
         return read_answer(text, sources)
 
+    @override
     async def stream(
         self,
         question: str,
         sources: Sequence[SourceText],
-        query_vector: Vector | None = None,  # noqa: ARG002 - as above
+        query_vector: Vector | None = None,
     ) -> AsyncGenerator[AnswerPart | Written, None]:
-        """See ``Generator``. The client blocks, so a thread reads; when this is closed it ends with the next event."""
+        # The client blocks, so a thread reads the events. After cancellation it ends with the next event.
         reader = AnswerReader(sources)
         usage: Mapping[str, int] = {}
         loop = asyncio.get_running_loop()
         events: asyncio.Queue[Any] = asyncio.Queue()
-        unwanted = threading.Event()
+        cancelled = threading.Event()
 
         def read() -> None:
             try:
                 with closing(self._converse_stream(build_prompt(question, sources))) as stream:
                     for event in stream:
-                        if unwanted.is_set():
+                        if cancelled.is_set():
                             return
                         loop.call_soon_threadsafe(events.put_nowait, event)
             finally:
-                with suppress(RuntimeError):  # a loop that is closed waits for nothing
+                with suppress(RuntimeError):  # the event loop is closed
                     loop.call_soon_threadsafe(events.put_nowait, None)
 
         reading = loop.run_in_executor(self._threads, read)
@@ -111,26 +126,29 @@ class BedrockGenerator:
                 if stop := event.get("messageStop"):
                     self._check(stop["stopReason"])
                 usage = event.get("metadata", {}).get("usage", usage)
-            await reading  # raises what ended it
+            await reading  # raises the error of the thread
         finally:
-            unwanted.set()
-            reading.cancel()  # where it has not begun
+            cancelled.set()
+            reading.cancel()  # if the thread has not started it
         yield reader.end()
         yield Written(reader.answer, usage.get("inputTokens"), usage.get("outputTokens"))
 
+    @override
     async def close(self) -> None:
-        """See ``Generator``."""
         await asyncio.to_thread(self._threads.shutdown, cancel_futures=True)
         self._client.close()
 
     def _converse(self, prompt: Prompt) -> str:
-        with self._failures_said():
+        with self._provider_errors():
             response = self._client.converse(**self._request(prompt))
         self._check(response["stopReason"])
         return "".join(block.get("text", "") for block in response["output"]["message"]["content"])
 
-    def _converse_stream(self, prompt: Prompt) -> Generator[Mapping[str, Any], None, None]:
-        with self._failures_said(), closing(self._client.converse_stream(**self._request(prompt))["stream"]) as stream:
+    def _converse_stream(self, prompt: Prompt) -> SyncGenerator[Mapping[str, Any], None, None]:
+        with (
+            self._provider_errors(),
+            closing(self._client.converse_stream(**self._request(prompt))["stream"]) as stream,
+        ):
             yield from stream
 
     def _request(self, prompt: Prompt) -> dict[str, Any]:
@@ -146,12 +164,14 @@ class BedrockGenerator:
             raise AnswerWithheld(f"{self._model} withheld its answer: {stop_reason}")
 
     @contextmanager
-    def _failures_said(self) -> Iterator[None]:
+    def _provider_errors(self) -> Iterator[None]:
         try:
             yield
         except ClientError as error:
             if error.response["Error"]["Code"] in _BUSY:
-                raise GenerationThrottled(f"{self._model} is busy", retry_after_s=_DEFAULT_RETRY_AFTER_S) from error
-            raise GenerationError(f"{self._model} refused: {error.response['Error']['Message']}") from error
+                raise GenerationThrottled(
+                    f"{self._model} throttled the call", retry_after_s=_DEFAULT_RETRY_AFTER_S
+                ) from error
+            raise GenerationError(f"{self._model} rejected the call: {error.response['Error']['Message']}") from error
         except (BotoCoreError, Urllib3Error) as error:
-            raise GenerationError(f"{self._model} did not answer: {error}") from error
+            raise GenerationError(f"{self._model} did not respond: {error}") from error

@@ -1,27 +1,29 @@
-"""The generator without a model: it answers in the sources' own sentences."""
+"""Generator without a language model: answers consist of sentences of the sources."""
 
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import replace
 from typing import Final
 
+from typing_extensions import override
+
 from infra.embedding.port import Embedder
-from infra.generation.port import NO_ANSWER, AnswerPart, SourceText, Written
+from infra.generation.port import NO_ANSWER, AnswerPart, Generator, SourceText, Written
 from infra.generation.ranking import Ranking, choose_sentences, rank_sentences
 from schemas.queries import Citation, GeneratedAnswer
 from schemas.search import Vector
 
 _COMPARED: Final = 8
-"""Best sentences whose vectors are compared: each costs a run of the model."""
+"""Number of best sentences whose vectors are compared. Each takes a run of the model."""
 
-_LIKENESS_WEIGHT: Final = 0.5
+_SIMILARITY_WEIGHT: Final = 0.5
 
 
-class ExtractiveGenerator:
-    """Picks the one to three sentences that answer best; the same answer for the same sources, always.
+class ExtractiveGenerator(Generator):
+    """Selects the one to three sentences that answer best. Deterministic.
 
     Args:
-        embedder: if given, the best sentences by words are ordered by likeness to the question's vector as well, at the
-            price of embedding them. Whether the sources are relevant is for the words to say.
+        embedder: if given, the best sentences by words are also ranked by similarity to the question's vector, which
+            requires embedding them. Relevance of the sources is decided by words only. Closed by the caller.
     """
 
     name = "extractive"
@@ -29,17 +31,18 @@ class ExtractiveGenerator:
     def __init__(self, embedder: Embedder | None = None) -> None:
         self._embedder = embedder
 
+    @override
     async def answer(
         self, question: str, sources: Sequence[SourceText], query_vector: Vector | None = None
     ) -> GeneratedAnswer:
-        """See ``Generator``."""
         parts = await self._parts(question, sources, query_vector)
         return _whole(parts)
 
+    @override
     async def stream(
         self, question: str, sources: Sequence[SourceText], query_vector: Vector | None = None
     ) -> AsyncGenerator[AnswerPart | Written, None]:
-        """See ``Generator``; each sentence is a part."""
+
         parts = await self._parts(question, sources, query_vector)
         for part in parts:
             yield part
@@ -50,19 +53,20 @@ class ExtractiveGenerator:
     ) -> tuple[AnswerPart, ...]:
         ranking = rank_sentences(question, sources)
         if self._embedder and query_vector is not None and ranking.candidates:
-            ranking = await _order_by_likeness(ranking, self._embedder, query_vector)
+            ranking = await _rank_by_similarity(ranking, self._embedder, query_vector)
         picks = choose_sentences(ranking)
         if not picks:
             return (AnswerPart(NO_ANSWER),)
         return tuple(
             AnswerPart(
-                f"{' ' if place else ''}{pick.text} [{pick.source}]", (Citation(source=pick.source, quote=pick.quote),)
+                f"{' ' if number else ''}{pick.text} [{pick.source}]", (Citation(source=pick.source, quote=pick.quote),)
             )
-            for place, pick in enumerate(picks)
+            for number, pick in enumerate(picks)
         )
 
+    @override
     async def close(self) -> None:
-        """See ``Generator``. The embedder belongs to whoever opened it."""
+        pass  # the embedder is closed by the caller
 
 
 def _whole(parts: Sequence[AnswerPart]) -> GeneratedAnswer:
@@ -71,14 +75,14 @@ def _whole(parts: Sequence[AnswerPart]) -> GeneratedAnswer:
     )
 
 
-async def _order_by_likeness(ranking: Ranking, embedder: Embedder, query_vector: Vector) -> Ranking:
+async def _rank_by_similarity(ranking: Ranking, embedder: Embedder, query_vector: Vector) -> Ranking:
     compared = ranking.candidates[:_COMPARED]
-    likeness = await embedder.embed_passages([candidate.text for candidate in compared]) @ query_vector
-    # Models differ in what they call alike; only the spread within these sentences tells.
-    spread = float(likeness.max() - likeness.min()) or 1.0
+    similarities = await embedder.embed_passages([candidate.text for candidate in compared]) @ query_vector
+    # The range of similarities differs between models, so they are normalized over these sentences.
+    spread = float(similarities.max() - similarities.min()) or 1.0
     scored = [
-        replace(candidate, score=candidate.score + _LIKENESS_WEIGHT * float(like - likeness.min()) / spread)
-        for candidate, like in zip(compared, likeness, strict=True)
+        replace(candidate, score=candidate.score + _SIMILARITY_WEIGHT * float(similarity - similarities.min()) / spread)
+        for candidate, similarity in zip(compared, similarities, strict=True)
     ]
-    scored.sort(key=lambda candidate: (-candidate.score, candidate.place))
-    return Ranking((*scored, *ranking.candidates[_COMPARED:]), ranking.shares)
+    scored.sort(key=lambda candidate: (-candidate.score, candidate.index))
+    return Ranking((*scored, *ranking.candidates[_COMPARED:]), ranking.weights)

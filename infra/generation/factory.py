@@ -1,4 +1,4 @@
-"""The generator that the settings ask for."""
+"""Creation of the generator from the settings."""
 
 from infra.embedding.port import Embedder
 from infra.generation.bedrock import BedrockGenerator, connect
@@ -9,20 +9,20 @@ from infra.settings import GenerationSettings
 
 
 def open_generator(settings: GenerationSettings, embedder: Embedder | None = None) -> Generator:
-    """Make the generator; ``embedder`` lets the extractive one compare meanings too (see there for its price).
+    """Open the configured generator. ``embedder`` is used by ``ExtractiveGenerator`` only.
 
     Raises:
-        ValueError: a setting that the provider needs is missing.
+        ValueError: a setting that the provider requires is missing.
     """
     if settings.provider == "extractive":
         return ExtractiveGenerator(embedder)
     if not settings.model:
-        raise ValueError(f"generator.model is not set: name the model that {settings.provider} is to use")
+        raise ValueError(f"generator.model is not set: set it to a model of {settings.provider}")
     if settings.provider == "bedrock":
         client = connect(settings.region, timeout_s=settings.timeout_s)
         return BedrockGenerator(client, settings.model, max_tokens=settings.max_tokens)
     if not settings.base_url:
-        raise ValueError("generator.base_url is not set: give the endpoint, such as http://127.0.0.1:8000/v1")
+        raise ValueError("generator.base_url is not set: set it to the endpoint, such as http://127.0.0.1:8000/v1")
     return OpenAIGenerator(
         settings.base_url,
         settings.model,

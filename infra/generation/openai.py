@@ -1,4 +1,4 @@
-"""A language model behind any endpoint that speaks OpenAI's chat completions."""
+"""Language models with the chat completions API of OpenAI."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Iterator, Sequence
@@ -7,10 +7,19 @@ from typing import Any, Final
 
 import httpx
 from pydantic import SecretStr, ValidationError
+from typing_extensions import override
 
-from infra.generation.port import AnswerPart, AnswerWithheld, GenerationError, GenerationThrottled, SourceText, Written
+from infra.generation.answer_reader import AnswerReader, read_answer
+from infra.generation.port import (
+    AnswerPart,
+    AnswerWithheld,
+    GenerationError,
+    GenerationThrottled,
+    Generator,
+    SourceText,
+    Written,
+)
 from infra.generation.prompt import build_prompt
-from infra.generation.reading import AnswerReader, read_answer
 from schemas.models import Message
 from schemas.queries import GeneratedAnswer
 from schemas.search import Vector
@@ -43,15 +52,15 @@ class _Completion(Message):
     usage: _Usage | None = None
 
 
-class OpenAIGenerator:
-    """Any OpenAI-compatible model.
+class OpenAIGenerator(Generator):
+    """A model of any OpenAI-compatible endpoint.
 
     Args:
-        base_url: what stands before ``/chat/completions``, such as ``http://127.0.0.1:8000/v1``.
-        model: model id there.
-        api_key: sent as bearer token, if there is one.
-        max_tokens: longest answer.
-        timeout_s: longest wait for an answer.
+        base_url: URL without ``/chat/completions``, such as ``http://127.0.0.1:8000/v1``.
+        model: id of the model.
+        api_key: bearer token, or None.
+        max_tokens: maximum length of an answer.
+        timeout_s: timeout of an answer.
     """
 
     def __init__(
@@ -65,33 +74,38 @@ class OpenAIGenerator:
             headers={"Authorization": f"Bearer {api_key.get_secret_value()}"} if api_key else None,
             timeout=httpx.Timeout(timeout_s, connect=min(timeout_s, _CONNECT_TIMEOUT_S)),
         )
-        self.name = f"openai:{model}"
 
+    @property
+    @override
+    def name(self) -> str:
+        return f"openai:{self._model}"
+
+    @override
     async def answer(
         self,
         question: str,
         sources: Sequence[SourceText],
-        query_vector: Vector | None = None,  # noqa: ARG002 - the port's; language models take text
+        query_vector: Vector | None = None,
     ) -> GeneratedAnswer:
-        """See ``Generator``."""
-        with self._failures_said():
+        with self._provider_errors():
             response = await self._client.post("chat/completions", json=self._request(question, sources))
         self._check(response)
         choice = self._choice(self._completion(response.content))
         if choice is None:
-            raise GenerationError(f"{self._model} answered with no chat completion")
+            raise GenerationError(f"{self._model} returned no chat completion")
         return read_answer(choice.message.content or "", sources)
 
+    @override
     async def stream(
         self,
         question: str,
         sources: Sequence[SourceText],
-        query_vector: Vector | None = None,  # noqa: ARG002 - as above
+        query_vector: Vector | None = None,
     ) -> AsyncGenerator[AnswerPart | Written, None]:
-        """See ``Generator``. Closing it closes the connection, which is how these endpoints are told to stop."""
+        # Closing the generator closes the connection, which cancels the generation at these endpoints.
         streaming = {"stream": True, "stream_options": {"include_usage": True}}
         reader, usage = AnswerReader(sources), _Usage()
-        with self._failures_said():
+        with self._provider_errors():
             async with asyncio.timeout(self._timeout_s):
                 request = self._request(question, sources) | streaming
                 async with self._client.stream("POST", "chat/completions", json=request) as response:
@@ -106,8 +120,8 @@ class OpenAIGenerator:
         yield reader.end()
         yield Written(reader.answer, usage.prompt_tokens, usage.completion_tokens)
 
+    @override
     async def close(self) -> None:
-        """See ``Generator``."""
         await self._client.aclose()
 
     def _request(self, question: str, sources: Sequence[SourceText]) -> dict[str, Any]:
@@ -120,27 +134,27 @@ class OpenAIGenerator:
         }
 
     @contextmanager
-    def _failures_said(self) -> Iterator[None]:
+    def _provider_errors(self) -> Iterator[None]:
         try:
             yield
         except (httpx.HTTPError, TimeoutError) as error:
-            raise GenerationError(f"{self._model} did not answer: {type(error).__name__} {error}") from error
+            raise GenerationError(f"{self._model} did not respond: {type(error).__name__} {error}") from error
 
     def _check(self, response: httpx.Response) -> None:
         if response.status_code in _BUSY:
-            raise GenerationThrottled(f"{self._model} is busy", retry_after_s=_retry_after_s(response))
+            raise GenerationThrottled(f"{self._model} throttled the call", retry_after_s=_retry_after_s(response))
         if not response.is_success:
-            # The body stays out of the message: some servers repeat the key in it.
-            raise GenerationError(f"{self._model} refused with status {response.status_code}")
+            # Without the body: some servers include the key in it.
+            raise GenerationError(f"{self._model} responded with status {response.status_code}")
 
     def _completion(self, body: bytes | str) -> _Completion:
         try:
             return _Completion.model_validate_json(body)
         except ValidationError as error:
-            raise GenerationError(f"{self._model} answered with no chat completion") from error
+            raise GenerationError(f"{self._model} returned no chat completion") from error
 
     def _choice(self, completion: _Completion) -> _Choice | None:
-        """The one choice; the event that tells the usage has none."""
+        """The choice of a completion; None for the event that reports token usage."""
         choice = next(iter(completion.choices), None)
         if choice is not None and choice.finish_reason == _WITHHELD:
             raise AnswerWithheld(f"{self._model} withheld its answer: {_WITHHELD}")
@@ -148,7 +162,7 @@ class OpenAIGenerator:
 
 
 async def _events(response: httpx.Response) -> AsyncGenerator[str, None]:
-    """Data of each server-sent event; these endpoints put one on a line."""
+    """Data of each server-sent event. These endpoints send one line per event."""
     async for line in response.aiter_lines():
         data = line.removeprefix(_DATA).strip() if line.startswith(_DATA) else ""
         if data == _DONE:

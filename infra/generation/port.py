@@ -1,4 +1,4 @@
-"""What the rest of Freshline knows of generators."""
+"""Port of generators."""
 
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
@@ -8,22 +8,22 @@ from schemas.queries import Citation, GeneratedAnswer
 from schemas.search import Vector
 
 NO_ANSWER: Final = "The sources do not answer this question."
-"""The whole text of an answer where the sources hold nothing that bears on the question; it has no citations."""
+"""Text of an answer if the sources are not relevant to the question. It has no citations."""
 
 
 class GenerationError(Exception):
-    """No answer was written."""
+    """No answer was generated."""
 
 
 class AnswerWithheld(GenerationError):
-    """The model would not answer this question from these sources, or said nothing; others it may answer."""
+    """The model declined to answer this question from these sources, or returned no text."""
 
 
 class GenerationThrottled(GenerationError):
-    """The provider takes no more for now; nothing is wrong with the question.
+    """The provider rejects calls for now, whatever the question.
 
     Attributes:
-        retry_after_s: when to come back; the provider's word, or a guess where it gave none.
+        retry_after_s: seconds to wait, as the provider requests or by default.
     """
 
     def __init__(self, message: str, *, retry_after_s: float) -> None:
@@ -33,7 +33,7 @@ class GenerationThrottled(GenerationError):
 
 @dataclass(frozen=True, slots=True)
 class SourceText:
-    """A result to answer from, numbered from 1 as the answer cites it."""
+    """A source for the answer. Numbers start at 1; answers cite them."""
 
     number: int
     text: str
@@ -42,7 +42,7 @@ class SourceText:
 
 @dataclass(frozen=True, slots=True)
 class AnswerPart:
-    """Some more of an answer: its text, and the citations that are new with it."""
+    """A part of an answer: text, and citations that did not occur before."""
 
     text: str
     citations: tuple[Citation, ...] = ()
@@ -50,12 +50,12 @@ class AnswerPart:
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """The end of a stream: the answer as a whole, and what it has cost.
+    """The end of a stream: the complete answer, and token usage.
 
     Attributes:
-        answer: its text is that of all parts, its citations are those of all parts.
-        input_tokens: read by the model; None where it does not tell, or is none.
-        output_tokens: written by it.
+        answer: text and citations of all parts.
+        input_tokens: tokens that the model read; None if not reported, or without a model.
+        output_tokens: tokens that the model generated; None likewise.
     """
 
     answer: GeneratedAnswer
@@ -64,33 +64,33 @@ class Written:
 
 
 class Generator(Protocol):
-    """Writes an answer that stands on the sources and on nothing else."""
+    """Generates answers from sources only."""
 
     @property
     def name(self) -> str:
-        """What writes, model included: answers of different names never share a cache entry."""
+        """Provider and model. Part of the cache key of answers."""
         ...
 
     async def answer(
         self, question: str, sources: Sequence[SourceText], query_vector: Vector | None = None
     ) -> GeneratedAnswer:
-        """Answer from the sources, best first; ``query_vector`` is the question's, for those that compare vectors.
+        """Generate an answer from the sources, best first. ``query_vector`` is the embedding of the question.
 
         Raises:
-            GenerationThrottled: come back later.
-            GenerationError: no answer was written.
+            GenerationThrottled: the provider rejects calls for now.
+            GenerationError: no answer was generated.
         """
         ...
 
     def stream(
         self, question: str, sources: Sequence[SourceText], query_vector: Vector | None = None
     ) -> AsyncGenerator[AnswerPart | Written, None]:
-        """The same, part by part as it is written; the last item, and only that one, is ``Written``.
+        """Like ``answer``, in parts. The last item, and only that one, is ``Written``.
 
-        Closing it early ends the work, at the provider too. Raises as ``answer`` does, in the midst too.
+        Closing the iterator early cancels the generation at the provider. Errors may occur after some parts.
         """
         ...
 
     async def close(self) -> None:
-        """Free connections; the generator is not usable afterwards."""
+        """Close connections. The generator cannot be used afterwards."""
         ...

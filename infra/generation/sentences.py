@@ -1,4 +1,4 @@
-"""Sentences of a Markdown text, and the words that tell them apart. Pure."""
+"""Sentences of Markdown texts and their significant words. Pure."""
 
 import re
 from collections.abc import Iterator
@@ -6,8 +6,8 @@ from functools import lru_cache
 from typing import Final
 
 _SKIPPED: Final = re.compile(
-    r"""  \#{1,6}\s               # a heading names a thing and says nothing of it
-        | (?=.*---) [\s:|-]+ $    # a rule, or the line under a table's head
+    r"""  \#{1,6}\s               # a heading
+        | (?=.*---) [\s:|-]+ $    # a rule, or the delimiter row of a table
         | <!--
     """,
     re.VERBOSE,
@@ -15,7 +15,7 @@ _SKIPPED: Final = re.compile(
 _FENCES: Final = ("```", "~~~")
 _MARKER: Final = re.compile(r"\s*(?:>\s?)*(?:(?:[-*+]|\d{1,3}[.)])\s+(?:\[[ xX]\]\s+)?)?")
 _CLOSING: Final = "\"')*_`\u201d\u2019"
-# The lookbehind keeps a long row of dots, as tables of contents have, from being tried at each dot.
+# The lookbehind avoids quadratic time for long rows of dots, as in tables of contents.
 _END: Final = re.compile(rf"(?<![.!?])[.!?]+[{_CLOSING}]*\s+(?=[\"'(\[*_`\u201c\u2018]*[A-Z0-9])")
 _ABBREVIATED: Final = re.compile(
     r"\b(?:[A-Za-z]|e\.g|i\.e|vs|cf|al|Dr|Mr|Mrs|Ms|St|Nos?|[Ff]igs?|Inc|Ltd|Corp|approx|dept)\.$"
@@ -30,24 +30,21 @@ _COMMON: Final = frozenset(
     for from get gets give go had has have having he her here his how i if in into is it its just let like many may me
     might more most much must my no nor not of on once only or our out over own s same shall she should so some such t
     tell than that the their them then there these they this those through to too under until up us very was we were
-    what when where which while who whom whose why will with would you your""".split()  # noqa: SIM905 - as a list, it takes a page
+    what when where which while who whom whose why will with would you your""".split()  # noqa: SIM905 - a list would take a page
 )
 
 
 def split_sentences(text: str) -> list[str]:
-    """The sentences, list items and table rows of a Markdown text, each exactly as it stands there.
-
-    Headings and code are left out.
-    """
+    """Sentences, list items and table rows of a Markdown text, verbatim. Headings and code are omitted."""
     return [sentence for block in _blocks(text) for sentence in _sentences(block)]
 
 
 def clean(sentence: str) -> str:
-    """The sentence as part of an answer: on one line, complete, and with no markup that reaches beyond it."""
+    """Convert a sentence for use in an answer: one line, with final punctuation, without unbalanced markup."""
     if _is_row(sentence):
         sentence = ", ".join(cell.strip() for cell in sentence.strip().strip("|").split("|") if cell.strip())
     sentence = _LINK.sub(lambda link: "" if link[1] else link[2], sentence)
-    # A number in brackets would read as a citation of ours.
+    # A number in brackets would be interpreted as a citation.
     sentence = _NUMBER_IN_BRACKETS.sub(r"(\1)", sentence)
     for mark in _PAIRED:
         if sentence.count(mark) % 2:
@@ -57,17 +54,17 @@ def clean(sentence: str) -> str:
 
 
 def words(text: str) -> frozenset[str]:
-    """The telling words of a text, without endings; all of its words where none is telling."""
+    """Significant words of a text, stemmed; all of its words if none is significant."""
     found = _WORD.findall(text.lower())
     return frozenset(_stem(word) for word in found if word not in _COMMON) or frozenset(found)
 
 
 def _blocks(text: str) -> Iterator[str]:
-    """Paragraphs, list items and table rows, without the marks before them."""
+    """Paragraphs, list items and table rows, without their markers."""
     in_code = False
     start = end = position = 0
     for line in text.splitlines(keepends=True):
-        body = line.lstrip()  # no pattern starts with blanks, which a document may have without end
+        body = line.lstrip()  # no pattern starts with spaces, of which a document may have many
         is_fence = body.startswith(_FENCES)
         is_outside = is_fence or in_code or not body or bool(_SKIPPED.match(body))
         in_code ^= is_fence
@@ -101,10 +98,10 @@ def _sentences(block: str) -> Iterator[str]:
 
 @lru_cache(maxsize=32_768)
 def _stem(word: str) -> str:
-    """Cut the commonest English endings: enough for a word to meet its other forms, and the same for both."""
+    """Remove the most common English suffixes, so that forms of a word are equal."""
     if word.endswith("ss"):
         return word
     for ending in ("ies", "ing", "ied", "es", "ed", "s", "y", "e"):
-        if word.endswith(ending) and len(word) - len(ending) >= 3:  # noqa: PLR2004 - shorter stems say nothing
+        if word.endswith(ending) and len(word) - len(ending) >= 3:  # noqa: PLR2004 - minimum length of a stem
             return word[: -len(ending)]
     return word

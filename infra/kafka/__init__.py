@@ -1,1 +1,1 @@
-"""The streams."""
+"""Kafka: producer, topics, record encoding and dead letters."""

@@ -1,4 +1,4 @@
-"""Messages as Kafka records: JSON values, CloudEvents 1.0 attributes in binary mode.
+"""Encoding of messages as Kafka records: JSON values, with CloudEvents 1.0 attributes in binary mode.
 
 See https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/bindings/kafka-protocol-binding.md
 """
@@ -21,7 +21,7 @@ M = TypeVar("M", bound=StreamMessage)
 
 
 class Undecodable(ValueError):
-    """The record is no message of the expected type and version; trying again cannot help."""
+    """The record is not a message of the expected type and version. Retries are useless."""
 
 
 def encode_event(event: DocumentEvent, traceparent: str | None = None) -> Record:
@@ -31,7 +31,7 @@ def encode_event(event: DocumentEvent, traceparent: str | None = None) -> Record
 
 
 def encode_plan(plan: ChunkPlan, partition: int, traceparent: str | None = None) -> Record:
-    """The record of a chunk plan, on the lane of its event."""
+    """The record of a chunk plan, in the partition of its event."""
     event = plan.event
     headers = _headers(ChunkPlan, event.event_id, event.key, plan.chunked_ms, traceparent)
     value = plan.model_dump_json(exclude_defaults=True).encode()
@@ -39,7 +39,7 @@ def encode_plan(plan: ChunkPlan, partition: int, traceparent: str | None = None)
 
 
 def encode_change(change: IndexChange, partition: int, traceparent: str | None = None) -> Record:
-    """The record of an index change, on the lane of its event."""
+    """The record of an index change, in the partition of its event."""
     key = DocumentKey(change.tenant, change.document_id)
     at_ms = change.times.searchable_ms or change.times.accepted_ms
     headers = _headers(IndexChange, change.event_id, key, at_ms, traceparent)
@@ -48,7 +48,7 @@ def encode_change(change: IndexChange, partition: int, traceparent: str | None =
 
 
 def encode_ended(ended: EventEnded, partition: int, traceparent: str | None = None) -> Record:
-    """The record of an event's end, on the lane of the event."""
+    """The record of an event's end, in the partition of the event."""
     key = DocumentKey(ended.tenant, ended.document_id)
     status = ended.status
     at_ms = status.accepted_ms + max(status.stages_ms.values(), default=0.0)
@@ -58,27 +58,27 @@ def encode_ended(ended: EventEnded, partition: int, traceparent: str | None = No
 
 
 def decode(model: type[M], value: bytes | None, headers: Iterable[tuple[str, bytes]]) -> M:
-    """The message in a record.
+    """Decode the message of a record.
 
     Raises:
-        Undecodable: wrong type or version, no JSON, or a missing or malformed field; the message names which.
+        Undecodable: the type or version differs, the value is not JSON, or the named field is missing or invalid.
     """
     declared = header(headers, "ce_type")
     expected = EVENT_TYPES[model]
     if declared is not None and declared != expected:
-        raise Undecodable(f"record of type {declared!r} where {expected!r} was expected")
+        raise Undecodable(f"the record has type {declared!r}, expected {expected!r}")
     if value is None:
-        raise Undecodable("record without a value")
+        raise Undecodable("the record has no value")
     try:
         return cast("M", model.model_validate_json(value))
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(str(part) for part in first["loc"]) or "value"
-        raise Undecodable(f"{model.__name__}: {where}: {first['msg']}") from error
+        field = ".".join(str(part) for part in first["loc"]) or "value"
+        raise Undecodable(f"{model.__name__}: {field}: {first['msg']}") from error
 
 
 def header(headers: Iterable[tuple[str, bytes]], name: str) -> str | None:
-    """The text of a header, or None."""
+    """Value of a header as text, or None."""
     for key, value in headers:
         if key == name:
             return value.decode("utf-8", "replace")

@@ -1,4 +1,4 @@
-"""In-memory twin of the streams, for simulation: partitions, offsets, key routing, size limits."""
+"""In-memory streams, for tests and simulation: partitions, offsets, partitioning by key, size limits."""
 
 from collections import defaultdict
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
@@ -7,16 +7,20 @@ from typing import Any
 from uuid import uuid4
 from zlib import crc32
 
-from infra.kafka.port import Placed, check_sizes
+from typing_extensions import override
+
+from infra.kafka.port import DocumentLog, Producer, RecordMetadata, check_sizes
 from schemas.records import Record
 from schemas.topics import Topic
 
 
-class MemoryStreams:
-    """All topics of one broker. Records are kept for ever; ``log`` is what a consumer would read.
+class MemoryStreams(Producer, DocumentLog):
+    """All topics of one broker, with unlimited retention.
 
     Attributes:
-        indexed: whether the steps are through with every event, which nobody tells the twin.
+        id: id of the document log.
+        indexed: result of ``is_indexed``; set by tests.
+        log: records by topic and partition.
     """
 
     def __init__(self, partitions: int) -> None:
@@ -25,45 +29,46 @@ class MemoryStreams:
         self.indexed = True
         self.log: dict[tuple[str, int], list[Record]] = defaultdict(list)
 
-    async def send(self, record: Record) -> Placed:
-        """See ``Producer.send``. The partition of a key differs from Kafka's; that equal keys share one does not."""
+    @override
+    async def send(self, record: Record) -> RecordMetadata:
+        # Other partitions than in Kafka, but equal keys share one too.
         return (await self.send_all([record]))[0]
 
-    async def send_all(self, records: Sequence[Record]) -> list[Placed]:
-        """See ``Producer.send_all``."""
+    @override
+    async def send_all(self, records: Sequence[Record]) -> list[RecordMetadata]:
         check_sizes(records)
-        return [self._place(record) for record in records]
+        return [self._append(record) for record in records]
 
     async def read_to_end(self, topic: Topic) -> AsyncIterator[Any]:
-        """As ``infra.kafka.reading.read_to_end``: records with the attributes of aiokafka's that we read."""
+        """Like ``infra.kafka.topic_reader.read_to_end``: records with the attributes of aiokafka that are used."""
         for partition in range(self._partitions):
-            async for record in self.read_lane(topic, partition, offset=0, since_ms=0):
+            async for record in self.read_partition(topic, partition, offset=0, since_ms=0):
                 yield record
 
-    async def read_lane(
+    async def read_partition(
         self,
         topic: Topic,
         partition: int,
         *,
         offset: int,
-        since_ms: float,  # noqa: ARG002 - all are of the same time
+        since_ms: float,  # noqa: ARG002 - all records have the same time
     ) -> AsyncGenerator[Any, None]:
-        """See ``ReadLane``."""
+        """Implements ``ReadPartition``."""
         for at, record in enumerate(list(self.log[topic.name, partition])):
             if at >= offset:
-                told = {"key": record.key, "value": record.value, "headers": record.headers}
-                yield SimpleNamespace(partition=partition, offset=at, timestamp=0, **told)
+                content = {"key": record.key, "value": record.value, "headers": record.headers}
+                yield SimpleNamespace(partition=partition, offset=at, timestamp=0, **content)
 
+    @override
     async def log_id(self) -> str:
-        """See ``DocumentLog.log_id``."""
         return self.id
 
-    async def is_indexed(self, *, timeout_s: float) -> bool:  # noqa: ARG002 - nothing is waited for
-        """See ``DocumentLog.is_indexed``."""
+    @override
+    async def is_indexed(self, *, timeout_s: float) -> bool:
         return self.indexed
 
-    def _place(self, record: Record) -> Placed:
+    def _append(self, record: Record) -> RecordMetadata:
         partition = crc32(record.key) % self._partitions if record.partition is None else record.partition
-        lane = self.log[record.topic, partition]
-        lane.append(record)
-        return Placed(partition, len(lane) - 1)
+        log = self.log[record.topic, partition]
+        log.append(record)
+        return RecordMetadata(partition, len(log) - 1)

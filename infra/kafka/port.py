@@ -1,4 +1,4 @@
-"""What the rest of Freshline asks of the streams."""
+"""Port of the streams."""
 
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any, NamedTuple, Protocol
@@ -8,65 +8,65 @@ from schemas.topics import MAX_RECORD_BYTES, Topic
 
 
 class StreamUnavailable(Exception):
-    """The broker did not acknowledge in time. The record may or may not be in the stream: producing again is safe."""
+    """No broker responded in time. A record may or may not be in the stream; a retry is safe."""
 
 
 class RecordTooLarge(Exception):
-    """The record exceeds what the stream takes; larger content travels by blob reference."""
+    """The record exceeds ``MAX_RECORD_BYTES``. Larger contents are stored as blobs."""
 
 
 def check_sizes(records: Sequence[Record]) -> None:
-    """Refuse what the stream would, before any of ``records`` is sent.
+    """Check the size of records before any of them is sent.
 
     Raises:
-        RecordTooLarge: see there.
+        RecordTooLarge: a record exceeds ``MAX_RECORD_BYTES``.
     """
     for record in records:
         if len(record.value) > MAX_RECORD_BYTES:
             raise RecordTooLarge(f"record of {len(record.value)} bytes exceeds {MAX_RECORD_BYTES}")
 
 
-class Placed(NamedTuple):
-    """Where the broker put a record."""
+class RecordMetadata(NamedTuple):
+    """Partition and offset of an acknowledged record."""
 
     partition: int
     offset: int
 
 
-class ReadLane(Protocol):
-    """Reads one partition of a topic up to its present end."""
+class ReadPartition(Protocol):
+    """Reads one partition of a topic up to its current end."""
 
     def __call__(self, topic: Topic, partition: int, /, *, offset: int, since_ms: float) -> AsyncGenerator[Any, None]:
-        """Records with aiokafka's attributes, in their order, from the earlier of two places on.
+        """Records with the attributes of aiokafka, in order, starting at the earlier of an offset and a time.
 
         Args:
-            topic: see there.
-            partition: see there.
-            offset: one place; it may be below the first record, or above the last.
-            since_ms: the other, by the time at which records were sent; epoch milliseconds.
+            topic: topic to read.
+            partition: partition to read.
+            offset: first offset; may be below the first record, or above the last.
+            since_ms: timestamp of the first record, in epoch milliseconds.
 
         Raises:
-            StreamUnavailable: the brokers do not answer.
+            StreamUnavailable: no broker responds.
         """
         ...
 
 
 class DocumentLog(Protocol):
-    """The log of document events as a whole."""
+    """The log of document events."""
 
     async def log_id(self) -> str:
-        """Which log this is: the same for as long as it lives, and another where it was made anew.
+        """Id of the log. A log that is deleted and created again has another id.
 
         Raises:
-            StreamUnavailable: it cannot be told.
+            StreamUnavailable: no broker responds.
         """
         ...
 
     async def is_indexed(self, *, timeout_s: float) -> bool:
-        """Whether every event that is in the log now has been indexed or has ended, waiting so long for it at most.
+        """Wait until every current event of the log is indexed or has ended; False at the timeout.
 
         Raises:
-            StreamUnavailable: it cannot be told.
+            StreamUnavailable: no broker responds.
         """
         ...
 
@@ -74,15 +74,15 @@ class DocumentLog(Protocol):
 class Producer(Protocol):
     """Durable, idempotent production."""
 
-    async def send(self, record: Record) -> Placed:
-        """Return once all in-sync replicas have the record.
+    async def send(self, record: Record) -> RecordMetadata:
+        """Send a record; returns once all in-sync replicas have it.
 
         Raises:
-            StreamUnavailable: not acknowledged within the time limit.
-            RecordTooLarge: larger than the stream takes.
+            StreamUnavailable: not acknowledged in time.
+            RecordTooLarge: the record exceeds ``MAX_RECORD_BYTES``.
         """
         ...
 
-    async def send_all(self, records: Sequence[Record]) -> list[Placed]:
-        """The same for several records at once; those of one partition keep their order."""
+    async def send_all(self, records: Sequence[Record]) -> list[RecordMetadata]:
+        """Send several records. Records of one partition keep their order."""
         ...

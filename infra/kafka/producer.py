@@ -1,4 +1,4 @@
-"""The producer of all records: idempotent, acknowledged by all in-sync replicas."""
+"""Idempotent Kafka producer; records are acknowledged by all in-sync replicas."""
 
 import asyncio
 from collections.abc import Sequence
@@ -6,21 +6,22 @@ from typing import TYPE_CHECKING, Final, Self
 
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError, MessageSizeTooLargeError
+from typing_extensions import override
 
-from infra.kafka.port import Placed, RecordTooLarge, StreamUnavailable, check_sizes
+from infra.kafka.port import Producer, RecordMetadata, RecordTooLarge, StreamUnavailable, check_sizes
 from infra.kafka.security import client_options
 from infra.settings import Settings
 from schemas.records import Record
 from schemas.topics import MAX_RECORD_BYTES
 
 if TYPE_CHECKING:
-    from aiokafka.structs import RecordMetadata
+    from aiokafka.structs import RecordMetadata as KafkaMetadata
 
 SEND_TIMEOUT_S: Final = 10.0
 
 
-class KafkaProducer:
-    """One connection set to the brokers; safe to share by all tasks of an event loop."""
+class KafkaProducer(Producer):
+    """Kafka producer. All tasks of an event loop may share it."""
 
     def __init__(self, client: AIOKafkaProducer, settings: Settings) -> None:
         self._client = client
@@ -31,14 +32,14 @@ class KafkaProducer:
         """Connect.
 
         Raises:
-            StreamUnavailable: no broker answers.
+            StreamUnavailable: no broker responds.
         """
         client = AIOKafkaProducer(
             **client_options(settings.kafka),
             acks="all",
             enable_idempotence=True,
-            # No lingering: the first record leaves at once, and those that come while it is under way share the next
-            # request. Waiting to fill batches would cost every single edit that time three times over.
+            # The first record is sent immediately; records produced meanwhile share the next request. Lingering would
+            # delay each edit at three steps.
             linger_ms=0,
             request_timeout_ms=int(SEND_TIMEOUT_S * 1000),
             max_request_size=MAX_RECORD_BYTES + 100_000,
@@ -50,28 +51,28 @@ class KafkaProducer:
             if not isinstance(error, KafkaError):
                 raise
             servers = settings.kafka.bootstrap_servers
-            raise StreamUnavailable(f"no Kafka broker answers at {servers}: {error}") from error
+            raise StreamUnavailable(f"no Kafka broker responded at {servers}: {error}") from error
         return cls(client, settings)
 
-    async def send(self, record: Record) -> Placed:
-        """See ``Producer.send``."""
+    @override
+    async def send(self, record: Record) -> RecordMetadata:
         return (await self.send_all([record]))[0]
 
-    async def send_all(self, records: Sequence[Record]) -> list[Placed]:
-        """See ``Producer.send_all``."""
+    @override
+    async def send_all(self, records: Sequence[Record]) -> list[RecordMetadata]:
         check_sizes(records)
         try:
-            # Handed over one after the other, which fixes their order, then awaited together.
-            under_way = [await self._hand_over(record) for record in records]
+            # Enqueued sequentially, which defines their order, then awaited together.
+            acknowledgements = [await self._enqueue(record) for record in records]
             async with asyncio.timeout(SEND_TIMEOUT_S):
-                placed = [await asyncio.shield(acked) for acked in under_way]
+                acknowledged = [await asyncio.shield(one) for one in acknowledgements]
         except MessageSizeTooLargeError as error:
             raise RecordTooLarge(str(error)) from error
         except (KafkaError, TimeoutError) as error:
             raise StreamUnavailable(f"a record was not acknowledged: {error!r}") from error
-        return [Placed(metadata.partition, metadata.offset) for metadata in placed]
+        return [RecordMetadata(metadata.partition, metadata.offset) for metadata in acknowledged]
 
-    async def _hand_over(self, record: Record) -> "asyncio.Future[RecordMetadata]":
+    async def _enqueue(self, record: Record) -> "asyncio.Future[KafkaMetadata]":
         return await self._client.send(  # type: ignore[no-any-return]  # aiokafka is not typed
             self._names.topic(record.topic),
             value=record.value,
@@ -81,16 +82,16 @@ class KafkaProducer:
         )
 
     async def ready(self) -> None:
-        """Check that a broker answers.
+        """Check that a broker responds.
 
         Raises:
-            StreamUnavailable: none does.
+            StreamUnavailable: no broker responds.
         """
         try:
             await asyncio.wait_for(self._client.client.force_metadata_update(), SEND_TIMEOUT_S)
         except (KafkaError, TimeoutError) as error:
-            raise StreamUnavailable(f"no Kafka broker answers: {error!r}") from error
+            raise StreamUnavailable(f"no Kafka broker responded: {error!r}") from error
 
     async def close(self) -> None:
-        """Send what is under way, then disconnect."""
+        """Send pending records, then disconnect."""
         await self._client.stop()

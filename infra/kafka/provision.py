@@ -1,4 +1,4 @@
-"""Topics: created from the table, checked against it, measured for lag."""
+"""Administration of topics: creation, checks and consumer lag."""
 
 import asyncio
 from collections.abc import Collection, Mapping
@@ -24,20 +24,20 @@ _VISIBLE_S: Final = 30.0
 _POLL_S: Final = 0.05
 
 _while_groups_start = stamina.retry(on=GroupCoordinatorNotAvailableError, timeout=15.0)
-"""A new broker makes its topic of group offsets when it is first asked for a group; that takes it a second or two."""
+"""A new broker creates its offsets topic at the first request for a group, which takes a second or two."""
 
 
 class TopicMismatch(Exception):
-    """A topic exists with another partition count than the settings say; lanes would not line up."""
+    """A topic has another number of partitions than configured, so partitions of topics would not correspond."""
 
 
 @dataclass(frozen=True, slots=True)
 class PartitionLag:
-    """How far a consumer group is behind on one partition.
+    """Lag of a consumer group on one partition.
 
     Attributes:
-        committed: next offset that the group would read after a restart; 0 where it never committed.
-        end: next offset that the broker will give out.
+        committed: next offset that the group reads after a restart; 0 without a commit.
+        end: next offset that the broker assigns.
     """
 
     partition: int
@@ -45,13 +45,13 @@ class PartitionLag:
     end: int
 
     @property
-    def behind(self) -> int:
-        """Records not yet finished."""
+    def lag(self) -> int:
+        """Number of records that are not committed."""
         return max(0, self.end - self.committed)
 
 
 class StreamAdmin:
-    """Administration of the streams; use as an async context manager."""
+    """Administration of the topics. An async context manager."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -63,7 +63,7 @@ class StreamAdmin:
         except KafkaError as error:
             await self._client.close()
             servers = self._settings.kafka.bootstrap_servers
-            raise StreamUnavailable(f"no Kafka broker answers at {servers}: {error}") from error
+            raise StreamUnavailable(f"no Kafka broker responded at {servers}: {error}") from error
         return self
 
     async def __aexit__(
@@ -72,15 +72,16 @@ class StreamAdmin:
         await self._client.close()
 
     async def create_topics(self) -> list[str]:
-        """Create what is missing of the table, and wait until the metadata contains the partitions of all topics.
+        """Create missing topics, and wait until the metadata contains the partitions of all topics.
 
         Brokers confirm a topic before they list its partitions. A process that starts then would read zero of them.
 
         Returns:
-            The names created.
+            The names of the created topics.
 
         Raises:
-            TopicMismatch: see there.
+            TopicMismatch: an existing topic has another number of partitions.
+            StreamUnavailable: a topic could not be created.
             StreamUnavailable: a topic was not created, or its partitions did not appear.
         """
         wanted = {self._settings.names.topic(topic.name): topic for topic in TOPICS}
@@ -93,17 +94,17 @@ class StreamAdmin:
         return created
 
     async def delete_topics(self) -> None:
-        """Remove all topics of the namespace and what is in them."""
+        """Delete all topics of the namespace."""
         wanted = {self._settings.names.topic(topic.name) for topic in TOPICS}
         present = wanted & set(await self._client.list_topics())
         if present:
             await self._client.delete_topics(sorted(present))
 
     async def topic_id(self, topic: Topic) -> str:
-        """The id that Kafka gave the topic when it was created: another topic of the same name has another.
+        """Unique id of the topic. A topic that is deleted and created again has another id.
 
         Raises:
-            StreamUnavailable: no broker answers, there is no such topic, or brokers are older than Kafka 3.1.
+            StreamUnavailable: no broker responds, the topic does not exist, or the brokers are older than Kafka 3.1.
         """
         name = self._settings.names.topic(topic.name)
         client = AIOKafkaClient(**client_options(self._settings.kafka))
@@ -116,11 +117,11 @@ class StreamAdmin:
             await client.close()
         topic_id = read_topic_id(response)
         if topic_id is None:
-            raise StreamUnavailable(f"there is no topic {name}: start a worker, it makes the topics")
+            raise StreamUnavailable(f"topic {name} does not exist: start a worker, which creates it")
         return topic_id.hex
 
     async def lag(self, topic: Topic, group: str) -> list[PartitionLag]:
-        """Per partition, how far ``group`` is behind on ``topic``."""
+        """Lag of ``group`` on each partition of ``topic``."""
         name = self._settings.names.topic(topic.name)
         committed = await self._committed(group)
         consumer = AIOKafkaConsumer(**client_options(self._settings.kafka))
@@ -134,9 +135,9 @@ class StreamAdmin:
 
     @_while_groups_start
     async def is_consumed(self, group: str) -> bool:
-        """True if the group has a member and is not rebalancing."""
-        [answer] = await self._client.describe_consumer_groups([group])
-        _error, _name, state, *_rest = answer.groups[0]
+        """Whether the group has a member and is not rebalancing."""
+        [response] = await self._client.describe_consumer_groups([group])
+        _error, _name, state, *_ = response.groups[0]
         return bool(state == "Stable")
 
     @_while_groups_start
@@ -160,10 +161,10 @@ class StreamAdmin:
         response = await self._client.create_topics([new])
         for _, code, *rest in response.topic_errors:
             error = for_code(code)
-            if error is TopicAlreadyExistsError:  # another process was faster
+            if error is TopicAlreadyExistsError:  # another process created it
                 return False
             if code:
-                raise StreamUnavailable(f"topic {name} was not created: {error.__name__} {rest}")
+                raise StreamUnavailable(f"topic {name} could not be created: {error.__name__} {rest}")
         return True
 
     async def _await_partitions(self, names: Collection[str]) -> None:
@@ -186,7 +187,7 @@ class StreamAdmin:
                 missing.append(found["topic"])
             elif count != self._settings.kafka.partitions:
                 raise TopicMismatch(
-                    f"topic {found['topic']} has {count} partitions where {self._settings.kafka.partitions} are set: "
-                    "set FRESHLINE_KAFKA__PARTITIONS to match, or replay into a namespace of its own"
+                    f"topic {found['topic']} has {count} partitions, {self._settings.kafka.partitions} are configured: "
+                    "change FRESHLINE_KAFKA__PARTITIONS, or replay into another namespace"
                 )
         return missing

@@ -1,4 +1,4 @@
-"""How clients prove who they are: nothing locally, TLS, or AWS IAM on MSK."""
+"""Connection security of Kafka clients: plaintext, TLS, or AWS IAM on MSK."""
 
 import asyncio
 import ssl
@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from aiokafka.abc import AbstractTokenProvider
 from aws_msk_iam_sasl_signer import MSKAuthTokenProvider
+from typing_extensions import override
 
 from infra.settings import KafkaSettings
 
@@ -14,9 +15,9 @@ _REFRESH_BEFORE_S: Final = 120.0
 
 
 class MskTokens(AbstractTokenProvider):  # type: ignore[misc]  # aiokafka is not typed
-    """MSK IAM tokens, signed in a thread and reused until shortly before they end.
+    """MSK IAM tokens, reused until shortly before they expire.
 
-    The signer blocks (credentials may come over the network), and its tokens last 900 s.
+    The signer runs in a thread, because it may read credentials over the network. Tokens are valid for 900 s.
     """
 
     def __init__(self, region: str) -> None:
@@ -25,8 +26,9 @@ class MskTokens(AbstractTokenProvider):  # type: ignore[misc]  # aiokafka is not
         self._valid_until_s = 0.0
         self._lock = asyncio.Lock()
 
+    @override
     async def token(self) -> str:
-        """A token that is valid for at least two more minutes."""
+        """A token that remains valid for at least two minutes."""
         async with self._lock:
             if time.time() > self._valid_until_s - _REFRESH_BEFORE_S:
                 token, expiry_ms = await asyncio.to_thread(MSKAuthTokenProvider.generate_auth_token, self._region)
@@ -38,7 +40,7 @@ def client_options(settings: KafkaSettings) -> dict[str, Any]:
     """Connection options of every aiokafka client.
 
     Raises:
-        ValueError: msk-iam without a region.
+        ValueError: ``msk-iam`` is configured without a region.
     """
     options: dict[str, Any] = {"bootstrap_servers": settings.bootstrap_servers}
     if settings.security == "plaintext":

@@ -1,4 +1,4 @@
-"""Topic ids (KIP-516). aiokafka's own metadata request is of a version that does not return them."""
+"""Topic ids (KIP-516). The metadata requests of aiokafka have versions that do not return them."""
 
 from io import BytesIO
 from typing import Any, Final
@@ -7,6 +7,7 @@ from uuid import UUID
 from aiokafka.protocol.abstract import AbstractType
 from aiokafka.protocol.api import Request, RequestStruct, Response
 from aiokafka.protocol.types import Boolean, CompactArray, CompactString, Int16, Int32, Schema, TaggedFields
+from typing_extensions import override
 
 _METADATA: Final = 3
 _VERSION: Final = 12
@@ -81,19 +82,19 @@ class _MetadataRequestV12(RequestStruct):  # type: ignore[misc]
 
 
 class TopicIdRequest(Request[_MetadataRequestV12]):  # type: ignore[misc]
-    """Asks for the metadata of one topic, by its name, without creating it."""
+    """Metadata request for one topic by name. Does not create it."""
 
     API_KEY = _METADATA
 
     def __init__(self, topic: str) -> None:
         self._topic = topic
 
+    @override
     def build(self, request_struct_class: type[_MetadataRequestV12]) -> _MetadataRequestV12:
-        """See ``Request``."""
-        return request_struct_class([(_NO_ID, self._topic, {})], False, False, {})  # noqa: FBT003 - aiokafka's way
+        return request_struct_class([(_NO_ID, self._topic, {})], False, False, {})  # noqa: FBT003 - positional in aiokafka
 
 
 def read_topic_id(response: Any) -> UUID | None:
-    """The topic's id, or None where there is no such topic."""
+    """Id of the topic, or None if it does not exist."""
     [(error_code, _name, topic_id, *_rest)] = response.topics
     return None if error_code or topic_id == _NO_ID else topic_id

@@ -160,7 +160,7 @@ class Kafka:
     def _properties(self) -> dict[str, object]:
         controller = f"{HOST}:{self._ports[f'{self.name}-controller']}"
         numbers = range(1, self._nodes + 1)
-        more = [(one.name, one.ports[self.name], one.told[self.name]) for one in self._listeners]
+        more = [(one.name, one.ports[self.name], one.advertised_ports[self.name]) for one in self._listeners]
         return {
             "node.id": self._number,
             "process.roles": "broker,controller",

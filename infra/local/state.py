@@ -60,12 +60,12 @@ class Listener(_Frozen):
     Attributes:
         name: unique among the listeners.
         ports: broker name (``kafka-1``) → port that it listens on.
-        told: broker name → port that its clients are told.
+        advertised_ports: broker name → port that its clients are told.
     """
 
     name: str = Field(pattern=r"^[A-Z][A-Z0-9]*$")
     ports: dict[str, int]
-    told: dict[str, int]
+    advertised_ports: dict[str, int]
 
 
 class StackConfig(_Frozen):

@@ -1,1 +1,1 @@
-"""The index."""
+"""OpenSearch: document index, API keys and webhooks."""

@@ -1,4 +1,4 @@
-"""Connection to OpenSearch, and what its failures mean."""
+"""OpenSearch clients and translation of their errors."""
 
 import logging
 from collections.abc import Iterator
@@ -17,6 +17,7 @@ from opensearchpy import (
 from opensearchpy.exceptions import ConnectionError as OpenSearchConnectionError
 from opensearchpy.exceptions import SerializationError, TransportError
 from opensearchpy.serializer import JSONSerializer
+from typing_extensions import override
 
 from infra.opensearch.port import IndexUnavailable
 from infra.settings import OpenSearchSettings
@@ -27,12 +28,13 @@ CONNECTIONS: Final = 64
 """Maximum number of connections of one process, and therefore of concurrent requests."""
 
 _DEAD_S: Final = 5.0
-"""How long a node that could not be reached is left alone."""
+"""Time for which an unreachable node is not used."""
 
 
 class _Transport(AsyncTransport):  # type: ignore[misc]  # opensearch-py is not typed here
-    """Closes the connections of nodes that are passed over too, which the library forgets."""
+    """Also closes the connections of nodes marked as dead, which the library omits."""
 
+    @override
     async def close(self) -> None:
         await super().close()
         for connection in self.seed_connections:
@@ -40,8 +42,9 @@ class _Transport(AsyncTransport):  # type: ignore[misc]  # opensearch-py is not 
 
 
 class _Json(JSONSerializer):  # type: ignore[misc]  # as above
-    """Reads answers several times as fast as the library's own."""
+    """Decodes responses several times as fast as the default serializer."""
 
+    @override
     def loads(self, s: str | bytes) -> Any:
         try:
             return orjson.loads(s)
@@ -50,17 +53,17 @@ class _Json(JSONSerializer):  # type: ignore[misc]  # as above
 
 
 def connect(settings: OpenSearchSettings) -> AsyncOpenSearch:
-    """A client with connections for everything one process does at once.
+    """A client for one process.
 
     Raises:
-        ValueError: authentication is set without what it needs.
+        ValueError: a setting that the authentication requires is missing.
     """
     hosts = settings.url.split(",")
     options: dict[str, Any] = {
         "hosts": hosts,
         "timeout": settings.timeout_s,
-        # A node that cannot be reached, or that has no state of the cluster yet, is passed over for the next one. All
-        # other retries are decided by the callers, who know their deadlines.
+        # If a node is unreachable or has no cluster state yet, the next one is tried. Callers decide all other retries,
+        # because they have deadlines.
         "max_retries": len(hosts) - 1,
         "retry_on_status": (503,),
         "dead_timeout": _DEAD_S,
@@ -80,20 +83,20 @@ def connect(settings: OpenSearchSettings) -> AsyncOpenSearch:
         credentials = boto3.Session().get_credentials()
         options["http_auth"] = AWSV4SignerAsyncAuth(credentials, settings.region, "es")
         options["connection_class"] = AsyncHttpConnection
-    # The client logs every failed request with its body, and bodies hold documents; failures reach us as exceptions.
+    # The client logs every failed request with its body, which may contain documents. Failures are raised anyway.
     logging.getLogger("opensearch").setLevel(logging.CRITICAL)
     return AsyncOpenSearch(transport_class=_Transport, **options)
 
 
 @contextmanager
-def unavailable_is_said() -> Iterator[None]:
-    """Turn "not now" answers into IndexUnavailable; programming errors (400, 404 …) pass through."""
+def opensearch_errors() -> Iterator[None]:
+    """Translate temporary errors to ``IndexUnavailable``. Other errors, such as 400 and 404, are defects."""
     try:
         yield
-    except OpenSearchConnectionError as error:  # time-outs too
-        raise IndexUnavailable(f"OpenSearch did not answer: {error.error}") from error
+    except OpenSearchConnectionError as error:  # includes timeouts
+        raise IndexUnavailable(f"OpenSearch did not respond: {error.error}") from error
     except TransportError as error:
-        # No index yet is "not now" as well: the first worker makes it.
+        # A missing index is temporary too: the first worker creates it.
         if error.status_code in _UNAVAILABLE_STATUS or error.error == "index_not_found_exception":
-            raise IndexUnavailable(f"OpenSearch answered {error.status_code}: {error.error}") from error
+            raise IndexUnavailable(f"OpenSearch responded with {error.status_code}: {error.error}") from error
         raise

@@ -1,4 +1,4 @@
-"""Passages, manifests, vectors and searches as OpenSearch speaks of them. Pure."""
+"""Encoding of passages, manifests, vectors and searches for OpenSearch. Pure."""
 
 import base64
 from collections.abc import Collection, Mapping, Sequence
@@ -15,19 +15,19 @@ from schemas.positions import Position
 from schemas.search import Hit, HybridSearch, Vector
 
 CHUNK_SOURCE: Final = [name for name in StoredChunk.model_fields if name != "text_sha256"]
-"""What an answer needs of a passage: everything but its vector, its lexical field and its text's hash."""
+"""Stored fields of a passage that answers need: all but vector, lexical field and hash of the text."""
 
 
 _HIT_FIELDS: Final = ["chunk_id", "document_id", "position"]
-"""What a search tells of a passage. An event writes a passage in one way, so its position names the write."""
+"""Fields of a hit. The position of the event identifies the write of a passage."""
 
 MAX_RESULTS: Final = 10_000
-"""Hits that OpenSearch gives for one request, at most."""
+"""Maximum number of hits per request."""
 
 _MAX_ID_BYTES: Final = 512
 
 _POSITION_STATE: Final = "position"
-"""In place of a document's state, of what is no manifest but a position."""
+"""Value of the field ``state`` of a position in the manifest index."""
 
 PASSAGES_PAGE: Final = 1_000
 
@@ -47,14 +47,14 @@ def chunk_body(write: ChunkWrite) -> dict[str, Any]:
         chunk.model_dump(mode="json")
         | _searched_fields(chunk)
         | {
-            # Its own precision has half the digits of Python's numbers, for both sides to write and to read.
+            # As float32, which is serialized with half the digits of Python's floats.
             "vector": np.ascontiguousarray(write.vector, dtype=np.float32),
         }
     )
 
 
 def _searched_fields(chunk: StoredChunk) -> dict[str, Any]:
-    """Fields that only searches read, made from the passage's own."""
+    """Fields for searches only, derived from the fields of the passage."""
     return {
         "groups": list(chunk.groups) or [PUBLIC_GROUP],
         "lexical": lexical_text(chunk),
@@ -63,39 +63,39 @@ def _searched_fields(chunk: StoredChunk) -> dict[str, Any]:
 
 
 def lexical_text(chunk: StoredChunk) -> str:
-    """What the lexical leg searches of a passage."""
+    """Text of a passage for the lexical retriever."""
     parts = [chunk.title or "", *chunk.heading_path, chunk.text]
     return "\n".join(part for part in parts if part)
 
 
 def read_chunk(source: Mapping[str, Any]) -> StoredChunk:
-    """A passage from its stored form; ``text`` and its hash may have been left out of the request."""
+    """Decode a passage. ``text`` and its hash may be missing."""
     groups = tuple(group for group in source["groups"] if group != PUBLIC_GROUP)
     return StoredChunk.model_validate({"text": "", "text_sha256": "", **source, "groups": groups})
 
 
 def read_scanned(source: Mapping[str, Any]) -> ScannedChunk:
-    """A passage from its stored form, whole but for its vector."""
+    """Decode a complete passage without its vector."""
     chunk = read_chunk(source)
     searched = _searched_fields(chunk)
     return ScannedChunk(chunk, consistent={name: source.get(name) for name in searched} == searched)
 
 
 def read_passage(source: Mapping[str, Any]) -> ChunkWrite:
-    """A passage with its vector from its stored form."""
+    """Decode a passage with its vector."""
     chunk = {name: value for name, value in source.items() if name != "vector"}
     return ChunkWrite(read_chunk(chunk), np.array(source["vector"], dtype=np.float32))
 
 
 def manifest_id(key: DocumentKey) -> str:
-    """Name of a document's manifest: the key itself, or its hash where the key is longer than OpenSearch takes."""
+    """Id of a document's manifest: the key, or its hash if the key exceeds the maximum length of ids."""
     name = str(key)
-    # The slash keeps the two kinds apart: a key has one, a hash has none.
+    # They cannot collide: a key contains a slash, a hash does not.
     return name if len(name.encode()) <= _MAX_ID_BYTES else sha256(name.encode()).hexdigest()
 
 
 def manifest_body(manifest: Manifest) -> dict[str, Any]:
-    """The stored form of a manifest: the model as one opaque object beside the fields that are searched."""
+    """The stored form of a manifest: the model as an opaque object, and fields for searches."""
     position = Position.parse(manifest.position)
     listed = manifest.listed
     return {
@@ -112,7 +112,7 @@ def manifest_body(manifest: Manifest) -> dict[str, Any]:
 
 
 def live_documents(tenant: str, connector: str | None, after: str | None, limit: int) -> dict[str, Any]:
-    """The search for manifests of live documents by id."""
+    """Request body for manifests of live documents, ordered by id."""
     wanted = [{"term": {"tenant": tenant}}, {"term": {"state": LifeState.LIVE}}]
     if connector is not None:
         wanted.append({"term": {"connector": connector}})
@@ -126,7 +126,7 @@ def live_documents(tenant: str, connector: str | None, after: str | None, limit:
 
 
 def read_manifest(source: Mapping[str, Any]) -> Manifest:
-    """A manifest from its stored form."""
+    """Decode a manifest."""
     return Manifest.model_validate(source["manifest"])
 
 
@@ -134,12 +134,12 @@ ALL_MANIFESTS: Final[Mapping[str, Any]] = {
     "_source": ["manifest"],
     "query": {"bool": {"must_not": [{"term": {"state": _POSITION_STATE}}]}},
 }
-"""Search for manifests alone: positions lie in the same index."""
+"""Request body for all manifests, without the positions in the same index."""
 
 
 def position_lines(tenant: str, partition: int, offset: int) -> list[dict[str, Any]]:
-    """Bulk lines that advance a tenant's position in a partition; a lower offset than the one stored is refused."""
-    # A manifest's id has a slash or is a hash: neither has a colon without a slash.
+    """Bulk lines that advance a tenant's position in a partition. A lower offset than the stored one is a conflict."""
+    # Cannot collide with manifest ids, which contain a slash or are hashes.
     action = {"index": {"_id": f"{tenant}:{partition}", "version": offset, "version_type": "external_gte"}}
     return [action, {"tenant": tenant, "state": _POSITION_STATE, "partition": partition, "offset": offset}]
 
@@ -156,28 +156,26 @@ def read_positions(response: Mapping[str, Any]) -> dict[int, int]:
 
 
 def vector_body(vector: Vector, stored_ms: int) -> dict[str, Any]:
-    """The stored form of a vector: full precision, so that a stored vector equals a computed one bit by bit."""
+    """The stored form of a vector, in full precision, so that it equals a computed vector bit by bit."""
     return {"stored_ms": stored_ms, "vector": base64.b64encode(vector.astype("<f4").tobytes()).decode()}
 
 
 def read_vector(source: Mapping[str, Any]) -> Vector:
-    """A vector from its stored form."""
+    """Decode a vector."""
     return np.frombuffer(base64.b64decode(source["vector"]), dtype="<f4").astype(np.float32)
 
 
 def search_bodies(search: HybridSearch, *, ef_search: int) -> list[dict[str, Any]]:
-    """Request bodies of the vector leg and of the lexical leg.
+    """Request bodies of the vector and the lexical search.
 
-    The vector stays an array: written as the numbers of its own precision it has half the digits, for both sides.
-
-    Both carry the whole access filter; in the vector leg it is inside the k-NN query, where it limits the graph walk
-    itself, and not behind it, where it would thin out the window.
+    Both contain the access filter. In the vector search it is part of the k-NN query, so that it restricts the graph
+    traversal. As a post-filter, it would reduce the number of candidates.
     """
     allowed = {"bool": {"filter": _filters(search)}}
-    # Ids are stored with the texts, in compressed blocks: to unpack hundreds of them takes the index more than all the
-    # rest of a search. Columns tell the same.
+    # Doc values instead of ``_id``, which is stored with the texts in compressed blocks: decompression of hundreds of
+    # them takes longer than the rest of a search.
     shared: dict[str, Any] = {
-        "size": search.window,
+        "size": search.candidates,
         "stored_fields": "_none_",
         "docvalue_fields": _HIT_FIELDS,
         "track_total_hits": False,
@@ -189,62 +187,62 @@ def search_bodies(search: HybridSearch, *, ef_search: int) -> list[dict[str, Any
 def _nearest(search: HybridSearch, allowed: Mapping[str, Any], ef_search: int) -> dict[str, Any]:
     vector = np.ascontiguousarray(search.vector, dtype=np.float32)
     if search.exact:
-        asked = {"field": "vector", "query_value": vector, "space_type": "cosinesimil"}
-        return {"script_score": {"query": allowed, "script": {"source": "knn_score", "lang": "knn", "params": asked}}}
-    walk = {
+        params = {"field": "vector", "query_value": vector, "space_type": "cosinesimil"}
+        return {"script_score": {"query": allowed, "script": {"source": "knn_score", "lang": "knn", "params": params}}}
+    knn = {
         "vector": vector,
-        "k": search.window,
-        "method_parameters": {"ef_search": max(search.window, ef_search)},
+        "k": search.candidates,
+        "method_parameters": {"ef_search": max(search.candidates, ef_search)},
         "filter": allowed,
     }
-    return {"knn": {"vector": walk}}
+    return {"knn": {"vector": knn}}
 
 
 def search_lines(search: HybridSearch, copy: str, *, ef_search: int) -> list[dict[str, Any]]:
-    """Both legs as lines of ``_msearch``.
+    """Both searches as lines of ``_msearch``.
 
     Args:
-        search: what is searched.
-        copy: names the copies of shards that are asked.
+        search: the search.
+        copy: preference, so that equal values read the same shard copies.
         ef_search: see ``OpenSearchSettings``.
     """
     vector, lexical = search_bodies(search, ef_search=ef_search)
-    # Statistics of all shards together: a score is the same on every shard, and can be computed elsewhere.
-    whole = {"preference": copy, "search_type": "dfs_query_then_fetch"}
-    return [{"preference": copy}, vector, whole, lexical]
+    # With statistics of all shards, a score is independent of the shard, and evaluation can compute it.
+    global_statistics = {"preference": copy, "search_type": "dfs_query_then_fetch"}
+    return [{"preference": copy}, vector, global_statistics, lexical]
 
 
 def read_hits(response: Mapping[str, Any], tenant: str) -> tuple[Hit, ...]:
-    """The window of one leg of a search in a tenant's documents."""
-    window = []
+    """Candidates of one retriever."""
+    candidates = []
     for hit in response["hits"]["hits"]:
-        told = hit["fields"]
-        key = _key_of(tenant, told["document_id"][0])
-        window.append(Hit(told["chunk_id"][0], key, hit["_score"], (hit["_index"], told["position"][0])))
-    return tuple(window)
+        fields = hit["fields"]
+        key = _key_of(tenant, fields["document_id"][0])
+        candidates.append(Hit(fields["chunk_id"][0], key, hit["_score"], (hit["_index"], fields["position"][0])))
+    return tuple(candidates)
 
 
 @lru_cache(100_000)
 def _key_of(tenant: str, document_id: str) -> DocumentKey:
-    """Each search finds hundreds of passages, mostly of documents that were found before."""
+    # Cached: each search returns hundreds of passages, mostly of documents that earlier searches returned.
     return DocumentKey(tenant, document_id)
 
 
 def chunks_of(key: DocumentKey, after: str | None = None) -> tuple[dict[str, Any], dict[str, str]]:
-    """Request body and parameters for passages of a document: the first ``MAX_RESULTS`` whose ids follow ``after``."""
+    """Request body and parameters for ids of a document's passages: the first ``MAX_RESULTS`` after ``after``."""
     own = [{"term": {"tenant": key.tenant}}, {"term": {"document_id": key.document_id}}]
-    wanted: dict[str, Any] = {"stored_fields": "_none_", "docvalue_fields": ["chunk_id"], "size": MAX_RESULTS}
-    wanted |= {"sort": ["chunk_id"]} | ({} if after is None else {"search_after": [after]})
-    return wanted | {"query": {"bool": {"filter": own}}}, {"routing": str(key)}
+    page: dict[str, Any] = {"stored_fields": "_none_", "docvalue_fields": ["chunk_id"], "size": MAX_RESULTS}
+    page |= {"sort": ["chunk_id"]} | ({} if after is None else {"search_after": [after]})
+    return page | {"query": {"bool": {"filter": own}}}, {"routing": str(key)}
 
 
 def read_ids(response: Mapping[str, Any]) -> tuple[str, ...]:
-    """Ids of the passages that were found."""
+    """Ids of the passages of a response."""
     return tuple(hit["fields"]["chunk_id"][0] for hit in response["hits"]["hits"])
 
 
 def passages_of(keys: Sequence[DocumentKey], after: Sequence[Any] | None) -> dict[str, Any]:
-    """Request body for a page of all passages of documents; some of other tenants' documents may be among them."""
+    """Request body for a page of all passages of documents. It may include documents of other tenants."""
     own = [
         {"terms": {"tenant": sorted({key.tenant for key in keys})}},
         {"terms": {"document_id": sorted({key.document_id for key in keys})}},
@@ -261,7 +259,7 @@ def passages_of(keys: Sequence[DocumentKey], after: Sequence[Any] | None) -> dic
 
 
 def read_found(hit: Mapping[str, Any]) -> FoundPassage:
-    """A passage without text, and the version of its last write."""
+    """Decode a passage without text, and the version of its last write."""
     return FoundPassage(read_chunk(hit["_source"]), int(hit["_version"]))
 
 
@@ -287,12 +285,12 @@ def term_vectors(index: str, hit: Hit) -> dict[str, Any]:
 
 
 def analysis(index: str, text: str) -> dict[str, Any]:
-    """Request for the terms of a text that is not stored."""
+    """Request for the terms of a text."""
     return {"_index": index, "doc": {"lexical": text}} | _TERMS_ONLY
 
 
 def shard_statistics(index: str, terms: Collection[str], routing: str) -> dict[str, Any]:
-    """Request for the statistics of one shard. The terms are analysed already, so they are only taken apart again."""
+    """Request for statistics of one shard. The terms are analyzed already, so they are only split at white space."""
     return {
         "_index": index,
         "doc": {"lexical": " ".join(terms)},
@@ -302,22 +300,22 @@ def shard_statistics(index: str, terms: Collection[str], routing: str) -> dict[s
 
 
 def read_terms(doc: Mapping[str, Any]) -> dict[str, int]:
-    """Term → how often; nothing where the text has no terms."""
+    """Term → frequency; empty if the text has no terms."""
     found = doc["term_vectors"].get("lexical", {"terms": {}})["terms"]
     return {term: counted["term_freq"] for term, counted in found.items()}
 
 
 def read_statistics(shards: Sequence[Mapping[str, Any]], terms: Collection[str]) -> FieldStatistics:
-    """The sum over the shards. A shard without passages tells nothing of its field."""
+    """Sum of the statistics of all shards. A shard without passages has none."""
     count, length, frequencies = 0, 0, dict.fromkeys(terms, 0)
     for shard in shards:
-        told = shard["term_vectors"].get("lexical")
-        if told is None or "field_statistics" not in told:
+        field = shard["term_vectors"].get("lexical")
+        if field is None or "field_statistics" not in field:
             continue
-        # Lucene says -1 where it does not know.
-        count += max(told["field_statistics"]["doc_count"], 0)
-        length += max(told["field_statistics"]["sum_ttf"], 0)
-        for term, counted in told["terms"].items():
+        # Lucene returns -1 for unknown values.
+        count += max(field["field_statistics"]["doc_count"], 0)
+        length += max(field["field_statistics"]["sum_ttf"], 0)
+        for term, counted in field["terms"].items():
             if term in frequencies:
                 frequencies[term] += counted.get("doc_freq", 0)
     return FieldStatistics(count, length, frequencies)

@@ -11,15 +11,15 @@ HNSW_EF_CONSTRUCTION: Final = 200
 
 
 GC_DELETES: Final = "1h"
-"""How long OpenSearch remembers the version of a deleted id. Longer than any worker that lost its partition can go on
-writing; the default of 60 s is not. Past it, manifests still know (I2)."""
+"""Retention of versions of deleted ids. It exceeds the time for which a worker that lost its partition can continue to
+write; the default of 60 s does not. Later, manifests still contain the version (I2)."""
 
 
 def chunks_index_body(*, shards: int, replicas: int, dimension: int, engine: str) -> dict[str, Any]:
     """Settings and mapping of a chunk index.
 
-    Refresh is explicit (-1): a passage becomes searchable when its change is complete, not on a timer. The lexical
-    field holds title, headings and text together, so BM25 has one field, one length and one set of statistics.
+    Refreshes are explicit: a passage becomes searchable when its change is complete. The lexical field contains title,
+    headings and text, so BM25 has one length and one set of statistics.
     """
     keyword = {"type": "keyword"}
     stored_only = {"type": "keyword", "index": False, "doc_values": False}
@@ -69,7 +69,7 @@ def chunks_index_body(*, shards: int, replicas: int, dimension: int, engine: str
 
 
 def manifests_index_body(*, replicas: int) -> dict[str, Any]:
-    """Settings and mapping of a manifest index: read by id in real time; searched for positions, and by operators."""
+    """Settings and mapping of a manifest index. It is read by id in real time, and searched for positions."""
     return {
         "settings": {
             "index": {
@@ -95,7 +95,7 @@ def manifests_index_body(*, replicas: int) -> dict[str, Any]:
 
 
 def vectors_index_body(*, replicas: int) -> dict[str, Any]:
-    """Settings and mapping of the stored vectors: a plain key-value store, so that no text is embedded twice."""
+    """Settings and mapping of the stored vectors: a key-value store, so that no text is embedded twice."""
     return {
         "settings": {
             "index": {"number_of_shards": 1, "number_of_replicas": replicas, "refresh_interval": "30s"},
@@ -105,7 +105,7 @@ def vectors_index_body(*, replicas: int) -> dict[str, Any]:
 
 
 def webhooks_index_body(*, replicas: int) -> dict[str, Any]:
-    """Settings and mapping of the webhooks: one shard, so that one answer has all of them or none."""
+    """Settings and mapping of the webhooks. One shard, so that a response contains all of them or none."""
     return {
         "settings": {"index": {"number_of_shards": 1, "number_of_replicas": replicas}},
         "mappings": {
@@ -116,7 +116,7 @@ def webhooks_index_body(*, replicas: int) -> dict[str, Any]:
 
 
 def waiting_index_body(*, replicas: int) -> dict[str, Any]:
-    """Settings and mapping of messages that wait; few, unless a receiver is away."""
+    """Settings and mapping of waiting messages. They are few unless a receiver is unavailable."""
     return {
         "settings": {"index": {"number_of_shards": 1, "number_of_replicas": replicas, "refresh_interval": "1s"}},
         "mappings": {
@@ -131,7 +131,7 @@ def waiting_index_body(*, replicas: int) -> dict[str, Any]:
 
 
 def keys_index_body(*, replicas: int) -> dict[str, Any]:
-    """Settings and mapping of the API keys: one shard, so that one answer has all of them or none."""
+    """Settings and mapping of the API keys. One shard, so that a response contains all of them or none."""
     return {
         "settings": {"index": {"number_of_shards": 1, "number_of_replicas": replicas}},
         "mappings": {

@@ -1,4 +1,4 @@
-"""The index in this process: the in-memory twin of both sides of the port, for tests and simulation."""
+"""In-memory document index, for tests and simulation."""
 
 import math
 import re
@@ -9,21 +9,25 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
+from typing_extensions import override
 
 from infra.opensearch.port import (
     ChunkChange,
     ChunkWrite,
+    DocumentIndex,
     FieldStatistics,
     FoundPassage,
     IndexUnavailable,
     ManifestWrite,
     Revision,
     ScannedChunk,
+    SearchIndex,
     StoredManifest,
+    TermIndex,
 )
 from schemas.documents import DocumentKey, LifeState
 from schemas.index import Manifest, StoredChunk
-from schemas.search import Hit, HybridSearch, Vector, Windows, allows
+from schemas.search import Candidates, Hit, HybridSearch, Vector, allows
 
 _WORD: Final = re.compile(r"\w+")
 _STOP_WORDS: Final = frozenset(("a", "an", "and", "are", "for", "in", "is", "it", "of", "on", "or", "the", "to"))
@@ -33,7 +37,7 @@ _BM25_B: Final = 0.75
 
 @dataclass(frozen=True, slots=True)
 class _Written:
-    """A passage and the version of its write, which is not that of its document."""
+    """A passage and its write version, which differs from the version of its document."""
 
     write: ChunkWrite
     version: int
@@ -45,25 +49,24 @@ class _Deleted:
     at_s: float
 
 
-async def _at_once() -> None:
-    """The default pause: none."""
+async def _no_pause() -> None:
+    pass
 
 
-class MemoryIndex:
-    """See ``DocumentIndex`` and ``SearchIndex``.
+class MemoryIndex(DocumentIndex, SearchIndex, TermIndex):
+    """In-memory document index.
 
-    It keeps what makes the real index hard to use: external versions that deleted ids keep only for a while, and
-    writes that nothing finds before a refresh. A refresh reaches the documents of its request alone; the real one
-    reaches whole shards, which is more.
+    Like OpenSearch, it retains external versions of deleted ids for a limited time, and writes become searchable with
+    a refresh. A refresh includes only the documents of its request; in OpenSearch it includes whole shards.
 
     Attributes:
-        available: while False, every method raises IndexUnavailable.
+        available: while False, every method raises ``IndexUnavailable``.
 
     Args:
-        dimension: vectors of another length are refused.
-        gc_deletes_s: how long the version of a deleted passage is remembered.
-        now_s: the index's clock.
-        pause: awaited before every single write of a request; one that raises leaves the request half done.
+        dimension: vectors of another length are rejected.
+        gc_deletes_s: retention of versions of deleted passages.
+        now_s: clock of the index, in seconds.
+        pause: awaited before every single write of a request; if it raises, the request is applied partially.
     """
 
     def __init__(
@@ -72,7 +75,7 @@ class MemoryIndex:
         *,
         gc_deletes_s: float = 3_600.0,
         now_s: Callable[[], float] = time.monotonic,
-        pause: Callable[[], Awaitable[None]] = _at_once,
+        pause: Callable[[], Awaitable[None]] = _no_pause,
     ) -> None:
         self.available = True
         self._dimension = dimension
@@ -88,31 +91,33 @@ class MemoryIndex:
 
     # Read side
 
-    async def search(self, searches: Sequence[HybridSearch]) -> list[Windows]:
-        """See ``SearchIndex.search``: exact cosine, and BM25 with statistics of the whole index."""
+    @override
+    async def search(self, searches: Sequence[HybridSearch]) -> list[Candidates]:
+        # Exact cosine, and BM25 with statistics of the whole index.
         self._check_available()
         return [self._search(search) for search in searches]
 
+    @override
     async def fetch(self, hits: Sequence[Hit]) -> dict[str, StoredChunk]:
-        """See ``SearchIndex.fetch``."""
         self._check_available()
         found = {hit.chunk_id: self._searchable[hit.chunk_id] for hit in hits if hit.chunk_id in self._searchable}
         return {chunk_id: write.chunk.model_copy(update={"text_sha256": ""}) for chunk_id, write in found.items()}
 
+    @override
     async def count_chunks(self, key: DocumentKey) -> int:
-        """See ``SearchIndex.count_chunks``."""
         self._check_available()
         return sum(write.chunk.key == key for write in self._searchable.values())
 
+    @override
     async def positions(self, tenant: str) -> dict[int, int]:
-        """See ``SearchIndex.positions``; of this instant; the real index may be ``MANIFESTS_REFRESH_S`` behind."""
+        # In real time; OpenSearch may lag by ``MANIFESTS_REFRESH_S``.
         self._check_available()
-        return {partition: offset for (whose, partition), offset in self._positions.items() if whose == tenant}
+        return {partition: offset for (owner, partition), offset in self._positions.items() if owner == tenant}
 
+    @override
     async def live_documents(
         self, tenant: str, *, connector: str | None, after: str | None, limit: int
     ) -> list[Manifest]:
-        """See ``DocumentIndex.live_documents``."""
         self._check_available()
         found = [
             one.manifest.listed
@@ -126,82 +131,82 @@ class MemoryIndex:
 
     # Terms
 
+    @override
     async def with_vectors(self, hits: Sequence[Hit]) -> dict[str, ChunkWrite]:
-        """See ``TermIndex.with_vectors``."""
         self._check_available()
         return {hit.chunk_id: self._searchable[hit.chunk_id] for hit in hits if hit.chunk_id in self._searchable}
 
+    @override
     async def term_counts(self, hits: Sequence[Hit]) -> dict[str, Mapping[str, int]]:
-        """See ``TermIndex.term_counts``."""
         return {chunk_id: Counter(_terms(one.chunk)) for chunk_id, one in (await self.with_vectors(hits)).items()}
 
-    async def analysed(self, texts: Sequence[str]) -> list[Mapping[str, int]]:
-        """See ``TermIndex.analysed``."""
+    @override
+    async def analyze(self, texts: Sequence[str]) -> list[Mapping[str, int]]:
         self._check_available()
         return [Counter(_words(text)) for text in texts]
 
+    @override
     async def statistics(self, terms: Collection[str]) -> FieldStatistics:
-        """See ``TermIndex.statistics``."""
         self._check_available()
-        everything = [_terms(one.chunk) for one in self._searchable.values()]
-        held = Counter(term for one in everything for term in set(one))
-        return FieldStatistics(len(everything), sum(map(len, everything)), {term: held[term] for term in terms})
+        passages = [_terms(one.chunk) for one in self._searchable.values()]
+        frequencies = Counter(term for passage in passages for term in set(passage))
+        return FieldStatistics(len(passages), sum(map(len, passages)), {term: frequencies[term] for term in terms})
 
     # Write side
 
+    @override
     async def manifests(self, keys: Sequence[DocumentKey]) -> dict[DocumentKey, Manifest]:
-        """See ``DocumentIndex.manifests``."""
-        return {key: found.manifest for key, found in (await self.standing(keys)).items()}
+        return {key: found.manifest for key, found in (await self.stored_manifests(keys)).items()}
 
-    async def standing(self, keys: Sequence[DocumentKey]) -> dict[DocumentKey, StoredManifest]:
-        """See ``DocumentIndex.standing``."""
+    @override
+    async def stored_manifests(self, keys: Sequence[DocumentKey]) -> dict[DocumentKey, StoredManifest]:
         self._check_available()
         return {key: self._manifests[key] for key in keys if key in self._manifests}
 
+    @override
     async def put_manifests(self, writes: Sequence[ManifestWrite]) -> list[Revision | None]:
-        """See ``DocumentIndex.put_manifests``."""
         self._check_available()
         put: list[Revision | None] = []
         for write in writes:
             await self._pause()
             key = write.manifest.key
-            standing = self._manifests.get(key)
+            current = self._manifests.get(key)
             revision: Revision | None = None
-            if (standing.revision if standing else None) == write.replaces:
+            if (current.revision if current else None) == write.replaces:
                 self._manifest_writes += 1
                 revision = Revision(self._manifest_writes, 1)
                 self._manifests[key] = StoredManifest(write.manifest, revision)
             put.append(revision)
         return put
 
+    @override
     async def apply(self, changes: Sequence[ChunkChange]) -> list[str | None]:
-        """See ``DocumentIndex.apply``."""
         self._check_available()
-        refused: list[str | None] = []
+        rejected: list[str | None] = []
         for change in changes:
-            refused.append(await self._put(change.put, change.version))
-            await self._remove(change.remove if refused[-1] is None else change.put_ids, change.version)
+            rejected.append(await self._put(change.put, change.version))
+            await self._remove(change.remove if rejected[-1] is None else change.put_ids, change.version)
         await self._pause()
         self._refresh(change.key for change in changes)
-        return refused
+        return rejected
 
+    @override
     async def enforce(self, change: ChunkChange) -> None:
-        """See ``DocumentIndex.enforce``."""
         self._check_available()
-        if (refusal := await self._put(change.put, change.version)) is not None:
-            raise IndexUnavailable(f"the index refuses what it had taken: {refusal}")
+        if (rejection := await self._put(change.put, change.version)) is not None:
+            raise IndexUnavailable(f"the index rejected a passage that it had accepted before: {rejection}")
         await self._remove(change.remove, change.version)
         await self._pause()
         self._refresh([change.key])
 
+    @override
     async def read_passages(self, hits: Sequence[Hit]) -> dict[str, ChunkWrite]:
-        """See ``DocumentIndex.read_passages``."""
         self._check_available()
         found = {hit.chunk_id: self._written.get(hit.chunk_id) for hit in hits}
         return {chunk_id: one.write for chunk_id, one in found.items() if isinstance(one, _Written)}
 
+    @override
     async def passages(self, keys: Sequence[DocumentKey]) -> dict[DocumentKey, list[FoundPassage]]:
-        """See ``DocumentIndex.passages``."""
         self._check_available()
         found: dict[DocumentKey, list[FoundPassage]] = {}
         for chunk_id, write in self._searchable.items():
@@ -210,25 +215,25 @@ class MemoryIndex:
                 found.setdefault(bare.key, []).append(FoundPassage(bare, self._version(chunk_id)))
         return found
 
+    @override
     async def advance(self, positions: Mapping[tuple[str, int], int]) -> None:
-        """See ``DocumentIndex.advance``."""
         self._check_available()
-        for lane, offset in positions.items():
+        for partition, offset in positions.items():
             await self._pause()
-            self._positions[lane] = max(offset, self._positions.get(lane, offset))
+            self._positions[partition] = max(offset, self._positions.get(partition, offset))
 
+    @override
     async def chunk_ids(self, key: DocumentKey) -> tuple[str, ...]:
-        """See ``DocumentIndex.chunk_ids``."""
         self._check_available()
         return tuple(chunk_id for chunk_id, write in self._searchable.items() if write.chunk.key == key)
 
+    @override
     async def stored_vectors(self, keys: Sequence[str]) -> dict[str, Vector]:
-        """See ``DocumentIndex.stored_vectors``."""
         self._check_available()
         return {key: self._vectors[key].copy() for key in keys if key in self._vectors}
 
+    @override
     async def store_vectors(self, vectors: Mapping[str, Vector]) -> None:
-        """See ``DocumentIndex.store_vectors``."""
         self._check_available()
         for key, vector in vectors.items():
             await self._pause()
@@ -236,23 +241,23 @@ class MemoryIndex:
 
     # Operators
 
+    @override
     async def scan_manifests(self) -> AsyncIterator[Manifest]:
-        """See ``DocumentIndex.scan_manifests``."""
         self._check_available()
-        for standing in list(self._manifests.values()):
-            yield standing.manifest
+        for stored in list(self._manifests.values()):
+            yield stored.manifest
 
+    @override
     async def scan_chunks(self) -> AsyncIterator[ScannedChunk]:
-        """See ``DocumentIndex.scan_chunks``."""
         self._check_available()
         for write in list(self._searchable.values()):
             yield ScannedChunk(write.chunk)
 
+    @override
     async def delete_chunks(self, hits: Sequence[Hit]) -> None:
-        """See ``DocumentIndex.delete_chunks``."""
         self._check_available()
         for hit in hits:
-            # Deleting without a version of one's own counts the stored one up.
+            # A deletion without an external version increments the stored version.
             self._written[hit.chunk_id] = _Deleted(self._version(hit.chunk_id) + 1, self._now_s())
         self._refresh(hit.key for hit in hits)
 
@@ -263,17 +268,17 @@ class MemoryIndex:
                 self._written[chunk_id] = _Deleted(version, self._now_s())
 
     async def _put(self, writes: Sequence[ChunkWrite], version: int) -> str | None:
-        refused = None
+        rejected = None
         for write in writes:
             await self._pause()
             if write.vector.shape != (self._dimension,):
-                refused = f"vector has shape {write.vector.shape}, the index takes ({self._dimension},)"
+                rejected = f"the vector has shape {write.vector.shape}, not ({self._dimension},)"
             elif self._version(write.chunk.chunk_id) <= version:
                 self._written[write.chunk.chunk_id] = _Written(write, version)
-        return refused
+        return rejected
 
     def _version(self, chunk_id: str) -> int:
-        """What the index remembers of an id; below every version where it remembers nothing."""
+        """Version of an id; -1 if the index has none."""
         match self._written.get(chunk_id):
             case _Written(_, version):
                 return version
@@ -290,28 +295,28 @@ class MemoryIndex:
             **{chunk_id: write for chunk_id, write in passages.items() if write.chunk.key in touched},
         }
 
-    def _search(self, search: HybridSearch) -> Windows:
-        everything = list(self._searchable.values())
-        weights = _term_weights(search.text, everything)
-        average_length = sum(len(_terms(write.chunk)) for write in everything) / max(len(everything), 1)
+    def _search(self, search: HybridSearch) -> Candidates:
+        passages = list(self._searchable.values())
+        weights = _term_weights(search.text, passages)
+        average_length = sum(len(_terms(write.chunk)) for write in passages) / max(len(passages), 1)
         vector: list[Hit] = []
         lexical: list[Hit] = []
-        for write in everything:
+        for write in passages:
             if allows(search, write.chunk):
                 chunk_id, key = write.chunk.chunk_id, write.chunk.key
                 written = ("memory", write.chunk.position)
                 vector.append(Hit(chunk_id, key, (1 + _cosine(search.vector, write.vector)) / 2, written))
                 if (score := _bm25(weights, _terms(write.chunk), average_length)) > 0:
                     lexical.append(Hit(chunk_id, key, score, written))
-        return Windows(_best(vector, search.window), _best(lexical, search.window))
+        return Candidates(_best(vector, search.candidates), _best(lexical, search.candidates))
 
     def _check_available(self) -> None:
         if not self.available:
             raise IndexUnavailable("the index was made unavailable")
 
 
-def _best(hits: Iterable[Hit], window: int) -> tuple[Hit, ...]:
-    return tuple(sorted(hits, key=lambda hit: (-hit.score, hit.chunk_id))[:window])
+def _best(hits: Iterable[Hit], count: int) -> tuple[Hit, ...]:
+    return tuple(sorted(hits, key=lambda hit: (-hit.score, hit.chunk_id))[:count])
 
 
 def _cosine(one: Vector, other: Vector) -> float:
@@ -326,11 +331,11 @@ def _terms(chunk: StoredChunk) -> list[str]:
     return _words(" ".join((chunk.title or "", *chunk.heading_path, chunk.text)))
 
 
-def _term_weights(text: str, everything: Sequence[ChunkWrite]) -> dict[str, float]:
-    wanted = Counter(_words(text))  # a word that is asked twice weighs twice
-    holding = Counter(term for write in everything for term in wanted.keys() & set(_terms(write.chunk)))
-    total = len(everything)
-    return {term: wanted[term] * math.log(1 + (total - count + 0.5) / (count + 0.5)) for term, count in holding.items()}
+def _term_weights(text: str, passages: Sequence[ChunkWrite]) -> dict[str, float]:
+    query = Counter(_words(text))  # a repeated word has a multiple weight
+    counts = Counter(term for write in passages for term in query.keys() & set(_terms(write.chunk)))
+    total = len(passages)
+    return {term: query[term] * math.log(1 + (total - count + 0.5) / (count + 0.5)) for term, count in counts.items()}
 
 
 def _bm25(weights: Mapping[str, float], terms: Sequence[str], average_length: float) -> float:

@@ -1,4 +1,4 @@
-"""What the write path and the read path ask of the index, and in which words it answers."""
+"""Ports of the document index, for the read path and the write path."""
 
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -6,16 +6,16 @@ from typing import NamedTuple, Protocol
 
 from schemas.documents import DocumentKey
 from schemas.index import Manifest, StoredChunk
-from schemas.search import Hit, HybridSearch, Vector, Windows
+from schemas.search import Candidates, Hit, HybridSearch, Vector
 
 
 class IndexUnavailable(Exception):
-    """The index cannot take the request now (down, overloaded, timed out): try again later, nothing is wrong with it.
+    """The index is down or overloaded, or the request timed out. The request is valid and may be retried.
 
-    A request that timed out may still have taken effect; every operation here may be repeated.
+    A request that timed out may have taken effect; every operation is idempotent.
 
     Attributes:
-        retry_after_s: when to try again; 0 where nobody knows.
+        retry_after_s: seconds to wait before a retry; 0 if unknown.
     """
 
     def __init__(self, message: str, *, retry_after_s: float = 0.0) -> None:
@@ -25,7 +25,7 @@ class IndexUnavailable(Exception):
 
 @dataclass(frozen=True, slots=True)
 class ChunkWrite:
-    """A passage to write, with its vector of shape (dimension,)."""
+    """A passage to write, and its vector of shape (dimension,)."""
 
     chunk: StoredChunk
     vector: Vector
@@ -33,12 +33,12 @@ class ChunkWrite:
 
 @dataclass(frozen=True, slots=True)
 class ChunkChange:
-    """All writes and removals of one document version. They land on one shard, in this order.
+    """All writes and removals of one document version. They are applied to one shard, in this order.
 
     Attributes:
-        version: what the index orders them by: the manifest's ``write_version``.
-        put: passages to write. Nothing else is stored under their ids, so if the change is refused they are removed.
-        remove: ids of passages to remove, if the index takes all of ``put``.
+        version: external version of the writes: the manifest's ``write_version``.
+        put: passages to write. If the change is rejected, they are removed; nothing else is stored under their ids.
+        remove: ids of passages to remove, if the index accepts all of ``put``.
     """
 
     key: DocumentKey
@@ -54,10 +54,10 @@ class ChunkChange:
 
 @dataclass(frozen=True, slots=True)
 class ScannedChunk:
-    """A passage as a scan finds it.
+    """A passage returned by a scan.
 
     Attributes:
-        consistent: the fields that are searched hold what the passage's own fields say.
+        consistent: whether the fields for searches match the fields of the passage.
     """
 
     chunk: StoredChunk
@@ -66,14 +66,14 @@ class ScannedChunk:
 
 @dataclass(frozen=True, slots=True)
 class FoundPassage:
-    """A searchable passage, without text, and what the index orders its writes by."""
+    """A searchable passage without text, and the external version of its last write."""
 
     chunk: StoredChunk
     write_version: int
 
 
 class Revision(NamedTuple):
-    """Names one write of a manifest; the next write of it has another."""
+    """Identifies one write of a manifest."""
 
     sequence: int
     term: int
@@ -81,7 +81,7 @@ class Revision(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class StoredManifest:
-    """A manifest as it was read, to be replaced."""
+    """A manifest and its revision, for a conditional replacement."""
 
     manifest: Manifest
     revision: Revision
@@ -89,10 +89,10 @@ class StoredManifest:
 
 @dataclass(frozen=True, slots=True)
 class ManifestWrite:
-    """A manifest to write in place of the one that was read.
+    """A conditional write of a manifest.
 
     Attributes:
-        replaces: what stood when it was read; None where there was none.
+        replaces: revision of the manifest to replace; None if none may exist.
     """
 
     manifest: Manifest
@@ -100,18 +100,14 @@ class ManifestWrite:
 
 
 class SearchIndex(Protocol):
-    """The read side: searchable state only."""
+    """Read access to searchable state. Methods may raise ``IndexUnavailable``."""
 
-    async def search(self, searches: Sequence[HybridSearch]) -> list[Windows]:
-        """Both legs of each search, in one round trip.
-
-        Raises:
-            IndexUnavailable: see there.
-        """
+    async def search(self, searches: Sequence[HybridSearch]) -> list[Candidates]:
+        """Candidates of both retrievers for each search, in one round trip."""
         ...
 
     async def fetch(self, hits: Sequence[Hit]) -> dict[str, StoredChunk]:
-        """The passages by chunk id; one that is no longer there is absent."""
+        """Chunk id → passage; without passages that no longer exist."""
         ...
 
     async def manifests(self, keys: Sequence[DocumentKey]) -> dict[DocumentKey, Manifest]:
@@ -119,22 +115,22 @@ class SearchIndex(Protocol):
         ...
 
     async def count_chunks(self, key: DocumentKey) -> int:
-        """How many passages of a document can be found."""
+        """Number of searchable passages of a document."""
         ...
 
     async def positions(self, tenant: str) -> dict[int, int]:
-        """Partition → offset that was told to ``advance`` for the tenant: up to there everything has ended."""
+        """Partition → offset up to which all events of the tenant have ended, as recorded by ``advance``."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class FieldStatistics:
-    """Term statistics of the lexical field, summed over the shards: what a search scores with.
+    """Term statistics of the lexical field of all shards, as scores use them.
 
     Attributes:
-        document_count: passages that have the field. Removed ones count until the index merges them away.
-        total_length: terms in all of them.
-        frequencies: term → passages that hold it, of the terms asked for.
+        document_count: number of passages with the field. Removed passages count until segments are merged.
+        total_length: number of terms in all of them.
+        frequencies: requested term → number of passages that contain it.
     """
 
     document_count: int
@@ -143,117 +139,116 @@ class FieldStatistics:
 
 
 class TermIndex(Protocol):
-    """What the index makes of texts, for those who compute its scores: searchable state only."""
+    """Terms and statistics of searchable passages, for the computation of scores."""
 
     async def with_vectors(self, hits: Sequence[Hit]) -> dict[str, ChunkWrite]:
-        """Passages with their vectors, by chunk id; one that is not there is absent. Scores of the hits are ignored."""
+        """Chunk id → passage with vector; without missing passages. Scores of the hits are ignored."""
         ...
 
     async def term_counts(self, hits: Sequence[Hit]) -> dict[str, Mapping[str, int]]:
-        """How often each passage holds each term, by chunk id; one that is not there is absent."""
+        """Chunk id → term frequencies of the passage; without missing passages."""
         ...
 
     async def chunk_ids(self, key: DocumentKey) -> tuple[str, ...]:
-        """See ``DocumentIndex.chunk_ids``."""
+        """Ids of all searchable passages of a document."""
         ...
 
-    async def analysed(self, texts: Sequence[str]) -> list[Mapping[str, int]]:
-        """The terms of questions, with how often each occurs."""
+    async def analyze(self, texts: Sequence[str]) -> list[Mapping[str, int]]:
+        """Term frequencies of each text, as the analyzer of the index produces them."""
         ...
 
     async def statistics(self, terms: Collection[str]) -> FieldStatistics:
-        """Statistics of this moment."""
+        """Current statistics of these terms."""
         ...
 
 
 class DocumentIndex(Protocol):
-    """The write side."""
+    """Write access, and reads in real time. Methods may raise ``IndexUnavailable``."""
 
     async def manifests(self, keys: Sequence[DocumentKey]) -> dict[DocumentKey, Manifest]:
         """Current manifests, in real time; one that never was is absent."""
         ...
 
-    async def standing(self, keys: Sequence[DocumentKey]) -> dict[DocumentKey, StoredManifest]:
-        """As ``manifests``, for a writer."""
+    async def stored_manifests(self, keys: Sequence[DocumentKey]) -> dict[DocumentKey, StoredManifest]:
+        """Current manifests with their revisions, in real time; without missing ones."""
         ...
 
     async def put_manifests(self, writes: Sequence[ManifestWrite]) -> list[Revision | None]:
-        """Write each manifest whose predecessor still stands, and return its revision; None where another came before.
+        """Write each manifest if its predecessor is unchanged; returns new revisions, and None for each conflict.
 
-        After a failure some may be written.
+        After an error, some of them may be written.
         """
         ...
 
     async def apply(self, changes: Sequence[ChunkChange]) -> list[str | None]:
-        """Write and remove passages and make the touched shards searchable before returning.
+        """Write and remove passages, and refresh the affected shards.
 
-        Stale writes (a newer version stands) count as done. Nothing is removed before all passages of its change are
-        taken. Per change: None, or why the index refuses its content; of a refused change nothing is left, and what it
-        was to remove is there.
+        Returns None for each applied change, or the reason for which the index rejects its content. Of a rejected
+        change no passage is stored or removed: passages are removed only after all new ones are accepted. Writes that
+        are older than the stored version have no effect, and are not errors.
         """
         ...
 
     async def enforce(self, change: ChunkChange) -> None:
-        """As ``apply``, for passages that were in the index before: none of them is taken back.
+        """Like ``apply``, for passages that the index has accepted before: none of them is removed on a failure.
 
         Raises:
-            IndexUnavailable: see there; also if the index refuses one.
+            IndexUnavailable: also if the index rejects a passage.
         """
         ...
 
     async def read_passages(self, hits: Sequence[Hit]) -> dict[str, ChunkWrite]:
-        """Passages in real time, searchable or not, by chunk id; one that is not there is absent."""
+        """Chunk id → passage in real time, searchable or not; without missing passages."""
         ...
 
     async def passages(self, keys: Sequence[DocumentKey]) -> dict[DocumentKey, list[FoundPassage]]:
-        """All searchable passages of documents, for want of a manifest; a document without any is absent."""
+        """All searchable passages of documents without a manifest; without documents that have none."""
         ...
 
     async def advance(self, positions: Mapping[tuple[str, int], int]) -> None:
-        """Note that everything in a lane has ended, and is searchable as it ended.
+        """Record that all events of a tenant up to an offset have ended and are searchable.
 
         Args:
-            positions: (tenant, partition) → offset of the last event that has. One that is lower than what was told
-                before changes nothing.
+            positions: (tenant, partition) → offset. Offsets lower than recorded ones have no effect.
         """
         ...
 
     async def chunk_ids(self, key: DocumentKey) -> tuple[str, ...]:
-        """Ids of all of a document's searchable passages, for want of a manifest."""
+        """Ids of all searchable passages of a document without a manifest."""
         ...
 
     async def stored_vectors(self, keys: Sequence[str]) -> dict[str, Vector]:
-        """Vectors stored earlier, by key; absent where none is."""
+        """Key → stored vector; without missing ones."""
         ...
 
     async def store_vectors(self, vectors: Mapping[str, Vector]) -> None:
-        """Keep vectors for the next time the same text comes."""
+        """Store vectors for reuse with equal texts."""
         ...
 
     async def live_documents(
         self, tenant: str, *, connector: str | None, after: str | None, limit: int
     ) -> list[Manifest]:
-        """Manifests of the tenant's live documents in the order of their ids (by code points), some at a time.
+        """A page of manifests of live documents, ordered by id (code points).
 
-        A claim counts as what it is to replace, or else as what it is to become. The first page (``after`` None)
+        For a claim, the manifest that it replaces is listed, or the future one if it replaces none. The first page
         reflects every write before the call.
 
         Args:
-            tenant: whose.
-            connector: only those that it owns; None for all.
-            after: only ids greater than this one.
-            limit: at most so many.
+            tenant: tenant of the documents.
+            connector: owner of the documents; None for all.
+            after: last id of the previous page; None for the first page.
+            limit: maximum number of manifests.
         """
         ...
 
     def scan_manifests(self) -> AsyncIterator[Manifest]:
-        """Every manifest, tombstones too, in no order."""
+        """All manifests, including tombstones, unordered."""
         ...
 
     def scan_chunks(self) -> AsyncIterator[ScannedChunk]:
-        """Every searchable passage, in no order."""
+        """All searchable passages, unordered."""
         ...
 
     async def delete_chunks(self, hits: Sequence[Hit]) -> None:
-        """Remove passages that no manifest knows (repair) and refresh."""
+        """Remove passages that no manifest contains, and refresh. For repairs."""
         ...

@@ -1,11 +1,11 @@
-"""Indices: created from the layouts in ``schemas.index``, one serving generation behind an alias."""
+"""Creation and deletion of indices. An alias selects the serving generation."""
 
 from typing import Any
 
 from opensearchpy import AsyncOpenSearch
 from opensearchpy.exceptions import RequestError
 
-from infra.opensearch.client import connect, unavailable_is_said
+from infra.opensearch.client import connect, opensearch_errors
 from infra.opensearch.index_bodies import (
     chunks_index_body,
     keys_index_body,
@@ -19,11 +19,11 @@ from schemas.index import LAYOUT, MANIFESTS_REFRESH
 
 
 class IndexMismatch(Exception):
-    """An index exists with another layout than the settings ask for."""
+    """An existing index has another layout than configured."""
 
 
 async def create_indices(settings: Settings) -> None:
-    """Create what is missing of the settings' generation; if no generation serves yet, this one does.
+    """Create missing indices of the configured generation. Without a serving generation, this one becomes it.
 
     Raises:
         IndexMismatch: the chunk index has another layout, or vectors of another length.
@@ -36,11 +36,11 @@ async def create_indices(settings: Settings) -> None:
     )
     client = connect(opensearch)
     try:
-        with unavailable_is_said():
+        with opensearch_errors():
             await _create(client, manifests, manifests_index_body(replicas=opensearch.replicas))
-            # One that was there may be of a release that refreshed it less often.
+            # An existing index may be of a release with a longer refresh interval.
             await client.indices.put_settings(index=manifests, body={"index": {"refresh_interval": MANIFESTS_REFRESH}})
-            # Nor may it have all fields that documents are listed by.
+            # It may also lack fields by which documents are listed.
             await client.indices.put_mapping(
                 index=manifests, body={"properties": manifests_index_body(replicas=0)["mappings"]["properties"]}
             )
@@ -52,13 +52,13 @@ async def create_indices(settings: Settings) -> None:
             mappings = (await client.indices.get_mapping(index=chunks))[chunks]["mappings"]
             if (laid_out := mappings.get("_meta", {}).get("layout")) != LAYOUT:
                 raise IndexMismatch(
-                    f"{chunks} has layout {laid_out}, this release reads and writes {LAYOUT}: build a new generation "
-                    "(FRESHLINE_GENERATION) by a replay, or begin with an empty data directory"
+                    f"{chunks} has layout {laid_out}, this release requires {LAYOUT}: build a new generation "
+                    "(FRESHLINE_GENERATION) by a replay, or start with an empty data directory"
                 )
             found = mappings["properties"]["vector"]["dimension"]
             if found != dimension:
                 raise IndexMismatch(
-                    f"{chunks} holds vectors of length {found}, the model makes {dimension}: "
+                    f"{chunks} has vectors of length {found}, the model produces {dimension}: "
                     "build a new generation (FRESHLINE_GENERATION) by a replay"
                 )
             if not await client.indices.exists_alias(name=names.chunks_alias):
@@ -68,21 +68,21 @@ async def create_indices(settings: Settings) -> None:
 
 
 async def create_keys_index(settings: Settings) -> None:
-    """Create the index of API keys where it is missing: keys may be issued before the first worker runs."""
+    """Create the index of API keys if missing: keys may be issued before the first worker runs."""
     client = connect(settings.opensearch)
     try:
-        with unavailable_is_said():
+        with opensearch_errors():
             await _create(client, settings.names.keys_index, keys_index_body(replicas=settings.opensearch.replicas))
     finally:
         await client.close()
 
 
 async def delete_indices(settings: Settings) -> None:
-    """Remove all indices of the namespace and what is in them."""
+    """Delete all indices of the namespace."""
     names = settings.names
     client = connect(settings.opensearch)
     try:
-        with unavailable_is_said():
+        with opensearch_errors():
             present = await client.indices.get(index=f"{names.namespace}-*", params={"expand_wildcards": "all"})
             for name in filter(names.owns_index, present):
                 await client.indices.delete(index=name)

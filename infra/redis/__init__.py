@@ -1,1 +1,1 @@
-"""Cached answers, event states and versions."""
+"""Redis: cached answers, event states and versions."""

@@ -1,4 +1,4 @@
-"""How every part of Freshline reaches Redis: one kind of client, one translation of what may go wrong."""
+"""Redis clients and translation of their errors."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,15 +23,15 @@ _UNAVAILABLE: Final = (
     exceptions.ClusterDownError,
     exceptions.OutOfMemoryError,
 )
-"""States of a server that pass by themselves or by an operator's hand; every other error is a mistake of ours."""
+"""Temporary server states, or ones that an operator resolves. Every other error is a defect of Freshline."""
 
 
 def connect_redis(settings: RedisSettings) -> Redis:
-    """A client whose replies are bytes; it connects with its first command. Close it with ``await client.aclose()``.
+    """A client that returns bytes. It connects with its first command; close it with ``await client.aclose()``.
 
-    The pool blocks: with all connections in use a caller waits up to ``timeout_s`` for one, where redis-py's plain pool
-    would fail at once. A connection that broke while idle is replaced once, silently; a command that timed out is not
-    repeated, so that ``timeout_s`` stays the limit.
+    If all connections are in use, a caller waits up to ``timeout_s`` for one; the default pool of redis-py would fail
+    immediately. A connection that broke while idle is replaced once. A command that timed out is not retried, so that
+    ``timeout_s`` limits every call.
     """
     pool = BlockingConnectionPool.from_url(
         settings.url,
@@ -47,7 +47,7 @@ def connect_redis(settings: RedisSettings) -> Redis:
 
 @contextmanager
 def redis_errors() -> Iterator[None]:
-    """Say ``CacheUnavailable`` for whatever means that Redis cannot serve now."""
+    """Translate errors of an unavailable Redis to ``CacheUnavailable``."""
     try:
         yield
     except _UNAVAILABLE as error:

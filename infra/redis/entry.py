@@ -1,11 +1,11 @@
-"""What is kept of an answer: the response to send again, and what is needed to judge later changes by it.
+"""Encoding of a cached answer: the response, and the evidence that evaluation needs.
 
-Layout, little-endian: a fixed head, then three parts whose lengths the head holds: the response as JSON; the evidence,
-as JSON that is deflated; the question's vector and the scores of the vector window as float32. A hit needs the head
-and the response only: they are stored apart from the rest.
+Layout, little-endian: a fixed-size header with the lengths of three parts; the response as JSON; the evidence as
+deflated JSON; the question's vector and the scores of the vector candidates as float32. A cache hit needs the header
+and the response only, so Redis stores them apart from the rest.
 
-Vectors and scores keep their full precision: half of it would move a dot product by up to 1e-3, which is more than lies
-between neighbours in a window.
+Vectors and scores keep float32 precision. With float16, a dot product would deviate by up to 1e-3, which exceeds the
+difference between neighbouring candidates.
 """
 
 import struct
@@ -22,9 +22,9 @@ from schemas.cache_keys import ENTRY_VERSION
 from schemas.documents import DocumentKey
 from schemas.search import Access, Hit, HybridSearch
 
-_HEAD: Final = struct.Struct("<BdIII")
+_HEADER: Final = struct.Struct("<BdIII")
 _FLOAT: Final = np.dtype("<f4")
-_FASTEST: Final = 1
+_FASTEST_COMPRESSION: Final = 1
 
 
 class UnreadableEntry(ValueError):
@@ -36,46 +36,47 @@ class Entry:
     """A cached answer.
 
     Attributes:
-        response: JSON object of results, answer and citations.
-        search: what was searched for; its window is how deep the legs were asked to go.
-        top_k: passages wanted of the fused order.
+        response: JSON object with results, answer and citations.
+        search: search of the question, with the number of requested candidates.
+        top_k: number of fused results.
         sources: chunk id and version of each result.
-        vector_window: what the vector leg found, best first.
-        lexical_window: what the lexical leg found, best first; scores are not kept, they move with the index.
+        vector_candidates: candidates of the vector retriever, best first.
+        lexical_candidates: candidates of the lexical retriever, best first. Their scores depend on the whole index and
+            are not stored.
         filled_ms: epoch milliseconds of the fill.
-        positions: partition → offset known to be reflected when it was filled; later ones may be.
+        positions: partition → offset known to be reflected at the fill; later offsets may be reflected too.
     """
 
     response: bytes
     search: HybridSearch
     top_k: int
     sources: tuple[tuple[str, int], ...]
-    vector_window: tuple[Hit, ...]
-    lexical_window: tuple[Hit, ...]
+    vector_candidates: tuple[Hit, ...]
+    lexical_candidates: tuple[Hit, ...]
     filled_ms: float
     positions: Mapping[int, int] = field(default_factory=dict)
 
     def encode(self) -> tuple[bytes, bytes]:
-        """The stored form: what a hit needs, and what follows it."""
-        evidence = zlib.compress(orjson.dumps(self._evidence()), _FASTEST)
-        scores = np.array([hit.score for hit in self.vector_window], dtype=_FLOAT)
+        """The two parts to store: header and response, and evidence."""
+        evidence = zlib.compress(orjson.dumps(self._evidence()), _FASTEST_COMPRESSION)
+        scores = np.array([hit.score for hit in self.vector_candidates], dtype=_FLOAT)
         numbers = self.search.vector.astype(_FLOAT).tobytes() + scores.tobytes()
-        head = _HEAD.pack(ENTRY_VERSION, self.filled_ms, len(self.response), len(evidence), len(numbers))
-        return head + self.response, evidence + numbers
+        header = _HEADER.pack(ENTRY_VERSION, self.filled_ms, len(self.response), len(evidence), len(numbers))
+        return header + self.response, evidence + numbers
 
     @classmethod
     def decode(cls, stored: bytes) -> "Entry":
-        """Read all of a stored entry.
+        """Decode a complete entry.
 
         Raises:
-            UnreadableEntry: see there.
+            UnreadableEntry: the entry has another version or length.
         """
-        filled_ms, response_bytes, (evidence_bytes, numbers_bytes) = _read_head(stored)
-        evidence_start = _HEAD.size + response_bytes
+        filled_ms, response_bytes, (evidence_bytes, numbers_bytes) = _read_header(stored)
+        evidence_start = _HEADER.size + response_bytes
         numbers_start = evidence_start + evidence_bytes
         if len(stored) != numbers_start + numbers_bytes:
             raise UnreadableEntry(
-                f"an entry of {numbers_start + numbers_bytes} bytes, of which {len(stored)} are there"
+                f"the entry has {len(stored)} bytes, its header declares {numbers_start + numbers_bytes}"
             )
         evidence = orjson.loads(zlib.decompress(stored[evidence_start:numbers_start]))
         numbers = np.frombuffer(stored[numbers_start:], dtype=_FLOAT).astype(np.float32)
@@ -87,30 +88,30 @@ class Entry:
         filters = {name: tuple(wanted) if isinstance(wanted, list) else wanted for name, wanted in evidence["filters"]}
         access = Access(evidence["tenant"], tuple(evidence["groups"]))
         return cls(
-            response=stored[_HEAD.size : evidence_start],
-            search=HybridSearch(evidence["text"], vector, access, evidence["window"], filters),
+            response=stored[_HEADER.size : evidence_start],
+            search=HybridSearch(evidence["text"], vector, access, evidence["candidates"], filters),
             top_k=evidence["top_k"],
             sources=tuple((chunk_id, version) for chunk_id, version in evidence["sources"]),
-            vector_window=tuple(map(Hit, vector_ids, [keys[at] for at in vector_keys], scores.tolist())),
-            lexical_window=tuple(map(Hit, lexical_ids, [keys[at] for at in lexical_keys], repeat(0.0))),
+            vector_candidates=tuple(map(Hit, vector_ids, [keys[at] for at in vector_keys], scores.tolist())),
+            lexical_candidates=tuple(map(Hit, lexical_ids, [keys[at] for at in lexical_keys], repeat(0.0))),
             filled_ms=filled_ms,
             positions={int(partition): offset for partition, offset in evidence["positions"].items()},
         )
 
     def _evidence(self) -> dict[str, Any]:
-        windows = (self.vector_window, self.lexical_window)
-        documents = {hit.key.document_id: 0 for window in windows for hit in window}
+        candidates = (self.vector_candidates, self.lexical_candidates)
+        documents = {hit.key.document_id: 0 for hits in candidates for hit in hits}
         documents = {document_id: at for at, document_id in enumerate(documents)}
-        # By columns: whoever judges reads every entry.
+        # Columns, because they decode faster, and evaluation decodes every entry.
         vector, lexical = (
-            ([hit.chunk_id for hit in window], [documents[hit.key.document_id] for hit in window]) for window in windows
+            ([hit.chunk_id for hit in hits], [documents[hit.key.document_id] for hit in hits]) for hits in candidates
         )
         return {
             "tenant": self.search.access.tenant,
             "groups": self.search.access.groups,
             "text": self.search.text,
             "filters": list(self.search.filters.items()),
-            "window": self.search.window,
+            "candidates": self.search.candidates,
             "top_k": self.top_k,
             "sources": self.sources,
             "documents": list(documents),
@@ -121,22 +122,22 @@ class Entry:
 
 
 def stored_response(stored: bytes) -> bytes:
-    """The response of a stored entry, of which the rest may be missing.
+    """The response of an entry, with or without its evidence.
 
     Raises:
-        UnreadableEntry: see there.
+        UnreadableEntry: the entry has another version or length.
     """
-    _, response_bytes, rest_bytes = _read_head(stored)
-    end = _HEAD.size + response_bytes
-    if len(stored) not in {end, end + sum(rest_bytes)}:
-        raise UnreadableEntry(f"neither an entry nor the first part of one: {len(stored)} bytes")
-    return stored[_HEAD.size : end]
+    _, response_bytes, evidence_bytes = _read_header(stored)
+    end = _HEADER.size + response_bytes
+    if len(stored) not in {end, end + sum(evidence_bytes)}:
+        raise UnreadableEntry(f"neither an entry nor its first part: {len(stored)} bytes")
+    return stored[_HEADER.size : end]
 
 
-def _read_head(stored: bytes) -> tuple[float, int, tuple[int, int]]:
-    if len(stored) < _HEAD.size:
-        raise UnreadableEntry(f"an entry has at least {_HEAD.size} bytes, not {len(stored)}")
-    version, filled_ms, response_bytes, evidence_bytes, numbers_bytes = _HEAD.unpack_from(stored)
+def _read_header(stored: bytes) -> tuple[float, int, tuple[int, int]]:
+    if len(stored) < _HEADER.size:
+        raise UnreadableEntry(f"an entry has at least {_HEADER.size} bytes, not {len(stored)}")
+    version, filled_ms, response_bytes, evidence_bytes, numbers_bytes = _HEADER.unpack_from(stored)
     if version != ENTRY_VERSION:
-        raise UnreadableEntry(f"not an entry of version {ENTRY_VERSION}: version {version}")
+        raise UnreadableEntry(f"the entry has version {version}, not {ENTRY_VERSION}")
     return filled_ms, response_bytes, (evidence_bytes, numbers_bytes)

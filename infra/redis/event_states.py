@@ -1,13 +1,14 @@
-"""Event states in Redis: one hash per event, to which every process adds what it knows, in any order."""
+"""Event states in Redis: one hash per event, to which every process adds fields in any order."""
 
 from collections.abc import Mapping, Sequence
 from typing import Final
 
 import orjson
 from redis.asyncio import Redis
+from typing_extensions import override
 
 from infra.redis.connect import redis_errors
-from infra.redis.port import Progress
+from infra.redis.port import EventStates, Progress
 from schemas.documents import EventStatus, Outcome, Stage
 from schemas.names import Names
 
@@ -17,29 +18,33 @@ _STAGE: Final = "at:"
 _END: Final = "end"
 
 
-class RedisEventStates:
-    """See ``EventStates``. Every field is written once, by whoever comes first, so nothing overwrites anything."""
+class RedisEventStates(EventStates):
+    """Event states in Redis. The first write of a field wins, so no process overwrites another's fields."""
 
     def __init__(self, client: Redis, names: Names) -> None:
         self._client = client
         self._names = names
 
+    @override
     async def begin(self, tenant: str, status: EventStatus) -> None:
-        """Record acceptance, beside whatever a fast worker recorded before."""
+
         await self._add([(self._key(tenant, status.event_id), acceptance_fields(status))])
 
+    @override
     async def advance(self, progress: Sequence[Progress]) -> None:
-        """Record stages and outcomes, in one round trip."""
+
         await self._add([(self._key(step.tenant, step.event_id), progress_fields(step)) for step in progress])
 
+    @override
     async def get(self, tenant: str, event_id: str) -> EventStatus | None:
-        """The status, once acceptance is recorded."""
+
         with redis_errors():
             raw = await self._client.hgetall(self._key(tenant, event_id))
         return _status(event_id, raw)
 
+    @override
     async def get_many(self, tenant: str, event_ids: Sequence[str]) -> dict[str, EventStatus]:
-        """The statuses of those whose acceptance is recorded."""
+
         if not event_ids:
             return {}
         with redis_errors():
@@ -83,23 +88,23 @@ def progress_fields(progress: Progress) -> dict[str, str]:
     """Fields that ``advance`` adds for one event."""
     fields = {f"{_STAGE}{progress.stage}": repr(progress.at_ms)}
     if progress.outcome is not None:
-        # One field, so that an outcome never meets the reason of another.
+        # One field, so that outcome and reason always belong together.
         fields[_END] = orjson.dumps([progress.outcome, progress.reason, progress.passages]).decode()
     return fields
 
 
 def read_status(event_id: str, fields: Mapping[str, str]) -> EventStatus | None:
-    """The status that ``fields`` tell of; None before acceptance is recorded."""
+    """The status from stored fields; None before acceptance is recorded."""
     if "accepted_ms" not in fields:
         return None
     accepted_ms = float(fields["accepted_ms"])
-    # Stages are timed by several machines, whose clocks may put one before acceptance.
+    # Clocks of different machines may place a stage before acceptance.
     stages_ms = {
         stage: max(0.0, float(fields[f"{_STAGE}{stage}"]) - accepted_ms)
         for stage in Stage
         if f"{_STAGE}{stage}" in fields
     }
-    # Records written before passages were counted have two parts.
+    # Older records lack the number of passages.
     outcome, reason, passages = (*(orjson.loads(fields[_END]) if _END in fields else ()), None, None, None)[:3]
     return EventStatus(
         event_id=event_id,

@@ -1,4 +1,4 @@
-"""Cached answers in this process: the in-memory twin, for tests and simulation."""
+"""In-memory answer cache, for tests and simulation."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
@@ -6,11 +6,15 @@ from dataclasses import dataclass, field
 from time import time_ns
 from typing import Final
 
+from typing_extensions import override
+
 from infra.redis.port import (
+    AnswerCache,
+    AnswerSlices,
     Appended,
-    Applied,
     CacheUnavailable,
     Dropped,
+    InvalidationMessage,
     Lookup,
     Pending,
     SliceChange,
@@ -28,36 +32,36 @@ class _Answer:
     fill: int
     epoch: int
     entry: bytes
-    rest: bytes
-    ends_us: int
+    evidence: bytes
+    expires_us: int
 
 
 @dataclass(slots=True)
 class _Slice:
     epoch: int
-    judged: int
+    evaluated: int
     floor: int
     seeded: bool = False
     fill: int = 0
-    told: int = 0
+    sequence: int = 0
     positions: dict[int, int] = field(default_factory=dict)
     answers: dict[str, _Answer] = field(default_factory=dict)
     leases: dict[str, int] = field(default_factory=dict)
-    # Keys (None: all of the slice) with the rest.
+    # With the dropped keys; None: all of the slice.
     drops: list[tuple[frozenset[str] | None, Dropped]] = field(default_factory=list)
-    # Oldest first, like the stream.
+    # Oldest first, with their positions.
     changes: list[tuple[SliceChange, Mapping[int, int]]] = field(default_factory=list)
 
 
-class MemoryAnswerCache:
-    """See ``AnswerCache`` and ``AnswerSlices``. No method gives way to another, as scripts do not.
+class MemoryAnswerCache(AnswerCache, AnswerSlices):
+    """In-memory answer cache. No method suspends, so methods are as atomic as Redis scripts.
 
     Attributes:
-        available: set to False to have every method raise CacheUnavailable; open subscriptions go on.
+        available: while False, every method raises ``CacheUnavailable``; open subscriptions continue.
 
     Args:
-        now_us: epoch microseconds of the server's clock.
-        cache: how slices are laid out.
+        now_us: server clock, in epoch microseconds.
+        cache: layout of slices.
     """
 
     def __init__(
@@ -68,53 +72,55 @@ class MemoryAnswerCache:
         self._cache = cache or AnswerSettings()
         self._last_epoch = 0
         self._slices: dict[tuple[str, int], _Slice] = {}
-        self._subscribers: set[asyncio.Queue[Applied | None]] = set()
+        self._subscribers: set[asyncio.Queue[InvalidationMessage | None]] = set()
 
     @property
+    @override
     def count(self) -> int:
-        """See ``AnswerSlices``."""
         return self._cache.slices
 
-    async def lookup(self, tenant: str, key: str, *, lease_ms: int = 0, whole: bool = False) -> Lookup:
-        """See ``AnswerCache``."""
+    @override
+    async def lookup(self, tenant: str, key: str, *, lease_ms: int = 0, with_evidence: bool = False) -> Lookup:
         place, now_us = self._slice(tenant, slice_of(key, self.count)), self._now_us()
-        answer = self._there(place, key)
+        answer = self._live_answer(place, key)
         leased = answer is None and (not lease_ms or place.leases.get(key, now_us) <= now_us)
         if lease_ms and leased:
             place.leases[key] = now_us + lease_ms * 1_000
         return Lookup(
             epoch=place.epoch,
             positions=dict(place.positions),
-            entry=answer.entry + (answer.rest if whole else b"") if answer is not None else None,
+            entry=answer.entry + (answer.evidence if with_evidence else b"") if answer is not None else None,
             seeded=place.seeded,
-            told=place.told,
-            ends_ms=(answer.ends_us - now_us) // 1_000 if answer is not None else 0,
+            sequence=place.sequence,
+            ttl_ms=(answer.expires_us - now_us) // 1_000 if answer is not None else 0,
             leased=leased,
         )
 
-    async def store(self, tenant: str, key: str, entry: bytes, *, epoch: int, ttl_s: int, rest: bytes = b"") -> bool:
-        """See ``AnswerCache``."""
+    @override
+    async def store(
+        self, tenant: str, key: str, entry: bytes, *, epoch: int, ttl_s: int, evidence: bytes = b""
+    ) -> bool:
         number = slice_of(key, self.count)
         place = self._slice(tenant, number)
         place.leases.pop(key, None)
         if place.epoch != epoch:
             return False
-        given_up = {key} if self._there(place, key) is not None else set()
+        evicted = {key} if self._live_answer(place, key) is not None else set()
         place.fill += 1
         place.answers.pop(key, None)
-        place.answers[key] = _Answer(place.fill, epoch, entry, rest, self._now_us() + ttl_s * 1_000_000)
+        place.answers[key] = _Answer(place.fill, epoch, entry, evidence, self._now_us() + ttl_s * 1_000_000)
         for oldest in list(place.answers)[:4]:
-            if self._there(place, oldest) is not None:
+            if self._live_answer(place, oldest) is not None:
                 if len(place.answers) <= self._cache.per_slice:
                     break
-                given_up.add(oldest)
+                evicted.add(oldest)
             del place.answers[oldest]
-        if given_up:
-            self._announce(tenant, number, place, {}, given_up)
+        if evicted:
+            self._publish(tenant, number, place, {}, evicted)
         return True
 
+    @override
     async def apply(self, tenant: str, positions: Mapping[int, int], *, drop: bool) -> int:
-        """See ``AnswerCache``."""
         for number in range(self.count):
             if drop:
                 self._drop(tenant, number, positions)
@@ -122,113 +128,122 @@ class MemoryAnswerCache:
                 self._append(tenant, number, positions, b"")
         return max(self._slice(tenant, number).epoch for number in range(self.count))
 
+    @override
     async def positions(self, tenant: str) -> Mapping[int, int]:
-        """See ``AnswerCache``."""
         self._check_available()
         slices = (self._slices.get((tenant, number)) for number in range(self.count))
         return reached_by_all([place.positions if place is not None else {} for place in slices])
 
+    @override
     async def seed(self, tenant: str, positions: Mapping[int, int]) -> None:
-        """See ``AnswerCache``."""
         for number in range(self.count):
             place = self._slice(tenant, number)
             if not place.seeded:
                 place.seeded = True
                 self._drop(tenant, number, positions)
 
-    async def applied(
-        self, *, subscribed: Callable[[], None] | None = None, complete: Callable[[float], None] | None = None
-    ) -> AsyncGenerator[Applied, None]:
-        """See ``AnswerCache``."""
+    @override
+    async def invalidations(
+        self, *, on_subscribed: Callable[[], None] | None = None, on_heartbeat: Callable[[float], None] | None = None
+    ) -> AsyncGenerator[InvalidationMessage, None]:
         self._check_available()
-        announcements: asyncio.Queue[Applied | None] = asyncio.Queue()
-        self._subscribers.add(announcements)
+        messages: asyncio.Queue[InvalidationMessage | None] = asyncio.Queue()
+        self._subscribers.add(messages)
         try:
-            if subscribed is not None:
-                subscribed()
+            if on_subscribed is not None:
+                on_subscribed()
             while True:
-                if complete is not None and announcements.empty():
-                    complete(asyncio.get_running_loop().time())
-                waiting = asyncio.ensure_future(announcements.get())
+                if on_heartbeat is not None and messages.empty():
+                    on_heartbeat(asyncio.get_running_loop().time())
+                receiving = asyncio.ensure_future(messages.get())
                 try:
-                    while not (await asyncio.wait((waiting,), timeout=_HEARTBEAT_S))[0]:
-                        if complete is not None:
-                            complete(asyncio.get_running_loop().time())
+                    while not (await asyncio.wait((receiving,), timeout=_HEARTBEAT_S))[0]:
+                        if on_heartbeat is not None:
+                            on_heartbeat(asyncio.get_running_loop().time())
                 finally:
-                    waiting.cancel()
-                announcement = waiting.result()
-                if announcement is None:
+                    receiving.cancel()
+                message = receiving.result()
+                if message is None:
                     break
-                yield announcement
+                yield message
             raise CacheUnavailable("the subscription was interrupted")
         finally:
-            self._subscribers.discard(announcements)
+            self._subscribers.discard(messages)
 
+    @override
     async def append(self, tenant: str, number: int, positions: Mapping[int, int], change: bytes) -> Appended:
-        """See ``AnswerSlices``."""
         place = self._slice(tenant, number)
-        reached = {partition: place.positions[partition] for partition in positions if partition in place.positions}
-        return Appended(self._append(tenant, number, positions, change), reached)
+        before = {partition: place.positions[partition] for partition in positions if partition in place.positions}
+        return Appended(self._append(tenant, number, positions, change), before)
 
-    async def pending(self, tenant: str, number: int, *, known: int, fill: int) -> Pending:
-        """See ``AnswerSlices``."""
+    @override
+    async def pending(self, tenant: str, number: int, *, after_epoch: int, after_fill: int) -> Pending:
         place = self._slice(tenant, number)
         return Pending(
             epoch=place.epoch,
-            judged=place.judged,
+            evaluated=place.evaluated,
             floor=place.floor,
-            changes=tuple(change for change, _ in place.changes if change.epoch > known),
-            fills=tuple((answer.fill, key) for key, answer in place.answers.items() if answer.fill > fill),
+            changes=tuple(change for change, _ in place.changes if change.epoch > after_epoch),
+            fills=tuple((answer.fill, key) for key, answer in place.answers.items() if answer.fill > after_fill),
             oldest_fill=next((answer.fill for answer in place.answers.values()), None),
         )
 
+    @override
     async def entries(self, tenant: str, number: int, keys: Sequence[str]) -> list[StoredEntry | None]:
-        """See ``AnswerSlices``."""
         place = self._slice(tenant, number)
-        found = (self._there(place, key) for key in keys)
-        return [StoredEntry(one.fill, one.epoch, one.entry + one.rest) if one is not None else None for one in found]
+        found = (self._live_answer(place, key) for key in keys)
+        return [
+            StoredEntry(one.fill, one.epoch, one.entry + one.evidence) if one is not None else None for one in found
+        ]
 
-    async def settle(
-        self, tenant: str, number: int, *, judged: int, epoch: int, drop: Sequence[tuple[int, str]], why: bytes = b""
+    @override
+    async def commit(
+        self,
+        tenant: str,
+        number: int,
+        *,
+        evaluated: int,
+        epoch: int,
+        drop: Sequence[tuple[int, str]],
+        reason: bytes = b"",
     ) -> bool:
-        """See ``AnswerSlices``."""
         place = self._slice(tenant, number)
-        if place.judged != judged:
+        if place.evaluated != evaluated:
             return False
         for fill, key in drop:
             if key in place.answers and place.answers[key].fill == fill:
                 del place.answers[key]
         keys = frozenset(key for _, key in drop)
         if keys:
-            place.drops.append((keys, Dropped(self._now_us() // 1_000, everything=False, why=why)))
-        self._judged(tenant, number, epoch, {}, keys)
+            place.drops.append((keys, Dropped(self._now_us() // 1_000, whole_slice=False, reason=reason)))
+        self._set_evaluated(tenant, number, epoch, {}, keys)
         return True
 
-    async def drop_all(self, tenant: str, number: int, why: bytes = b"") -> None:
-        """See ``AnswerSlices``."""
-        self._drop(tenant, number, {}, why)
+    @override
+    async def drop_all(self, tenant: str, number: int, reason: bytes = b"") -> None:
+        self._drop(tenant, number, {}, reason)
 
+    @override
     async def drops(self, tenant: str, number: int, key: str) -> list[Dropped]:
-        """See ``AnswerSlices``."""
         return [one for keys, one in reversed(self._slice(tenant, number).drops) if keys is None or key in keys]
 
     def lose_everything(self) -> None:
-        """What a restart without persistence does; open subscriptions break."""
+        """Lose all data and break all subscriptions, as a restart without persistence does."""
         self._slices.clear()
         self.break_subscriptions()
 
     def break_subscriptions(self) -> None:
-        """End every subscription, after what was announced."""
+        """Break every subscription, after the messages published before."""
         for subscriber in self._subscribers:
             subscriber.put_nowait(None)
 
     def _append(self, tenant: str, number: int, positions: Mapping[int, int], change: bytes) -> bool:
         place = self._slice(tenant, number)
-        if not change and place.judged == place.epoch:
-            self._judged(tenant, number, place.epoch, positions, ())
+        if not change and place.evaluated == place.epoch:
+            self._set_evaluated(tenant, number, place.epoch, positions, ())
             return False
-        waiting = sum(one.epoch > place.judged for one, _ in place.changes)
-        if not place.answers or waiting >= self._cache.changes:
+        pending = sum(one.epoch > place.evaluated for one, _ in place.changes)
+        if not place.answers or pending >= self._cache.changes:
             self._drop(tenant, number, positions)
             return False
         previous, place.epoch = place.epoch, self._new_epoch()
@@ -236,47 +251,47 @@ class MemoryAnswerCache:
         del place.changes[: -self._cache.changes]
         return True
 
-    def _drop(self, tenant: str, number: int, positions: Mapping[int, int], why: bytes = b"") -> None:
+    def _drop(self, tenant: str, number: int, positions: Mapping[int, int], reason: bytes = b"") -> None:
         place = self._slice(tenant, number)
         if place.answers:
-            place.drops.append((None, Dropped(self._now_us() // 1_000, everything=True, why=why)))
+            place.drops.append((None, Dropped(self._now_us() // 1_000, whole_slice=True, reason=reason)))
         place.epoch = place.floor = self._new_epoch()
         place.answers.clear()
-        self._judged(tenant, number, place.epoch, positions, None)
+        self._set_evaluated(tenant, number, place.epoch, positions, None)
         place.changes.clear()
 
-    def _judged(
+    def _set_evaluated(
         self, tenant: str, number: int, epoch: int, positions: Mapping[int, int], dropped: Iterable[str] | None
     ) -> None:
-        """Advance by the changes up to ``epoch`` and by ``positions``, and announce it."""
+        """Advance by the changes up to ``epoch`` and by ``positions``, and publish."""
         place = self._slice(tenant, number)
-        reflected = [positions for change, positions in place.changes if place.judged < change.epoch <= epoch]
-        place.judged = epoch
-        announced: dict[int, int] = {}
-        for told in (*reflected, positions):
-            for partition, offset in told.items():
-                announced[partition] = max(offset, announced.get(partition, offset))
+        reflected = [positions for change, positions in place.changes if place.evaluated < change.epoch <= epoch]
+        place.evaluated = epoch
+        published: dict[int, int] = {}
+        for advanced in (*reflected, positions):
+            for partition, offset in advanced.items():
+                published[partition] = max(offset, published.get(partition, offset))
                 place.positions[partition] = max(offset, place.positions.get(partition, offset))
-        self._announce(tenant, number, place, announced, dropped)
+        self._publish(tenant, number, place, published, dropped)
 
-    def _announce(
+    def _publish(
         self, tenant: str, number: int, place: _Slice, positions: Mapping[int, int], dropped: Iterable[str] | None
     ) -> None:
-        place.told += 1
-        gone = None if dropped is None else frozenset(dropped)
+        place.sequence += 1
+        keys = None if dropped is None else frozenset(dropped)
         for subscriber in self._subscribers:
-            subscriber.put_nowait(Applied(tenant, number, place.told, dict(positions), gone))
+            subscriber.put_nowait(InvalidationMessage(tenant, number, place.sequence, dict(positions), keys))
 
-    def _there(self, place: _Slice, key: str) -> _Answer | None:
+    def _live_answer(self, place: _Slice, key: str) -> _Answer | None:
         answer = place.answers.get(key)
-        return answer if answer is not None and self._now_us() < answer.ends_us else None
+        return answer if answer is not None and self._now_us() < answer.expires_us else None
 
     def _slice(self, tenant: str, number: int) -> _Slice:
         self._check_available()
         place = self._slices.get((tenant, number))
         if place is None:
             epoch = self._new_epoch()
-            place = self._slices[tenant, number] = _Slice(epoch, epoch, epoch, told=epoch)
+            place = self._slices[tenant, number] = _Slice(epoch, epoch, epoch, sequence=epoch)
         return place
 
     def _check_available(self) -> None:
@@ -284,6 +299,6 @@ class MemoryAnswerCache:
             raise CacheUnavailable("the cache was made unavailable")
 
     def _new_epoch(self) -> int:
-        # Remembered past a loss, where the server has its clock: a simulated clock may stand still.
+        # Kept across a loss of data: unlike a server's clock, a simulated clock may not advance.
         self._last_epoch = max(self._now_us(), self._last_epoch + 1)
         return self._last_epoch

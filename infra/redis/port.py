@@ -1,4 +1,4 @@
-"""What is asked of Redis: cached answers, event states, versions. Losing all of it costs time, never truth."""
+"""Ports to Redis: cached answers, event states and versions. All data can be rebuilt; its loss costs only time."""
 
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,52 +8,51 @@ from schemas.documents import DocumentKey, EventStatus, Outcome, Stage
 
 
 class CacheUnavailable(Exception):
-    """Redis did not answer in time. Callers go on without it or refuse, as their promise demands."""
+    """Redis did not respond in time. Callers proceed without it or reject the request, as their contract requires."""
 
 
 class CacheUntrusted(CacheUnavailable):
-    """Redis may throw away a part of what belongs together: its answers are not to be served."""
+    """Redis may evict keys that belong together, so its answers must not be served."""
 
 
 @dataclass(frozen=True, slots=True)
 class Lookup:
-    """One consistent look at a tenant's slice.
+    """An atomic read of a tenant's slice.
 
     Attributes:
-        epoch: current epoch; a fill that began at it may be stored only while it stands.
+        epoch: current epoch. A fill that began at it is stored only while it is current.
         positions: partition → last offset whose effect on cached answers is applied.
-        entry: the cached answer, if one is true for ``positions``.
-        seeded: False where Redis lost the slice, so that ``positions`` may lack partitions until ``seed``.
-        told: number of the slice's last announcement.
-        ends_ms: milliseconds until the cached answer ends by itself; 0 without one.
-        leased: False where another process has said that it is filling the answer.
+        entry: the cached answer, if it is valid at ``positions``.
+        seeded: False if Redis lost the slice, so that ``positions`` may lack partitions until ``seed``.
+        sequence: number of the slice's last invalidation message.
+        ttl_ms: remaining time to live of the cached answer; 0 without one.
+        leased: False if another process holds the fill lease of the answer.
     """
 
     epoch: int
     positions: Mapping[int, int]
     entry: bytes | None
     seeded: bool = True
-    told: int = 0
-    ends_ms: int = 0
+    sequence: int = 0
+    ttl_ms: int = 0
     leased: bool = True
 
 
 @dataclass(frozen=True, slots=True)
-class Applied:
-    """Announcement of a slice: these positions are applied, and these answers are gone.
+class InvalidationMessage:
+    """Positions that a slice has applied, and answers that it has dropped.
 
     Attributes:
-        tenant: of the slice.
-        number: of the slice.
-        told: number of the announcement: one more than that before it, as long as Redis keeps its data; after it lost
-            them, one that is far from all before.
-        positions: partition → last offset applied, of those that advance.
-        dropped: keys of answers that are gone; None where all of the slice are.
+        tenant: tenant of the slice.
+        number: number of the slice.
+        sequence: previous number + 1 as long as Redis keeps its data; after a loss of data, far from all earlier ones.
+        positions: partition → last offset applied, for partitions that advanced.
+        dropped: keys of dropped answers; None if all answers of the slice were dropped.
     """
 
     tenant: str
     number: int
-    told: int
+    sequence: int
     positions: Mapping[int, int]
     dropped: frozenset[str] | None = frozenset()
 
@@ -65,7 +64,7 @@ class Progress:
     Attributes:
         at_ms: epoch milliseconds.
         outcome: set with the last stage.
-        passages: searchable passages of the version, where the outcome is ``done``.
+        passages: searchable passages of the version, if the outcome is ``done``.
     """
 
     tenant: str
@@ -78,67 +77,70 @@ class Progress:
 
 
 class AnswerCache(Protocol):
-    """Cached answers of all tenants, in slices by their keys. A slice is one linearisation point."""
+    """Cached answers of all tenants, for the read path. Operations on a slice are linearizable."""
 
     @property
     def count(self) -> int:
-        """Slices of each tenant."""
+        """Number of slices per tenant."""
         ...
 
-    async def lookup(self, tenant: str, key: str, *, lease_ms: int = 0, whole: bool = False) -> Lookup:
-        """Epoch, positions and entry of one instant. A slice without an epoch gets one that was never used before.
+    async def lookup(self, tenant: str, key: str, *, lease_ms: int = 0, with_evidence: bool = False) -> Lookup:
+        """Read epoch, positions and entry atomically. A slice without an epoch gets a new, unique one.
 
-        The entry comes with its ``rest`` only if ``whole`` is asked for. With ``lease_ms`` the first of those who find
-        no entry is told to fill it, and the others that it is being filled, until it is or the time is over.
+        The entry includes its evidence only with ``with_evidence``. With ``lease_ms``, the first caller that finds no
+        entry gets the fill lease. For others, ``leased`` is False until the answer is stored or the lease expires.
         """
         ...
 
-    async def store(self, tenant: str, key: str, entry: bytes, *, epoch: int, ttl_s: int, rest: bytes = b"") -> bool:
-        """Keep the entry if the epoch still stands; False where a change came in between.
+    async def store(
+        self, tenant: str, key: str, entry: bytes, *, epoch: int, ttl_s: int, evidence: bytes = b""
+    ) -> bool:
+        """Store an entry if ``epoch`` is still current; returns False if a change came in between.
 
-        ``rest`` is a part of it behind ``entry`` that hits do not need, and are not sent.
-        One that is there already gives way, and is announced as dropped: copies of it are not judged any more.
+        ``evidence`` is stored apart from ``entry``, because hits do not need it. An existing entry is replaced, and
+        reported as dropped, because copies of it are no longer evaluated.
         """
         ...
 
     async def apply(self, tenant: str, positions: Mapping[int, int], *, drop: bool) -> int:
-        """Drop the answers if asked, then advance the positions (never back), then announce; return the epoch.
+        """Drop all answers if ``drop``, advance the positions, and publish; returns the epoch.
 
-        Without a drop the positions wait for changes that are not judged yet.
+        Positions never decrease. Without ``drop`` they are applied after the pending changes are evaluated.
         """
         ...
 
     async def positions(self, tenant: str) -> Mapping[int, int]:
-        """Partition → last offset applied: every event up to it has ended. Empty where Redis knows of none."""
+        """Partition → last offset applied: every event up to it has ended. Empty if Redis has none."""
         ...
 
     async def seed(self, tenant: str, positions: Mapping[int, int]) -> None:
-        """Advance positions known from the index, after Redis lost them; nothing happens where that was done already.
+        """Advance to positions read from the index, after Redis lost them. Only the first call has an effect.
 
-        Drops the tenant's answers as ``apply`` does: the index may be ahead of invalidation, and an answer stored
-        before such a change must not be taken as true for it.
+        Drops the tenant's answers, as ``apply`` does: the index may be ahead of invalidation, and answers stored before
+        such a change do not reflect it.
         """
         ...
 
-    def applied(
-        self, *, subscribed: Callable[[], None] | None = None, complete: Callable[[float], None] | None = None
-    ) -> AsyncGenerator[Applied, None]:
-        """Announcements from now on; ends with CacheUnavailable when the subscription breaks.
-
-        Raises:
-            CacheUntrusted: see there.
+    def invalidations(
+        self, *, on_subscribed: Callable[[], None] | None = None, on_heartbeat: Callable[[float], None] | None = None
+    ) -> AsyncGenerator[InvalidationMessage, None]:
+        """Subscribe to invalidation messages.
 
         Args:
-            subscribed: called as soon as no announcement can be missed any more: what was announced earlier is to be
-                read by ``lookup`` after that.
-            complete: called now and then with a moment of ``time.monotonic``: everything that was announced before it
-                has been yielded. Never, where answers may vanish without an announcement.
+            on_subscribed: called once every further message will be received. Earlier effects are visible to
+                ``lookup`` from then on.
+            on_heartbeat: called repeatedly with a ``time.monotonic`` value: every message published before it has been
+                yielded. Never called if Redis may drop answers without a message.
+
+        Raises:
+            CacheUnavailable: the subscription is broken.
+            CacheUntrusted: Redis may evict keys that belong together.
         """
         ...
 
 
 def reached_by_all(slices: Sequence[Mapping[int, int]]) -> dict[int, int]:
-    """Positions that every slice has reached."""
+    """Partition → lowest offset of all slices; without partitions that a slice lacks."""
     return {
         partition: min(positions[partition] for positions in slices)
         for partition in slices[0]
@@ -148,12 +150,12 @@ def reached_by_all(slices: Sequence[Mapping[int, int]]) -> dict[int, int]:
 
 @dataclass(frozen=True, slots=True)
 class SliceChange:
-    """A change as a slice remembers it.
+    """A change in the change log of a slice.
 
     Attributes:
-        epoch: that it began.
-        previous: the epoch before it; where that is not the one of the change before, some are no longer remembered.
-        change: what ``append`` was given; empty where only positions advance.
+        epoch: epoch that the change began.
+        previous: the epoch before it. If it differs from that of the preceding change, changes were truncated.
+        change: encoded change, as given to ``append``; empty if only positions advance.
     """
 
     epoch: int
@@ -163,19 +165,19 @@ class SliceChange:
 
 @dataclass(frozen=True, slots=True)
 class Pending:
-    """What there is to know of a slice, at one instant.
+    """Changes and fills of a slice after given numbers, read atomically.
 
     Attributes:
-        epoch: of the last change.
-        judged: of the last change that the answers were judged by.
-        floor: answers of earlier epochs do not count.
-        changes: those after the epoch that was named, judged or not, as far as they are remembered.
-        fills: number and key of each answer stored after the fill that was named.
-        oldest_fill: number of the oldest answer that is still there; None without answers.
+        epoch: epoch of the last change.
+        evaluated: epoch up to which answers are evaluated.
+        floor: answers of earlier epochs are invalid.
+        changes: retained changes after the given epoch, evaluated or not.
+        fills: (fill number, key) of each answer stored after the given fill.
+        oldest_fill: number of the oldest stored answer; None without answers.
     """
 
     epoch: int
-    judged: int
+    evaluated: int
     floor: int
     changes: tuple[SliceChange, ...]
     fills: tuple[tuple[int, str], ...]
@@ -184,7 +186,7 @@ class Pending:
 
 @dataclass(frozen=True, slots=True)
 class StoredEntry:
-    """An answer as it lies in its slice: the number of its fill, the epoch that it was filled in, and its bytes."""
+    """A stored answer: number of its fill, epoch of the fill, and the complete entry."""
 
     fill: int
     epoch: int
@@ -193,109 +195,123 @@ class StoredEntry:
 
 @dataclass(frozen=True, slots=True)
 class Dropped:
-    """A drop: when, in epoch milliseconds of Redis, whether of all answers of the slice, and what was given as why."""
+    """A recorded drop.
+
+    Attributes:
+        at_ms: epoch milliseconds of the Redis server.
+        whole_slice: whether all answers of the slice were dropped.
+        reason: reason given by the caller.
+    """
 
     at_ms: int
-    everything: bool
-    why: bytes
+    whole_slice: bool
+    reason: bytes
 
 
 @dataclass(frozen=True, slots=True)
 class Appended:
-    """What became of a change.
+    """Result of ``AnswerSlices.append``.
 
     Attributes:
-        waits: False where no answer has to be judged by it.
-        reached: partition → last offset that the slice had applied before, of the partitions that the change is of.
+        needs_evaluation: False if no answer has to be evaluated.
+        positions_before: partition → last offset applied before, for the partitions of the change.
     """
 
-    waits: bool
-    reached: Mapping[int, int]
+    needs_evaluation: bool
+    positions_before: Mapping[int, int]
 
 
 class AnswerSlices(Protocol):
-    """The side of those who judge answers by changes. Numbers of slices run from 0.
+    """Cached answers, for evaluation. Slices of a tenant are numbered from 0.
 
-    Safe whoever judges, and however many at a time: ``settle`` counts only if it begins where the last one ended, and
-    a judgement that saw a slice at an epoch has seen every answer that was filled before it.
+    Any number of workers may evaluate a slice concurrently. ``commit`` succeeds only if it continues the last commit,
+    and an evaluation that read a slice at an epoch has read every answer filled before that epoch.
     """
 
     @property
     def count(self) -> int:
-        """Slices of each tenant."""
+        """Number of slices per tenant."""
         ...
 
     async def append(self, tenant: str, number: int, positions: Mapping[int, int], change: bytes) -> Appended:
-        """Begin an epoch with a change whose passages are searchable.
+        """Begin an epoch with a change whose passages are searchable. An empty change only advances positions.
 
-        Where more changes wait than are remembered, the answers are dropped. An empty change advances positions alone.
+        If the maximum number of changes is pending, all answers of the slice are dropped.
         """
         ...
 
-    async def pending(self, tenant: str, number: int, *, known: int, fill: int) -> Pending:
-        """What came after the epoch ``known`` and after the fill numbered ``fill``."""
+    async def pending(self, tenant: str, number: int, *, after_epoch: int, after_fill: int) -> Pending:
+        """Read changes after an epoch and fills after a fill number."""
         ...
 
     async def entries(self, tenant: str, number: int, keys: Sequence[str]) -> list[StoredEntry | None]:
-        """Stored answers; None for one that is gone."""
+        """Read stored answers; None for each that no longer exists."""
         ...
 
-    async def settle(
-        self, tenant: str, number: int, *, judged: int, epoch: int, drop: Sequence[tuple[int, str]], why: bytes = b""
+    async def commit(
+        self,
+        tenant: str,
+        number: int,
+        *,
+        evaluated: int,
+        epoch: int,
+        drop: Sequence[tuple[int, str]],
+        reason: bytes = b"",
     ) -> bool:
-        """Drop answers, and count those that stay as judged up to ``epoch``: positions advance, and are announced.
+        """Drop answers and mark the others as evaluated up to ``epoch``; advances positions and publishes.
 
         Args:
-            tenant: of the slice.
-            number: of the slice.
-            judged: where the judgement began; False, and nothing happens, where that is not the state any more.
-            epoch: where it ends.
-            drop: number of its fill and key of each answer to drop; one that was filled anew stays.
-            why: remembered for a while with what is dropped.
+            tenant: tenant of the slice.
+            number: number of the slice.
+            evaluated: epoch at which the evaluation began. If the slice is no longer at it, nothing changes and the
+                result is False.
+            epoch: epoch at which the evaluation ended.
+            drop: (fill number, key) of each answer to drop. An answer with another fill number is kept.
+            reason: recorded with the dropped answers.
         """
         ...
 
-    async def drop_all(self, tenant: str, number: int, why: bytes = b"") -> None:
-        """Drop the slice's answers unjudged, with the same effect on positions."""
+    async def drop_all(self, tenant: str, number: int, reason: bytes = b"") -> None:
+        """Drop all answers of the slice without evaluation. Positions advance as in ``commit``."""
         ...
 
     async def drops(self, tenant: str, number: int, key: str) -> list[Dropped]:
-        """The latest drops that an answer fell under, newest first, as far as they are remembered."""
+        """Recorded drops that affected an answer, newest first."""
         ...
 
 
 class EventStates(Protocol):
-    """Where accepted events are. Kept for a week; the stream itself is the durable record."""
+    """Progress of accepted events, retained for a week. The streams are the durable record."""
 
     async def begin(self, tenant: str, status: EventStatus) -> None:
-        """Record acceptance."""
+        """Record acceptance. A worker may have recorded later stages before."""
         ...
 
     async def advance(self, progress: Sequence[Progress]) -> None:
-        """Record stages; a stage already recorded keeps its time, so redelivery changes nothing."""
+        """Record stages in one round trip. A recorded stage keeps its time, so redelivery has no effect."""
         ...
 
     async def get(self, tenant: str, event_id: str) -> EventStatus | None:
-        """The status, or None where the event is unknown or too long ago."""
+        """The status; None before acceptance is recorded, or if the event is unknown or expired."""
         ...
 
     async def get_many(self, tenant: str, event_ids: Sequence[str]) -> Mapping[str, EventStatus]:
-        """Event id → status, in one round trip; without the events for which ``get`` returns None."""
+        """Event id → status, in one round trip; without events for which ``get`` returns None."""
         ...
 
 
 class Versions(Protocol):
-    """Who assigns versions to documents whose source gives none."""
+    """Assigns versions to documents whose source provides none."""
 
     async def assign(
         self, keys: Sequence[DocumentKey], *, now_us: int, floors: Mapping[DocumentKey, int]
     ) -> list[int | None]:
-        """A version above every earlier one of each document, on every replica, whatever their clocks say (I1).
+        """A version for each key, above every earlier version of the document, for all replicas and clocks (I1).
 
-        None where nothing is remembered of the document and ``floors`` does not name it: the caller looks up the
-        version last indexed and asks again.
+        None if the document's last version is not stored and ``floors`` lacks it: the caller reads the indexed version
+        and calls again.
 
         Raises:
-            CacheUnavailable: no version can be promised.
+            CacheUnavailable: no version can be assigned.
         """
         ...

@@ -107,7 +107,7 @@ class Credentials:
         self._remember(presented, verified)
         return verified.principal
 
-    def known_sender(self, headers: Mapping[str, str]) -> Principal | None:
+    def identify_cached(self, headers: Mapping[str, str]) -> Principal | None:
         """As ``identify``, for whoever can be told without waiting; None for all others, be they valid or not."""
         presented = _presented(headers)
         if presented is not None:

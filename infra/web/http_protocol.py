@@ -7,6 +7,7 @@ from typing import Any, Final, cast
 import httptools
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from typing_extensions import override
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from infra.web.problems import ProblemRaised, problem_response
@@ -50,14 +51,15 @@ class HttpProtocol(HttpToolsProtocol):
         self._upgrade_offered = False
         self._in_body = False
 
+    @override
     def connection_lost(self, exc: Exception | None) -> None:
         """See ``HttpToolsProtocol``, which tells only the last request; an earlier one may be under way."""
         super().connection_lost(exc)
         if self._running is not None and not self._running.response_complete:
             _disconnect(self._running)
 
+    @override
     def data_received(self, data: bytes) -> None:
-        """See ``HttpToolsProtocol``."""
         self._unset_keepalive_if_required()
         try:
             self.parser.feed_data(data)
@@ -66,8 +68,8 @@ class HttpProtocol(HttpToolsProtocol):
         except httptools.HttpParserError as error:
             self.refuse(error)
 
+    @override
     def on_headers_complete(self) -> None:
-        """See ``HttpToolsProtocol``."""
         if self.parser.should_upgrade():
             self._upgrade_offered = True
             return
@@ -81,8 +83,8 @@ class HttpProtocol(HttpToolsProtocol):
         """Part the headers from trailers, which must not count as headers (RFC 9110 section 6.5.1)."""
         self.headers = []
 
+    @override
     def on_message_complete(self) -> None:
-        """See ``HttpToolsProtocol``."""
         if not self._upgrade_offered:
             self._in_body = False
             super().on_message_complete()
@@ -120,6 +122,7 @@ class HttpProtocol(HttpToolsProtocol):
             self.flow.pause_reading()
             self.pipeline.appendleft((self.cycle, refusal))
 
+    @override
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._running = cycle
         if cycle.waiting_for_100_continue:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple, cast
 
 import httptools
+from typing_extensions import override
 
 from infra.web.http_protocol import HttpProtocol
 
@@ -87,27 +88,27 @@ class InlineProtocol(HttpProtocol):
     an earlier request of the connection is under way, nor while its client does not read.
 
     Args:
-        at_once: answers what it can.
+        inline: answers what it can.
         uvicorns: what uvicorn hands to its protocols.
     """
 
-    def __init__(self, *, at_once: InlineResponder, **uvicorns: Any) -> None:
+    def __init__(self, *, inline: InlineResponder, **uvicorns: Any) -> None:
         super().__init__(**uvicorns)
-        self._at_once = at_once
+        self._inline = inline
         self._held: list[bytes] | None = None
         self._held_bytes = 0
         self._request: _Request | None = None
 
+    @override
     def on_message_begin(self) -> None:
-        """See ``HttpProtocol``."""
         if self._request is not None:  # the next request has come in the same piece
             self.decide()
         super().on_message_begin()
 
+    @override
     def on_headers_complete(self) -> None:
-        """See ``HttpProtocol``."""
         if (
-            self.url in self._at_once.urls
+            self.url in self._inline.urls
             and (self.cycle is None or self.cycle.response_complete)
             and not self.pipeline
             and not self.flow.write_paused
@@ -121,8 +122,8 @@ class InlineProtocol(HttpProtocol):
         else:
             super().on_headers_complete()
 
+    @override
     def on_body(self, body: bytes) -> None:
-        """See ``HttpProtocol``."""
         if self._held is None:
             super().on_body(body)
             return
@@ -133,22 +134,22 @@ class InlineProtocol(HttpProtocol):
             super().on_headers_complete()
             super().on_body(b"".join(held))
 
+    @override
     def on_message_complete(self) -> None:
-        """See ``HttpProtocol``."""
         if self._held is None:
             super().on_message_complete()
             return
         held, self._held = self._held, None
         headers: Headers = self.scope["headers"]  # type: ignore[assignment]  # without trailers
         self._request = _Request(self.url, headers, held[0] if len(held) == 1 else b"".join(held))
-        self._at_once.add(self)
+        self._inline.add(self)
 
     def decide(self) -> None:
         """Answer the request that waits, or let it go the usual way; nothing happens where none waits any more."""
         request, self._request = self._request, None
         if request is None or self.transport.is_closing():
             return
-        answer = self._at_once.answer(*request)
+        answer = self._inline.answer(*request)
         if answer is None:
             self._let_go(request.body)
             return
@@ -159,12 +160,14 @@ class InlineProtocol(HttpProtocol):
         self.transport.write(b"".join(head))
         self.on_response_complete()
 
+    @override
     def refuse(self, error: httptools.HttpParserError) -> None:
         """See ``HttpProtocol``. The request before comes first."""
         self._held = None
         self.decide()
         super().refuse(error)
 
+    @override
     def shutdown(self) -> None:
         """See ``HttpProtocol``. A request that waits is not dropped."""
         self.decide()

@@ -9,6 +9,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Histogram,
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from typing_extensions import override
 
 from infra.telemetry.metrics import histogram
 from infra.web.peers import PeerProcesses
@@ -111,6 +112,6 @@ class _Merged(Collector):
     def __init__(self, families: Iterable[Metric]) -> None:
         self._families = families
 
+    @override
     def collect(self) -> Iterator[Metric]:
-        """See ``Collector``."""
         yield from self._families

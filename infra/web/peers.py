@@ -14,7 +14,7 @@ from typing import Final
 
 import structlog
 
-from infra.coalescing import gathered
+from infra.coalescing import gather_all
 
 PEERS_DIR: Final = "FRESHLINE_PEERS_DIR"
 """Variable of a process that shares an address: the directory, which its parent makes and removes."""
@@ -89,7 +89,7 @@ class PeerProcesses:
             return {}
         others = [int(path.stem) for path in self._directory.glob(f"*{_SUFFIX}") if path.stem.isdigit()]
         others = sorted(pid for pid in others if pid != self.pid)
-        answers = await gathered([_ask(_socket(self._directory, pid), f"{name} {rest}\n") for pid in others])
+        answers = await gather_all([_ask(_socket(self._directory, pid), f"{name} {rest}\n") for pid in others])
         return {pid: answer for pid, answer in zip(others, answers, strict=True) if answer}
 
 

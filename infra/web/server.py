@@ -12,6 +12,7 @@ from typing import Any, Final, cast
 import structlog
 import uvicorn
 from starlette.types import ASGIApp
+from typing_extensions import override
 
 from infra.settings import HttpSettings, Settings
 from infra.web.credentials import require_safe_bind
@@ -113,6 +114,7 @@ class _Server(uvicorn.Server):
         super().__init__(config)
         self.began = asyncio.Event()
 
+    @override
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets=[])
         self.servers = [_Acceptor(one, self._protocol) for one in sockets or ()]  # type: ignore[misc]  # as servers are used
@@ -125,15 +127,16 @@ class _Server(uvicorn.Server):
         return made
 
     @contextmanager
+    @override
     def capture_signals(self) -> Iterator[None]:
         yield
 
 
 @asynccontextmanager
 async def listening(
-    app: ASGIApp, http: HttpSettings, settings: Settings, *, at_once: InlineResponder | None = None
+    app: ASGIApp, http: HttpSettings, settings: Settings, *, inline: InlineResponder | None = None
 ) -> AsyncIterator[str]:
-    """Serve ``app``; yields its base URL once requests are taken. ``at_once`` is asked before ``app``.
+    """Serve ``app``; yields its base URL once requests are taken. ``inline`` is asked before ``app``.
 
     Leaving the context stops taking connections and waits for requests under way, at most ``GRACE_S``; what ``app``
     uses may be closed after that. ASGI lifespan events are not sent: who builds the parts of ``app`` also ends them.
@@ -145,7 +148,7 @@ async def listening(
     config = uvicorn.Config(
         app,
         loop="none",
-        http=HttpProtocol if at_once is None else cast("Any", partial(InlineProtocol, at_once=at_once)),
+        http=HttpProtocol if inline is None else cast("Any", partial(InlineProtocol, inline=inline)),
         ws="none",
         lifespan="off",
         access_log=False,
@@ -170,7 +173,7 @@ async def listening(
         bound.close()
 
 
-async def until_told_to_stop() -> None:
+async def wait_for_shutdown() -> None:
     """Wait for SIGTERM or SIGINT."""
     loop = asyncio.get_running_loop()
     told = asyncio.Event()

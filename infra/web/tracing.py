@@ -8,15 +8,18 @@ from opentelemetry.trace import NoOpTracer, SpanKind, StatusCode, Tracer
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from typing_extensions import override
 
 _TRACE_CONTEXT: Final = TraceContextTextMapPropagator()
 _SERVER_ERROR: Final = 500
 
 
 class _HeaderGetter(Getter[Headers]):
+    @override
     def get(self, carrier: Headers, key: str) -> list[str] | None:
         return carrier.getlist(key) or None
 
+    @override
     def keys(self, carrier: Headers) -> list[str]:
         return carrier.keys()
 

@@ -9,9 +9,10 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 import httpx
+from typing_extensions import override
 
 from infra.settings import WebhookSettings
-from infra.webhooks.port import NotDelivered
+from infra.webhooks.port import NotDelivered, Sender
 from infra.webhooks.signing import signed
 from infra.webhooks.targets import TargetRefused, checked_url, permitted
 from schemas.webhooks import KeptWebhook, WaitingMessage
@@ -20,7 +21,7 @@ _HTTPS_PORT: Final = 443
 _HTTP_PORT: Final = 80
 
 
-class HttpSender:
+class HttpSender(Sender):
     """See ``Sender``.
 
     The receiver's name is looked up here, and the connection goes to the address that was found permitted: a name that
@@ -44,8 +45,8 @@ class HttpSender:
         """Close the connections."""
         await self._http.aclose()
 
+    @override
     async def send(self, webhook: KeptWebhook, message: WaitingMessage) -> NotDelivered | None:
-        """See ``Sender``."""
         try:
             async with asyncio.timeout(self._settings.timeout_s):
                 status = await self._post(webhook, message)

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable
 from typing import Generic, TypeVar
 
-from infra.tasks import ended
+from infra.tasks import cancel_and_wait
 
 T = TypeVar("T")
 
@@ -61,7 +61,7 @@ class Broadcast(Generic[T]):
 
     async def close(self) -> None:
         """Cancel the source, even while it is being read."""
-        await ended(self._task)
+        await cancel_and_wait(self._task)
 
     async def _run(self) -> None:
         try:

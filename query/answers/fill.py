@@ -136,9 +136,9 @@ class AnswerFill:
                     if again.sources != retrieved.sources:
                         break
                     retrieved = again
-                entry, rest = _entry(body, retrieved, request.top_k, positions).encode()
+                entry, evidence = _entry(body, retrieved, request.top_k, positions).encode()
                 if await self._store.cache.store(
-                    access.tenant, key, entry, epoch=epoch, ttl_s=self._store.ttl_s, rest=rest
+                    access.tenant, key, entry, epoch=epoch, ttl_s=self._store.ttl_s, evidence=evidence
                 ):
                     return
         except (CacheUnavailable, EmbeddingError, IndexUnavailable):
@@ -172,8 +172,8 @@ def _entry(body: bytes, retrieved: Retrieved, top_k: int, positions: Mapping[int
         search=retrieved.search,
         top_k=top_k,
         sources=retrieved.sources,
-        vector_window=retrieved.windows.vector,
-        lexical_window=retrieved.windows.lexical,
+        vector_candidates=retrieved.candidates.vector,
+        lexical_candidates=retrieved.candidates.lexical,
         filled_ms=time.time() * 1_000,
         positions=positions,
     )

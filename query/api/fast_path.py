@@ -326,7 +326,7 @@ class FastPath:
                 presented[_WANTED[name]] = value.decode("latin-1")
         if not is_json or not length.isdigit() or int(length) > MAX_BODY_BYTES:
             return None
-        principal = self._gate.credentials.known_sender(presented)
+        principal = self._gate.credentials.identify_cached(presented)
         return principal.access if principal is not None and _may_ask(principal) else None
 
 

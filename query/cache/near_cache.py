@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from infra.redis.port import Applied, Lookup
+from infra.redis.port import InvalidationMessage, Lookup
 from schemas.cache_keys import slice_of
 
 MAX_HEARTBEAT_AGE_S: Final = 0.75
@@ -163,18 +163,18 @@ class NearCache:
             body: response body.
             read_s: monotonic time before the read was sent.
         """
-        if self._subscribed_s is None or read_s < self._subscribed_s or not lookup.ends_ms:
+        if self._subscribed_s is None or read_s < self._subscribed_s or not lookup.ttl_ms:
             return False
         state = self._slice(tenant, slice_of(key, self._slice_count))
         if state.sequence is None:
-            state.sequence = lookup.told  # the next message must follow on this number
-        if lookup.told < state.sequence:
+            state.sequence = lookup.sequence  # the next message must follow on this number
+        if lookup.sequence < state.sequence:
             return False
         size = len(body) + len(key) + _OVERHEAD_BYTES
         if size > self._max_bytes:
             return False
         self._evict(key)
-        expires_s = read_s + lookup.ends_ms / 1_000
+        expires_s = read_s + lookup.ttl_ms / 1_000
         self._entries[key] = _CachedAnswer(state, body, dict(lookup.positions), state.generation, expires_s, size)
         state.keys.add(key)
         self._size_bytes += size
@@ -186,16 +186,16 @@ class NearCache:
         """The subscription has started: every message from here on is received."""
         self._subscribed_s = self._monotonic_s()
 
-    def on_message(self, message: Applied) -> None:
+    def on_message(self, message: InvalidationMessage) -> None:
         """Apply an invalidation message."""
         state = self._slice(message.tenant, message.number)
-        is_next = state.sequence is None or message.told == state.sequence + 1
+        is_next = state.sequence is None or message.sequence == state.sequence + 1
         invalidated = message.dropped if is_next else None
         for key in tuple(state.keys) if invalidated is None else invalidated & state.keys:
             hits = self._entries[key].hits
             self._evict(key)
             self._on_invalidated(key, hits)
-        state.sequence = message.told
+        state.sequence = message.sequence
         state.generation += 1
         state.positions = _merged(state.positions, message.positions) if is_next else dict(message.positions)
 

@@ -9,7 +9,7 @@ from typing import Final
 
 import structlog
 
-from infra.redis.port import AnswerCache, Applied, CacheUnavailable, CacheUntrusted
+from infra.redis.port import AnswerCache, CacheUnavailable, CacheUntrusted, InvalidationMessage
 from query.cache.near_cache import NearCache
 from schemas.positions import Position
 
@@ -57,7 +57,7 @@ class InvalidationSubscription:
         """Receive messages until cancelled; reconnects a broken subscription."""
         while True:
             try:
-                received = self._cache.applied(subscribed=self._start, complete=self._near.on_heartbeat)
+                received = self._cache.invalidations(on_subscribed=self._start, on_heartbeat=self._near.on_heartbeat)
                 async with aclosing(received) as messages:
                     async for message in messages:
                         self._near.on_message(message)
@@ -89,7 +89,7 @@ class InvalidationSubscription:
         self._near.on_subscribed()
         self._subscribed.set()
 
-    def _wake(self, message: Applied) -> None:
+    def _wake(self, message: InvalidationMessage) -> None:
         for waiter in self._waiters.get(message.tenant, ()):
             if message.positions.get(waiter.position.partition, -1) >= waiter.position.offset:
                 waiter.woken.set()

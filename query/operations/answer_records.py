@@ -49,4 +49,4 @@ def readable(stored: bytes | None) -> Entry | None:
 
 def reason_of(drop: Dropped) -> dict[str, Any]:
     """The recorded reason of an invalidation: events and documents."""
-    return dict(orjson.loads(drop.why)) if drop.why else {}
+    return dict(orjson.loads(drop.reason)) if drop.reason else {}

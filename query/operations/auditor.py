@@ -146,7 +146,7 @@ class Auditor:
         Raises:
             CacheUnavailable, IndexUnavailable, EmbeddingError: the hit cannot be audited.
         """
-        entry = readable((await self._records.cache.lookup(hit.tenant, hit.key, whole=True)).entry)
+        entry = readable((await self._records.cache.lookup(hit.tenant, hit.key, with_evidence=True)).entry)
         if entry is None or entry.response != hit.body:
             result = AuditResult(AuditVerdict.GONE, staleness_ms=await self._staleness_when_invalidated(hit))
             self._count(hit, result)
@@ -181,7 +181,7 @@ class Auditor:
         missing, added = difference(entry.sources, fresh.sources)
         if not missing and not added:
             return []
-        keys = {hit.chunk_id: hit.key for window in (entry.vector_window, entry.lexical_window) for hit in window}
+        keys = {hit.chunk_id: hit.key for found in (entry.vector_candidates, entry.lexical_candidates) for hit in found}
         chunks = {(chunk.chunk_id, chunk.version): chunk for _, chunk in fresh.passages}
         current = await self._index.fetch([Hit(chunk_id, keys[chunk_id], 0.0) for chunk_id, _ in missing])
         documents = {keys[chunk_id] for chunk_id, _ in missing} | {chunks[source].key for source in added}
@@ -245,8 +245,8 @@ class Auditor:
             staleness_ms=result.staleness_ms,
             as_of=dict(hit.positions),
             filled_at=dict(entry.positions),
-            served=_with_ranks(entry.sources, entry.vector_window, entry.lexical_window),
-            fresh=_with_ranks(fresh.sources, fresh.windows.vector, fresh.windows.lexical),
+            served=_with_ranks(entry.sources, entry.vector_candidates, entry.lexical_candidates),
+            fresh=_with_ranks(fresh.sources, fresh.candidates.vector, fresh.candidates.lexical),
             changes=[
                 {
                     "document_id": change.document_id,

@@ -15,7 +15,7 @@ from query.cache.near_cache import NearCache
 from query.operations.answer_records import AnswerRecords, readable, reason_of
 from schemas.credentials import Scope
 from schemas.documents import EventStatus, Stage
-from schemas.explanations import CacheExplanation, DropEvent, DropReport, SourceReport, StoredReport, WindowReport
+from schemas.explanations import CacheExplanation, CandidatesReport, DropEvent, DropReport, SourceReport, StoredReport
 from schemas.positions import AsOf
 from schemas.queries import QueryRequest
 from schemas.search import Access, Hit
@@ -57,7 +57,7 @@ class AnswerExplainer:
         """
         tenant, key = access.tenant, cache_key(request, access, self._maker)
         read_ms = round(time.time() * 1_000, 3)
-        lookup = await self._records.cache.lookup(tenant, key, whole=True)
+        lookup = await self._records.cache.lookup(tenant, key, with_evidence=True)
         drops = await self._records.drops(tenant, key)
         return CacheExplanation(
             key=key,
@@ -74,19 +74,21 @@ class AnswerExplainer:
         entry = readable(lookup.entry)
         if lookup.entry is None or entry is None:
             return None
-        documents = {hit.chunk_id: hit.key.document_id for hit in (*entry.vector_window, *entry.lexical_window)}
+        documents = {hit.chunk_id: hit.key.document_id for hit in (*entry.vector_candidates, *entry.lexical_candidates)}
         fused = max(self._candidates, entry.top_k)
         return StoredReport(
             filled_ms=entry.filled_ms,
             filled_at=dict(entry.positions),
-            ttl_ms=lookup.ends_ms,
+            ttl_ms=lookup.ttl_ms,
             size_bytes=len(lookup.entry),
             sources=tuple(
                 SourceReport(document_id=documents[chunk_id], chunk_id=chunk_id, version=version)
                 for chunk_id, version in entry.sources
             ),
-            vector_window=_window(entry.vector_window, entry.search.window, fused, scored=True),
-            lexical_window=_window(entry.lexical_window, entry.search.window, fused, scored=False),
+            vector_candidates=_candidates_report(entry.vector_candidates, entry.search.candidates, fused, scored=True),
+            lexical_candidates=_candidates_report(
+                entry.lexical_candidates, entry.search.candidates, fused, scored=False
+            ),
         )
 
     async def _drop(self, tenant: str, drop: Dropped) -> DropReport:
@@ -95,7 +97,7 @@ class AnswerExplainer:
         statuses = await self._records.events(tenant, event_ids)
         return DropReport(
             at_ms=drop.at_ms,
-            everything=drop.everything,
+            everything=drop.whole_slice,
             not_evaluated=reason.get("not_evaluated"),
             documents=tuple(reason.get("documents", ())),
             events=tuple(_event(event_id, status) for event_id, status in zip(event_ids, statuses, strict=True)),
@@ -130,9 +132,9 @@ def _event(event_id: str, status: EventStatus | None) -> DropEvent:
     )
 
 
-def _window(hits: tuple[Hit, ...], requested: int, fused: int, *, scored: bool) -> WindowReport:
+def _candidates_report(hits: tuple[Hit, ...], requested: int, fused: int, *, scored: bool) -> CandidatesReport:
     fused = min(fused, len(hits))
-    return WindowReport(
+    return CandidatesReport(
         kept=len(hits),
         requested=requested,
         fused=fused,

@@ -18,7 +18,7 @@ from query.telemetry.metrics import QueryMetrics
 from schemas.documents import DocumentKey
 from schemas.index import Manifest, StoredChunk
 from schemas.queries import GeneratedAnswer
-from schemas.search import Hit, HybridSearch, Vector, Windows
+from schemas.search import Candidates, Hit, HybridSearch, Vector
 
 MAX_RETRIED_CALL_S: Final = 0.5
 """Only failures within this time are retried. After a slow failure the store is likely overloaded."""
@@ -50,7 +50,7 @@ class GuardedIndex(SearchIndex):
         self._retries = RetryBudget()
 
     @override
-    async def search(self, searches: Sequence[HybridSearch]) -> list[Windows]:
+    async def search(self, searches: Sequence[HybridSearch]) -> list[Candidates]:
         return await self._call(lambda: self._index.search(searches))
 
     @override

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
-from schemas.search import Hit, Windows
+from schemas.search import Candidates, Hit
 
 ABSENT: Final = math.inf
 """Rank of a passage that a retriever did not return among its candidates."""
@@ -26,7 +26,7 @@ class FusedHit(NamedTuple):
     lexical_rank: float
 
 
-def fuse(candidates: Windows, *, k: int = 60) -> list[FusedHit]:
+def fuse(candidates: Candidates, *, k: int = 60) -> list[FusedHit]:
     """All candidates of both retrievers, best first.
 
     Scores of the retrievers are not comparable, but ranks are. Ties are broken by vector rank, then by chunk id, so the

@@ -15,7 +15,7 @@ from query.retrieval.version_check import VersionCheck
 from query.telemetry.metrics import QueryMetrics
 from schemas.documents import DocumentKey, MetadataValue
 from schemas.index import StoredChunk
-from schemas.search import Access, Hit, HybridSearch, Vector, Windows
+from schemas.search import Access, Candidates, Hit, HybridSearch, Vector
 
 MAX_CACHED_VECTORS: Final = 4_096
 """Recent question vectors; about 6 MB at 384 dimensions. Text and model determine a vector, so none becomes stale."""
@@ -50,12 +50,12 @@ class Retrieved:
 
     Attributes:
         search: the search. It asks for more candidates than are fused.
-        windows: candidates of both retrievers, as returned by the index.
+        candidates: candidates of both retrievers, as returned by the index.
         passages: the best passages.
     """
 
     search: HybridSearch
-    windows: Windows
+    candidates: Candidates
     passages: Passages
 
     @property
@@ -147,13 +147,13 @@ class Retrieval:
         written: dict[DocumentKey, frozenset[str]] = {}
         for _ in range(MAX_SEARCHES):
             with self._metrics.stage("search"):
-                [windows] = await self._index.search([search])
+                [candidates] = await self._index.search([search])
             with self._metrics.stage("fetch"):
-                fused = fuse(Windows(windows.vector[:depth], windows.lexical[:depth]), k=self._policy.rrf_k)
+                fused = fuse(Candidates(candidates.vector[:depth], candidates.lexical[:depth]), k=self._policy.rrf_k)
                 passages, is_complete = await self._passages(fused, access, top_k, written)
             if is_complete:
                 break
-        return Retrieved(search, windows, passages)
+        return Retrieved(search, candidates, passages)
 
     async def _vector(self, question: str) -> Vector:
         vector = self._vectors.get(question)

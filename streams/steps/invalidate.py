@@ -83,9 +83,9 @@ class Invalidate(Step):
             partition, offset = Position.parse(change.position)
             positions[partition] = max(offset, positions.get(partition, offset))
         appended = await self.slices.append(tenant, number, positions, encoded)
-        if appended.waits:
+        if appended.needs_evaluation:
             await self.evaluators.catch_up(tenant, number)
-        return appended.reached
+        return appended.positions_before
 
     async def _record(self, changes: Sequence[IndexChange]) -> None:
         if not changes:

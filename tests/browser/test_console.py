@@ -9,9 +9,9 @@ from only_writer import put_over
 from playwright.async_api import expect
 
 from infra.embedding.factory import open_embedder
+from infra.opensearch.index import OpenSearchIndex
 from infra.opensearch.port import ChunkChange, ChunkWrite
 from infra.opensearch.provision import create_indices
-from infra.opensearch.store import OpenSearchIndex
 from infra.redis.answers import RedisAnswerCache
 from infra.redis.connect import connect_redis
 from query.main import serving

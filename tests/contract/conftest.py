@@ -5,9 +5,9 @@ from index_servers import DIMENSION, small
 from redis.asyncio import RedisCluster
 from redis_servers import free_port, join, redis_server, url
 
+from infra.opensearch.index import OpenSearchIndex
 from infra.opensearch.memory import MemoryIndex
 from infra.opensearch.provision import create_indices
-from infra.opensearch.store import OpenSearchIndex
 from infra.settings import Settings
 
 

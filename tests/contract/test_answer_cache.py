@@ -16,7 +16,7 @@ from redis_servers import free_port, redis_server, url
 from infra.redis.answers import RedisAnswerCache
 from infra.redis.connect import connect_redis
 from infra.redis.memory_answers import MemoryAnswerCache
-from infra.redis.port import Appended, Applied, CacheUnavailable, CacheUntrusted
+from infra.redis.port import Appended, CacheUnavailable, CacheUntrusted, InvalidationMessage
 from infra.settings import RedisSettings
 from schemas.cache_keys import AnswerKeys
 from schemas.names import Names
@@ -57,10 +57,10 @@ async def test_an_answer_is_found_under_its_key_and_tenant_only(cache):
 
 async def test_evidence_is_returned_to_evaluators_and_on_request(cache):
     epoch = (await cache.lookup("acme", "k")).epoch
-    for key, rest in {"k": b"\x00evidence", "bare": b""}.items():
-        assert await cache.store("acme", key, b"answer ", epoch=epoch, ttl_s=60, rest=rest)
+    for key, evidence in {"k": b"\x00evidence", "bare": b""}.items():
+        assert await cache.store("acme", key, b"answer ", epoch=epoch, ttl_s=60, evidence=evidence)
     assert (await cache.lookup("acme", "k")).entry == b"answer "
-    assert (await cache.lookup("acme", "k", whole=True)).entry == b"answer \x00evidence"
+    assert (await cache.lookup("acme", "k", with_evidence=True)).entry == b"answer \x00evidence"
     found = await cache.entries("acme", 0, ["k", "bare", "other"])
     assert [one and one.entry for one in found] == [b"answer \x00evidence", b"answer ", None]
 
@@ -125,7 +125,7 @@ async def test_the_first_miss_holds_the_fill_lease_until_the_fill(cache):
     assert await cache.store("acme", "k", b"answer", epoch=first.epoch, ttl_s=60)
     lookup = await cache.lookup("acme", "k", lease_ms=60_000)
     assert (lookup.entry, lookup.leased) == (b"answer", False)
-    assert 59_000 < lookup.ends_ms <= 60_000
+    assert 59_000 < lookup.ttl_ms <= 60_000
     await cache.apply("acme", {0: 1}, drop=True)
     assert (await cache.lookup("acme", "k", lease_ms=60_000)).leased
 
@@ -139,10 +139,10 @@ async def test_a_rejected_fill_releases_its_lease(cache):
 
 async def test_replacing_an_answer_publishes_an_invalidation_message(cache):
     epoch = (await cache.lookup("acme", "k")).epoch
-    sequence = [(await cache.lookup("acme", "k")).told]
+    sequence = [(await cache.lookup("acme", "k")).sequence]
     for text in (b"one", b"two"):
         assert await cache.store("acme", "k", text, epoch=epoch, ttl_s=60)
-        sequence.append((await cache.lookup("acme", "k")).told)
+        sequence.append((await cache.lookup("acme", "k")).sequence)
     assert (await cache.lookup("acme", "k")).entry == b"two"
     assert [number - sequence[0] for number in sequence] == [0, 0, 1]
 
@@ -151,38 +151,38 @@ async def test_drops_are_recorded_with_their_reason(cache):
     epoch = (await cache.lookup("acme", "a")).epoch
     for key in "ab":
         assert await cache.store("acme", key, b"answer", epoch=epoch, ttl_s=60)
-    assert (await cache.append("acme", 0, {0: 1}, b"change")).waits
-    pending = await cache.pending("acme", 0, known=0, fill=0)
+    assert (await cache.append("acme", 0, {0: 1}, b"change")).needs_evaluation
+    pending = await cache.pending("acme", 0, after_epoch=0, after_fill=0)
     [fill] = [fill for fill, key in pending.fills if key == "a"]
-    judged, now = pending.judged, pending.epoch
-    assert await cache.settle("acme", 0, judged=judged, epoch=now, drop=[(fill, "a")], why=b"event 7")
+    evaluated, now = pending.evaluated, pending.epoch
+    assert await cache.commit("acme", 0, evaluated=evaluated, epoch=now, drop=[(fill, "a")], reason=b"event 7")
     await cache.drop_all("acme", 0, b"too many")
     drops = {key: await cache.drops("acme", 0, key) for key in "ab"}
-    assert [(one.everything, one.why) for one in drops["a"]] == [(True, b"too many"), (False, b"event 7")]
-    assert [(one.everything, one.why) for one in drops["b"]] == [(True, b"too many")]
+    assert [(one.whole_slice, one.reason) for one in drops["a"]] == [(True, b"too many"), (False, b"event 7")]
+    assert [(one.whole_slice, one.reason) for one in drops["b"]] == [(True, b"too many")]
 
 
 async def test_append_returns_the_positions_reached_before_it(cache):
     assert await cache.append("acme", 0, {0: 1, 7: 4}, b"change") == Appended(waits=False, reached={})
-    assert (await cache.append("acme", 0, {7: 6, 0: 1, 2: 9}, b"change")).reached == {0: 1, 7: 4}
+    assert (await cache.append("acme", 0, {7: 6, 0: 1, 2: 9}, b"change")).positions_before == {0: 1, 7: 4}
     epoch = (await cache.lookup("acme", "a")).epoch
     assert await cache.store("acme", "a", b"answer", epoch=epoch, ttl_s=60)
     # A change that waits for its evaluation is not reached yet.
     assert await cache.append("acme", 0, {7: 8}, b"change") == Appended(waits=True, reached={7: 6})
-    assert (await cache.append("acme", 0, {7: 8}, b"change")).reached == {7: 6}
+    assert (await cache.append("acme", 0, {7: 8}, b"change")).positions_before == {7: 6}
 
 
 async def test_a_slice_without_answers_has_nothing_to_evaluate(cache):
-    never = await cache.pending("acme", 0, known=0, fill=0)
+    never = await cache.pending("acme", 0, after_epoch=0, after_fill=0)
     assert (never.changes, never.fills, never.oldest_fill) == ((), (), None)
     epoch = (await cache.lookup("acme", "a")).epoch
     assert await cache.store("acme", "a", b"answer", epoch=epoch, ttl_s=60)
-    assert (await cache.append("acme", 0, {0: 1}, b"change")).waits
-    pending = await cache.pending("acme", 0, known=0, fill=0)
+    assert (await cache.append("acme", 0, {0: 1}, b"change")).needs_evaluation
+    pending = await cache.pending("acme", 0, after_epoch=0, after_fill=0)
     [(fill, _)] = pending.fills
     assert pending.oldest_fill == fill
-    assert await cache.settle("acme", 0, judged=pending.judged, epoch=pending.epoch, drop=[(fill, "a")])
-    emptied = await cache.pending("acme", 0, known=pending.epoch, fill=fill)
+    assert await cache.commit("acme", 0, evaluated=pending.evaluated, epoch=pending.epoch, drop=[(fill, "a")])
+    emptied = await cache.pending("acme", 0, after_epoch=pending.epoch, after_fill=fill)
     assert (emptied.epoch, emptied.fills, emptied.oldest_fill) == (pending.epoch, (), None)
 
 
@@ -193,10 +193,10 @@ async def test_epochs_only_increase(cache):
 
 async def test_invalidation_messages_arrive_in_order_after_subscription(cache):
     subscribed = asyncio.Event()
-    received: list[Applied] = []
+    received: list[InvalidationMessage] = []
 
     async def listen():
-        async with aclosing(cache.applied(subscribed=subscribed.set)) as messages:
+        async with aclosing(cache.invalidations(on_subscribed=subscribed.set)) as messages:
             async for message in messages:
                 received.append(message)
                 if len(received) == 2:
@@ -208,10 +208,10 @@ async def test_invalidation_messages_arrive_in_order_after_subscription(cache):
         await cache.apply("acme", {3: 42, 5: 7}, drop=True)
         await cache.apply("umbrella-1", {}, drop=False)
         await listening
-    sequence = [(await cache.lookup(tenant, "k")).told for tenant in ("acme", "umbrella-1")]
+    sequence = [(await cache.lookup(tenant, "k")).sequence for tenant in ("acme", "umbrella-1")]
     assert received == [
-        Applied("acme", 0, sequence[0], {3: 42, 5: 7}, None),
-        Applied("umbrella-1", 0, sequence[1], {}, frozenset()),
+        InvalidationMessage("acme", 0, sequence[0], {3: 42, 5: 7}, None),
+        InvalidationMessage("umbrella-1", 0, sequence[1], {}, frozenset()),
     ]
 
 
@@ -289,7 +289,7 @@ async def test_a_dead_or_hanging_server_is_unavailable(own_server, fault):
             cache.store("acme", "k", b"x", epoch=epoch, ttl_s=60),
             cache.apply("acme", {0: 1}, drop=True),
             cache.seed("acme", {0: 1}),
-            anext(cache.applied()),
+            anext(cache.invalidations()),
         ):
             with pytest.raises(CacheUnavailable):
                 await call
@@ -302,7 +302,7 @@ async def test_a_broken_subscription_raises(own_server, fault):
     client = connect_redis(redis_settings)
     cache = RedisAnswerCache(client, NAMES)
     subscribed = asyncio.Event()
-    listening = asyncio.create_task(anext(cache.applied(subscribed=subscribed.set)))
+    listening = asyncio.create_task(anext(cache.invalidations(on_subscribed=subscribed.set)))
     async with asyncio.timeout(WAIT_S):
         await subscribed.wait()
         if fault == "connection dropped":
@@ -321,7 +321,7 @@ async def test_only_a_server_without_eviction_sends_heartbeats(own_server, polic
     await client.config_set("maxmemory-policy", policy)
     cache = RedisAnswerCache(client, NAMES)
     began_s, heartbeats = time.monotonic(), []
-    listening = asyncio.create_task(anext(cache.applied(complete=heartbeats.append)))
+    listening = asyncio.create_task(anext(cache.invalidations(on_heartbeat=heartbeats.append)))
     async with asyncio.timeout(WAIT_S):
         if proves:
             while not heartbeats:  # noqa: ASYNC110 - called from within
@@ -342,7 +342,7 @@ async def test_a_server_that_evicts_keys_without_a_ttl_is_not_trusted(own_server
     await client.config_set("maxmemory", 100_000_000)
     await client.config_set("maxmemory-policy", "allkeys-lru")
     with pytest.raises(CacheUntrusted, match="noeviction"):
-        await anext(RedisAnswerCache(client, NAMES).applied())
+        await anext(RedisAnswerCache(client, NAMES).invalidations())
     await client.aclose()
 
 

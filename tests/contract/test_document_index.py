@@ -11,11 +11,11 @@ from only_writer import put_over
 from pydantic import TypeAdapter
 
 from infra.opensearch.client import connect
+from infra.opensearch.index import OpenSearchIndex
 from infra.opensearch.index_bodies import chunks_index_body
 from infra.opensearch.memory import MemoryIndex
 from infra.opensearch.port import ChunkChange, ChunkWrite, IndexUnavailable, ManifestWrite, ScannedChunk, StoredManifest
 from infra.opensearch.provision import IndexMismatch, create_indices
-from infra.opensearch.store import OpenSearchIndex
 from infra.settings import Settings
 from schemas.documents import (
     MAX_METADATA_VALUE_CHARS,
@@ -76,8 +76,8 @@ def complete(manifest: Manifest) -> Manifest:
     return manifest.model_copy(update={"complete": True})
 
 
-def question(text="hotel", direction=(1.0,), *, tenant="acme", groups=(), window=10, **filters) -> HybridSearch:
-    return HybridSearch(text, vector(*direction), Access(tenant, groups), window, filters)
+def question(text="hotel", direction=(1.0,), *, tenant="acme", groups=(), candidates=10, **filters) -> HybridSearch:
+    return HybridSearch(text, vector(*direction), Access(tenant, groups), candidates, filters)
 
 
 async def found(index, search: HybridSearch | None = None) -> tuple[list[str], list[str]]:
@@ -132,7 +132,7 @@ async def test_empty_requests_return_nothing(index):
 async def test_a_manifest_replaces_exactly_the_one_that_was_read(index):
     [first] = await index.put_manifests([ManifestWrite(claim(TRAVEL, 5), None)])
     assert await index.put_manifests([ManifestWrite(claim(TRAVEL, 6), None)]) == [None], "a manifest exists by now"
-    stored = (await index.standing([TRAVEL, LEAVE]))[TRAVEL]
+    stored = (await index.stored_manifests([TRAVEL, LEAVE]))[TRAVEL]
     assert stored == StoredManifest(claim(TRAVEL, 5), first)
     [second] = await index.put_manifests([ManifestWrite(claim(TRAVEL, 6), first)])
     late = ManifestWrite(complete(claim(TRAVEL, 5)), first)
@@ -140,7 +140,7 @@ async def test_a_manifest_replaces_exactly_the_one_that_was_read(index):
     assert await index.manifests([TRAVEL]) == {TRAVEL: claim(TRAVEL, 6)}
     [third] = await index.put_manifests([ManifestWrite(complete(claim(TRAVEL, 6)), second)])
     assert len({first, second, third}) == 3
-    assert await index.standing([TRAVEL]) == {TRAVEL: StoredManifest(complete(claim(TRAVEL, 6)), third)}
+    assert await index.stored_manifests([TRAVEL]) == {TRAVEL: StoredManifest(complete(claim(TRAVEL, 6)), third)}
 
 
 async def test_a_rejected_manifest_does_not_affect_the_others(index):
@@ -327,7 +327,7 @@ async def test_many_changes_in_one_call_are_all_searchable(index):
     keys = [DocumentKey("acme", f"n/{number:03}") for number in range(120)]
     names = {key: [f"{key.document_id}-{part}" for part in "ab"] for key in keys}
     await index.apply([change(key, 1, *(write(key, name, 1, "hotel") for name in names[key])) for key in keys])
-    hits, _ = await found(index, question(window=300))
+    hits, _ = await found(index, question(candidates=300))
     assert len(set(hits)) == len(hits) == 240
 
 
@@ -396,7 +396,7 @@ async def test_the_lexical_retriever_searches_title_and_headings(index):
 async def test_each_retriever_returns_at_most_the_requested_candidates(index):
     puts = [write(TRAVEL, f"{number}", 1, "hotel " * (number + 1), (1.0, number / 10)) for number in range(9)]
     await index.apply([change(TRAVEL, 1, *puts)])
-    by_vector, by_text = await found(index, question(window=4))
+    by_vector, by_text = await found(index, question(candidates=4))
     assert by_vector == ["tr-0", "tr-1", "tr-2", "tr-3"]
     assert len(by_text) == 4
 
@@ -411,7 +411,7 @@ async def test_both_retrievers_separate_tenants_and_groups(index):
             change(public, 1, write(public, "0", 1, "hotel", (0.0, 1.0))),
         ]
     )
-    await both_find(index, "pu-0", search=question(window=3))
+    await both_find(index, "pu-0", search=question(candidates=3))
     await both_find(index, "pu-0", search=question(groups=("sales",)))
     await both_find(index, "pu-0", "se-0", search=question(groups=("sales", "board")))
     await both_find(index, search=question(tenant="nobody", groups=("hr", "board")))
@@ -447,7 +447,7 @@ async def test_group_names_are_compared_literally(index):
     readers = {(): {"tr-open"}, ("nobody's",): {"tr-open"}}
     readers |= {(name,): {"tr-open", one.chunk.chunk_id} for name, one in closed.items()}
     for groups, found_by in zip(
-        readers, await index.search([question(groups=one, window=40) for one in readers]), strict=True
+        readers, await index.search([question(groups=one, candidates=40) for one in readers]), strict=True
     ):
         for hits in (found_by.vector, found_by.lexical):
             assert {hit.chunk_id for hit in hits} == readers[groups], groups
@@ -525,7 +525,7 @@ async def test_an_exact_search_returns_the_same_hits_and_scores(index):
     seen = [write(TRAVEL, str(number), 1, "hotel", (1.0, number / 4)) for number in range(6)]
     hidden = write(LEAVE, "0", 1, "hotel", groups=("board",))
     await index.apply([change(TRAVEL, 1, *seen), change(LEAVE, 1, hidden)])
-    for search in (question(), question(window=3), question(source="nowhere")):
+    for search in (question(), question(candidates=3), question(source="nowhere")):
         assert await ids_and_scores(index, replace(search, exact=True)) == await ids_and_scores(index, search)
 
 
@@ -537,9 +537,9 @@ async def test_several_searches_in_one_call_return_separate_results(index):
         ]
     )
     searches = [
-        question("flight", (0.0, 1.0), window=1),
-        question("nothing", (1.0,), window=1, tenant="nobody"),
-        question("sabbatical", (0.0, 0.0, 1.0), window=1),
+        question("flight", (0.0, 1.0), candidates=1),
+        question("nothing", (1.0,), candidates=1, tenant="nobody"),
+        question("sabbatical", (0.0, 0.0, 1.0), candidates=1),
     ]
     candidates = await index.search(searches)
     ids = [[[hit.chunk_id for hit in hits] for hits in (one.vector, one.lexical)] for one in candidates]
@@ -745,7 +745,7 @@ async def test_a_scan_with_failed_shards_raises():
         async def delete_pit(self, *, body):
             assert body["pit_id"]
 
-    with pytest.raises(IndexUnavailable, match="some shards did not answer"):
+    with pytest.raises(IndexUnavailable, match="some shards did not respond"):
         [chunk async for chunk in OpenSearchIndex(SomeShards(), Settings()).scan_chunks()]
 
 
@@ -777,7 +777,7 @@ async def test_an_index_with_another_layout_is_rejected(settings):
         await client.indices.create(index=small_settings.names.chunks_index(small_settings.generation), body=body)
     finally:
         await client.close()
-    with pytest.raises(IndexMismatch, match=f"has layout {LAYOUT - 1}, this release reads and writes {LAYOUT}"):
+    with pytest.raises(IndexMismatch, match=f"has layout {LAYOUT - 1}, this release requires {LAYOUT}"):
         await create_indices(small_settings)
 
 

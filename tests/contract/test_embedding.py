@@ -65,7 +65,7 @@ async def embedder(request: pytest.FixtureRequest, titan_url: str) -> AsyncItera
         case "hashing":
             embedder = HashingEmbedder()
         case "batching":
-            embedder = BatchingEmbedder(HashingEmbedder(), texts_per_go=2)
+            embedder = BatchingEmbedder(HashingEmbedder(), batch_size=2)
         case "bedrock":
             client = boto3.client(
                 "bedrock-runtime",

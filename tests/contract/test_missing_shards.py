@@ -5,10 +5,10 @@ import pytest
 from index_servers import DIMENSION, small
 
 from infra.opensearch.client import connect
+from infra.opensearch.index import OpenSearchIndex
 from infra.opensearch.index_bodies import chunks_index_body
 from infra.opensearch.port import IndexUnavailable
 from infra.opensearch.provision import create_indices
-from infra.opensearch.store import OpenSearchIndex
 from infra.opensearch.terms import OpenSearchTerms
 from infra.settings import Settings
 from schemas.documents import DocumentKey

@@ -11,10 +11,10 @@ from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
 from infra.kafka.codec import decode, encode_change, encode_event, encode_plan, header
 from infra.kafka.memory import MemoryStreams
-from infra.kafka.port import Placed, RecordTooLarge, StreamUnavailable
+from infra.kafka.port import RecordMetadata, RecordTooLarge, StreamUnavailable
 from infra.kafka.producer import KafkaProducer
 from infra.kafka.provision import PartitionLag, StreamAdmin, TopicMismatch
-from infra.kafka.reading import read_lane, read_to_end
+from infra.kafka.topic_reader import read_partition, read_to_end
 from infra.settings import KafkaSettings, Settings
 from schemas.documents import Outcome
 from schemas.events import BlobRef, Change, ChunkPlan, DocumentEvent, IndexChange, PlannedChunk, StageTimes
@@ -44,15 +44,15 @@ async def producer(broker):
     await producer.close()
 
 
-async def read(producer, broker, topic=TOPIC) -> dict[Placed, Record]:
+async def read(producer, broker, topic=TOPIC) -> dict[RecordMetadata, Record]:
     """All records of a topic."""
     if broker is None:
         lanes = [(at, lane) for (name, at), lane in producer.log.items() if name == topic]
-        return {Placed(at, offset): record for at, lane in lanes for offset, record in enumerate(lane)}
+        return {RecordMetadata(at, offset): record for at, lane in lanes for offset, record in enumerate(lane)}
     [which] = [one for one in TOPICS if one.name == topic]
     async with asyncio.timeout(WAIT_S):
         return {
-            Placed(one.partition, one.offset): Record(topic, one.key, one.value, one.headers)
+            RecordMetadata(one.partition, one.offset): Record(topic, one.key, one.value, one.headers)
             async for one in read_to_end(broker, which)
         }
 
@@ -60,7 +60,7 @@ async def read(producer, broker, topic=TOPIC) -> dict[Placed, Record]:
 async def test_a_partition_is_read_from_an_offset_to_its_end(producer, broker):
     sent = [Record(TOPIC, b"acme/a", str(number).encode(), partition=1) for number in range(5)]
     await producer.send_all([*sent, Record(TOPIC, b"acme/b", b"other", partition=2)])
-    lane = producer.read_lane if broker is None else partial(read_lane, broker)
+    lane = producer.read_partition if broker is None else partial(read_partition, broker)
     later_ms = 4e12
 
     async def values(offset, partition=1, since_ms=later_ms):
@@ -82,7 +82,7 @@ async def test_a_partition_is_read_from_an_offset_to_its_end(producer, broker):
 async def test_reading_from_unreachable_brokers_is_unavailable(settings):
     away = settings.model_copy(update={"kafka": KafkaSettings(bootstrap_servers="127.0.0.1:9", partitions=3)})
     with pytest.raises(StreamUnavailable):
-        [_ async for _ in read_lane(away, DOCUMENTS, 0, offset=0, since_ms=0.0)]
+        [_ async for _ in read_partition(away, DOCUMENTS, 0, offset=0, since_ms=0.0)]
     with pytest.raises(StreamUnavailable):
         [_ async for _ in read_to_end(away, DOCUMENTS)]
 
@@ -121,7 +121,7 @@ async def test_records_sent_together_keep_their_order_within_a_partition(produce
 async def test_an_explicit_partition_overrides_the_key(producer, broker):
     records = [Record(CHUNKS.name, b"acme/one", b"v", (), partition) for partition in (2, 0, 2)]
     placed = await producer.send_all(records)
-    assert placed == [Placed(2, 0), Placed(0, 0), Placed(2, 1)]
+    assert placed == [RecordMetadata(2, 0), RecordMetadata(0, 0), RecordMetadata(2, 1)]
     assert set(await read(producer, broker, CHUNKS.name)) == set(placed)
 
 
@@ -253,7 +253,7 @@ async def test_lag_counts_the_records_that_a_group_has_not_committed(settings):
         producer = await KafkaProducer.open(settings)
         await producer.send_all([Record(CHUNKS.name, b"k", b"v", (), 1)] * 5)
         await producer.close()
-        assert [one.behind for one in await admin.lag(CHUNKS, group)] == [0, 5, 0]
+        assert [one.lag for one in await admin.lag(CHUNKS, group)] == [0, 5, 0]
         topic = settings.names.topic(CHUNKS.name)
         consumer = AIOKafkaConsumer(
             topic, bootstrap_servers=settings.kafka.bootstrap_servers, group_id=group, enable_auto_commit=False
@@ -274,8 +274,8 @@ async def test_lag_counts_the_records_that_a_group_has_not_committed(settings):
 
 async def test_an_unreachable_broker_is_reported():
     settings = Settings(kafka=KafkaSettings(bootstrap_servers="127.0.0.1:1"))
-    with pytest.raises(StreamUnavailable, match=r"no Kafka broker answers at 127\.0\.0\.1:1"):
+    with pytest.raises(StreamUnavailable, match=r"no Kafka broker responded at 127\.0\.0\.1:1"):
         await KafkaProducer.open(settings)
-    with pytest.raises(StreamUnavailable, match=r"no Kafka broker answers at 127\.0\.0\.1:1"):
+    with pytest.raises(StreamUnavailable, match=r"no Kafka broker responded at 127\.0\.0\.1:1"):
         async with StreamAdmin(settings):
             pass

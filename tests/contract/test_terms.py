@@ -8,10 +8,10 @@ import pytest
 
 from infra.opensearch import codec
 from infra.opensearch.client import connect
+from infra.opensearch.index import OpenSearchIndex
 from infra.opensearch.memory import MemoryIndex
 from infra.opensearch.port import ChunkChange, ChunkWrite, IndexUnavailable
 from infra.opensearch.provision import create_indices
-from infra.opensearch.store import OpenSearchIndex
 from infra.opensearch.terms import OpenSearchTerms
 from infra.settings import Settings
 from schemas.documents import DocumentKey
@@ -90,7 +90,7 @@ async def test_empty_requests_return_nothing(parts):
     _, terms = parts
     assert await terms.with_vectors([]) == {}
     assert await terms.term_counts([]) == {}
-    assert await terms.analysed([]) == []
+    assert await terms.analyze([]) == []
     assert await terms.statistics([]) == await terms.statistics(())
     assert (await terms.statistics(["hotel"])).frequencies == {"hotel": 0}
 
@@ -123,7 +123,7 @@ async def test_terms_of_passages_and_questions_are_those_of_the_analyser(parts):
     assert counted["c1"]["hotel"] == 1
     assert "the" not in counted["c1"]
     assert counted["c2"]["train"] == 2
-    assert [dict(one) for one in await terms.analysed(["Hotel, hotels: the hotel!", "the"])] == [{"hotel": 3}, {}]
+    assert [dict(one) for one in await terms.analyze(["Hotel, hotels: the hotel!", "the"])] == [{"hotel": 3}, {}]
 
 
 async def test_statistics_count_searchable_passages(parts):
@@ -166,7 +166,7 @@ async def test_lexical_scores_computed_in_python_equal_those_of_the_server(setti
 async def compare_scores(index, terms, question, count):
     search = HybridSearch(question, np.ones(DIMENSION, dtype=np.float32), Access("acme", ("hr",)), 200)
     [candidates] = await index.search([search])
-    [terms_of_question] = await terms.analysed([search.text])
+    [terms_of_question] = await terms.analyze([search.text])
     statistics = await terms.statistics(terms_of_question)
     assert statistics.document_count == count, "removed passages count until segments are merged"
     inverses = inverse_norms(statistics.total_length / statistics.document_count)
@@ -209,7 +209,7 @@ async def test_terms_are_counted_as_stored_for_any_spelling(settings):
         counted = await terms.term_counts([hit(number) for number in range(len(texts))])
         held = Counter(term for one in counted.values() for term in one)
         assert (await terms.statistics(sorted(held))).frequencies == held
-        assert [dict(one) for one in await terms.analysed([f"Travel\n{text}" for text in texts])] == [
+        assert [dict(one) for one in await terms.analyze([f"Travel\n{text}" for text in texts])] == [
             dict(counted[f"c{number}"]) for number in range(len(texts))
         ]
 
@@ -255,7 +255,7 @@ async def test_all_chunk_ids_of_a_document_are_returned_over_several_requests(se
     [
         lambda terms: terms.with_vectors([hit(0)]),
         lambda terms: terms.term_counts([hit(0)]),
-        lambda terms: terms.analysed(["a"]),
+        lambda terms: terms.analyze(["a"]),
         lambda terms: terms.statistics(["a"]),
     ],
 )

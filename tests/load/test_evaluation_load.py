@@ -57,15 +57,15 @@ class Corpus:
         terms = Counter(f"w{word}" for word in self.random.choices(range(WORDS), self.weights, k=5))
         by_vector = (1 + self.vectors @ vector) / 2
         by_terms = sum(self.shares[term] * repeats for term, repeats in terms.items())
-        vector_window = [(self.names[at], float(by_vector[at])) for at in np.argsort(-by_vector)[:KEPT]]
-        lexical_window = [
+        vector_candidates = [(self.names[at], float(by_vector[at])) for at in np.argsort(-by_vector)[:KEPT]]
+        lexical_candidates = [
             (self.names[at], self.passages[self.names[at]].terms)
             for at in np.argsort(-by_terms)[:KEPT]
             if by_terms[at] > 0
         ]
         best = fused_top(
-            [name for name, _ in vector_window],
-            [name for name, _ in lexical_window],
+            [name for name, _ in vector_candidates],
+            [name for name, _ in lexical_candidates],
             TOP_K,
             candidates=FUSED,
             rrf_k=RRF_K,
@@ -76,8 +76,8 @@ class Corpus:
             terms=terms,
             top_k=TOP_K,
             sources=tuple((name, 1) for name in sorted(best)),
-            vector_window=tuple(vector_window),
-            lexical_window=tuple(lexical_window),
+            vector_candidates=tuple(vector_candidates),
+            lexical_candidates=tuple(lexical_candidates),
         )
 
 

@@ -17,9 +17,9 @@ import pytest
 from only_writer import put_over
 
 from infra.embedding.factory import open_embedder
+from infra.opensearch.index import OpenSearchIndex
 from infra.opensearch.port import ChunkChange, ChunkWrite
 from infra.opensearch.provision import create_indices
-from infra.opensearch.store import OpenSearchIndex
 from infra.redis.answers import RedisAnswerCache
 from infra.redis.connect import connect_redis
 from query.cache.near_cache import MAX_HEARTBEAT_AGE_S

@@ -106,12 +106,14 @@ class History:
                     search=found.search,
                     top_k=question.top_k,
                     sources=found.sources,
-                    vector_window=found.windows.vector,
-                    lexical_window=found.windows.lexical,
+                    vector_candidates=found.candidates.vector,
+                    lexical_candidates=found.candidates.lexical,
                     filled_ms=0.0,
                 )
-                first, rest = entry.encode()
-                stored = await self.cache.store(TENANT, question.key, first, epoch=lookup.epoch, ttl_s=600, rest=rest)
+                first, evidence = entry.encode()
+                stored = await self.cache.store(
+                    TENANT, question.key, first, epoch=lookup.epoch, ttl_s=600, evidence=evidence
+                )
                 if stored:
                     self.answers[question.key] = found.sources
                     self.touched[question.key] = set()
@@ -170,7 +172,7 @@ class History:
                 self.dropped += 1
                 self.needed += needed
                 del self.answers[question.key]
-            elif needed and not _tied(found.windows):
+            elif needed and not _tied(found.candidates):
                 # A passage of an earlier change that enters only now: the statistics of the index have moved.
                 differences = self.stale if differing & self.changed else self.drifted
                 differences.append(f"{question.key}: {before} would be {now}")

@@ -103,16 +103,16 @@ class World:
     def read(self, _: int) -> None:
         """A worker with empty state reads the complete change log and all answers."""
         self.evaluations_left -= 1
-        pending = run(self.cache.pending(TENANT, 0, known=0, fill=0))
+        pending = run(self.cache.pending(TENANT, 0, after_epoch=0, after_fill=0))
         [stored] = run(self.cache.entries(TENANT, 0, [KEY]))
         newest = max((int(change.change or 0) for change in pending.changes), default=0)
         altered = stored is not None and int(stored.entry) < newest
         drop = ((stored.fill, KEY),) if altered else ()
-        self.evaluations.append(Evaluation(pending.judged, pending.epoch, drop))
+        self.evaluations.append(Evaluation(pending.evaluated, pending.epoch, drop))
 
     def commit(self, number: int) -> None:
         evaluation = self.evaluations.pop(number)
-        run(self.cache.settle(TENANT, 0, judged=evaluation.evaluated, epoch=evaluation.epoch, drop=evaluation.drop))
+        run(self.cache.commit(TENANT, 0, evaluated=evaluation.evaluated, epoch=evaluation.epoch, drop=evaluation.drop))
 
     def deliver_again(self, _: int) -> None:
         self.deliveries_left -= 1
@@ -188,7 +188,7 @@ class ReadsTheAnswersBeforeTheEpoch(World):
 
     def commit(self, number):
         if not self.evaluations[number].epoch:
-            self.evaluations[number].epoch = run(self.cache.pending(TENANT, 0, known=0, fill=0)).epoch
+            self.evaluations[number].epoch = run(self.cache.pending(TENANT, 0, after_epoch=0, after_fill=0)).epoch
         super().commit(number)
 
 
@@ -196,8 +196,8 @@ class CommitsWithoutCheckingTheSlice(World):
     """Another worker has committed meanwhile; this one reverts its progress, or skips changes that it has not read."""
 
     def commit(self, number):
-        pending = run(self.cache.pending(TENANT, 0, known=0, fill=0))
-        self.evaluations[number].evaluated = pending.judged
+        pending = run(self.cache.pending(TENANT, 0, after_epoch=0, after_fill=0))
+        self.evaluations[number].evaluated = pending.evaluated
         self.evaluations[number].epoch = pending.epoch
         super().commit(number)
 

@@ -16,7 +16,7 @@ from bench.policies import SIMPLE, DocumentChange, DocumentEvidence
 from query.retrieval.fusion import fuse
 from schemas.documents import DocumentKey
 from schemas.index import StoredChunk
-from schemas.search import Access, Hit, HybridSearch, Windows
+from schemas.search import Access, Candidates, Hit, HybridSearch
 from streams.core.invalidation.compiled import MAX_FREQUENCY
 from streams.core.invalidation.evidence import Change, Evaluation, Evidence, Passage, Statistics, TermCounts
 from streams.core.invalidation.exact import MAX_TERMS, Exact
@@ -127,14 +127,16 @@ class Corpus:
             top_k=top_k,
             sources=tuple((name, self.passages[name].chunk.version) for name in sources),
             documents=frozenset(self.passages[name].chunk.document_id for name in sources),
-            vector_window=tuple((hit.chunk_id, hit.score) for hit in vector[: search.window]),
-            lexical_window=tuple((hit.chunk_id, self.passages[hit.chunk_id].terms) for hit in lexical[: search.window]),
+            vector_candidates=tuple((hit.chunk_id, hit.score) for hit in vector[: search.candidates]),
+            lexical_candidates=tuple(
+                (hit.chunk_id, self.passages[hit.chunk_id].terms) for hit in lexical[: search.candidates]
+            ),
         )
 
     def sources(self, search, terms, top_k, *, fused):
         vector, lexical = self.candidates(search, terms)
         depth = max(fused, top_k)
-        return [one.hit.chunk_id for one in fuse(Windows(vector[:depth], lexical[:depth]), k=K)][:top_k]
+        return [one.hit.chunk_id for one in fuse(Candidates(vector[:depth], lexical[:depth]), k=K)][:top_k]
 
     def change(self, removed, added):
         documents = {one.chunk.document_id for one in added} | {
@@ -146,11 +148,11 @@ class Corpus:
         return DocumentChange(frozenset(removed), tuple(added), frozenset(documents))
 
 
-def question(rng, *, window):
+def question(rng, *, candidates):
     terms = Counter(rng.choice(WORDS) for _ in range(rng.randint(1, 4)))
     access = Access("acme", rng.choice(((), ("hr",), ("it",))))
     filters = rng.choice(({}, {}, {"metadata.kind": "a"}))
-    return HybridSearch(" ".join(terms.elements()), unit(rng), access, window, filters), terms
+    return HybridSearch(" ".join(terms.elements()), unit(rng), access, candidates, filters), terms
 
 
 @settings(max_examples=150, deadline=None)
@@ -170,7 +172,7 @@ def test_exact_agrees_with_recomputing_everything(seed, kept, fused):
     questions = {}
     for number in range(12):
         key = f"q{number}"
-        questions[key] = (*question(rng, window=kept), rng.choice((1, 2, 5)))
+        questions[key] = (*question(rng, candidates=kept), rng.choice((1, 2, 5)))
         policy.put(corpus.evidence(key, *questions[key], fused=fused))
     expected = {key: corpus.sources(*arguments, fused=fused) for key, arguments in questions.items()}
     born = len(corpus.passages)
@@ -221,7 +223,7 @@ def test_evaluation_agrees_with_the_search_for_any_term_frequency(seed, kept):
     corpus = Corpus({f"c{number}": passage(f"c{number}", rng, words=extreme(rng)) for number in range(12)})
     corpus.frozen = Statistics(40, 8_000, {word: 5 + 3 * number for number, word in enumerate(WORDS)})
     policy = Exact(dimension=DIMENSION, kept=kept, fused=3, rrf_k=K)
-    questions = {f"q{number}": (*question(rng, window=kept), rng.choice((1, 2))) for number in range(10)}
+    questions = {f"q{number}": (*question(rng, candidates=kept), rng.choice((1, 2))) for number in range(10)}
     for key, arguments in questions.items():
         policy.put(corpus.evidence(key, *arguments, fused=3))
     expected = {key: corpus.sources(*arguments, fused=3) for key, arguments in questions.items()}
@@ -277,7 +279,7 @@ def test_a_repeated_evaluation_keeps_answers_that_reflect_the_change(seed):
     change = corpus.change(["c3", "c4"], [passage("c20", rng, version=2), passage("c5", rng, version=2)])
     policy = Exact(dimension=DIMENSION, kept=60, fused=6, rrf_k=K)
     for number in range(8):
-        policy.put(corpus.evidence(f"q{number}", *question(rng, window=60), 3, fused=6))
+        policy.put(corpus.evidence(f"q{number}", *question(rng, candidates=60), 3, fused=6))
     assert policy.evaluate(change, corpus.statistics()) == Evaluation()
     assert policy.evaluate(change, corpus.statistics()) == Evaluation()
 
@@ -300,8 +302,8 @@ def test_a_repeated_evaluation_keeps_an_order_within_rounding_error():
             terms=Counter(["hotel"]),
             top_k=1,
             sources=(("first", 1),),
-            vector_window=(("first", scores[0]), ("second", scores[1])),
-            lexical_window=(("first", first.terms), ("second", second.terms)),
+            vector_candidates=(("first", scores[0]), ("second", scores[1])),
+            lexical_candidates=(("first", first.terms), ("second", second.terms)),
         )
     )
     assert policy.evaluate(Change(frozenset(), (second,)), corpus.statistics()) == Evaluation()
@@ -359,7 +361,7 @@ def test_an_answer_is_dropped_when_a_source_is_removed_that_is_no_candidate():
     evidence = evidence_for(corpus, "hotel", top_k=2)
     others = {
         name: tuple(one for one in getattr(evidence, name) if one[0] != "c0")
-        for name in ("vector_window", "lexical_window")
+        for name in ("vector_candidates", "lexical_candidates")
     }
     policy.put(replace(evidence, **others))
     assert policy.evaluate(corpus.change([], []), corpus.statistics()) == Evaluation()

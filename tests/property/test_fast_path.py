@@ -71,7 +71,7 @@ def near_with(questions):
 def put(near, question, number):
     key = cache_key(QueryRequest(query=question), Access("local"), MAKER)
     body = json.dumps({"results": [], "answer": question, "citations": None, "unanswered": None}).encode()
-    lookup = Lookup(1, {3: number}, b"", seeded=True, told=0, ends_ms=60_000)
+    lookup = Lookup(1, {3: number}, b"", seeded=True, told=0, ttl_ms=60_000)
     assert near.put("local", key, lookup, body, read_s=5.0)
 
 
@@ -115,7 +115,7 @@ async def serving(near, *, fast, key=None, per_s=0, answers=None, at_capacity=No
                 counts=counts,
                 capacity=SimpleNamespace(is_at_capacity=at_capacity) if at_capacity else None,
             )
-            listens = listening(path, HttpSettings(), settings, at_once=InlineResponder(URLS, path.respond))
+            listens = listening(path, HttpSettings(), settings, inline=InlineResponder(URLS, path.respond))
             stack.callback(counts.flush)
         else:
             listens = listening(app, HttpSettings(), settings)

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from query.retrieval.fusion import ABSENT, fuse
 from schemas.documents import DocumentKey
-from schemas.search import Hit, Windows
+from schemas.search import Candidates, Hit
 
 CHUNKS = st.lists(st.sampled_from([f"c{number}" for number in range(12)]), unique=True, max_size=12)
 KS = st.integers(0, 200)
@@ -16,11 +16,11 @@ def hits(chunk_ids, score=1.0):
 
 
 def order(vector, lexical, k=60):
-    return [fused.hit.chunk_id for fused in fuse(Windows(hits(vector), hits(lexical)), k=k)]
+    return [fused.hit.chunk_id for fused in fuse(Candidates(hits(vector), hits(lexical)), k=k)]
 
 
 def test_a_worked_example():
-    [first, second, third] = fuse(Windows(hits(["a", "b"]), hits(["b", "c"])), k=60)
+    [first, second, third] = fuse(Candidates(hits(["a", "b"]), hits(["b", "c"])), k=60)
     assert (first.hit.chunk_id, first.vector_rank, first.lexical_rank) == ("b", 2, 1)
     assert first.score == 1 / 62 + 1 / 61
     assert (second.hit.chunk_id, second.score, second.lexical_rank) == ("a", 1 / 61, ABSENT)
@@ -34,7 +34,7 @@ def test_ties_are_broken_by_vector_rank_then_by_id():
 
 @given(CHUNKS, CHUNKS, KS)
 def test_every_candidate_is_ranked_once_best_first(vector, lexical, k):
-    ranking = fuse(Windows(hits(vector), hits(lexical)), k=k)
+    ranking = fuse(Candidates(hits(vector), hits(lexical)), k=k)
     assert sorted(fused.hit.chunk_id for fused in ranking) == sorted({*vector, *lexical})
     scores = [fused.score for fused in ranking]
     assert scores == sorted(scores, reverse=True)
@@ -43,7 +43,7 @@ def test_every_candidate_is_ranked_once_best_first(vector, lexical, k):
 
 @given(CHUNKS, CHUNKS, KS)
 def test_the_ranks_explain_the_score(vector, lexical, k):
-    for fused in fuse(Windows(hits(vector), hits(lexical)), k=k):
+    for fused in fuse(Candidates(hits(vector), hits(lexical)), k=k):
         chunk_id = fused.hit.chunk_id
         contributions = [
             1 / (k + ranks.index(chunk_id) + 1) if chunk_id in ranks else 0.0 for ranks in (vector, lexical)
@@ -53,7 +53,7 @@ def test_the_ranks_explain_the_score(vector, lexical, k):
 
 @given(CHUNKS, CHUNKS, st.floats(0.1, 100))
 def test_raw_scores_do_not_matter(vector, lexical, factor):
-    scaled = fuse(Windows(hits(vector, factor), hits(lexical)))
+    scaled = fuse(Candidates(hits(vector, factor), hits(lexical)))
     assert [fused.hit.chunk_id for fused in scaled] == order(vector, lexical)
 
 

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from infra.generation.answer_reader import AnswerReader, read_answer
 from infra.generation.port import NO_ANSWER, GenerationError, SourceText
 from infra.generation.prompt import build_prompt
 from infra.generation.ranking import MAX_SENTENCES, choose_sentences, rank_sentences
-from infra.generation.reading import AnswerReader, read_answer
 from infra.generation.sentences import clean, split_sentences
 
 MARKDOWN = st.lists(

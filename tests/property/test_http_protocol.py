@@ -96,7 +96,7 @@ class Connection:
         config = uvicorn.Config(application, loop="none", ws="none", lifespan="off", access_log=False, log_config=None)
         make = HttpProtocol
         if kind == "inline":
-            make = partial(InlineProtocol, at_once=InlineResponder(frozenset({QUICK}), respond))
+            make = partial(InlineProtocol, inline=InlineResponder(frozenset({QUICK}), respond))
         self.protocol = make(config=config, server_state=self.state, app_state={})
         self.protocol.connection_made(self.transport)
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from infra.redis.memory_answers import MemoryAnswerCache
-from infra.redis.port import Applied, Lookup
+from infra.redis.port import InvalidationMessage, Lookup
 from query.cache.near_cache import NearCache
 
 TENANT, KEY = "acme", "k"
@@ -45,7 +45,7 @@ class World:
     near: NearCache | None = None
     cache: MemoryAnswerCache | None = None
     content: int = 0
-    queue: list[Applied] | None = None
+    queue: list[InvalidationMessage] | None = None
     reads: list[tuple[Lookup, float]] = field(default_factory=list)
     fills: int = 0
     # Time at which an answer was removed from Redis.
@@ -114,11 +114,11 @@ class World:
     def change(self, _):
         self._note_removal()
         self.content += 1
-        judged = run(self.cache.lookup(TENANT, KEY)).epoch
-        if run(self.cache.append(TENANT, 0, {0: self.content}, b"change")).waits:
-            pending = run(self.cache.pending(TENANT, 0, known=0, fill=0))
+        evaluated = run(self.cache.lookup(TENANT, KEY)).epoch
+        if run(self.cache.append(TENANT, 0, {0: self.content}, b"change")).needs_evaluation:
+            pending = run(self.cache.pending(TENANT, 0, after_epoch=0, after_fill=0))
             drop = [(fill, key) for fill, key in pending.fills if key == KEY]
-            assert run(self.cache.settle(TENANT, 0, judged=judged, epoch=pending.epoch, drop=drop))
+            assert run(self.cache.commit(TENANT, 0, evaluated=evaluated, epoch=pending.epoch, drop=drop))
 
     def fill(self, _):
         """Another process stores an answer, and replaces the existing one."""
@@ -209,10 +209,11 @@ def _fingerprint(world):
             sorted(world.left.items()),
             world.content,
             stored and ({key: answer.entry for key, answer in stored.answers.items()}, stored.positions),
-            world.queue and [(message.told - sequence, message.positions, message.dropped) for message in world.queue],
+            world.queue
+            and [(message.sequence - sequence, message.positions, message.dropped) for message in world.queue],
             world.queue is None,
             [
-                (lookup.told - sequence, lookup.entry, lookup.positions, read_s < (near._subscribed_s or 0))
+                (lookup.sequence - sequence, lookup.entry, lookup.positions, read_s < (near._subscribed_s or 0))
                 for lookup, read_s in world.reads
             ],
             state and (state.sequence and state.sequence - sequence, state.positions, state.generation),
@@ -246,7 +247,7 @@ class StoresAnswersInvalidatedSinceTheRead(NearCache):
 
 class IgnoresSequenceGaps(NearCache):
     def on_message(self, message):
-        self._slice(message.tenant, message.number).sequence = message.told - 1
+        self._slice(message.tenant, message.number).sequence = message.sequence - 1
         super().on_message(message)
 
 

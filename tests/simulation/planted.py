@@ -103,7 +103,7 @@ class TreatsAClaimAsComplete(Index):
     """Lets an incomplete version supersede."""
 
     async def _found(self, keys):
-        found_manifests = await self.index.standing(keys)
+        found_manifests = await self.index.stored_manifests(keys)
         begun = {
             key: Found(completed(one.manifest, now_ms=0), one.revision)
             for key, one in found_manifests.items()
@@ -157,17 +157,17 @@ class OmitsGroups(Index):
 
 
 class DropsNothing(Cache):
-    async def settle(self, tenant, number, *, judged, epoch, drop, why=b""):  # noqa: ARG002 - the mistake
-        return await super().settle(tenant, number, judged=judged, epoch=epoch, drop=(), why=why)
+    async def commit(self, tenant, number, *, evaluated, epoch, drop, reason=b""):  # noqa: ARG002 - the mistake
+        return await super().commit(tenant, number, evaluated=evaluated, epoch=epoch, drop=(), reason=reason)
 
 
 class StoresWithAnyEpoch(Cache):
-    async def store(self, tenant, key, entry, *, epoch, ttl_s, rest=b""):  # noqa: ARG002 - as above
+    async def store(self, tenant, key, entry, *, epoch, ttl_s, evidence=b""):  # noqa: ARG002 - as above
         await self._faults.before()
         mine = self._slice(tenant, 0)
         mine.fill += 1
         mine.answers.pop(key, None)
-        mine.answers[key] = _Answer(mine.fill, mine.epoch, entry, rest, self._now_us() + ttl_s * 1_000_000)
+        mine.answers[key] = _Answer(mine.fill, mine.epoch, entry, evidence, self._now_us() + ttl_s * 1_000_000)
         return True
 
 

@@ -81,15 +81,15 @@ class Cache(MemoryAnswerCache):
         super().__init__(now_us)
         self._faults = faults
 
-    async def lookup(self, tenant, key, *, lease_ms=0, whole=False):
+    async def lookup(self, tenant, key, *, lease_ms=0, with_evidence=False):
         await self._faults.before(CacheUnavailable)
-        lookup = await super().lookup(tenant, key, lease_ms=lease_ms, whole=whole)
+        lookup = await super().lookup(tenant, key, lease_ms=lease_ms, with_evidence=with_evidence)
         await self._faults.after(CacheUnavailable)
         return lookup
 
-    async def store(self, tenant, key, entry, *, epoch, ttl_s, rest=b""):
+    async def store(self, tenant, key, entry, *, epoch, ttl_s, evidence=b""):
         await self._faults.before(CacheUnavailable)
-        stored = await super().store(tenant, key, entry, epoch=epoch, ttl_s=ttl_s, rest=rest)
+        stored = await super().store(tenant, key, entry, epoch=epoch, ttl_s=ttl_s, evidence=evidence)
         await self._faults.after(CacheUnavailable)
         return stored
 
@@ -105,9 +105,9 @@ class Cache(MemoryAnswerCache):
         await self._faults.after(CacheUnavailable)
         return appended
 
-    async def pending(self, tenant, number, *, known, fill):
+    async def pending(self, tenant, number, *, after_epoch, after_fill):
         await self._faults.before(CacheUnavailable)
-        pending = await super().pending(tenant, number, known=known, fill=fill)
+        pending = await super().pending(tenant, number, after_epoch=after_epoch, after_fill=after_fill)
         await self._faults.after(CacheUnavailable)  # the read may be outdated by now
         return pending
 
@@ -115,9 +115,9 @@ class Cache(MemoryAnswerCache):
         await self._faults.before(CacheUnavailable)
         return await super().entries(tenant, number, keys)
 
-    async def settle(self, tenant, number, *, judged, epoch, drop, why=b""):
+    async def commit(self, tenant, number, *, evaluated, epoch, drop, reason=b""):
         await self._faults.before(CacheUnavailable)
-        committed = await super().settle(tenant, number, judged=judged, epoch=epoch, drop=drop, why=why)
+        committed = await super().commit(tenant, number, evaluated=evaluated, epoch=epoch, drop=drop, reason=reason)
         await self._faults.after(CacheUnavailable)
         return committed
 
@@ -163,9 +163,9 @@ class WatchedIndex(MemoryIndex):
         await self._faults.before(IndexUnavailable)
         return await super().chunk_ids(key)
 
-    async def standing(self, keys):
+    async def stored_manifests(self, keys):
         await self._faults.before(IndexUnavailable)
-        manifests = await super().standing(keys)
+        manifests = await super().stored_manifests(keys)
         await self._faults.after(IndexUnavailable)  # the read may be outdated by now
         return manifests
 

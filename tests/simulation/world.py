@@ -277,7 +277,7 @@ class World:
 
     async def _ask_for_events(self) -> None:
         """The reported outcome of each event is correct, although some of its states were lost."""
-        statuses = self.parts.statuses(self.states, self.cache, self.streams.read_lane)
+        statuses = self.parts.statuses(self.states, self.cache, self.streams.read_partition)
         for tenant, event_id in self._sent_once:
             status = await statuses.get(tenant, event_id)
             if status.outcome is None:

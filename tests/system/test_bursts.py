@@ -13,7 +13,7 @@ from freshline.verify.run import verify
 from infra.blobs import open_blob_store
 from infra.kafka.codec import decode, encode_event
 from infra.kafka.producer import KafkaProducer
-from infra.kafka.reading import read_to_end
+from infra.kafka.topic_reader import read_to_end
 from infra.local import Stack
 from schemas.documents import Outcome
 from schemas.events import Change, DocumentEvent, IndexChange

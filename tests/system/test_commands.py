@@ -121,9 +121,9 @@ def test_explain_cache_reports_a_cached_answer_and_its_drop(handbook: Path, sett
     assert stored["sources"][0]["document_id"] == "travel.md"
     assert stored["size_bytes"] > 1_500
     assert 0 < stored["ttl_ms"] <= 3_600_000
-    for retriever in ("vector_window", "lexical_window"):
+    for retriever in ("vector_candidates", "lexical_candidates"):
         assert 1 <= stored[retriever]["fused"] <= stored[retriever]["kept"] <= stored[retriever]["requested"]
-    assert -1 <= stored["vector_window"]["lowest_kept_score"] <= 1
+    assert -1 <= stored["vector_candidates"]["lowest_kept_score"] <= 1
     # Other options belong to another answer.
     assert output("explain-cache", question, "--top-k", "1")["stored"] is None
     (handbook / "travel.md").write_text(TRAVEL.replace("30 days", "40 days"))

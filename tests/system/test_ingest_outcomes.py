@@ -280,8 +280,8 @@ async def test_a_superseded_deletion_fails(installation, services, freshline):
 def test_a_replayed_dead_letter_that_fails_again_is_reported(freshline, folder):
     (folder / "still.pdf").write_bytes(b"no PDF still")
     freshline("ingest", folder, "--wait", status=1)
-    dead_letters = freshline("dead-letters", "list", "--kind", "broken", status=0)[0]["letters"]
-    [dead_letter] = [one["letter_id"] for one in dead_letters if one["document_id"] == "still.pdf"]
+    dead_letters = freshline("dead-letters", "list", "--kind", "broken", status=0)[0]["dead_letters"]
+    [dead_letter] = [one["dead_letter_id"] for one in dead_letters if one["document_id"] == "still.pdf"]
     report, stderr = freshline("dead-letters", "replay", dead_letter, "--wait", status=1)
     assert [one["outcome"] for one in report["replayed"]] == ["dead_letter"]
     assert "1 failed again" in stderr

@@ -16,10 +16,10 @@ from freshline.services import Services, connect_services
 from freshline.verify.run import verify
 from infra.blobs.port import ref_of
 from infra.kafka.codec import encode_event, encode_plan
-from infra.kafka.dead_letters import open_letters
+from infra.kafka.dead_letters import open_dead_letters
 from infra.kafka.producer import KafkaProducer
 from infra.kafka.provision import StreamAdmin
-from infra.kafka.reading import read_to_end
+from infra.kafka.topic_reader import read_to_end
 from infra.local import Stack
 from infra.settings import Settings
 from schemas.dead_letters import DEAD_LETTER_HEADERS
@@ -74,10 +74,10 @@ async def ended(services: Services, event_id: str) -> dict:
     return status
 
 
-async def open_dead_letters(installation: BenchInstallation) -> dict[str, object]:
+async def dead_letters_by_id(installation: BenchInstallation) -> dict[str, object]:
     """Open dead letters by id."""
-    found = await open_letters(partial(read_to_end, installation.settings))
-    return {one.letter_id: one for one in found}
+    found = await open_dead_letters(partial(read_to_end, installation.settings))
+    return {one.dead_letter_id: one for one in found}
 
 
 def freshline(installation: BenchInstallation, *arguments: str, status: int = 0) -> dict:
@@ -117,7 +117,7 @@ async def test_every_step_continues_after_records_that_it_cannot_decode(installa
         await services.put(f"after-{number}.md", b"# After\n\nPoison.\n", "text/markdown") for number in range(6)
     ]
     assert [(await services.ended(one["event_id"]))["outcome"] for one in accepted] == ["done"] * 6
-    found = await open_dead_letters(installation)
+    found = await dead_letters_by_id(installation)
     assert {name: one.value for name, one in found.items()} == sent
     for dead_letter in found.values():
         assert dead_letter.kind == "undecodable"
@@ -127,7 +127,7 @@ async def test_every_step_continues_after_records_that_it_cannot_decode(installa
     listing = freshline(installation, "dead-letters", "list", "--kind", "undecodable")
     assert (listing["total"], listing["by_step"]) == (36, {"prepare": 9, "index": 9, "invalidate": 9, "notify": 9})
     assert len(freshline(installation, "dead-letters", "drop", "--all")["dropped"]) == 36
-    assert await open_dead_letters(installation) == {}
+    assert await dead_letters_by_id(installation) == {}
 
 
 async def installation_verified(installation):
@@ -142,8 +142,12 @@ async def test_a_dead_letter_is_superseded_by_later_versions_even_after_a_replay
     async with httpx.AsyncClient(base_url=installation.ingest_url) as client:
         later = (await client.put("/v1/documents/lost.md", content=b"# Found\n\nSix.\n", headers=headers)).json()
         assert (await services.ended(later["event_id"]))["outcome"] == "done"
-        [dead_letter] = (await client.get("/v1/dead-letters", params={"kind": "content-lost"})).json()["letters"]
-        assert (dead_letter["letter_id"], dead_letter["document_id"], dead_letter["version"]) == (name, "lost.md", 5)
+        [dead_letter] = (await client.get("/v1/dead-letters", params={"kind": "content-lost"})).json()["dead_letters"]
+        assert (dead_letter["dead_letter_id"], dead_letter["document_id"], dead_letter["version"]) == (
+            name,
+            "lost.md",
+            5,
+        )
         shown = (await client.get(f"/v1/dead-letters/{name}")).json()
         assert shown["headers"]["__connect.errors.stage"] == "prepare"
         assert shown["headers"]["ce_id"] == "lost.md-5"
@@ -177,7 +181,7 @@ async def test_a_replay_succeeds_after_a_repair_and_is_superseded_by_a_newer_ver
     assert outcomes == {"repaired.md": "done", "superseded.md": "superseded"}
     assert (await services.document("superseded.md"))["version"] == 6
     assert "backup" in (await services.ask("backup", filters={"document_id": "repaired.md"}))["results"][0]["text"]
-    assert await open_dead_letters(installation) == {}
+    assert await dead_letters_by_id(installation) == {}
     report = await installation_verified(installation)
     assert (report.ok, report.rejected.count) == (True, 0)
 
@@ -191,9 +195,9 @@ async def test_a_plan_without_its_passages_is_a_dead_letter_and_later_versions_a
     accepted = await services.put("plan.md", b"# Plan\n\nA later one.\n", "text/markdown")
     assert (await services.ended(accepted["event_id"]))["outcome"] == "done"
     await installation.caught_up(timeout_s=60)
-    [dead_letter] = (await open_dead_letters(installation)).values()
+    [dead_letter] = (await dead_letters_by_id(installation)).values()
     assert (dead_letter.step, dead_letter.kind, dead_letter.event) == ("index", "content-lost", one)
-    freshline(installation, "dead-letters", "drop", dead_letter.letter_id)
+    freshline(installation, "dead-letters", "drop", dead_letter.dead_letter_id)
 
 
 @pytest.mark.parametrize(
@@ -235,7 +239,7 @@ async def test_a_worker_above_the_dead_letter_rate_limit_stops_with_an_error_and
     assert "prepare would give up 3 of the last" in stopped.stderr.splitlines()[-1]
     assert "nothing is lost" in stopped.stderr
     read = partial(read_to_end, settings)
-    dead_letters = len(await open_letters(read))
+    dead_letters = len(await open_dead_letters(read))
     assert dead_letters <= 2
     async with StreamAdmin(settings) as admin:
         [lag, *_] = await admin.lag(DOCUMENTS, settings.names.group(StepName.PREPARE))
@@ -245,10 +249,10 @@ async def test_a_worker_above_the_dead_letter_rate_limit_stops_with_an_error_and
     worker = await asyncio.create_subprocess_exec(*command, env=environment)
     try:
         async with asyncio.timeout(90):
-            while len(await open_letters(read)) < 10:  # noqa: ASYNC110 - brokers send no notification
+            while len(await open_dead_letters(read)) < 10:  # noqa: ASYNC110 - brokers send no notification
                 await asyncio.sleep(0.2)
     finally:
         worker.terminate()
         assert await worker.wait() == 0
-    assert [one.offset for one in await open_letters(read)] == list(range(10))
+    assert [one.offset for one in await open_dead_letters(read)] == list(range(10))
     assert len([one async for one in read_to_end(settings, DEAD_LETTERS)]) == 10

@@ -12,9 +12,9 @@ import pytest
 
 from infra.embedding.factory import open_embedder
 from infra.local.stack import Stack
+from infra.opensearch.index import OpenSearchIndex
 from infra.opensearch.port import ChunkChange, ChunkWrite
 from infra.opensearch.provision import create_indices, delete_indices
-from infra.opensearch.store import OpenSearchIndex
 from infra.settings import QuerySettings, Settings
 from query.main import serving
 from schemas.index import StoredChunk

@@ -14,9 +14,9 @@ from structlog.testing import capture_logs
 
 from infra.embedding.factory import open_embedder
 from infra.local.stack import Stack
+from infra.opensearch.index import OpenSearchIndex
 from infra.opensearch.port import ChunkChange, ChunkWrite
 from infra.opensearch.provision import create_indices, delete_indices
-from infra.opensearch.store import OpenSearchIndex
 from infra.redis.answers import RedisAnswerCache
 from infra.redis.connect import connect_redis
 from infra.settings import QuerySettings, Settings, TenantSettings

@@ -25,7 +25,7 @@ from query.telemetry.metrics import QueryMetrics
 from schemas.documents import DocumentKey
 from schemas.index import StoredChunk
 from schemas.queries import Citation, GeneratedAnswer, QueryRequest, QueryResponse
-from schemas.search import Access, Hit, Windows
+from schemas.search import Access, Candidates, Hit
 
 WAIT_S = 10
 READER = Access("acme")
@@ -50,7 +50,7 @@ class Index:
         if not self.available:
             raise IndexUnavailable("down")
         hits = (Hit("a", DocumentKey("acme", "a.md"), 1.0),)
-        return [Windows(hits, hits) for _ in searches]
+        return [Candidates(hits, hits) for _ in searches]
 
     async def fetch(self, _hits):
         return {"a": CHUNK}

@@ -23,7 +23,7 @@ from query.telemetry.metrics import QueryMetrics
 from schemas.index import StoredChunk
 from schemas.positions import AsOf
 from schemas.queries import QueryRequest, QueryResponse
-from schemas.search import Access, Hit, Windows
+from schemas.search import Access, Candidates, Hit
 
 READER = Access("acme")
 WAIT_S = 10
@@ -64,7 +64,7 @@ class Index:
         self.search_began.set()
         if self.may_search is not None:
             await self.may_search.wait()
-        return [Windows(hits, hits) for _ in searches]
+        return [Candidates(hits, hits) for _ in searches]
 
     async def fetch(self, hits):
         existing = {hit.chunk_id for hit in hits} - self.missing_at_fetch

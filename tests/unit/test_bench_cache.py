@@ -123,8 +123,8 @@ def figures(policy, *, edits=60, kept=KEPT, asked_between=10):
     truth = GroundTruth(list(asked.values()), fused=FUSED, kept=kept, top_k=TOP_K, rrf_k=K)
     passages, born = {}, {}
     simple = not isinstance(policy(), Exact)
-    answers = SteadyStateCache(PolicyEvaluator(policy(), windows=not simple))
-    traffic = SimulatedTraffic(PolicyEvaluator(policy(), windows=not simple), TIMING)
+    answers = SteadyStateCache(PolicyEvaluator(policy(), uses_candidates=not simple))
+    traffic = SimulatedTraffic(PolicyEvaluator(policy(), uses_candidates=not simple), TIMING)
 
     def apply(number):
         removed = rng.sample(sorted(passages), 1) if len(passages) > 30 else []
@@ -146,8 +146,8 @@ def figures(policy, *, edits=60, kept=KEPT, asked_between=10):
         found = dict(zip(asked, truth.find(), strict=True))
         fresh = {key: tuple((name, passages[name].chunk.version) for name in one.top) for key, one in found.items()}
 
-        def evidence(key, windows):
-            lexical = found[key].lexical.window() if windows else ()
+        def evidence(key, uses_candidates):
+            lexical = found[key].lexical.window() if uses_candidates else ()
             return DocumentEvidence(
                 key=key,
                 search=HybridSearch(key, asked[key].vector, ACCESS, kept),
@@ -155,8 +155,8 @@ def figures(policy, *, edits=60, kept=KEPT, asked_between=10):
                 top_k=TOP_K,
                 sources=fresh[key],
                 documents=frozenset(name for name, _ in fresh[key]),
-                vector_window=found[key].vector.window() if windows else (),
-                lexical_window=tuple((name, passages[name].terms) for name, _ in lexical),
+                vector_candidates=found[key].vector.window() if uses_candidates else (),
+                lexical_candidates=tuple((name, passages[name].terms) for name, _ in lexical),
             )
 
         return TruthSnapshot(number, fresh, evidence, dict(born), truth.frequencies(), len(truth), truth.total_length)
@@ -243,7 +243,9 @@ class SingleQuestion:
     """One question, whose answer changes with each change."""
 
     def __init__(self, policy, **pace):
-        self.traffic = SimulatedTraffic(PolicyEvaluator(SIMPLE[policy](), windows=False), SimulationTiming(**pace))
+        self.traffic = SimulatedTraffic(
+            PolicyEvaluator(SIMPLE[policy](), uses_candidates=False), SimulationTiming(**pace)
+        )
         self.number = 0
         self.born = {}
         self.traffic.begin(self.snapshot())

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from infra.coalescing import Coalescer, gathered
+from infra.coalescing import Coalescer, gather_all
 
 
 class Store:
@@ -23,15 +23,15 @@ class Store:
         return [ValueError(thing) if thing.startswith("bad") else thing.upper() for thing in things]
 
 
-def coalescer(store, at_a_time=1, most=3):
-    return Coalescer(store, at_a_time=at_a_time, most=most)
+def coalescer(store, max_calls=1, max_items=3):
+    return Coalescer(store, max_calls=max_calls, max_items=max_items)
 
 
 async def test_alone_nobody_waits_and_together_one_call_is_made():
     store = Store()
     asked = coalescer(store)
-    assert await asked.ask("a") == "A"
-    assert await gathered([asked.ask(thing) for thing in "bc"]) == ["B", "C"]
+    assert await asked.submit("a") == "A"
+    assert await gather_all([asked.submit(thing) for thing in "bc"]) == ["B", "C"]
     assert store.asked == [["a"], ["b", "c"]]
 
 
@@ -40,9 +40,9 @@ async def test_what_comes_meanwhile_makes_the_next_calls_of_bounded_size():
     store.let.clear()
     asked = coalescer(store)
     async with asyncio.TaskGroup() as group:
-        first = group.create_task(asked.ask("a"))
+        first = group.create_task(asked.submit("a"))
         await asyncio.sleep(0.01)
-        rest = [group.create_task(asked.ask(thing)) for thing in "bcdef"]
+        rest = [group.create_task(asked.submit(thing)) for thing in "bcdef"]
         await asyncio.sleep(0.01)
         assert store.asked == [["a"]]
         store.let.set()
@@ -54,10 +54,10 @@ async def test_what_comes_meanwhile_makes_the_next_calls_of_bounded_size():
 async def test_several_calls_are_under_way_where_that_is_allowed():
     store = Store()
     store.let.clear()
-    asked = coalescer(store, at_a_time=2, most=1)
+    asked = coalescer(store, max_calls=2, max_items=1)
     async with asyncio.TaskGroup() as group:
         for thing in "abc":
-            group.create_task(asked.ask(thing))
+            group.create_task(asked.submit(thing))
         await asyncio.sleep(0.01)
         assert store.asked == [["a"], ["b"]]
         store.let.set()
@@ -65,27 +65,27 @@ async def test_several_calls_are_under_way_where_that_is_allowed():
 
 async def test_one_that_fails_does_not_fail_its_neighbours():
     asked = coalescer(Store())
-    found = await asyncio.gather(*(asked.ask(thing) for thing in ("a", "bad", "c")), return_exceptions=True)
+    found = await asyncio.gather(*(asked.submit(thing) for thing in ("a", "bad", "c")), return_exceptions=True)
     assert found[0] == "A"
     assert isinstance(found[1], ValueError)
     assert found[2] == "C"
 
 
 async def test_a_call_that_fails_is_told_to_all_of_it_and_the_next_is_made_all_the_same():
-    asked = coalescer(Store(), most=2)
-    found = await asyncio.gather(*(asked.ask(thing) for thing in ("a", "broken", "c")), return_exceptions=True)
+    asked = coalescer(Store(), max_items=2)
+    found = await asyncio.gather(*(asked.submit(thing) for thing in ("a", "broken", "c")), return_exceptions=True)
     assert [type(one) for one in found] == [OSError, OSError, str]
     with pytest.raises(OSError, match="down"):
-        await gathered([asked.ask("broken")])
+        await gather_all([asked.submit("broken")])
 
 
 async def test_who_has_gone_is_not_asked_for():
     store = Store()
     store.let.clear()
     asked = coalescer(store)
-    first = asyncio.create_task(asked.ask("a"))
+    first = asyncio.create_task(asked.submit("a"))
     await asyncio.sleep(0.01)
-    gone, there = (asyncio.create_task(asked.ask(thing)) for thing in "bc")
+    gone, there = (asyncio.create_task(asked.submit(thing)) for thing in "bc")
     await asyncio.sleep(0.01)
     first.cancel()
     gone.cancel()

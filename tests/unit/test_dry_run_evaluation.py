@@ -35,25 +35,25 @@ class World:
         changes: that the index has told of the documents.
     """
 
-    def __init__(self, settings, window=KEPT):
+    def __init__(self, settings, candidates=KEPT):
         self.bench = Bench(MemoryBlobStore())
         self.cache = MemoryAnswerCache(cache=settings)
         self._settings = settings
-        self._window = window
+        self._candidates = candidates
 
     async def fill(self):
         self.changes = [change for _, change in await self.bench.run(*DOCUMENTS)]
         for text in QUESTIONS:
             [vector] = await self.bench.embedder.embed_passages([text])
-            search = HybridSearch(text, vector, Access("acme"), self._window)
-            [windows] = await self.bench.index.search([search])
-            hit = windows.lexical[0]
+            search = HybridSearch(text, vector, Access("acme"), self._candidates)
+            [candidates] = await self.bench.index.search([search])
+            hit = candidates.lexical[0]
             [(chunk_id, found)] = (await self.bench.index.fetch([hit])).items()
             sources = ((chunk_id, found.version),)
-            entry = Entry(b"{}", search, 1, sources, windows.vector, windows.lexical, 1.0, {})
+            entry = Entry(b"{}", search, 1, sources, candidates.vector, candidates.lexical, 1.0, {})
             look = await self.cache.lookup("acme", text)
-            first, rest = entry.encode()
-            assert await self.cache.store("acme", text, first, epoch=look.epoch, ttl_s=600, rest=rest)
+            first, evidence = entry.encode()
+            assert await self.cache.store("acme", text, first, epoch=look.epoch, ttl_s=600, evidence=evidence)
 
     def rehearsal(self):
         index = self.bench.index
@@ -163,7 +163,7 @@ async def test_changes_that_wait_and_are_too_many_are_said():
 @pytest.mark.parametrize(("rechecks", "why"), [(64, "uncertain"), (0, "not_evaluated")])
 async def test_answers_that_had_to_be_retrieved_again_are_told_as_such(rechecks, why):
     # When a passage that is no source goes, a window that did not hold all there is has nothing for its place.
-    world = World(AnswerSettings(rechecks=rechecks), window=2)
+    world = World(AnswerSettings(rechecks=rechecks), candidates=2)
     await world.fill()
     content = b"blue room booked\nred chairs"
     told, dropped = await world.told(content), await world.done(content)
@@ -194,15 +194,15 @@ def passage(name, vector, *, groups=(), **terms):
     return Passage(chunk, np.array(vector, dtype=np.float32), TermCounts.of(terms))
 
 
-def evidence(vector_window, lexical_window, top_k=2, **terms):
+def evidence(vector_candidates, lexical_candidates, top_k=2, **terms):
     return Evidence(
         key="q",
         search=HybridSearch("q", np.array([1, 0], dtype=np.float32), Access("acme"), KEPT),
         terms=terms,
         top_k=top_k,
         sources=(),
-        vector_window=vector_window,
-        lexical_window=lexical_window,
+        vector_candidates=vector_candidates,
+        lexical_candidates=lexical_candidates,
     )
 
 

@@ -16,14 +16,14 @@ class Puppet(HashingEmbedder):
 
     def __init__(self, failing: dict[str, Exception] | None = None) -> None:
         super().__init__(dimension=16)
-        self.goes: list[tuple[str, ...]] = []
+        self.batches: list[tuple[str, ...]] = []
         self.let_through = asyncio.Event()
         self.at_a_time = self.most_at_a_time = 0
         self.failing = failing or {}
         self.is_closed = False
 
     async def embed_passages(self, texts: Sequence[str]) -> Matrix:
-        self.goes.append(tuple(texts))
+        self.batches.append(tuple(texts))
         self.at_a_time += 1
         self.most_at_a_time = max(self.most_at_a_time, self.at_a_time)
         try:
@@ -50,33 +50,33 @@ def start(embedder: BatchingEmbedder, *texts: str) -> asyncio.Task[Matrix]:
 
 async def test_idle_starts_at_once_and_what_comes_meanwhile_goes_together():
     puppet = Puppet()
-    embedder = BatchingEmbedder(puppet, texts_per_go=3, goes=1)
+    embedder = BatchingEmbedder(puppet, batch_size=3, batches=1)
     calls = [start(embedder, "a")]
     await settle()
-    assert puppet.goes == [("a",)]
+    assert puppet.batches == [("a",)]
     calls += [start(embedder, "bb", "cccc"), start(embedder, "ddd"), start(embedder, "e")]
     await settle()
     puppet.let_through.set()
     await asyncio.gather(*calls)
     # A turn each, then the first again; longest first within a go.
-    assert puppet.goes == [("a",), ("ddd", "bb", "e"), ("cccc",)]
+    assert puppet.batches == [("a",), ("ddd", "bb", "e"), ("cccc",)]
 
 
 async def test_goes_and_their_size_are_bounded():
     puppet = Puppet()
-    embedder = BatchingEmbedder(puppet, texts_per_go=4, goes=2)
+    embedder = BatchingEmbedder(puppet, batch_size=4, batches=2)
     calls = [start(embedder, *(f"{call}-{text}" for text in range(7))) for call in range(9)]
     await settle()
     puppet.let_through.set()
     await asyncio.gather(*calls)
     assert puppet.most_at_a_time == 2
-    assert max(map(len, puppet.goes)) == 4
-    assert sum(map(len, puppet.goes)) == 63
+    assert max(map(len, puppet.batches)) == 4
+    assert sum(map(len, puppet.batches)) == 63
 
 
 async def test_equal_texts_are_embedded_once_even_while_under_way():
     puppet = Puppet()
-    embedder = BatchingEmbedder(puppet, texts_per_go=2, goes=1)
+    embedder = BatchingEmbedder(puppet, batch_size=2, batches=1)
     first = start(embedder, "a", "b", "a")
     await settle()
     second = start(embedder, "b", "c")
@@ -84,7 +84,7 @@ async def test_equal_texts_are_embedded_once_even_while_under_way():
     await settle()
     puppet.let_through.set()
     one, two, three = await asyncio.gather(first, second, third)
-    assert sorted(text for go in puppet.goes for text in go) == ["a", "b", "c"]
+    assert sorted(text for go in puppet.batches for text in go) == ["a", "b", "c"]
     expected = {text: puppet._embed(text) for text in "abc"}
     assert np.array_equal(one, [expected["a"], expected["b"], expected["a"]])
     assert np.array_equal(two, [expected["b"], expected["c"]])
@@ -93,27 +93,27 @@ async def test_equal_texts_are_embedded_once_even_while_under_way():
 
 async def test_an_edit_overtakes_an_upload():
     puppet = Puppet()
-    embedder = BatchingEmbedder(puppet, texts_per_go=2, goes=1)
+    embedder = BatchingEmbedder(puppet, batch_size=2, batches=1)
     upload = start(embedder, *(f"text {number}" for number in range(100)))
     await settle()
     edit = start(embedder, "edit")
     await settle()
     puppet.let_through.set()
     await edit
-    assert len(puppet.goes) <= 3
+    assert len(puppet.batches) <= 3
     await upload
 
 
 async def test_a_failing_text_fails_only_the_calls_that_want_it():
     puppet = Puppet({"bad": EmbeddingError("not this one")})
-    embedder = BatchingEmbedder(puppet, texts_per_go=8, goes=1)
+    embedder = BatchingEmbedder(puppet, batch_size=8, batches=1)
     busy = start(embedder, "busy")
     await settle()
     calls = [start(embedder, "x", "y"), start(embedder, "y", "bad"), start(embedder, "bad")]
     await settle()
     puppet.let_through.set()
     good, bad, also_bad = await asyncio.gather(*calls, return_exceptions=True)
-    assert set(puppet.goes[1]) == {"x", "y", "bad"}, "they were to travel together"
+    assert set(puppet.batches[1]) == {"x", "y", "bad"}, "they were to travel together"
     assert np.array_equal(good, [puppet._embed("x"), puppet._embed("y")])
     assert isinstance(bad, EmbeddingError)
     assert isinstance(also_bad, EmbeddingError)
@@ -124,16 +124,16 @@ async def test_a_failing_text_fails_only_the_calls_that_want_it():
 async def test_throttling_is_not_answered_with_more_calls():
     puppet = Puppet({"a": EmbeddingThrottled("busy", retry_after_s=7)})
     puppet.let_through.set()
-    embedder = BatchingEmbedder(puppet, texts_per_go=8, goes=1)
+    embedder = BatchingEmbedder(puppet, batch_size=8, batches=1)
     with pytest.raises(EmbeddingThrottled) as raised:
         await embedder.embed_passages(["a", "b", "c"])
     assert raised.value.retry_after_s == 7
-    assert len(puppet.goes) == 1
+    assert len(puppet.batches) == 1
 
 
 async def test_a_cancelled_call_takes_back_what_nobody_else_wants():
     puppet = Puppet()
-    embedder = BatchingEmbedder(puppet, texts_per_go=1, goes=1)
+    embedder = BatchingEmbedder(puppet, batch_size=1, batches=1)
     busy = start(embedder, "busy")
     await settle()
     cancelled = start(embedder, "mine", "shared")
@@ -143,14 +143,14 @@ async def test_a_cancelled_call_takes_back_what_nobody_else_wants():
     await settle()
     puppet.let_through.set()
     await asyncio.gather(busy, other)
-    assert puppet.goes == [("busy",), ("shared",)]
+    assert puppet.batches == [("busy",), ("shared",)]
     # And it can be asked for again.
     assert np.array_equal(await embedder.embed_passages(["mine"]), [puppet._embed("mine")])
 
 
 async def test_cancelling_a_call_under_way_leaves_the_others_their_vectors():
     puppet = Puppet()
-    embedder = BatchingEmbedder(puppet, texts_per_go=1, goes=1)
+    embedder = BatchingEmbedder(puppet, batch_size=1, batches=1)
     first, second = start(embedder, "same"), start(embedder, "same")
     await settle()
     first.cancel()
@@ -161,18 +161,18 @@ async def test_cancelling_a_call_under_way_leaves_the_others_their_vectors():
 
 async def test_callers_beyond_the_limit_wait_at_the_door():
     puppet = Puppet()
-    embedder = BatchingEmbedder(puppet, texts_per_go=8, goes=8, calls=1)
+    embedder = BatchingEmbedder(puppet, batch_size=8, batches=8, max_calls=1)
     first, second = start(embedder, "a"), start(embedder, "b")
     await settle()
-    assert puppet.goes == [("a",)]
+    assert puppet.batches == [("a",)]
     puppet.let_through.set()
     await asyncio.gather(first, second)
-    assert puppet.goes == [("a",), ("b",)]
+    assert puppet.batches == [("a",), ("b",)]
 
 
 async def test_questions_pass_a_full_queue():
     puppet = Puppet()
-    embedder = BatchingEmbedder(puppet, texts_per_go=1, goes=1)
+    embedder = BatchingEmbedder(puppet, batch_size=1, batches=1)
     upload = start(embedder, "a", "b", "c")
     await settle()
     assert np.array_equal(await embedder.embed_query("why"), puppet._embed("why"))
@@ -182,7 +182,7 @@ async def test_questions_pass_a_full_queue():
 
 async def test_closing_fails_what_waits_and_closes_the_model():
     puppet = Puppet()
-    embedder = BatchingEmbedder(puppet, texts_per_go=1, goes=1)
+    embedder = BatchingEmbedder(puppet, batch_size=1, batches=1)
     call = start(embedder, "a", "b")
     await settle()
     await embedder.close()
@@ -191,4 +191,4 @@ async def test_closing_fails_what_waits_and_closes_the_model():
     with pytest.raises(EmbeddingError, match="closed"):
         await embedder.embed_passages(["c"])
     assert puppet.is_closed
-    assert puppet.goes == [("a",)]
+    assert puppet.batches == [("a",)]

@@ -4,9 +4,9 @@ import re
 
 import pytest
 
+from infra.generation.answer_reader import read_answer
 from infra.generation.port import NO_ANSWER, GenerationError, SourceText
 from infra.generation.prompt import build_prompt
-from infra.generation.reading import read_answer
 
 SOURCES = (
     SourceText(1, "The office opens at nine. It closes at six.", "Office\nhours"),

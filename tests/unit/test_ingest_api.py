@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry
 
 from infra.blobs.memory import MemoryBlobStore
 from infra.kafka.codec import decode, encode_ended, encode_event, header
-from infra.kafka.dead_letters import encode_letter
+from infra.kafka.dead_letters import encode_dead_letter
 from infra.kafka.memory import MemoryStreams
 from infra.kafka.port import StreamUnavailable
 from infra.redis.memory_answers import MemoryAnswerCache
@@ -77,7 +77,7 @@ class World:
             self.states,
             self.index,
             self.answers,
-            self.read_lane,
+            self.read_partition,
             self.streams,
         )
         self.webhooks = MemoryWebhooks()
@@ -99,12 +99,12 @@ class World:
 
         return run
 
-    async def read_lane(self, *where, **since):
+    async def read_partition(self, *where, **since):
         if self.read_fails:
             raise StreamUnavailable("down")
         self.reading.set()
         await self.may_read.wait()
-        async for record in self.streams.read_lane(*where, **since):
+        async for record in self.streams.read_partition(*where, **since):
             yield record
 
     @property
@@ -859,20 +859,25 @@ async def park(world: World, version: int = 3, offset: int = 7, tenant: str = TE
     )
     record = Record(DEAD_LETTERS.name, b"k", encode_event(event).value, encode_event(event).headers, 0)
     told = {"topic": DOCUMENTS, "offset": offset, "step": "prepare", "kind": "failed", "reason": "why"}
-    await world.streams.send(encode_letter(record, **told))
+    await world.streams.send(encode_dead_letter(record, **told))
     return event
 
 
 async def test_dead_letters_are_listed_counted_and_shown(world, client):
-    assert (await client.get("/v1/dead-letters")).json() == {"total": 0, "by_kind": {}, "by_step": {}, "letters": []}
+    assert (await client.get("/v1/dead-letters")).json() == {
+        "total": 0,
+        "by_kind": {},
+        "by_step": {},
+        "dead_letters": [],
+    }
     for offset in range(3):
         await park(world, offset=offset)
     listed = (await client.get("/v1/dead-letters", params={"limit": 2})).json()
     assert (listed["total"], listed["by_kind"], listed["by_step"]) == (3, {"failed": 3}, {"prepare": 3})
-    assert [one["letter_id"] for one in listed["letters"]] == ["documents.v1-0:0", "documents.v1-0:1"]
+    assert [one["dead_letter_id"] for one in listed["dead_letters"]] == ["documents.v1-0:0", "documents.v1-0:1"]
     assert (await client.get("/v1/dead-letters", params={"kind": "password"})).json()["total"] == 0
     shown = (await client.get("/v1/dead-letters/documents.v1-0:1")).json()
-    assert shown["letter"]["document_id"] == "a.md"
+    assert shown["dead_letter"]["document_id"] == "a.md"
     assert shown["headers"]["__connect.errors.exception.message"] == "why"
     assert orjson.loads(shown["value"])["event_id"] == "e3"
 

@@ -25,7 +25,7 @@ def with_fields(**fields) -> bytes:
 @pytest.mark.parametrize(
     ("value", "headers", "said"),
     [
-        (None, (), "record without a value"),
+        (None, (), "the record has no value"),
         (b"", (), "DocumentEvent: value: Invalid JSON"),
         (b"{", (), "DocumentEvent: value: Invalid JSON"),
         (b"\xff\xfe", (), "DocumentEvent: value: Invalid JSON"),
@@ -38,8 +38,8 @@ def with_fields(**fields) -> bytes:
         (with_fields(content=None), (), "an upserted event carries content"),
         (RECORD.value, (("ce_type", b"freshline.chunks.planned.v1"),), "'freshline.chunks.planned.v1' where"),
         (RECORD.value, (("ce_type", b"freshline.document.changed.v2"),), "'freshline.document.changed.v2' where"),
-        (RECORD.value, (("ce_type", b"\xff"),), "where 'freshline.document.changed.v1' was expected"),
-        (RECORD.value, (("ce_type", b""),), "where 'freshline.document.changed.v1' was expected"),
+        (RECORD.value, (("ce_type", b"\xff"),), "expected 'freshline.document.changed.v1'"),
+        (RECORD.value, (("ce_type", b""),), "expected 'freshline.document.changed.v1'"),
     ],
     ids=range(15),
 )

@@ -1,11 +1,11 @@
-"""Dead letters in their topic: what is open, and that a letter fits whatever it holds."""
+"""Dead letters in their topic: what is open, and that a dead letter fits whatever it holds."""
 
 import pytest
 
 from infra.kafka.codec import encode_change, encode_event, encode_plan
-from infra.kafka.dead_letters import encode_letter, encode_resolution, open_letters
+from infra.kafka.dead_letters import encode_dead_letter, encode_resolution, open_dead_letters
 from infra.kafka.memory import MemoryStreams
-from schemas.dead_letters import DEAD_LETTER_HEADERS, LetterResolved, Resolution
+from schemas.dead_letters import DEAD_LETTER_HEADERS, DeadLetterResolved, Resolution
 from schemas.documents import DocumentKey, Outcome
 from schemas.events import Change, ChunkPlan, DocumentEvent, IndexChange, StageTimes
 from schemas.records import Record
@@ -25,27 +25,29 @@ CHANGE = IndexChange(
 )
 
 
-def letter(record: Record, topic: Topic = DOCUMENTS, offset: int = 7) -> Record:
+def dead_letter(record: Record, topic: Topic = DOCUMENTS, offset: int = 7) -> Record:
     parked = Record(DEAD_LETTERS.name, record.key, record.value, record.headers, 0)
-    return encode_letter(parked, topic=topic, offset=offset, step="prepare", kind="failed", reason="why")
+    return encode_dead_letter(parked, topic=topic, offset=offset, step="prepare", kind="failed", reason="why")
 
 
-def closing(open_letter) -> Record:
-    resolved = LetterResolved(letter_id=open_letter.letter_id, resolution=Resolution.DROPPED, at_ms=0)
-    return encode_resolution(open_letter, resolved)
+def closing(open_dead_letter) -> Record:
+    resolved = DeadLetterResolved(
+        dead_letter_id=open_dead_letter.dead_letter_id, resolution=Resolution.DROPPED, at_ms=0
+    )
+    return encode_resolution(open_dead_letter, resolved)
 
 
 async def test_letter_is_open_until_it_is_closed_and_again_when_it_comes_back():
     streams = MemoryStreams(1)
     await streams.send_all(
-        [letter(encode_event(EVENT)), letter(encode_event(EVENT)), letter(encode_event(EVENT), offset=8)]
+        [dead_letter(encode_event(EVENT)), dead_letter(encode_event(EVENT)), dead_letter(encode_event(EVENT), offset=8)]
     )
-    first, second = await open_letters(streams.read_to_end)
-    assert (first.letter_id, second.letter_id) == ("documents.v1-0:7", "documents.v1-0:8")
+    first, second = await open_dead_letters(streams.read_to_end)
+    assert (first.dead_letter_id, second.dead_letter_id) == ("documents.v1-0:7", "documents.v1-0:8")
     await streams.send(closing(first))
-    assert [one.letter_id for one in await open_letters(streams.read_to_end)] == ["documents.v1-0:8"]
-    await streams.send(letter(encode_event(EVENT)))
-    assert [one.offset for one in await open_letters(streams.read_to_end)] == [8, 7]
+    assert [one.dead_letter_id for one in await open_dead_letters(streams.read_to_end)] == ["documents.v1-0:8"]
+    await streams.send(dead_letter(encode_event(EVENT)))
+    assert [one.offset for one in await open_dead_letters(streams.read_to_end)] == [8, 7]
 
 
 @pytest.mark.parametrize(
@@ -58,8 +60,8 @@ async def test_letter_is_open_until_it_is_closed_and_again_when_it_comes_back():
 )
 async def test_letter_tells_of_its_document(record, topic, event):
     streams = MemoryStreams(1)
-    await streams.send(letter(record, topic))
-    [found] = await open_letters(streams.read_to_end)
+    await streams.send(dead_letter(record, topic))
+    [found] = await open_dead_letters(streams.read_to_end)
     assert found.event == event
     assert found.document == DocumentKey("acme", "a.md")
     assert (found.subject.event_id, found.subject.version) == ("e1", 3)
@@ -69,8 +71,8 @@ async def test_letter_tells_of_its_document(record, topic, event):
 
 async def test_record_that_cannot_be_decoded_is_a_letter_of_no_document():
     streams = MemoryStreams(1)
-    await streams.send(letter(Record("documents.v1", b"\xff", b"\x00\xff", (("ce_type", b"\xff"),))))
-    [found] = await open_letters(streams.read_to_end)
+    await streams.send(dead_letter(Record("documents.v1", b"\xff", b"\x00\xff", (("ce_type", b"\xff"),))))
+    [found] = await open_dead_letters(streams.read_to_end)
     assert (found.message, found.document, found.value) == (None, None, b"\x00\xff")
 
 
@@ -80,13 +82,13 @@ async def test_what_strangers_write_is_no_letter():
     told = tuple((name, b"x") for name in DEAD_LETTER_HEADERS)
     for headers in ((), resolved, told, (("__connect.errors.topic", b"documents.v1"),)):
         await streams.send(Record(DEAD_LETTERS.name, b"k", b"no JSON", headers, 0))
-    assert await open_letters(streams.read_to_end) == []
+    assert await open_dead_letters(streams.read_to_end) == []
 
 
 def test_letter_of_a_record_of_any_shape_fits_and_says_why():
     told = (("__connect.errors.topic", b"mine"), ("note", b"kept"), ("huge", b"h" * 200_000), ("small", b"s"))
     huge = Record(DOCUMENTS.name, b"k" * 500_000, b"v" * 2_000_000, told, 0)
-    parked = letter(huge)
+    parked = dead_letter(huge)
     size = len(parked.key) + len(parked.value) + sum(len(name) + len(value) for name, value in parked.headers)
     assert size < MAX_RECORD_BYTES + 100_000  # what topics take
     assert len(parked.value) == MAX_RECORD_BYTES

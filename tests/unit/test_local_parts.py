@@ -89,7 +89,9 @@ def _kafka(home: Path, listeners: tuple[Listener, ...]) -> dict[str, object]:
 
 
 def test_clients_of_a_listener_are_told_its_own_ports(tmp_path: Path) -> None:
-    properties = _kafka(tmp_path, (Listener(name="SLOW", ports={"kafka-1": 23001}, told={"kafka-1": 23002}),))
+    properties = _kafka(
+        tmp_path, (Listener(name="SLOW", ports={"kafka-1": 23001}, advertised_ports={"kafka-1": 23002}),)
+    )
     assert properties["listeners"] == "PLAINTEXT://127.0.0.1:9092,CONTROLLER://127.0.0.1:19092,SLOW://127.0.0.1:23001"
     assert properties["advertised.listeners"] == "PLAINTEXT://127.0.0.1:9092,SLOW://127.0.0.1:23002"
     assert properties["listener.security.protocol.map"] == "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,SLOW:PLAINTEXT"

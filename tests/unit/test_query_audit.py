@@ -22,7 +22,7 @@ from query.telemetry.metrics import QueryMetrics
 from schemas.documents import DocumentKey, EventStatus, Stage
 from schemas.index import StoredChunk
 from schemas.positions import Position
-from schemas.search import Access, Hit, HybridSearch, Windows
+from schemas.search import Access, Candidates, Hit, HybridSearch
 
 OLD, KEPT, NEW = ("old", 1), ("kept", 1), ("new", 2)
 SERVED, FILLED_AT, AS_OF = (OLD, KEPT), {0: 10}, {0: 20, 1: 5}
@@ -135,10 +135,10 @@ async def test_the_staleness_of_an_invalidated_answer_is_bounded_by_the_events_t
     epoch = (await cache.lookup(tenant, key)).epoch
     assert await cache.store(tenant, key, b"entry", epoch=epoch, ttl_s=60)
     await cache.append(tenant, 0, {0: 1}, b"change")
-    pending = await cache.pending(tenant, 0, known=-1, fill=0)
-    why = orjson.dumps({"events": ["e1"], "documents": ["a.md"]})
-    assert await cache.settle(
-        tenant, 0, judged=pending.judged, epoch=pending.epoch, drop=[(pending.fills[0][0], key)], why=why
+    pending = await cache.pending(tenant, 0, after_epoch=-1, after_fill=0)
+    reason = orjson.dumps({"events": ["e1"], "documents": ["a.md"]})
+    assert await cache.commit(
+        tenant, 0, evaluated=pending.evaluated, epoch=pending.epoch, drop=[(pending.fills[0][0], key)], reason=reason
     )
     [drop] = await cache.drops(tenant, 0, key)
     searchable_ms, served_ms = drop.at_ms - 2_000.0, drop.at_ms - 2_000.0 + stale_ms
@@ -189,7 +189,7 @@ class ApproximateRetrieval:
         sources = self.exactly if exact else (NEW, KEPT)
         hits = tuple(Hit(chunk_id, DocumentKey("acme", f"{chunk_id}.md"), 1.0) for chunk_id, _ in sources)
         passages = tuple((FusedHit(hit, 1.0, 1, 1), chunk(source)) for hit, source in zip(hits, sources, strict=True))
-        return Retrieved(self.search, Windows(hits, hits), passages)
+        return Retrieved(self.search, Candidates(hits, hits), passages)
 
 
 @pytest.mark.parametrize(("exactly", "verdict"), [(SERVED, AuditVerdict.SAME), ((NEW, KEPT), AuditVerdict.VIOLATION)])
@@ -202,14 +202,14 @@ async def test_a_violation_is_confirmed_by_an_exact_search(exactly, verdict):
         search=search,
         top_k=2,
         sources=SERVED,
-        vector_window=window,
-        lexical_window=window,
+        vector_candidates=window,
+        lexical_candidates=window,
         filled_ms=0,
         positions=FILLED_AT,
     )
-    first, rest = entry.encode()
+    first, evidence = entry.encode()
     epoch = (await cache.lookup("acme", key)).epoch
-    assert await cache.store("acme", key, first, epoch=epoch, ttl_s=60, rest=rest)
+    assert await cache.store("acme", key, first, epoch=epoch, ttl_s=60, evidence=evidence)
     auditor = auditor_of(
         QueryMetrics(CollectorRegistry()), cache, retrieval=ApproximateRetrieval(search, exactly), index=MemoryIndex(2)
     )

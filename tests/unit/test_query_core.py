@@ -82,8 +82,8 @@ def entry():
         search=HybridSearch("days?", vector, access, 120, {"title": ("a", "b"), "metadata.year": 2024}),
         top_k=5,
         sources=(("c1", 7),),
-        vector_window=(Hit("c1", travel, 0.875), Hit("c2", leave, 0.5)),
-        lexical_window=(Hit("c2", leave, 0.0), Hit("c3", travel, 0.0)),
+        vector_candidates=(Hit("c1", travel, 0.875), Hit("c2", leave, 0.5)),
+        lexical_candidates=(Hit("c2", leave, 0.0), Hit("c3", travel, 0.0)),
         filled_ms=1_767_225_600_123.5,
         positions={0: 41, 11: 7},
     )
@@ -107,10 +107,10 @@ def test_a_hit_needs_only_the_first_part_of_an_entry():
 
 
 def test_an_entry_without_candidates_round_trips():
-    bare = replace(entry(), vector_window=(), lexical_window=(), sources=())
+    bare = replace(entry(), vector_candidates=(), lexical_candidates=(), sources=())
     after = Entry.decode(b"".join(bare.encode()))
     np.testing.assert_array_equal(after.search.vector, bare.search.vector)
-    assert (after.vector_window, after.lexical_window, after.sources) == ((), (), ())
+    assert (after.vector_candidates, after.lexical_candidates, after.sources) == ((), (), ())
 
 
 @pytest.mark.parametrize("corrupt", [lambda b: b[:-1], lambda b: b + b"x", lambda b: b"\x63" + b[1:], lambda _: b""])

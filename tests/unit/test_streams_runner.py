@@ -139,14 +139,14 @@ async def test_one_poisonous_record_costs_only_itself():
     told = values(streams, CHUNKS.name)
     assert (told[0], told[2]) == ("d0", "d2")
     assert told[1].startswith("gave up bad: failed 3 times, last error: ValueError: this document is poison")
-    [letter] = streams.log[DEAD_LETTERS.name, 0]
-    headers = dict(letter.headers)
+    [dead_letter] = streams.log[DEAD_LETTERS.name, 0]
+    headers = dict(dead_letter.headers)
     assert headers["__connect.errors.topic"] == b"documents.v1"
     assert headers["__connect.errors.offset"] == b"1"
     assert headers["__connect.errors.stage"] == b"prepare"
     assert b"poison" in headers["__connect.errors.exception.message"]
-    assert letter.value == record("bad").value
-    assert letter.key == b"local/bad"
+    assert dead_letter.value == record("bad").value
+    assert dead_letter.key == b"local/bad"
 
 
 async def test_error_that_passes_is_not_dead_lettered():
@@ -224,8 +224,8 @@ async def test_a_strangers_record_larger_than_ours_may_be_does_not_stop_the_stre
     strange = Record("documents.v1", b"k", b"x" * (MAX_RECORD_BYTES + 1), ())
     streams, done, _ = await ended(Fake(), [strange, record("d1")])
     assert done == [0, 1]
-    [letter] = streams.log[DEAD_LETTERS.name, 0]
-    assert letter.value == b"x" * MAX_RECORD_BYTES
+    [dead_letter] = streams.log[DEAD_LETTERS.name, 0]
+    assert dead_letter.value == b"x" * MAX_RECORD_BYTES
     assert values(streams, CHUNKS.name) == ["d1"]
 
 

@@ -3,7 +3,7 @@
 import asyncio
 
 from infra import tasks
-from infra.tasks import ended
+from infra.tasks import cancel_and_wait
 
 
 async def deaf(cancellations, most):
@@ -23,7 +23,7 @@ async def test_what_takes_no_notice_of_the_first_cancellation_is_ended_all_the_s
     running = [asyncio.create_task(deaf(cancellations, most)) for most, cancellations in enumerate(heard)]
     await asyncio.sleep(0)
     async with asyncio.timeout(10):
-        await ended(*running)
+        await cancel_and_wait(*running)
     assert [task.cancelled() for task in running] == [True, True]
     assert [len(cancellations) for cancellations in heard] == [1, 2]
 
@@ -34,5 +34,5 @@ async def test_what_has_failed_is_left_to_be_told():
 
     task = asyncio.create_task(failing())
     await asyncio.sleep(0)
-    await ended(task)
+    await cancel_and_wait(task)
     assert isinstance(task.exception(), LookupError)

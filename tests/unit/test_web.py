@@ -26,7 +26,7 @@ from infra.web.bodies import read_body
 from infra.web.credentials import Credentials, UnsafeBind, is_loopback, require_safe_bind
 from infra.web.metrics import install_metrics
 from infra.web.problems import ProblemRaised, install_problems
-from infra.web.server import CannotListen, listening, until_told_to_stop
+from infra.web.server import CannotListen, listening, wait_for_shutdown
 from schemas.credentials import Scope
 from schemas.problems import PROBLEM_MEDIA_TYPE, InvalidField, Problem, ProblemType
 from schemas.search import Access
@@ -278,7 +278,7 @@ async def test_taken_port_is_said():
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_signal_ends_the_wait_and_leaves_no_handler(number):
-    waiting = asyncio.create_task(until_told_to_stop())
+    waiting = asyncio.create_task(wait_for_shutdown())
     await asyncio.sleep(0)
     os.kill(os.getpid(), number)
     await asyncio.wait_for(waiting, 5)

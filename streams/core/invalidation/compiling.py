@@ -30,8 +30,8 @@ def compile_loops() -> None:
             terms={"a": 1},
             top_k=1,
             sources=(("b", 1),),
-            vector_window=(("b", 0.0),),
-            lexical_window=(("b", passage.terms),),
+            vector_candidates=(("b", 0.0),),
+            lexical_candidates=(("b", passage.terms),),
         )
     )
     statistics = Statistics(1, 1, {"a": 1})

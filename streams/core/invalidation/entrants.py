@@ -39,9 +39,9 @@ def entrant(evidence: Evidence, change: Change, statistics: Statistics, *, fused
     outdated = change.removed.union(passage.chunk.chunk_id for passage in change.added)
     depth = max(fused, evidence.top_k)
     question = evidence.search.vector
-    vector = {chunk_id: score for chunk_id, score in evidence.vector_window if chunk_id not in outdated}
+    vector = {chunk_id: score for chunk_id, score in evidence.vector_candidates if chunk_id not in outdated}
     vector |= {chunk_id: (1 + float(one.vector @ question)) / 2 for chunk_id, one in new.items()}
-    counts = {chunk_id: terms for chunk_id, terms in evidence.lexical_window if chunk_id not in outdated}
+    counts = {chunk_id: terms for chunk_id, terms in evidence.lexical_candidates if chunk_id not in outdated}
     counts |= {
         chunk_id: one.terms
         for chunk_id, one in new.items()

@@ -81,12 +81,12 @@ class Evidence:
 
     Attributes:
         key: key of the answer.
-        search: search of the answer. A candidate list shorter than ``search.window`` is complete.
+        search: search of the answer. A candidate list shorter than ``search.candidates`` is complete.
         terms: terms of the question with the number of their occurrences.
         top_k: number of passages of the fused order.
         sources: chunk id and version of the passages in the answer.
-        vector_window: candidates of the vector search, best first, as (chunk id, score); a score is (1 + cosine) / 2.
-        lexical_window: candidates of the lexical search, best first, as (chunk id, terms).
+        vector_candidates: candidates of the vector search, best first, as (chunk id, (1 + cosine) / 2).
+        lexical_candidates: candidates of the lexical search, best first, as (chunk id, terms).
     """
 
     key: str
@@ -94,8 +94,8 @@ class Evidence:
     terms: Mapping[str, int]
     top_k: int
     sources: tuple[tuple[str, int], ...]
-    vector_window: tuple[tuple[str, float], ...]
-    lexical_window: tuple[tuple[str, TermCounts], ...]
+    vector_candidates: tuple[tuple[str, float], ...]
+    lexical_candidates: tuple[tuple[str, TermCounts], ...]
 
 
 @dataclass(frozen=True, slots=True)

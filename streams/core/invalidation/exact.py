@@ -138,7 +138,7 @@ class Exact:
         """Store the evidence of an answer; replaces an earlier one with the same key."""
         original = self._original_candidates(evidence)
         self.discard(evidence.key)
-        lexical = evidence.lexical_window[: self._kept]
+        lexical = evidence.lexical_candidates[: self._kept]
         frequencies = np.array(
             [[terms.frequencies.get(term, 0) for _, terms in lexical] for term in evidence.terms], dtype=int
         )
@@ -154,12 +154,12 @@ class Exact:
         self._readers[row] = self._reader(evidence.search)
         chunk_ids, versions = zip(*evidence.sources, strict=True) if evidence.sources else ((), ())
         self._sources.put(row, self._numbers(chunk_ids), versions)
-        vector = evidence.vector_window[: self._kept]
+        vector = evidence.vector_candidates[: self._kept]
         self._vector.put(
             row,
             self._numbers(chunk_id for chunk_id, _ in vector),
             [score for _, score in vector],
-            is_complete=len(evidence.vector_window) < evidence.search.window,
+            is_complete=len(evidence.vector_candidates) < evidence.search.candidates,
             original=original and original[0],
         )
         self._lexical.put(
@@ -168,7 +168,7 @@ class Exact:
             self._numbers(chunk_id for chunk_id, _ in lexical),
             frequencies.astype(np.uint16).reshape(len(evidence.terms), len(lexical)),
             [length_code(terms.length) for _, terms in lexical],
-            is_complete=len(evidence.lexical_window) < evidence.search.window,
+            is_complete=len(evidence.lexical_candidates) < evidence.search.candidates,
             original=original and original[1],
         )
 
@@ -228,8 +228,8 @@ class Exact:
     def _make_unmaintained(self, evidence: Evidence) -> _Unmaintained:
         sources = frozenset(chunk_id for chunk_id, _ in evidence.sources)
         best = fused_top(
-            [chunk_id for chunk_id, _ in evidence.vector_window],
-            [chunk_id for chunk_id, _ in evidence.lexical_window],
+            [chunk_id for chunk_id, _ in evidence.vector_candidates],
+            [chunk_id for chunk_id, _ in evidence.lexical_candidates],
             evidence.top_k,
             candidates=self._fused,
             rrf_k=self._rrf_k,

@@ -1,4 +1,4 @@
-"""How a language model's answer is read while it is being written. Pure."""
+"""Incremental reading of a language model's answer. Pure."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -11,18 +11,18 @@ from schemas.queries import Citation, GeneratedAnswer
 _CITED: Final = re.compile(r"\[(\d{1,4}(?:\s*,\s*\d{1,4})*)\]")
 _NUMBER: Final = re.compile(r"\d+")
 _OPEN: Final = re.compile(r"\[[\d,\s]*")
-_LONGEST_QUOTE: Final = 300
+_MAX_QUOTE_CHARS: Final = 300
 
 
 class AnswerReader:
-    """Reads an answer piece by piece, however it is cut, and finds what it cites.
+    """Reads an answer in arbitrary pieces and resolves its citations.
 
-    ``[2]``, ``[1][3]`` and ``[1, 3]`` cite; a number that no source has is taken out of the text. A model cites a
-    source, not a place in it: the quote is the source's sentence that shares most words with the sentence that cites
-    it. Blanks around the answer are left out.
+    ``[2]``, ``[1][3]`` and ``[1, 3]`` are citations; unknown numbers are removed from the text. A model cites a source
+    as a whole: the quote is the sentence of the source that shares most words with the citing sentence. White space
+    around the answer is removed.
 
     Args:
-        sources: what the model was given.
+        sources: sources of the prompt.
     """
 
     def __init__(self, sources: Sequence[SourceText]) -> None:
@@ -34,24 +34,24 @@ class AnswerReader:
 
     @property
     def answer(self) -> GeneratedAnswer:
-        """What was read so far."""
+        """The answer read so far."""
         return GeneratedAnswer("".join(self._text), tuple(self._citations.values()))
 
     def read(self, piece: str) -> AnswerPart:
-        """Take the next piece; what is sure of the answer now."""
+        """Read the next piece; returns the part of the answer that is final now."""
         held = self._held + piece
         bracket = held.rfind("[")
-        # What may become a citation waits for its end, and with it the blanks that go where a citation is taken out.
+        # A possible citation is held until it is complete, with the spaces before it, which may have to be removed.
         decided = held[:bracket] if bracket >= 0 and _OPEN.fullmatch(held, bracket) else held
         ready = decided.rstrip()
         self._held = held[len(ready) :]
         return self._part(ready)
 
     def end(self) -> AnswerPart:
-        """Take it that the answer ends here; what was not sure before.
+        """End the answer; returns the rest of it.
 
         Raises:
-            AnswerWithheld: there is no text in it.
+            AnswerWithheld: the answer has no text.
         """
         ready, self._held = self._held.rstrip(), ""
         part = self._part(ready)
@@ -90,10 +90,10 @@ class AnswerReader:
 
 
 def read_answer(text: str, sources: Sequence[SourceText]) -> GeneratedAnswer:
-    """Read an answer that is there as a whole.
+    """Read a complete answer.
 
     Raises:
-        AnswerWithheld: there is no text in it.
+        AnswerWithheld: the answer has no text.
     """
     if text.strip() == NO_ANSWER:
         return GeneratedAnswer(NO_ANSWER)
@@ -105,5 +105,5 @@ def read_answer(text: str, sources: Sequence[SourceText]) -> GeneratedAnswer:
 
 def _quote(source: SourceText, claim: str) -> str:
     claimed = words(claim)
-    sentences = split_sentences(source.text) or [source.text.strip()[:_LONGEST_QUOTE]]
+    sentences = split_sentences(source.text) or [source.text.strip()[:_MAX_QUOTE_CHARS]]
     return max(sentences, key=lambda sentence: len(claimed & words(sentence)))

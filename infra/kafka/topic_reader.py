@@ -1,4 +1,4 @@
-"""Reading what is in a topic, for checks, questions and measurements; nothing here belongs to a consumer group."""
+"""Reading of topics without a consumer group, for queries, checks and measurements."""
 
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -14,14 +14,14 @@ from schemas.topics import Topic
 
 
 async def read_to_end(settings: Settings, topic: Topic) -> AsyncIterator[Any]:
-    """All records (aiokafka's ``ConsumerRecord``) of a topic up to its present end, one partition after the other.
+    """Read all records (``ConsumerRecord`` of aiokafka) of a topic up to its current end, partition by partition.
 
     Raises:
-        StreamUnavailable: the brokers do not answer.
+        StreamUnavailable: no broker responds.
     """
     name = settings.names.topic(topic.name)
     partitions = [TopicPartition(name, number) for number in range(settings.kafka.partitions)]
-    with _unavailable_is_said():
+    with _kafka_errors():
         async with _consumer(settings) as consumer:
             consumer.assign(partitions)
             await consumer.seek_to_beginning()
@@ -31,20 +31,20 @@ async def read_to_end(settings: Settings, topic: Topic) -> AsyncIterator[Any]:
                     yield record
 
 
-async def read_lane(
+async def read_partition(
     settings: Settings, topic: Topic, partition: int, *, offset: int, since_ms: float
 ) -> AsyncGenerator[Any, None]:
-    """See ``ReadLane``."""
-    lane = TopicPartition(settings.names.topic(topic.name), partition)
-    with _unavailable_is_said():
+    """Implements ``ReadPartition``."""
+    assigned = TopicPartition(settings.names.topic(topic.name), partition)
+    with _kafka_errors():
         async with _consumer(settings) as consumer:
-            consumer.assign([lane])
-            first = (await consumer.beginning_offsets([lane]))[lane]
-            end = (await consumer.end_offsets([lane]))[lane]
-            by_time = (await consumer.offsets_for_times({lane: max(0, int(since_ms))}))[lane]
+            consumer.assign([assigned])
+            first = (await consumer.beginning_offsets([assigned]))[assigned]
+            end = (await consumer.end_offsets([assigned]))[assigned]
+            by_time = (await consumer.offsets_for_times({assigned: max(0, int(since_ms))}))[assigned]
             later = end if by_time is None else by_time.offset
-            consumer.seek(lane, max(first, min(offset, later)))
-            async for record in _up_to(consumer, lane, end):
+            consumer.seek(assigned, max(first, min(offset, later)))
+            async for record in _up_to(consumer, assigned, end):
                 yield record
 
 
@@ -60,14 +60,14 @@ async def _consumer(settings: Settings) -> AsyncIterator[Any]:
 
 async def _up_to(consumer: Any, partition: TopicPartition, end: int) -> AsyncIterator[Any]:
     while await consumer.position(partition) < end:
-        got = await consumer.getmany(partition, timeout_ms=1_000)
-        for record in got.get(partition, ()):
+        batch = await consumer.getmany(partition, timeout_ms=1_000)
+        for record in batch.get(partition, ()):
             yield record
 
 
 @contextmanager
-def _unavailable_is_said() -> Iterator[None]:
+def _kafka_errors() -> Iterator[None]:
     try:
         yield
     except KafkaError as error:
-        raise StreamUnavailable(f"the brokers do not answer: {error!r}") from error
+        raise StreamUnavailable(f"no Kafka broker responded: {error!r}") from error
