@@ -14,7 +14,8 @@ from infra.redis.connect import connect_redis
 from infra.settings import Settings
 from ingest.core.content import choose_content_type
 from schemas.events import Change, DocumentEvent
-from streams.dry_run import DryRun, DryRunResult
+from streams.dry_run import DryRun, DryRunResult, Preparation
+from streams.evaluation import EvaluationContext
 from streams.parsing.sandbox import ParserPool
 from streams.worker import fusion, profile, splitter
 
@@ -70,16 +71,12 @@ async def dry_run(
         parsers = ParserPool(settings.parse)
         closing.push_async_callback(parsers.close)
         await parsers.start()
+        terms = OpenSearchTerms(client, settings)
+        slices = RedisAnswerCache(redis, settings.names, settings.answers)
         dry_run = DryRun(
             index=index,
-            searches=index,
-            terms=OpenSearchTerms(client, settings),
-            slices=RedisAnswerCache(redis, settings.names, settings.answers),
-            embedder=embedder,
-            parsers=parsers,
-            splitter=splitter(settings),
-            profile=profile(settings),
-            fusion=fusion(settings),
-            settings=settings.answers,
+            terms=terms,
+            preparation=Preparation(parsers, splitter(settings), profile(settings), embedder),
+            context=EvaluationContext.of(slices, index, terms, fusion=fusion(settings), settings=settings.answers),
         )
         return await dry_run.run(event, content or b"")

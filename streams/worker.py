@@ -29,13 +29,14 @@ from infra.webhooks.sender import HttpSender
 from schemas.search import RRF_K
 from streams.core.invalidation.compiling import compile_loops
 from streams.core.splitting import SPLITTER_VERSION, Splitter
-from streams.evaluation import FusionParameters, SliceEvaluators
+from streams.evaluation import FusionParameters
 from streams.faust_app import FaustWorker
 from streams.metrics import WorkerMetrics
 from streams.parsing.parse import PARSER_VERSION
 from streams.parsing.sandbox import ParserPool
 from streams.progress import EventStateProgress
 from streams.runner import Runner, Step
+from streams.slice_evaluators import SliceEvaluators
 from streams.steps.index import Index
 from streams.steps.invalidate import Invalidate
 from streams.steps.notify import Notify

@@ -21,8 +21,9 @@ from schemas.documents import DocumentKey, Outcome
 from schemas.events import IndexChange, StageTimes
 from schemas.index import StoredChunk
 from schemas.search import Access
-from streams.evaluation import FusionParameters, SliceEvaluators
+from streams.evaluation import FusionParameters
 from streams.runner import Task
+from streams.slice_evaluators import SliceEvaluators
 from streams.steps.invalidate import Invalidate
 
 TENANT = "acme"

@@ -9,9 +9,10 @@ from receivers import webhook_delivery
 from shaky_twins import DIMENSION, PARTITIONS, ROOM, Parsers, Splitter
 
 from infra.settings import AnswerSettings, StreamSettings
-from streams.evaluation import FusionParameters, SliceEvaluators
+from streams.evaluation import FusionParameters
 from streams.progress import EventStateProgress
 from streams.runner import Delivery, Step
+from streams.slice_evaluators import SliceEvaluators
 from streams.topology import TOPOLOGY, StepName
 from streams.webhook_retries import WebhookRetries
 

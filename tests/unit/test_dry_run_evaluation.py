@@ -15,8 +15,9 @@ from schemas.search import Access, HybridSearch
 from streams.core.invalidation.change_log import encode_changes
 from streams.core.invalidation.entrants import entrant
 from streams.core.invalidation.evidence import Change, Evidence, Passage, Statistics, TermCounts
-from streams.dry_run import DryRun, DryRunUnavailable
-from streams.evaluation import FusionParameters, SliceEvaluators
+from streams.dry_run import DryRun, DryRunUnavailable, Preparation
+from streams.evaluation import EvaluationContext, FusionParameters
+from streams.slice_evaluators import SliceEvaluators
 from streams.steps.invalidate import Invalidate
 
 KEPT, FUSED = 12, 5
@@ -59,15 +60,9 @@ class World:
         index = self.bench.index
         return DryRun(
             index=index,
-            searches=index,
             terms=index,
-            slices=self.cache,
-            embedder=self.bench.embedder,
-            parsers=Parsers(),
-            splitter=Lines(),
-            profile="profile",
-            fusion=FUSION,
-            settings=self._settings,
+            preparation=Preparation(Parsers(), Lines(), "profile", self.bench.embedder),
+            context=EvaluationContext.of(self.cache, index, index, fusion=FUSION, settings=self._settings),
         )
 
     async def told(self, content):
