@@ -51,7 +51,7 @@ async def test_what_comes_meanwhile_makes_the_next_calls_of_bounded_size():
     assert store.asked == [["a"], ["b", "c", "d"], ["e", "f"]]
 
 
-async def test_several_calls_are_under_way_where_that_is_allowed():
+async def test_several_calls_are_in_progress_where_that_is_allowed():
     store = Store()
     store.let.clear()
     asked = coalescer(store, max_calls=2, max_items=1)

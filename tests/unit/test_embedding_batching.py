@@ -74,7 +74,7 @@ async def test_goes_and_their_size_are_bounded():
     assert sum(map(len, puppet.batches)) == 63
 
 
-async def test_equal_texts_are_embedded_once_even_while_under_way():
+async def test_equal_texts_are_embedded_once_even_while_in_progress():
     puppet = Puppet()
     embedder = BatchingEmbedder(puppet, batch_size=2, batches=1)
     first = start(embedder, "a", "b", "a")
@@ -148,7 +148,7 @@ async def test_a_cancelled_call_takes_back_what_nobody_else_wants():
     assert np.array_equal(await embedder.embed_passages(["mine"]), [puppet._embed("mine")])
 
 
-async def test_cancelling_a_call_under_way_leaves_the_others_their_vectors():
+async def test_cancelling_a_call_in_progress_leaves_the_others_their_vectors():
     puppet = Puppet()
     embedder = BatchingEmbedder(puppet, batch_size=1, batches=1)
     first, second = start(embedder, "same"), start(embedder, "same")

@@ -64,14 +64,14 @@ class Service:
         self.conflicts: set[str] = set()
         self.busy: dict[str, int] = {}
         self.most_lines = 1_000
-        self.under_way = self.most_under_way = 0
+        self.in_progress = self.most_in_progress = 0
         self.changed = asyncio.Condition()
 
     async def __call__(self, request: httpx.Request) -> httpx.Response:
-        self.under_way += 1
-        self.most_under_way = max(self.most_under_way, self.under_way)
+        self.in_progress += 1
+        self.most_in_progress = max(self.most_in_progress, self.in_progress)
         await asyncio.sleep(0)
-        self.under_way -= 1
+        self.in_progress -= 1
         if self.answers:
             answer = self.answers.pop(0)
             if isinstance(answer, Exception):
@@ -339,7 +339,7 @@ async def test_refusal_is_not_tried_again(service, client):
     service.refuse = {"a"}
     with pytest.raises(Rejected, match="Too large: body: less"):
         await client.send(upload())
-    assert service.most_under_way == 1
+    assert service.most_in_progress == 1
 
 
 async def send_all(client, log_path, *events):
@@ -422,7 +422,7 @@ async def test_large_contents_travel_alone_and_side_by_side(service, client, log
         client, log_path, upload("a", large), upload("b"), upload("c", large), upload("d", b"x" * ROUND_BYTES)
     )
     assert summary.sent == 4
-    assert service.most_under_way == 3
+    assert service.most_in_progress == 3
     assert told == [3, 4]
 
 
@@ -449,7 +449,7 @@ async def test_a_service_that_does_not_know_the_request_ends_the_wait(service, c
     outcomes.expect(summary.events)
     service.answers = [httpx.Response(404, json={})]
     await wait_for_outcomes(client, outcomes, timeout_s=WAIT_S)
-    assert (outcomes.ended, outcomes.under_way, outcomes.problem) == ([], summary.events, "HTTP 404")
+    assert (outcomes.ended, outcomes.in_progress, outcomes.problem) == ([], summary.events, "HTTP 404")
 
 
 async def test_what_is_passed_over_is_named_with_the_reason(client, folder, log_path):

@@ -64,7 +64,7 @@ async def test_events_that_stand_still_hide_no_other():
     still = events[: MAX_EVENTS_PER_REQUEST + 7]
     outcomes = await waited(Reader(one.event_id for one in events[len(still) :]), events, 0.1)
     assert {one.event for one in outcomes.ended} == set(events[len(still) :])
-    assert outcomes.under_way == sorted(still, key=lambda one: one.position)
+    assert outcomes.in_progress == sorted(still, key=lambda one: one.position)
 
 
 async def test_a_wait_of_no_time_asks_for_every_event_once():
@@ -116,7 +116,7 @@ OPEN = [event(9)]
 
 
 @pytest.mark.parametrize(
-    ("known", "under_way", "summary", "code", "searchable"),
+    ("known", "in_progress", "summary", "code", "searchable"),
     [
         ([FOUND], [], {}, 0, True),
         ([], [], {}, 0, True),
@@ -129,9 +129,9 @@ OPEN = [event(9)]
         ([FOUND], [], PICTURE, 4, True),
     ],
 )
-def test_exit_code_and_claim_follow_from_what_happened(known, under_way, summary, code, searchable):
+def test_exit_code_and_claim_follow_from_what_happened(known, in_progress, summary, code, searchable):
     outcomes = EventOutcomes(list(known))
-    outcomes.expect(under_way)
+    outcomes.expect(in_progress)
     report = Report(Summary(sent=2, **summary), outcomes, 10.0)
     assert report.exit_code() == code
     assert report.exit_code(allow_partial=True) == (0 if code == 4 else code)

@@ -56,7 +56,7 @@ async def test_what_another_call_lets_go_of_is_still_found(monkeypatch):
     assert terms.asked[1][0] == ["b"]
 
 
-async def test_what_is_under_way_is_not_asked_for_again():
+async def test_what_is_in_progress_is_not_asked_for_again():
     terms = Terms()
     lexicon = TermCache(terms)
     leaves = asyncio.create_task(lexicon.passages(hits("a", "b")))
@@ -100,7 +100,7 @@ async def test_what_became_searchable_meanwhile_is_not_taken_for_absent():
     assert set(await late) == {"a"}
 
 
-async def test_what_was_stored_anew_is_read_anew_also_where_a_read_of_it_is_under_way():
+async def test_what_was_stored_anew_is_read_anew_also_where_a_read_of_it_is_in_progress():
     terms = Terms()
     lexicon = TermCache(terms)
     early = asyncio.create_task(lexicon.passages(hits("a", "b")))
