@@ -58,7 +58,7 @@ class Report:
             return FAILED
         if self.in_progress:
             return UNFINISHED
-        omitted = self.findings.superseded or self.findings.empty or self.summary.passed_over
+        omitted = self.findings.superseded or self.findings.empty or self.summary.ignored_files
         return INCOMPLETE if omitted and not allow_partial else 0
 
     def as_json(self) -> dict[str, Any]:
@@ -80,7 +80,7 @@ class Report:
             "without_passages": [_ended(end) for end in findings.empty],
             "superseded": [_ended(end) for end in findings.superseded],
             "replaced": len(findings.replaced),
-            "passed_over": [{"path": path, "reason": reason} for path, reason in summary.passed_over.items()],
+            "ignored_files": [{"path": path, "reason": reason} for path, reason in summary.ignored_files.items()],
             "in_progress": [
                 {"document_id": event.document_id, "event_id": event.event_id, "position": str(event.position)}
                 for event in self.in_progress
@@ -92,7 +92,7 @@ class Report:
         summary = self.summary
         show_lines([rejected(failure.document_id, failure.reason) for failure in summary.failed], style="red")
         show_ended(self.outcomes.ended)
-        show_lines([skipped(path, reason) for path, reason in summary.passed_over.items()])
+        show_lines([skipped(path, reason) for path, reason in summary.ignored_files.items()])
         show_lines(
             [
                 f"in progress: {event.document_id}: event {event.event_id} at {event.position}"
@@ -134,7 +134,7 @@ def counts(summary: Summary, findings: Findings | None = None) -> str:
         parts += [f"{len(findings.empty)} without passages"] if findings.empty else []
         parts += [f"{len(findings.superseded)} superseded"] if findings.superseded else []
         parts += [f"{len(findings.replaced)} replaced by later versions"] if findings.replaced else []
-    parts += [f"{len(summary.passed_over)} skipped"] if summary.passed_over else []
+    parts += [f"{len(summary.ignored_files)} skipped"] if summary.ignored_files else []
     return ", ".join(parts)
 
 

@@ -128,7 +128,7 @@ async def test_the_report_lists_every_document_that_is_not_searchable(services, 
     why = {one["document_id"]: one["reason"] for one in report["without_passages"]}
     assert why.pop("a-scan.pdf").startswith("no text layer")
     assert why == {"blank.md": "no text", "empty.txt": "the document is empty"}
-    assert report["passed_over"] == [{"path": "photo.png", "reason": "files named .png are not supported"}]
+    assert report["ignored_files"] == [{"path": "photo.png", "reason": "files named .png are not supported"}]
     assert report["in_progress"] == report["superseded"] == []
     for line in ("a-scan.pdf: 0 passages: no text layer", "not processed: broken-3.pdf: ", "skipped: photo.png: "):
         assert line in stderr
@@ -158,7 +158,7 @@ def test_omitted_documents_have_an_exit_code_that_can_be_allowed(freshline, fold
     report, _ = freshline("ingest", folder, "--wait", status=4)
     assert (report["failed"], report["searchable"], names(report["without_passages"])) == (0, False, ["blank-2.md"])
     report, _ = freshline("ingest", folder, "--wait", "--allow-partial", status=0)
-    assert [one["path"] for one in report["passed_over"]] == ["sheet.numbers"]
+    assert [one["path"] for one in report["ignored_files"]] == ["sheet.numbers"]
 
 
 def test_without_wait_the_exit_code_reflects_acceptance(freshline, folder):

@@ -104,7 +104,7 @@ def test_key_and_ports_reach_the_processes(tmp_path: Path, monkeypatch: pytest.M
     assert plan(tmp_path, servers_only=True)[0].apps == ()
 
 
-def test_default_ports_that_are_taken_are_passed_over(tmp_path: Path) -> None:
+def test_default_ports_that_are_taken_are_ignored_files(tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()

@@ -24,7 +24,7 @@ def settings(**changes: object) -> EmbeddingSettings:
 
 
 def test_missing_files_are_named_with_the_setting(tmp_path: Path):
-    with pytest.raises(FileNotFoundError, match=r"model\.onnx is missing: point embedding\.models_path"):
+    with pytest.raises(FileNotFoundError, match=r"model\.onnx is missing: set embedding\.models_path"):
         open_embedder(settings(provider="onnx", model="bge-small-en-v1.5", models_path=tmp_path))
 
 
@@ -97,8 +97,8 @@ async def test_pooling_is_what_the_model_card_says(name: str):
 
 async def test_a_question_does_not_wait_behind_passages(name: str):
     embedder = OnnxEmbedder(Settings().embedding.models_path, name, threads=1)
-    embed, texts = embedder._lanes._embed, []
-    embedder._lanes._embed = lambda text: (texts.append(text), embed(text))[1]
+    embed, texts = embedder._pools._embed, []
+    embedder._pools._embed = lambda text: (texts.append(text), embed(text))[1]
     upload = asyncio.create_task(embedder.embed_passages(["a long passage of many words " * 30] * 100))
     await asyncio.sleep(0)
     await embedder.embed_query("why")

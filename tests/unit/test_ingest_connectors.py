@@ -452,7 +452,7 @@ async def test_a_service_that_does_not_know_the_request_ends_the_wait(service, c
     assert (outcomes.ended, outcomes.in_progress, outcomes.problem) == ([], summary.events, "HTTP 404")
 
 
-async def test_what_is_passed_over_is_named_with_the_reason(client, folder, log_path):
+async def test_what_is_ignored_files_is_named_with_the_reason(client, folder, log_path):
     (folder / "photo.PNG").write_bytes(b"x")
     (folder / "LICENSE").write_bytes(b"x")
     (folder / ".hidden.png").write_bytes(b"x")
@@ -460,7 +460,7 @@ async def test_what_is_passed_over_is_named_with_the_reason(client, folder, log_
     (folder / "out.md").symlink_to(log_path)
     log_path.parent.mkdir()
     summary = await ingest_folder(client, folder, log_path=log_path)
-    assert {name: reason for name, reason in summary.passed_over.items() if name != "c.exe"} == {
+    assert {name: reason for name, reason in summary.ignored_files.items() if name != "c.exe"} == {
         "photo.PNG": "files named .PNG are not supported",
         "LICENSE": "files without a suffix are not supported",
         "caf\\xe9.md": "its name is not UTF-8: rename it",
@@ -628,7 +628,7 @@ async def test_moved_folder_is_no_mass_deletion(service, client, folder, log_pat
     assert set(service.contents) == {f"new/{number}.md" for number in range(20)}
 
 
-async def test_links_that_lead_out_are_passed_over(service, client, folder, log_path, tmp_path):
+async def test_links_that_lead_out_are_ignored_files(service, client, folder, log_path, tmp_path):
     (tmp_path / "secret.md").write_text("secret")
     write(folder, a_md="A")
     (folder / "out.md").symlink_to(tmp_path / "secret.md")
@@ -712,11 +712,11 @@ async def test_list_that_may_lack_something_is_no_evidence_and_is_asked_for_agai
     service.complete = False
     summary = await ingest_folder(client, folder, log_path=log_path)
     assert service.sent[-1] == ("DELETE", "a.md")  # what is listed is there
-    [reason] = summary.passed_over.values()
+    [reason] = summary.ignored_files.values()
     assert "are not indexed yet" in reason
     service.contents["c.md"], service.complete = hidden, True
     summary = await ingest_folder(client, folder, log_path=log_path)
-    assert (service.sent[-1], summary.failed, summary.passed_over) == (("DELETE", "c.md"), [], {})
+    assert (service.sent[-1], summary.failed, summary.ignored_files) == (("DELETE", "c.md"), [], {})
 
 
 @pytest.mark.parametrize("kind", ["folder", "git"])
@@ -742,7 +742,7 @@ async def test_what_is_listed_only_when_all_is_sent_is_found_gone_in_the_same_ru
 
     service._list = indexed
     summary = await ingest()
-    assert (summary.failed, summary.passed_over, service.sent[-1]) == ([], {}, ("DELETE", "a.md"))
+    assert (summary.failed, summary.ignored_files, service.sent[-1]) == ([], {}, ("DELETE", "a.md"))
     assert service.contents == {"b.md": b"B", "c.md": b"C"}
 
 
@@ -842,7 +842,7 @@ async def test_what_is_no_ordinary_file_is_named_never_waited_for_and_no_deletio
         summary = await ingest_folder(client, folder, log_path=log_path)
     reasons = {failure.document_id: failure.reason for failure in summary.failed}
     assert reasons.keys() == names
-    assert summary.passed_over == {
+    assert summary.ignored_files == {
         "caf\\xe9.md": "its name is not UTF-8: rename it",
         "leads_out.md": "it is a link to a target outside the folder",
         "sub/round": "files without a suffix are not supported",
@@ -1036,7 +1036,7 @@ async def test_git_names_what_it_cannot_send_and_deletes_nothing_for_it(service,
     (repository.path / ".git/objects" / blob[:2] / blob[2:]).unlink()
     summary = await ingest_git(client, repository.path, log_path=log_path)
     assert [failure.document_id for failure in summary.failed] == ["b.md"]
-    assert summary.passed_over == {"caf\\xe9.md": "its name is not UTF-8: rename it"}
+    assert summary.ignored_files == {"caf\\xe9.md": "its name is not UTF-8: rename it"}
     assert service.contents == {"a.md": b"A2", "b.md": b"B", "c.md": b"C"}
 
 

@@ -111,7 +111,7 @@ BROKEN = ended(2, "b.md", Outcome.DEAD_LETTER)
 EMPTY = ended(3, "c.md", Outcome.DONE, 0)
 OLD = ended(4, "d.md", Outcome.SUPERSEDED)
 REFUSED = {"failed": [Failure("e.md", "too large")]}
-PICTURE = {"passed_over": {"f.png": "files named .png are not supported"}}
+PICTURE = {"ignored_files": {"f.png": "files named .png are not supported"}}
 OPEN = [event(9)]
 
 
