@@ -74,7 +74,7 @@ def test_settings_of_its_start_are_followed(tmp_path: Path, monkeypatch: pytest.
     assert find(tmp_path).namespace == "handbook"
 
 
-def test_nothing_running_says_how_to_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_running_explains_how_to_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(NotRunning, match=f"freshline up --data {tmp_path}"):
         find(tmp_path)
     monkeypatch.setenv("FRESHLINE_HOME", str(tmp_path))

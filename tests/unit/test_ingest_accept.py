@@ -45,7 +45,7 @@ class Index:
 
 
 class Streams(MemoryStreams):
-    """The twin, which can be down or slow, and which looks at the blobs when a record comes."""
+    """The twin, which can be down or slow, and which inspects the blobs when it receives a record."""
 
     def __init__(self, blobs):
         super().__init__(partitions=3)
@@ -102,7 +102,7 @@ def upload(document_id="a/b.md", content=b"# Text", **attributes):
     return Upload(document_id, content, "text/markdown", DocumentAttributes(**attributes), "b.md")
 
 
-async def test_upload_becomes_an_event_with_everything_the_sender_said(world):
+async def test_upload_becomes_an_event_with_everything_the_sender_stated(world):
     request = upload(title="T", source="https://x", groups=("g",), metadata={"n": 1, "ok": True})
     before_ms = time.time() * 1000
     accepted = await world.accept(request, TRACE)

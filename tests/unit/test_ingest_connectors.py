@@ -178,8 +178,8 @@ class Service:
 
 
 def problem(status, detail):
-    told = {"type": "/problems/some", "title": "Too large" if status == 413 else "Busy", "status": status}
-    return httpx.Response(status, json=told | {"detail": f"body: {detail}"})
+    reported = {"type": "/problems/some", "title": "Too large" if status == 413 else "Busy", "status": status}
+    return httpx.Response(status, json=reported | {"detail": f"body: {detail}"})
 
 
 def as_given(headers):
@@ -329,9 +329,9 @@ async def test_retry_after_is_obeyed(service, client):
 @pytest.mark.parametrize(
     ("answer", "told"), [(httpx.ConnectError("no"), "is the service running"), (httpx.Response(503), "HTTP 503")]
 )
-async def test_service_that_stays_away_ends_it(service, client, answer, told):
+async def test_service_that_stays_away_ends_it(service, client, answer, reported):
     service.answers = [answer] * 10
-    with stamina.set_testing(True, attempts=3), pytest.raises(ServiceUnavailable, match=told):
+    with stamina.set_testing(True, attempts=3), pytest.raises(ServiceUnavailable, match=reported):
         await client.send(upload())
 
 
@@ -347,10 +347,10 @@ async def send_all(client, log_path, *events):
         for request in events:
             yield Outgoing(request, None if isinstance(request, Removal) else "1")
 
-    summary, told = Summary(), []
+    summary, reported = Summary(), []
     with SentLog(log_path, IDENTITY) as log:
-        await client.send_all(outgoing(), log, summary, lambda so_far: told.append(so_far.sent + so_far.deleted))
-    return summary, told
+        await client.send_all(outgoing(), log, summary, lambda so_far: reported.append(so_far.sent + so_far.deleted))
+    return summary, reported
 
 
 async def test_events_share_requests_and_keep_their_order(service, client, log_path):
@@ -360,10 +360,10 @@ async def test_events_share_requests_and_keep_their_order(service, client, log_p
         else upload(f"doc-{number % 20}", b"x", revision=number)
         for number in range(3 * ROUND_EVENTS)
     ]
-    summary, told = await send_all(client, log_path, *events)
+    summary, reported = await send_all(client, log_path, *events)
     assert [service.given[f"doc-{document}"]["revision"] for document in range(20)] == list(range(580, 600))
     assert (summary.sent, summary.deleted, summary.failed) == (588, 12, [])
-    assert told == [ROUND_EVENTS, 2 * ROUND_EVENTS, 3 * ROUND_EVENTS]
+    assert reported == [ROUND_EVENTS, 2 * ROUND_EVENTS, 3 * ROUND_EVENTS]
     assert summary.positions == {partition: offset - 1 for partition, offset in service.offsets.items()}
     assert [event.document_id for event in summary.events] == [request.document_id for request in events]
     assert [event.event_id for event in summary.events] == [
@@ -375,13 +375,13 @@ async def test_events_share_requests_and_keep_their_order(service, client, log_p
 async def test_without_revisions_a_document_has_one_event_in_a_round(service, client, log_path):
     service.busy = {"a": 1}
     with stamina.set_testing(True, attempts=3):
-        _, told = await send_all(client, log_path, upload("a", b"1"), upload("b", b"1"), upload("a", b"2"))
+        _, reported = await send_all(client, log_path, upload("a", b"1"), upload("b", b"1"), upload("a", b"2"))
     assert [(document_id, content) for _, document_id, content in service.log] == [
         ("b", b"1"),
         ("a", b"1"),
         ("a", b"2"),
     ]
-    assert told == [2, 3]
+    assert reported == [2, 3]
 
 
 async def test_only_what_was_not_taken_is_sent_again(service, client, log_path):
@@ -418,12 +418,12 @@ async def test_unauthorised_batch_is_a_refusal_of_each(service, client, log_path
 
 async def test_large_contents_travel_alone_and_side_by_side(service, client, log_path):
     large = b"x" * ALONE_BYTES
-    summary, told = await send_all(
+    summary, reported = await send_all(
         client, log_path, upload("a", large), upload("b"), upload("c", large), upload("d", b"x" * ROUND_BYTES)
     )
     assert summary.sent == 4
     assert service.most_in_progress == 3
-    assert told == [3, 4]
+    assert reported == [3, 4]
 
 
 async def test_outcomes_are_asked_of_the_service_by_id_and_position(service, client, log_path):
@@ -524,7 +524,7 @@ def test_log_keeps_names_with_every_line_end_of_unicode(log_path, name):
 @pytest.mark.parametrize(
     "whose", [{"kind": "git"}, {"installation": "two"}, {"tenant": "u"}, {"source": "other"}, {"format": 1}]
 )
-def test_log_of_somebody_else_is_not_read(log_path, whose):
+def test_log_of_another_client_else_is_not_read(log_path, whose):
     with SentLog(log_path, IDENTITY) as log:
         log.note("a", "1")
         log.note_listed({}, complete=True)
@@ -650,15 +650,15 @@ async def test_refused_document_does_not_stop_the_others_and_is_tried_in_the_nex
     assert (summary.sent, summary.skipped) == (1, 1)
 
 
-async def test_broken_run_goes_on_where_it_was(service, client, folder, log_path):
+async def test_broken_run_continues_on_where_it_was(service, client, folder, log_path):
     write(folder, **{f"{number}_md": str(number) for number in range(ROUND_EVENTS + 50)})
 
-    def told(summary):
+    def reported(summary):
         if summary.sent == ROUND_EVENTS:
             service.answers = [httpx.ConnectError("gone")] * 200
 
     with stamina.set_testing(True, attempts=2), pytest.raises(ServiceUnavailable):
-        await ingest_folder(client, folder, log_path=log_path, progress=told)
+        await ingest_folder(client, folder, log_path=log_path, progress=reported)
     service.answers = []
     assert len(service.contents) == ROUND_EVENTS
     service.log.clear()
@@ -667,7 +667,7 @@ async def test_broken_run_goes_on_where_it_was(service, client, folder, log_path
     assert len(service.contents) == ROUND_EVENTS + 50
 
 
-async def test_service_set_up_anew_gets_everything_again(service, client, folder, log_path):
+async def test_service_set_up_again_gets_everything_again(service, client, folder, log_path):
     write(folder, a_md="A", b_md="B")
     await ingest_folder(client, folder, log_path=log_path)
     service.contents.clear()
@@ -812,7 +812,7 @@ async def test_take_over_sends_again_what_another_source_owns_by_now(service, cl
     assert service.given["a.md"]["take_over"] is True
 
 
-async def test_bad_source_name_is_said(client, folder, log_path):
+async def test_bad_source_name_is_stated(client, folder, log_path):
     with pytest.raises(BadSourceName, match="'a b' is not a valid source name"):
         await ingest_folder(client, folder, SourceOptions(name="a b"), log_path=log_path)
 
@@ -869,7 +869,7 @@ async def test_file_that_changes_each_time_it_is_read_is_named(service, client, 
     assert "changed while it was read" in failure.reason
 
 
-def test_that_a_place_is_gone_says_nothing_when_its_root_is_gone_too(folder):
+def test_that_a_place_is_gone_states_nothing_when_its_root_is_gone_too(folder):
     root = folder.resolve()
     write(root, a_md="A")
     (root / "a.md").unlink()
@@ -912,7 +912,7 @@ async def test_folder_that_may_not_be_listed_is_no_deletion(service, client, fol
     assert service.contents == {"a.md": b"A"}
 
 
-async def test_no_folder_is_said(client, folder, log_path):
+async def test_no_folder_is_stated(client, folder, log_path):
     with pytest.raises(NotADirectoryError, match=re.escape("nowhere is not a folder")):
         await ingest_folder(client, folder / "nowhere", log_path=log_path)
 
@@ -1016,7 +1016,9 @@ async def test_rewritten_branch_replaces_what_was_sent(service, client, reposito
     assert service.contents == {"a.md": b"A1"}
 
 
-async def test_shallow_clone_is_sent_and_says_why_it_lacks_a_revision(service, client, repository, log_path, tmp_path):
+async def test_shallow_clone_is_sent_and_gives_the_reason_it_lacks_a_revision(
+    service, client, repository, log_path, tmp_path
+):
     first = repository.commit(a_md="A1")
     repository.commit(a_md="A2", b_md="B")
     shallow = tmp_path / "shallow"
@@ -1085,7 +1087,7 @@ async def test_git_guard(service, client, repository, log_path):
     assert service.contents == {}
 
 
-async def test_git_errors_are_said(client, repository, log_path, tmp_path):
+async def test_git_errors_are_stated(client, repository, log_path, tmp_path):
     repository.commit(a_md="A")
     with pytest.raises(GitFailed, match="has no commit '--no-such'"):
         await ingest_git(client, repository.path, start="--no-such", log_path=log_path)
@@ -1147,7 +1149,7 @@ async def test_event_file_without_its_log_sends_only_what_is_newer(service, clie
     assert service.contents == {"1": b"A2", "2": b"B"}
 
 
-async def test_resumed_rename_knows_content_sent_by_the_run_before(service, client, tmp_path, log_path):
+async def test_resumed_rename_has_content_sent_by_the_run_before(service, client, tmp_path, log_path):
     created = {"type": "created", "doc_id": "1", "content": "A"}
     path = event_file(tmp_path / "events.jsonl", created)
     await ingest_event_file(client, path, log_path=log_path)
@@ -1157,7 +1159,7 @@ async def test_resumed_rename_knows_content_sent_by_the_run_before(service, clie
     assert service.given["1"]["source"] == "b.md"
 
 
-async def test_bad_line_is_named_and_what_comes_before_is_sent(service, client, tmp_path, log_path):
+async def test_bad_line_is_named_and_what_arrives_before_is_sent(service, client, tmp_path, log_path):
     path = tmp_path / "events.jsonl"
     event_file(path, {"type": "created", "doc_id": "1", "content": "A"})
     with path.open("ab") as file:
