@@ -71,7 +71,7 @@ def near_with(questions):
 def put(near, question, number):
     key = cache_key(QueryRequest(query=question), Access("local"), MAKER)
     body = json.dumps({"results": [], "answer": question, "citations": None, "unanswered": None}).encode()
-    lookup = Lookup(1, {3: number}, b"", seeded=True, told=0, ttl_ms=60_000)
+    lookup = Lookup(1, {3: number}, b"", seeded=True, sequence=0, ttl_ms=60_000)
     assert near.put("local", key, lookup, body, read_s=5.0)
 
 

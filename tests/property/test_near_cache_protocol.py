@@ -132,7 +132,7 @@ class World:
         self._note_removal()
         state = self.cache._slice(TENANT, 0)
         del state.answers[KEY]
-        self.cache._announce(TENANT, 0, state, {}, {KEY})
+        self.cache._publish(TENANT, 0, state, {}, {KEY})
 
     def lose(self, _):
         """Redis loses all data without closing the connection, and another answer is stored."""
@@ -201,7 +201,7 @@ def _fingerprint(world):
     """Equal for states that differ only in absolute times and sequence numbers."""
     near = world.near
     stored = world.cache._slices.get((TENANT, 0))
-    sequence = stored.told if stored else 0
+    sequence = stored.sequence if stored else 0
     state = near._slices.get((TENANT, 0))
     entry = near._entries.get(KEY)
     return repr(

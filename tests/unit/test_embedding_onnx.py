@@ -23,7 +23,7 @@ def settings(**changes: object) -> EmbeddingSettings:
 
 
 def test_missing_files_are_named_with_the_setting(tmp_path: Path):
-    with pytest.raises(FileNotFoundError, match=r"model\.onnx is missing: point embedding\.models_path"):
+    with pytest.raises(FileNotFoundError, match=r"model\.onnx is missing: set embedding\.models_path"):
         open_embedder(settings(provider="onnx", model="bge-small-en-v1.5", models_path=tmp_path))
 
 

@@ -18,7 +18,7 @@ async def deaf(cancellations, most):
 
 
 async def test_what_takes_no_notice_of_the_first_cancellation_is_ended_all_the_same(monkeypatch):
-    monkeypatch.setattr(tasks, "_AGAIN_S", 0.01)
+    monkeypatch.setattr(tasks, "_RETRY_S", 0.01)
     heard = [[], []]
     running = [asyncio.create_task(deaf(cancellations, most)) for most, cancellations in enumerate(heard)]
     await asyncio.sleep(0)
