@@ -15,8 +15,8 @@ setup: $(VENV)/ready ## Create .venv with the freshline command from the locked 
 demo: setup ## Run the demo on real servers (for example ARGS='--docs DIR --once')
 	@$(BIN)/freshline demo $(ARGS)
 
-test: setup ## Run all tests on real servers (for example ARGS='-k splitting')
-	@$(BIN)/pytest $(ARGS)
+test: setup ## Run all tests on real servers in two processes (for example ARGS='-k splitting')
+	@$(BIN)/pytest --numprocesses 2 $(ARGS)
 
 check: setup ## Check format, style, types, import rules and generated files; part of `make test`
 	$(BIN)/ruff format --check

@@ -5,7 +5,7 @@ import contextlib
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, Final
+from typing import Final, TypedDict
 
 import psutil
 
@@ -27,7 +27,41 @@ _LIMIT_S: Final = 3_600.0
 _MIB: Final = 1024 * 1024
 
 
-async def bench_backlog(stack: Stack, *, waiting: Sequence[int], say: Callable[[str, str], None]) -> dict[str, Any]:
+class WorkerRss(TypedDict):
+    """Resident memory of a worker in MiB: before, at most during, and after a round."""
+
+    before: float
+    max: float
+    after: float
+
+
+class BacklogRound(TypedDict):
+    """Results of a round.
+
+    Attributes:
+        events: events sent.
+        sent_s: time to send them.
+        seconds: time until the lag was zero.
+        events_per_s: events per second of it.
+        max_lag: step → maximum lag, in records.
+        rss_mib: worker → resident memory.
+    """
+
+    events: int
+    sent_s: float
+    seconds: float
+    events_per_s: float
+    max_lag: dict[str, int]
+    rss_mib: dict[str, WorkerRss]
+
+
+class BacklogResults(TypedDict):
+    """Results of the benchmark."""
+
+    rounds: list[BacklogRound]
+
+
+async def bench_backlog(stack: Stack, *, waiting: Sequence[int], say: Callable[[str, str], None]) -> BacklogResults:
     """Send events much faster than they are processed, and sample worker memory until the lag is zero.
 
     Args:
@@ -44,7 +78,7 @@ async def bench_backlog(stack: Stack, *, waiting: Sequence[int], say: Callable[[
 
 async def backlog(
     installation: BenchInstallation, number: int, events: int, say: Callable[[str, str], None]
-) -> dict[str, Any]:
+) -> BacklogRound:
     """One round: maximum lag, and resident memory of each worker before, at maximum, and after."""
     workers = {name: psutil.Process(pid) for name, pid in installation.pids.items() if name.startswith("worker")}
     before = {name: process.memory_info().rss for name, process in workers.items()}
@@ -80,7 +114,7 @@ async def _send(installation: BenchInstallation, number: int, events: int) -> No
     producer = await KafkaProducer.open(settings)
     try:
         contents = [
-            await blobs.put(f"# Page {text}\n\nThe page {text} of round {number} says {text * 7}.\n".encode())
+            await blobs.put(f"# Page {text}\n\nThe page {text} of round {number} contains {text * 7}.\n".encode())
             for text in range(_TEXTS)
         ]
         for start in range(0, events, _BATCH):

@@ -8,7 +8,7 @@ Computed: new retrievals, one per question after each change, which fill answers
 fraction of equal results is reported. Differences are due to approximate k-NN, statistics that count removed passages,
 and ties.
 
-Each policy is measured twice. In the *steady state* there is one answer per question, filled again when invalidated,
+Each policy is measured twice. In the *steady state* there is one answer per question, replaced when invalidated,
 and all are compared after every change (``staleness``). In *simulated traffic*, questions are drawn with a Zipf
 distribution and asked of an initially empty cache in simulated time, in which invalidations and fills take time
 (``traffic``).
@@ -34,7 +34,7 @@ from freshline.installation import settings_from
 from infra.local import Stack
 from infra.settings import Settings
 from query.retrieval.fusion import fuse
-from schemas.search import Candidates, HybridSearch
+from schemas.search import RRF_K, Candidates, HybridSearch
 from streams.core.invalidation.compiling import compile_loops
 from streams.core.invalidation.evidence import Passage
 from streams.core.invalidation.exact import Exact
@@ -135,7 +135,7 @@ class _Replay:
         self._texts = texts
         self._analyzed = analyzed
         self._timing = timing
-        self._kept, self._fused, self._rrf_k = query.candidates_kept, query.candidates, query.rrf_k
+        self._kept, self._fused, self._rrf_k = query.candidates_kept, query.candidates, RRF_K
         self._truth = GroundTruth(analyzed, fused=self._fused, kept=self._kept, top_k=_TOP_K, rrf_k=self._rrf_k)
         self._passages: dict[str, Passage] = {}
         self._added_in: dict[Source, int] = {}

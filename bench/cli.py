@@ -1,5 +1,6 @@
 """``freshline bench``: reproducible measurements."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -84,7 +85,7 @@ def retrieval(
     data: Data = None,
     as_json: Json = False,  # noqa: FBT002 - an option
 ) -> None:
-    """nDCG@10 of the lexical retriever, the vector retriever and their fusion on a judged collection.
+    """nDCG@10 of both retrievers and their fusion on a collection with relevance judgements.
 
     Examples:
       freshline bench retrieval beir/scifact
@@ -161,7 +162,7 @@ def cache(  # noqa: PLR0917 - options of a command
             f"{', '.join(sorted(unknown))}: choose from {', '.join(POLICIES)}", param_hint="--policy"
         )
 
-    async def run(stack: Stack) -> list[Figures]:
+    async def run(stack: Stack) -> Sequence[Figures]:
         figures = await bench_cache(
             stack,
             events,

@@ -15,7 +15,7 @@ from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Final, TypedDict
 
 import stamina
 from redis.asyncio import Redis
@@ -47,6 +47,45 @@ _BUSY_FOR_S: Final = 60.0
 Say = Callable[[str, str], None]
 
 
+class Comparison(TypedDict):
+    """Microseconds of an operation on the exact and on a plain cache, and the ratio of both."""
+
+    exact: dict[str, float]
+    plain: dict[str, float]
+    ratio: dict[str, float]
+
+
+class AnswerBytes(TypedDict):
+    """Mean bytes of an answer: its response, its stored entry, and memory in Redis."""
+
+    response: int
+    stored: int
+    in_redis: int
+    in_redis_plain: int
+
+
+class Overhead(TypedDict):
+    """Overhead of exact invalidation in the cache."""
+
+    answers: int
+    near_cache_hit_us: Comparison
+    hit_us: Comparison
+    fill_us: Comparison
+    fill_wait_us: Comparison
+    bytes_per_answer: AnswerBytes
+
+
+class EntriesResults(Overhead):
+    """Results of the benchmark. Invalidation times are milliseconds from the refresh of an edit."""
+
+    questions: int
+    edits: int
+    near_caches: int
+    invalidated: int
+    last_invalidation_ms: dict[str, float]
+    each_invalidation_ms: dict[str, float]
+
+
 async def bench_entries(
     stack: Stack,
     events: Path,
@@ -55,7 +94,7 @@ async def bench_entries(
     edits: int,
     near_caches: int,
     say: Say,
-) -> dict[str, Any]:
+) -> EntriesResults:
     """Fill the cache with answers, compare it with a plain one, then edit and measure invalidations.
 
     Args:
@@ -135,7 +174,7 @@ async def _cached_answers(cache: RedisAnswerCache, tenant: str) -> dict[str, tup
     return answers
 
 
-async def _overhead(redis: Redis, cache: RedisAnswerCache, settings: Settings) -> dict[str, Any]:
+async def _overhead(redis: Redis, cache: RedisAnswerCache, settings: Settings) -> Overhead:
     tenant = settings.tenant.default
     answers = {key: lookup for key, (lookup, _) in (await _cached_answers(cache, tenant)).items()}
     entries = {key: lookup.entry for key, lookup in answers.items() if lookup.entry is not None}
@@ -196,7 +235,7 @@ async def _overhead(redis: Redis, cache: RedisAnswerCache, settings: Settings) -
 
 async def _near_hits(
     settings: Settings, cache: RedisAnswerCache, keys: Sequence[str], plain_hit: Callable[[str], Awaitable[object]]
-) -> dict[str, Any]:
+) -> Comparison:
     """Hits of a near cache, served only while its subscription is provably gap-free."""
     tenant = settings.tenant.default
     async with _subscribed_probe(settings) as probe:
@@ -211,7 +250,7 @@ async def _near_hits(
 
 async def _compared(
     keys: Sequence[str], exact_keys: Callable[[str], Awaitable[object]], plain: Callable[[str], Awaitable[object]]
-) -> dict[str, Any]:
+) -> Comparison:
     """Microseconds of each operation, alternating, so that both run under the same conditions."""
     rounds: list[tuple[float, float]] = []
     for _ in range(1 + _ROUNDS):  # the first warms up

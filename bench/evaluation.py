@@ -3,7 +3,7 @@
 Documents, changes, questions, vectors, terms and candidates are real. For more answers than questions, questions are
 repeated with slightly rotated vectors, so that no two answers have the same candidates. Each size starts with answers
 to every question over the snapshot and evaluates the same changes, the first of the history that add a passage.
-Invalidated answers are not filled again.
+Invalidated answers are not replaced.
 """
 
 import secrets
@@ -23,7 +23,7 @@ from bench.installation import BenchmarkFailed
 from freshline.figures import extremes
 from freshline.installation import settings_from
 from infra.local import Stack
-from schemas.search import HybridSearch
+from schemas.search import RRF_K, HybridSearch
 from streams.core.invalidation.compiling import compile_loops
 from streams.core.invalidation.evidence import Change, Evidence, Passage, Statistics
 from streams.core.invalidation.exact import Exact
@@ -66,7 +66,7 @@ async def bench_evaluation(
         say("snapshot", f"{len(snapshot)} documents, {len(texts)} questions")
         asked = [await corpus.question(text) for text in texts]
         kept = settings.query.candidates_kept
-        passages = _AnsweredPassages(asked, kept=kept, fused=settings.query.candidates, rrf_k=settings.query.rrf_k)
+        passages = _AnsweredPassages(asked, kept=kept, fused=settings.query.candidates, rrf_k=RRF_K)
         for event in snapshot:
             passages.apply(await corpus.change(event))
         changes_evaluated: list[Change] = []
@@ -83,9 +83,7 @@ async def bench_evaluation(
     for count in entries:
         say(f"{count} answers", "filling")
         before_bytes = psutil.Process().memory_info().rss
-        policy = Exact(
-            dimension=len(asked[0].vector), kept=kept, fused=settings.query.candidates, rrf_k=settings.query.rrf_k
-        )
+        policy = Exact(dimension=len(asked[0].vector), kept=kept, fused=settings.query.candidates, rrf_k=RRF_K)
         for evidence in passages.evidence(count):
             policy.put(evidence)
         policy.evaluate(_NO_CHANGE, statistics)

@@ -16,11 +16,12 @@ from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypedDict
 
 from bench.installation import BenchmarkFailed, installed
 from bench.single_process import SingleProcessPipeline
 from freshline.figures import spread
+from freshline.installation import settings_from
 from freshline.services import Services, connect_services
 from infra.embedding.factory import open_tokenizer
 from infra.local import Stack
@@ -49,17 +50,43 @@ class Edit:
     line: str
 
 
-async def bench_freshness(stack: Stack, events: Path, *, edits: int, overrides: Mapping[str, str]) -> dict[str, Any]:
+class FreshnessResults(TypedDict):
+    """Results of the benchmark. Times are milliseconds, as spread over the edits or deletes.
+
+    Attributes:
+        documents: documents of the snapshot.
+        edits: measured edits.
+        freshness_ms: from upload to an answer with the new text.
+        single_process_ms: the same in a single process without streams.
+        stream_overhead_ms: difference of both.
+        ratio_to_single_process: median of their ratios.
+        deletes: measured deletes.
+        deleted_ms: from delete to an answer without the document.
+        stages_ms: stage → from upload to the stage.
+    """
+
+    documents: int
+    edits: int
+    freshness_ms: dict[str, float]
+    single_process_ms: dict[str, float]
+    stream_overhead_ms: dict[str, float]
+    ratio_to_single_process: float
+    deletes: int
+    deleted_ms: dict[str, float]
+    stages_ms: dict[str, dict[str, float]]
+
+
+async def bench_freshness(stack: Stack, events: Path, *, edits: int, overrides: Mapping[str, str]) -> FreshnessResults:
     """Load the snapshot of a history, then measure its first suitable edits and the deletes of their documents.
 
     Unsuitable edits are sent without being measured, so that each measured edit has its original size.
 
     Raises:
-        BenchmarkFailed: no answer contained the new text.
+        BenchmarkFailed: the history has too few edits, or no answer contained the new text.
     """
+    splitter = _splitter(settings_from(stack.environment() | {**overrides}))
+    snapshot, planned = _plan(events, splitter, edits)
     async with installed(stack, overrides) as installation, AsyncExitStack() as ending:
-        splitter = _splitter(installation.settings)
-        snapshot, planned = _plan(events, splitter, edits)
         services = await ending.enter_async_context(connect_services(installation.settings))
         single_process = await ending.enter_async_context(SingleProcessPipeline.opened(installation.settings, splitter))
         for event in snapshot:

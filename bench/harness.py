@@ -3,7 +3,7 @@
 import os
 import platform
 import sys
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -34,7 +34,7 @@ Questions = Annotated[
 Model = Annotated[str | None, typer.Option(help=f"Embedding model instead of the default: {', '.join(MODELS)}.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one line of JSON, last on standard output.")]
 Data = Annotated[Path | None, typer.Option(help="Data directory of the local stack.")]
-Figures = dict[str, Any]
+Figures = Mapping[str, object]
 
 
 def overrides(model: str | None) -> dict[str, str]:
@@ -42,7 +42,9 @@ def overrides(model: str | None) -> dict[str, str]:
     return {} if model is None else {"FRESHLINE_EMBEDDING__MODEL": model}
 
 
-def measure(run: Callable[[Stack], Awaitable[Figures | list[Figures]]], data: Path | None, *, as_json: bool) -> None:
+def measure(
+    run: Callable[[Stack], Awaitable[Figures | Sequence[Figures]]], data: Path | None, *, as_json: bool
+) -> None:
     """Run a measurement on the local stack and print its figures. Exits with 1 if it fails."""
     try:
         with stopped_like_ctrl_c(), _running(data) as stack:
@@ -51,11 +53,11 @@ def measure(run: Callable[[Stack], Awaitable[Figures | list[Figures]]], data: Pa
         _err.print(f"error: {error}", markup=False, highlight=False)
         raise typer.Exit(1) from None
     option = 0 if as_json else orjson.OPT_INDENT_2
-    for one in figures if isinstance(figures, list) else [figures]:
-        sys.stdout.write(orjson.dumps(_machine() | one, option=option).decode() + "\n")
+    for one in [figures] if isinstance(figures, Mapping) else figures:
+        sys.stdout.write(orjson.dumps({**_machine(), **one}, option=option).decode() + "\n")
 
 
-async def _awaited(run: Awaitable[Figures | list[Figures]]) -> Figures | list[Figures]:
+async def _awaited(run: Awaitable[Figures | Sequence[Figures]]) -> Figures | Sequence[Figures]:
     return await run
 
 

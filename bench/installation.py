@@ -31,7 +31,7 @@ _POLL_MAX_S: Final = 0.5
 
 
 class BenchmarkFailed(Exception):
-    """The measurement failed. The message says what to check."""
+    """The measurement failed. The message describes what to check."""
 
 
 @dataclass(frozen=True, slots=True)

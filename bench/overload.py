@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypedDict
 
 import psutil
 
@@ -22,6 +22,34 @@ _AFTER_LOAD: Final = 0.5
 _RECOVERED_P99_MS: Final = 1_000.0
 
 
+class OverloadResults(TypedDict):
+    """Results of an overload.
+
+    Attributes:
+        times_capacity: offered load as a multiple of the capacity.
+        capacity_per_s: responses per second at capacity.
+        capacity_p99_ms: 99th percentile of their latency; None without any.
+        goodput_ratio: responses per second during the overload, as a ratio of the capacity.
+        admitted_p99_ms: 99th percentile of the latency of admitted requests; None without any.
+        recovery_s: seconds from which on all requests were answered quickly; None if never.
+        memory_growth_bytes: growth of the resident memory during the overload.
+        overload: load statistics during the overload.
+        after: load statistics after it.
+        generator: load of the generator itself.
+    """
+
+    times_capacity: float
+    capacity_per_s: float
+    capacity_p99_ms: float | None
+    goodput_ratio: float
+    admitted_p99_ms: float | None
+    recovery_s: int | None
+    memory_growth_bytes: int
+    overload: dict[str, Any]
+    after: dict[str, Any]
+    generator: dict[str, float]
+
+
 async def bench_overload(
     setup: BenchmarkSetup,
     questions: Path,
@@ -29,7 +57,7 @@ async def bench_overload(
     times: float,
     seconds: float,
     warm_s: float,
-) -> dict[str, Any]:
+) -> OverloadResults:
     """Measure the capacity for cache misses, then offer a multiple of it.
 
     Args:
@@ -67,7 +95,7 @@ async def overload(
     warm_s: float,
     rss_bytes: Callable[[], int],
     say: Callable[[str, str], None],
-) -> dict[str, Any]:
+) -> OverloadResults:
     """Measure capacity, overload and recovery of a target.
 
     Args:
@@ -84,7 +112,8 @@ async def overload(
     say("capacity", f"{_IN_FLIGHT} in flight")
     peak = LoadStatistics()
     await run_users(target, ask, peak.record, users=_IN_FLIGHT, think_s=0, seconds=seconds / 4)
-    capacity_per_s = peak.figures(seconds / 4)["answers_per_s"]
+    peak_figures = peak.figures(seconds / 4)
+    capacity_per_s = peak_figures["answers_per_s"]
     say("overload", f"{times:g} times {capacity_per_s} per second")
     before_bytes = rss_bytes()
     over = LoadStatistics()
@@ -106,6 +135,7 @@ async def overload(
     return {
         "times_capacity": times,
         "capacity_per_s": capacity_per_s,
+        "capacity_p99_ms": peak_figures["p99_ms"],
         "goodput_ratio": round(over_figures["answers_per_s"] / max(capacity_per_s, 0.1), 3),
         "admitted_p99_ms": over_figures["p99_ms"],
         "recovery_s": _recovery_s(after),

@@ -23,7 +23,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypedDict
 
 import httpx
 import orjson
@@ -48,6 +48,10 @@ _REST_S: Final = 0.005
 _READY_S: Final = 30.0
 _SLOW_S: Final = 0.03
 _SEED: Final = 1
+_REJECTED: Final = 503
+_OVERLOADED: Final = ("queue is at capacity", "no retrieval slot", "is overloaded")
+_UNCACHED: Final = frozenset({"hanging", "down", "evaluators paused"})
+_HITS_WITHIN_S: Final = 60.0
 _ROOM_CODE: Final = re.compile(r"Room (\d+) has the code c(\d+)\.")
 
 Say = Callable[[str, str], None]
@@ -60,6 +64,43 @@ class _RoomEdit:
     searchable_s: float | None = None
 
 
+class StateFigures(TypedDict):
+    """Figures of one state. Latencies are None without responses.
+
+    Attributes:
+        questions: questions that were not rejected.
+        failed: responses other than answers and rejections.
+        first_failure: status and body of the first of them.
+        rejected: rejected because the service was overloaded, as on a machine with busy cores.
+        stale: see module.
+        slo_violations: see module.
+        hits: cache hits.
+        hit_rate: cache hits per answer.
+        hit_ms: latency of cache hits.
+        other_ms: latency of other answers.
+    """
+
+    questions: int
+    failed: int
+    first_failure: str | None
+    rejected: int
+    stale: int
+    slo_violations: int
+    hits: int
+    hit_rate: float
+    hit_ms: dict[str, float] | None
+    other_ms: dict[str, float] | None
+
+
+class RedisStatesResults(TypedDict):
+    """Results of the benchmark, by state."""
+
+    seconds: float
+    questions: int
+    zipf_s: float
+    states: dict[str, StateFigures]
+
+
 @dataclass(slots=True)
 class _StateResults:
     """Results of one state."""
@@ -67,24 +108,39 @@ class _StateResults:
     hit_ms: list[float] = field(default_factory=list)
     other_ms: list[float] = field(default_factory=list)
     failed: int = 0
+    first_failure: str | None = None
+    rejected: int = 0
     stale: int = 0
     slo_violations: int = 0
 
-    def figures(self) -> dict[str, Any]:
-        answered = len(self.hit_ms) + len(self.other_ms)
+    @property
+    def answered(self) -> int:
+        return len(self.hit_ms) + len(self.other_ms)
+
+    def figures(self) -> StateFigures:
         return {
-            "questions": answered + self.failed,
+            "questions": self.answered + self.failed,
             "failed": self.failed,
+            "first_failure": self.first_failure,
+            "rejected": self.rejected,
             "stale": self.stale,
             "slo_violations": self.slo_violations,
-            "hit_rate": round(len(self.hit_ms) / answered, 4) if answered else 0.0,
+            "hits": len(self.hit_ms),
+            "hit_rate": round(len(self.hit_ms) / self.answered, 4) if self.answered else 0.0,
             "hit_ms": _percentiles(self.hit_ms),
             "other_ms": _percentiles(self.other_ms),
         }
 
 
-async def bench_redis_states(stack: Stack, *, seconds: float, say: Say) -> dict[str, Any]:
-    """Figures of each state, each measured for ``seconds``.
+async def bench_redis_states(stack: Stack, *, seconds: float, say: Say, hits: int = 0) -> RedisStatesResults:
+    """Figures of each state.
+
+    Args:
+        stack: a running stack.
+        seconds: each state is measured for at least so long.
+        say: reports progress.
+        hits: where the cache can be used, also until it has served so many hits, but not for more than a minute: how
+            soon it serves any depends on the machine.
 
     Raises:
         BenchmarkFailed: Redis or the installation did not start.
@@ -92,12 +148,13 @@ async def bench_redis_states(stack: Stack, *, seconds: float, say: Say) -> dict[
     async with _Servers.running() as servers:
         environment = {"FRESHLINE_REDIS__URL": servers.url, "FRESHLINE_REDIS__TIMEOUT_S": "0.5"}
         async with installed(stack, environment) as installation, _Traffic.running(installation) as traffic:
-            figures = {}
+            figures: dict[str, StateFigures] = {}
             states = servers.states() | {"evaluators paused": lambda: _paused(installation.pids["worker invalidate"])}
             for name, enter in states.items():
                 async with enter():
                     say(name, f"{seconds:g} s")
-                    figures[name] = (await traffic.measured(seconds)).figures()
+                    least = 0 if name in _UNCACHED else hits
+                    figures[name] = (await traffic.measured(seconds, least)).figures()
             return {"seconds": seconds, "questions": QUESTIONS, "zipf_s": SKEW, "states": figures}
 
 
@@ -261,18 +318,26 @@ class _Traffic:
             finally:
                 await index.close()
 
-    async def measured(self, seconds: float) -> _StateResults:
-        """Edit and ask for ``seconds``."""
+    async def measured(self, seconds: float, hits: int) -> _StateResults:
+        """Edit and ask for ``seconds``, and until there are so many hits."""
         self._results = _StateResults()
         tasks = [asyncio.create_task(self._repeat(self._ask_one)) for _ in range(READERS)]
         tasks.append(asyncio.create_task(self._repeat(self._edit_one)))
-        await asyncio.wait(tasks, timeout=seconds)
+        tasks.append(asyncio.create_task(self._last(seconds, hits)))
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         for task in tasks:
             task.cancel()
         for ended in await asyncio.gather(*tasks, return_exceptions=True):
             if isinstance(ended, Exception):
                 raise ended
         return self._results
+
+    async def _last(self, seconds: float, hits: int) -> None:
+        await asyncio.sleep(seconds)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_HITS_WITHIN_S):
+                while len(self._results.hit_ms) < hits:  # noqa: ASYNC110 - other tasks count
+                    await asyncio.sleep(_REST_S)
 
     async def _repeat(self, once: Callable[[], Awaitable[None]]) -> None:
         while True:
@@ -317,8 +382,11 @@ class _Traffic:
         took_ms = (time.monotonic() - asked_s) * 1_000
         if response.is_success:
             self._evaluate(orjson.loads(response.content), asked_s, took_ms)
+        elif response.status_code == _REJECTED and any(one in response.text for one in _OVERLOADED):
+            self._results.rejected += 1
         else:
             self._results.failed += 1
+            self._results.first_failure = self._results.first_failure or f"{response.status_code}: {response.text}"
         await asyncio.sleep(_REST_S)
 
     def _evaluate(self, answer: dict[str, Any], asked_s: float, took_ms: float) -> None:

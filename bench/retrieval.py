@@ -1,4 +1,4 @@
-"""Retrieval quality on a judged collection (BEIR layout): nDCG@10 of each retriever and of the fusion.
+"""Retrieval quality on a collection with relevance judgements (BEIR layout): nDCG@10 of retrievers and fusion.
 
 Passages are split, embedded, indexed and searched by the product's code. A document is ranked by its best passage.
 """
@@ -25,7 +25,7 @@ from infra.settings import Settings
 from query.retrieval.fusion import fuse
 from schemas.documents import DocumentKey
 from schemas.index import StoredChunk
-from schemas.search import Access, HybridSearch
+from schemas.search import RRF_K, Access, HybridSearch
 from streams.core.chunk_identity import with_ids
 from streams.core.splitting import Splitter, embedding_text
 
@@ -79,7 +79,7 @@ async def _measure(
             vector = await embedder.embed_query(queries[query])
             window = settings.query.candidates
             [candidates] = await index.search([HybridSearch(queries[query], vector, Access(_TENANT), window)])
-            fused = fuse(candidates, k=settings.query.rrf_k)
+            fused = fuse(candidates, k=RRF_K)
             for retriever, keys in (
                 ("bm25", [hit.key for hit in candidates.lexical]),
                 ("vector", [hit.key for hit in candidates.vector]),

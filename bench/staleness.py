@@ -154,7 +154,7 @@ class OracleEvaluator(PolicyEvaluator):
 
 @dataclass(slots=True)
 class SteadyStateCache:
-    """One answer per question, filled again when invalidated, and compared with the ground truth after each change."""
+    """One answer per question, replaced when invalidated, and compared with the ground truth after each change."""
 
     evaluator: PolicyEvaluator
     _entries: dict[str, CachedEntry] = field(default_factory=dict)
@@ -165,7 +165,7 @@ class SteadyStateCache:
     _correct_invalidations: int = 0
     _needed: int = 0
     _recalled: int = 0
-    _refills: int = 0
+    _replacements: int = 0
 
     def fill(self, key: str, snapshot: TruthSnapshot) -> None:
         """Store a new answer."""
@@ -174,7 +174,7 @@ class SteadyStateCache:
         self.evaluator.put(evidence)
 
     def change(self, change: DocumentChange, snapshot: TruthSnapshot) -> None:
-        """Evaluate a change, refill invalidated answers, and compare all answers with ``snapshot``."""
+        """Evaluate a change, replace invalidated answers, and compare all answers with ``snapshot``."""
         newly_stale: set[str] = set()
         for key, cached in self._entries.items():
             before = cached.state
@@ -186,7 +186,7 @@ class SteadyStateCache:
         self._correct_invalidations += sum(self._entries[key].state is EntryState.STALE for key in invalidated)
         self._needed += len(newly_stale)
         self._recalled += len(newly_stale & invalidated)
-        self._refills += len(invalidated)
+        self._replacements += len(invalidated)
         for key in sorted(invalidated):
             self.fill(key, snapshot)
         self._compared += len(self._entries)
@@ -210,7 +210,7 @@ class SteadyStateCache:
             "invalidations_per_needed": self._invalidations / self._needed if self._needed else None,
             "precision": self._correct_invalidations / self._invalidations if self._invalidations else None,
             "recall": self._recalled / self._needed if self._needed else None,
-            "refills": self._refills,
+            "replacements": self._replacements,
             "rechecks": self.evaluator.rechecks,
             "evaluation_ms": {
                 "median": round(statistics.median(evaluated_ms), 3) if evaluated_ms else None,

@@ -245,8 +245,8 @@ class Checker:
     async def _catch_up(self) -> None:
         """Read the streams up to their current ends."""
         consumer = AIOKafkaConsumer(**client_options(self._settings.kafka), enable_auto_commit=False)
-        await consumer.start()
         try:
+            await consumer.start()
             ends: dict[str, dict[TopicPartition, int]] = {}
             for topic in reversed(_ORDER):
                 ends[topic.name] = await consumer.end_offsets(self._partitions(topic))

@@ -77,8 +77,8 @@ class Cluster:
     async def leader(self) -> str:
         """The broker that leads the first partition of the document stream."""
         client = AIOKafkaAdminClient(**client_options(self.settings.kafka))
-        await client.start()
         try:
+            await client.start()
             [found] = await client.describe_topics([self.settings.names.topic(DOCUMENTS.name)])
         finally:
             await client.close()
@@ -157,8 +157,8 @@ class Cluster:
 
     async def _unreplicated(self) -> str:
         client = AIOKafkaAdminClient(**client_options(self.settings.kafka))
-        await client.start()
         try:
+            await client.start()
             found = await client.describe_topics([self.settings.names.topic(topic.name) for topic in TOPICS])
         finally:
             await client.close()

@@ -183,8 +183,8 @@ class ChaosRun:
         start = {TopicPartition(topic, number): 0 for number in range(settings.kafka.partitions)}
         group = settings.names.group(StepName.PREPARE)
         consumer = AIOKafkaConsumer(**client_options(settings.kafka), group_id=group, enable_auto_commit=False)
-        await consumer.start()
         try:
+            await consumer.start()
             consumer.assign(list(start))
             async with asyncio.timeout(_REWIND_S):
                 while True:

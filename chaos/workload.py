@@ -17,8 +17,8 @@ _SUBJECTS: Final = ("Hotels", "Flights", "Leave", "Laptops", "Parental leave", "
 _SENTENCES: Final = (
     "The limit is {} euros, and the lead of the team may raise it once.",
     "Ask {} days before; the calendar shows who is away.",
-    "Form {} goes to the office, which answers within two days.",
-    "Whoever has been here for {} months may use it.",
+    "Send form {} to the office, which answers within two days.",
+    "Staff who have been here for {} months may use it.",
     "It was last reviewed by board {}, which meets each spring.",
 )
 

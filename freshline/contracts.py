@@ -6,6 +6,7 @@ depends on the code alone, not on environment, clock or servers.
 
 import sys
 from collections.abc import Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any, Final, Literal, TypeGuard, cast, get_args, get_origin
 
@@ -262,12 +263,19 @@ def _dead_letter() -> dict[str, Any]:
 def _configuration() -> str:
     lines = [_ABOUT_SETTINGS]
     unsectioned = {name: one for name, one in Settings.model_fields.items() if not _is_section(one.annotation)}
-    lines += ["## General", "", *_table("FRESHLINE_", unsectioned), ""]
+    lines += ["## General", "", *_table("FRESHLINE_", unsectioned, Settings.BASIC), ""]
     for name, one in Settings.model_fields.items():
         section = one.annotation
         if section is not None and _is_section(section):
             about = (section.__doc__ or "").splitlines()[0]
-            lines += [f"## {name}", "", about, "", *_table(f"FRESHLINE_{name.upper()}__", section.model_fields), ""]
+            lines += [
+                f"## {name}",
+                "",
+                about,
+                "",
+                *_table(f"FRESHLINE_{name.upper()}__", section.model_fields, section.BASIC),
+                "",
+            ]
     return "\n".join([*lines, _ABOUT_LOCAL])
 
 
@@ -278,6 +286,8 @@ _ABOUT_SETTINGS: Final = """# Configuration
 Every process reads its settings from the environment when it starts, and exits if one is invalid. `freshline up` and
 `freshline demo` set the addresses of their own servers. To use MSK, OpenSearch Service, ElastiCache and S3, set their
 addresses.
+
+Most installations set some of the *basic* settings only. The defaults of the *advanced* ones suit most installations.
 """
 
 _ABOUT_LOCAL: Final = """## Local stack and tests
@@ -298,12 +308,14 @@ def _is_section(annotation: Any) -> TypeGuard[type[Section]]:
     return isinstance(annotation, type) and issubclass(annotation, Section)
 
 
-def _table(prefix: str, fields: Mapping[str, FieldInfo]) -> Iterator[str]:
-    yield "| variable | default | meaning |"
-    yield "|---|---|---|"
-    for name, one in fields.items():
+def _table(prefix: str, fields: Mapping[str, FieldInfo], basic: AbstractSet[str]) -> Iterator[str]:
+    """Rows of the basic settings, then of the advanced ones."""
+    yield "| variable | default | level | meaning |"
+    yield "|---|---|---|---|"
+    for name, one in sorted(fields.items(), key=lambda field: field[0] not in basic):
         default = "" if one.default is None else f"`{one.default}`"
-        yield f"| `{prefix}{name.upper()}` | {default} | {one.description}{_constraints(one)} |"
+        level = "basic" if name in basic else "advanced"
+        yield f"| `{prefix}{name.upper()}` | {default} | {level} | {one.description}{_constraints(one)} |"
 
 
 def _constraints(one: FieldInfo) -> str:

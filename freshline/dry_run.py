@@ -1,4 +1,4 @@
-"""Rehearsing an edit against a running installation, from its stores."""
+"""Dry run of an edit against the stores of a running installation."""
 
 import time
 from collections.abc import Sequence
@@ -14,7 +14,8 @@ from infra.redis.connect import connect_redis
 from infra.settings import Settings
 from ingest.core.content import choose_content_type
 from schemas.events import Change, DocumentEvent
-from streams.dry_run import DryRun, DryRunResult
+from streams.dry_run import DryRun, DryRunResult, Preparation
+from streams.evaluation import EvaluationContext
 from streams.parsing.sandbox import ParserPool
 from streams.worker import fusion, profile, splitter
 
@@ -31,12 +32,12 @@ async def dry_run(
     """What an upload, or a delete, would do to the cached answers of the default tenant.
 
     Args:
-        settings: of the installation.
-        document_id: of the document; its source too, as ``freshline ingest`` has it.
-        content: of the upload; None deletes.
-        file_name: says of which type the content is.
-        title: of the document.
-        groups: that may see it.
+        settings: settings of the installation.
+        document_id: id of the document, also used as its source, as by ``freshline ingest``.
+        content: content of the upload; None for a delete.
+        file_name: file name, from which the content type is derived.
+        title: title of the document.
+        groups: groups that may see it.
 
     Raises:
         UnsupportedType: of content.
@@ -70,16 +71,12 @@ async def dry_run(
         parsers = ParserPool(settings.parse)
         closing.push_async_callback(parsers.close)
         await parsers.start()
+        terms = OpenSearchTerms(client, settings)
+        slices = RedisAnswerCache(redis, settings.names, settings.answers)
         dry_run = DryRun(
             index=index,
-            searches=index,
-            terms=OpenSearchTerms(client, settings),
-            slices=RedisAnswerCache(redis, settings.names, settings.answers),
-            embedder=embedder,
-            parsers=parsers,
-            splitter=splitter(settings),
-            profile=profile(settings),
-            fusion=fusion(settings),
-            settings=settings.answers,
+            terms=terms,
+            preparation=Preparation(parsers, splitter(settings), profile(settings), embedder),
+            context=EvaluationContext.of(slices, index, terms, fusion=fusion(settings), settings=settings.answers),
         )
         return await dry_run.run(event, content or b"")

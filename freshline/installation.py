@@ -30,7 +30,7 @@ _POLL_S: Final = 0.05
 
 
 class NotRunning(Exception):
-    """No installation was found. The message says how to start one."""
+    """No installation was found. The message describes how to start one."""
 
 
 class Installation(BaseModel):

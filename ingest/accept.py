@@ -219,21 +219,21 @@ class Acceptance:
 
 def _conflict(request: DocumentRequest, manifest: Manifest | None) -> ProblemRaised | None:
     connector = request.connector
-    # A claim may yet be given up: until then, the document is what it was.
-    standing = manifest.completed if manifest is not None else None
-    if connector is None or standing is None:
+    # A claim may still be given up; until it completes, the previous version is current.
+    current = manifest.completed if manifest is not None else None
+    if connector is None or current is None:
         return None
-    owner = other_owner(standing, connector, take_over=request.take_over)
+    owner = other_owner(current, connector, take_over=request.take_over)
     if owner is not None:
         return ProblemRaised(ProblemType.CONFLICT, owner_refusal(request.document_id, owner, connector))
     if (
         request.revision is not None
-        and request.revision <= standing.version
-        and standing.connector not in {None, connector}
+        and request.revision <= current.version
+        and current.connector not in {None, connector}
     ):
         # An older revision of the same source is a replay, and is superseded. This one would never become searchable.
         detail = (
-            f"document {request.document_id!r} has version {standing.version} of another source: revision "
+            f"document {request.document_id!r} has version {current.version} of another source: revision "
             f"{request.revision} would never become searchable. Use a prefix for the ids of this source (--prefix), or "
             "send larger revisions or none"
         )

@@ -2,7 +2,6 @@
 
 import secrets
 import time
-from typing import Final
 
 import structlog
 
@@ -16,7 +15,7 @@ from schemas.events import DocumentEvent
 from schemas.positions import Position
 from schemas.telemetry import ACCEPT_SPAN
 
-_log: Final = structlog.get_logger(__name__)
+_log = structlog.get_logger(__name__)
 
 
 def new_event_id(now_ms: float) -> str:

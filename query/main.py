@@ -20,6 +20,7 @@ from infra.embedding.port import Embedder
 from infra.gc_tuning import tune_gc
 from infra.generation.factory import open_generator
 from infra.generation.port import AnswerWithheld
+from infra.opensearch.client import CONNECTIONS
 from infra.opensearch.index import OpenSearchIndex
 from infra.opensearch.port import IndexUnavailable
 from infra.redis.answers import RedisAnswerCache
@@ -59,7 +60,7 @@ from query.overload.guarded_stores import GuardedGenerator, GuardedIndex
 from query.overload.token_budget import GenerationBudget
 from query.retrieval.retrieve import FusionPolicy, Retrieval
 from query.telemetry.metrics import QueryMetrics
-from schemas.search import Access
+from schemas.search import RRF_K, Access
 
 _WARM_UP: Final = "what is new"
 
@@ -149,7 +150,7 @@ async def build_stores(closing: AsyncExitStack, settings: Settings, metrics: Que
         closing, GuardedGenerator(open_generator(generation), bulkhead=bulkhead, timeout_s=generation.timeout_s)
     )
     opensearch = _closed_by(closing, OpenSearchIndex.open(settings))
-    index_bulkhead = Bulkhead("index", slots=search.connections, metrics=metrics)
+    index_bulkhead = Bulkhead("index", slots=CONNECTIONS, metrics=metrics)
     redis = await closing.enter_async_context(aclosing(connect_redis(settings.redis)))
     return Stores(
         redis=redis,
@@ -192,11 +193,11 @@ def build_read_path(closing: AsyncExitStack, settings: Settings, metrics: QueryM
         index=stores.index,
         embedder=stores.embedder,
         metrics=metrics,
-        policy=FusionPolicy(candidates=query.candidates, kept=query.candidates_kept, rrf_k=query.rrf_k),
+        policy=FusionPolicy(candidates=query.candidates, kept=query.candidates_kept, rrf_k=RRF_K),
         admission=Admission(
             target_ms=query.miss_target_ms,
             queue_ms=query.miss_queue_ms,
-            max_concurrent=settings.opensearch.connections,
+            max_concurrent=CONNECTIONS,
             metrics=metrics,
             is_lagging=lambda: monitor.lags,
         ),
@@ -220,7 +221,7 @@ def build_read_path(closing: AsyncExitStack, settings: Settings, metrics: QueryM
             tokens_per_minute=generation.tenant_tokens_per_minute, tokens_per_answer=generation.max_tokens
         ),
     )
-    fusion = f"rrf {query.rrf_k} of {query.candidates}"
+    fusion = f"rrf {RRF_K} of {query.candidates}"
     maker = AnswerMaker(settings.generation, stores.embedder.model.fingerprint, stores.generator.name, fusion)
     observers = Observers(auditor, refresh)
     answers = _closed_by(

@@ -24,33 +24,33 @@ class AnswerKeys:
 
     @property
     def state(self) -> str:
-        """A hash: what is applied, and the numbers that order everything.
+        """Hash with the applied positions and all sequence numbers of the slice.
 
-        ``positions``: the last offset applied of each partition; ``whole``: none is missing; ``epoch``: of the last
-        change; ``judged``: of the last change that answers were judged by; ``floor``: answers of earlier epochs do not
-        count; ``fills``: number of the last answer stored; ``told``: number of the last announcement. One key on
-        purpose: Redis can lose all of it, never a part of it.
+        ``positions``: last applied offset of each partition; ``whole``: no position is missing; ``epoch``: number of
+        the last change; ``judged``: epoch up to which answers are evaluated; ``floor``: answers of earlier epochs are
+        invalid; ``fills``: number of the last stored answer; ``told``: number of the last invalidation message. It is
+        a single key so that Redis can lose all of it, but never a part.
         """
         return f"{self.slice_key}:state"
 
     @property
     def changes(self) -> str:
-        """A stream of the latest changes; the id is the epoch. Each names the epoch before it, so that gaps show."""
+        """Stream of the latest changes by epoch. Each contains the preceding epoch, so that gaps are detected."""
         return f"{self.slice_key}:changes"
 
     @property
     def fills(self) -> str:
-        """A stream of the answers that are there; the id is the number of the fill."""
+        """Stream of the stored answers by fill number."""
         return f"{self.slice_key}:fills"
 
     @property
     def drops(self) -> str:
-        """A stream of the latest drops: ``keys`` of the answers, or ``*``, and ``why``."""
+        """Stream of the latest evictions: ``keys`` of the answers, or ``*``, and the reason in ``why``."""
         return f"{self.slice_key}:drops"
 
     @property
     def answers(self) -> str:
-        """What the keys of all answers begin with."""
+        """Prefix of the keys of all answers."""
         return f"{self.slice_key}:answer:"
 
     def answer(self, key: str) -> str:

@@ -34,7 +34,7 @@ def find_charset(label: str) -> Charset | None:
     """The charset that a label names, in any case; ``None`` if there is none.
 
     The WHATWG Encoding Standard decides first, as in browsers: ``iso-8859-1`` is windows-1252 and ``gb2312`` is GBK,
-    since that is what senders write. Other IANA names are those that Python knows. ``us-ascii`` stays what it is.
+    since that is what senders write. Other IANA names are those of Python. ``us-ascii`` is not widened.
     """
     try:
         found = codecs.lookup(label.strip())

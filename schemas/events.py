@@ -73,7 +73,7 @@ class DocumentEvent(Message):
     )
 
     @model_validator(mode="after")
-    def _content_goes_with_upsert(self) -> Self:
+    def _require_content_of_upsert(self) -> Self:
         if (self.change is Change.UPSERTED) != (self.content is not None):
             raise ValueError("an upserted event carries content, a deleted one does not")
         return self

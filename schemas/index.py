@@ -1,4 +1,4 @@
-"""What is stored in the index: passages, manifests, vectors, and how their indices are laid out."""
+"""Documents of the index: passages and manifests, and constants of their layout."""
 
 from collections.abc import Mapping
 from typing import Final
@@ -11,51 +11,50 @@ from schemas.models import Message
 from schemas.positions import PositionText
 
 PUBLIC_GROUP: Final = ",everyone"
-"""Stored for a document without groups, so that one ``terms`` filter covers both kinds.
+"""Stored for a document without groups, so that a single ``terms`` filter covers all documents.
 
-Its comma keeps it apart: no ``GroupName`` has one, so no document and no credential can name this group.
+It contains a comma, which no ``GroupName`` may contain, so neither a document nor a credential can name this group.
 """
 
 LAYOUT: Final = 2
-"""Of the chunk index, and kept in its mapping: changes whenever stored passages would be read or found otherwise."""
+"""Layout version of the chunk index, stored in its mapping. It changes with the format or analysis of passages."""
 
 LONGEST_KEYWORD: Final = 8_000
-"""UTF-16 units of a value that filters can match; the index drops longer ones. Above every limit of the attributes."""
+"""Maximum length of a filterable value, in UTF-16 units. It exceeds every attribute limit."""
 
 
 MANIFESTS_REFRESH_S: Final = 0.2
-"""What is stored of a change is found in positions so much later, at most: it says when cached answers are too old."""
+"""Refresh interval of the manifest index: positions read from it lag by at most this time."""
 
 MANIFESTS_REFRESH: Final = f"{MANIFESTS_REFRESH_S * 1_000:.0f}ms"
-"""The same, as an index is told."""
-
+"""``MANIFESTS_REFRESH_S`` as an index setting."""
 
 FENCES_PER_VERSION: Final = 128
-"""Distance of the lowest fencing tokens of two versions: external versions have 63 bits, document versions 53."""
+"""Distance between the lowest fencing tokens of consecutive versions. External versions have 63 bits, versions 53."""
 
 COPY_MARK: Final = "~"
-"""In ids of passages: behind it stands which copy of the passage it is."""
+"""Separates the id of a passage from the number of its copy."""
 
 NEVER_COMPLETED: Final = -1
-"""Version of a manifest of which no version has completed yet."""
+"""Version in the manifest of a document without a completed version."""
 
 MAX_GONE: Final = 20_000
-"""Ids of passages that failed versions had written: so many are remembered at most, besides those of the last one."""
+"""Maximum number of passage ids of failed versions in a manifest, besides those of the last one."""
 
 MAX_FAILED_VERSIONS: Final = 32
-"""Failed versions that a manifest remembers; beyond it, the first are forgotten, and tried again if they come again."""
+"""Maximum number of failed versions in a manifest. Earlier ones are processed again if redelivered."""
 
 
 def original_id(chunk_id: str) -> str:
-    """Id of the passage that this is, or is a copy of: it follows from all stored content."""
+    """Id of the passage without its copy number: a hash of all stored content."""
     return chunk_id.partition(COPY_MARK)[0]
 
 
 class StoredChunk(Message):
-    """One searchable passage. Its id is a hash of all content that is stored under it.
+    """A searchable passage. Its id is a hash of all stored content.
 
-    ``version``, ``position``, ``start`` and ``end`` are provenance: they tell of the write, and stay as they are while
-    later versions leave the passage alone.
+    ``version``, ``position``, ``start`` and ``end`` describe the write, and do not change while later versions keep the
+    passage.
     """
 
     chunk_id: str
@@ -68,7 +67,7 @@ class StoredChunk(Message):
     title: str | None = None
     source: str | None = None
     heading_path: tuple[str, ...] = ()
-    start: int = Field(description="Place in the parsed text of ``version``.")
+    start: int = Field(description="Offset in the parsed text of ``version``, in characters.")
     end: int
     groups: Groups = ()
     metadata: IndexedMetadata = Field(default_factory=dict)
@@ -80,37 +79,37 @@ class StoredChunk(Message):
 
 
 class FailedVersion(Message):
-    """A version that was given up. It changed nothing, and is given up again whenever its event comes again."""
+    """A version that was given up. It changed nothing. If its event is redelivered, it has the same outcome."""
 
     version: int
     position: PositionText
     kind: str = Field(description="Kind of the dead letter.")
     reason: str
     removed: tuple[str, ...] = Field(
-        default=(), description="Ids of passages that its tries had written: a search may have found them meanwhile."
+        default=(), description="Ids of passages that its attempts wrote and that searches may have returned."
     )
 
 
 class Manifest(Message):
-    """What is, or is being made, searchable of one document; the arbiter between writers.
+    """State of a document in the index. Conditional writes of it decide between concurrent writers.
 
-    It is in one of three states:
+    States:
 
     - *complete*: exactly ``chunks`` are searchable, as ``version`` wrote them.
-    - *claim* (``complete`` false): a writer makes ``version`` searchable in place of ``previous``. Nothing is
-      superseded by a claim. Whoever finds one takes it over and settles it: it is rolled back to ``previous``, or,
-      where the removals have begun and so all its passages are there, rolled forward.
-    - *closed*: as complete, of the version before; ``failed`` has the versions that were given up since.
+    - *claim* (``complete`` false): a writer makes ``version`` searchable in place of ``previous``. A claim supersedes
+      nothing. A worker that finds the claim of another one takes it over and recovers it: it rolls the claim back to
+      ``previous``, or forward if removals have begun, because all passages of the claim exist by then.
+    - *closed*: complete, with the previous version; ``failed`` lists the versions that were given up since.
 
-    Each write replaces exactly the manifest that it was made from. A writer whose claim is refused knew of an older
+    Each write replaces exactly the manifest that it is based on. A writer whose claim is rejected has read an older
     state and must not write passages.
 
-    A delete leaves it as tombstone: that is what keeps an old event from resurrecting the document, however late (I2).
+    A delete leaves the manifest as a tombstone, so that no late event can resurrect the document (I2).
     """
 
     tenant: str
     document_id: str
-    version: int = Field(description="Of the content, or of the claim; -1 where no version has completed.")
+    version: int = Field(description="Version of the content, or of the claim; -1 if no version has completed.")
     complete: bool
     state: LifeState
     position: PositionText
@@ -118,31 +117,32 @@ class Manifest(Message):
     title: str | None = None
     source: str | None = None
     groups: Groups = ()
-    metadata: Metadata = Field(default_factory=dict, description="The sender's.")
+    metadata: Metadata = Field(default_factory=dict, description="Metadata that the sender set.")
     content_metadata: IndexedMetadata = Field(
-        default_factory=dict, description="What the content says of itself, under other names than the sender's."
+        default_factory=dict, description="Metadata from the content, without names that the sender set."
     )
     content: BlobRef | None = None
     content_type: str | None = None
     connector: str | None = Field(default=None, description="Owner: name of the connector that sent this version.")
     chunks: tuple[str, ...] = Field(default=(), description="Ids of all passages of this version, in order.")
-    added: tuple[str, ...] = Field(default=(), description="Those that this version wrote.")
-    removed: tuple[str, ...] = Field(default=(), description="Ids of earlier passages that this version took away.")
+    added: tuple[str, ...] = Field(default=(), description="Ids of passages that this version wrote.")
+    removed: tuple[str, ...] = Field(default=(), description="Ids of earlier passages that this version removed.")
     gone: tuple[str, ...] = Field(
         default=(),
         description="Ids of removed passages that no index change may have named yet: removed when claims were "
-        "settled, or by a version whose index change was not produced. The next index change names them.",
+        "recovered, or by a version whose index change was not produced. The next index change names them.",
     )
     previous: "Manifest | None" = Field(
-        default=None, description="Of a claim: the manifest of the version that serves until this one is complete."
+        default=None,
+        description="In a claim: the manifest that it replaces, whose version stays searchable until then.",
     )
     failed: tuple[FailedVersion, ...] = Field(
-        default=(), description="Versions above this one that were given up, in the order in which they were."
+        default=(), description="Higher versions that were given up, in the order of giving up."
     )
     fence: int | None = Field(
-        default=None, description="Fencing token: the index refuses writes of passages under a lower one."
+        default=None, description="Fencing token: the index rejects writes of passages with a lower one."
     )
-    writer: str | None = Field(default=None, description="Of a claim: the worker that made it.")
+    writer: str | None = Field(default=None, description="In a claim: the worker that wrote it.")
     updated_ms: float
 
     @property
@@ -152,8 +152,8 @@ class Manifest(Message):
 
     @property
     def write_version(self) -> int:
-        """What OpenSearch orders the writes of passages by: the fencing token; it only grows."""
-        # Manifests of earlier releases have none; the external versions that those used are below this.
+        """Fencing token, the external version of passage writes in OpenSearch. It never decreases."""
+        # Manifests of earlier releases have no token; their external versions are lower than this.
         return self.fence if self.fence is not None else FENCES_PER_VERSION * (self.version + 1) - 1
 
     @property
@@ -163,19 +163,19 @@ class Manifest(Message):
 
     @property
     def completed(self) -> "Manifest | None":
-        """The version that has completed last: this one, or the one that a claim is to replace."""
+        """Manifest of the last completed version: this one, or the one that a claim replaces."""
         return self if self.complete else self.previous
 
     @property
     def listed(self) -> "Manifest":
-        """What a list of documents tells: a claim may be given up, but where nothing was before it is all there is."""
+        """Manifest in a listing of documents: the completed one, or the claim of a new document."""
         return self.completed or self
 
 
 def metadata_terms(metadata: Mapping[str, object]) -> list[str]:
     """Metadata as exact-match terms, one for each value.
 
-    They share one keyword field, however many names there are, so mappings never grow.
+    All names share one keyword field, so that mappings do not grow.
     """
     return [
         metadata_term(name, one)

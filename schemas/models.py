@@ -1,10 +1,10 @@
-"""The two base models: how strict a message is depends on who speaks it."""
+"""Base models. Requests are validated strictly; messages between our own processes accept added fields."""
 
 from pydantic import BaseModel, ConfigDict
 
 
 class Request(BaseModel):
-    """What a person or program sends us: an unknown field is a mistake worth telling."""
+    """Input from a client. An unknown field is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,9 @@ from schemas.index import StoredChunk, metadata_term, metadata_terms, metadata_t
 
 Vector = NDArray[np.float32]
 """Shape ``(dimension,)``, unit length, so that a dot product is the cosine."""
+
+RRF_K: Final = 60
+"""Rank constant of reciprocal rank fusion."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -77,8 +77,10 @@ class ChangeLoader:
 
     async def _read(self, tenant: str, encoded: _EncodedChanges) -> _Loaded:
         change = await self._load_change(tenant, decode_changes(encoded))
-        added = {term for passage in change.added for term in passage.terms.frequencies}
-        return change, await self._term_cache.statistics(sorted(added & self.vocabulary))
+        # Removals change document frequencies too, as soon as the index has merged its segments.
+        terms = self._term_cache.cached_terms(change.removed)
+        terms = terms.union(*(passage.terms.frequencies for passage in change.added))
+        return change, await self._term_cache.statistics(sorted(terms & self.vocabulary))
 
     async def _load_change(self, tenant: str, change_log: ChangeLog) -> Change:
         added = await self._passages(tenant, change_log.added)

@@ -18,14 +18,12 @@ from infra.blobs.memory import MemoryBlobStore
 from infra.embedding.port import Embedder
 from infra.kafka.codec import decode
 from infra.opensearch.codec import lexical_text
-from infra.opensearch.port import DocumentIndex, SearchIndex, TermIndex
+from infra.opensearch.port import DocumentIndex, TermIndex
 from infra.redis.entry import Entry
 from infra.redis.port import AnswerSlices, Appended, Dropped, Pending, StoredEntry
-from infra.settings import AnswerSettings
 from schemas.documents import MetadataValue
 from schemas.events import Change as ChangeKind
 from schemas.events import ChunkPlan, DocumentEvent
-from streams.change_loader import ChangeLoader
 from streams.core.chunk_identity import stored_chunks
 from streams.core.document_change import Write, decide, rebuilt_manifest
 from streams.core.invalidation.entrants import entrant
@@ -33,7 +31,7 @@ from streams.core.invalidation.evidence import Change, Evidence, Passage, Statis
 from streams.core.outcomes import DeadLetter
 from streams.core.planned_chunks import load_chunks
 from streams.core.splitting import Splitter, embedding_text
-from streams.evaluation import FusionParameters, SliceEvaluator, TooMuchChanged
+from streams.evaluation import EvaluationContext, SliceEvaluator, TooMuchChanged
 from streams.parsing.sandbox import ParserPool
 from streams.progress import NoProgress
 from streams.runner import Task
@@ -107,45 +105,44 @@ class DryRunResult:
     affected: tuple[AffectedAnswer, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Preparation:
+    """How workers turn contents into embedded passages.
+
+    Attributes:
+        parsers: parser pool, started.
+        splitter: splitter of the workers.
+        profile: profile of the workers.
+        embedder: embedding model of the index.
+    """
+
+    parsers: ParserPool
+    splitter: Splitter
+    profile: str
+    embedder: Embedder
+
+
 class DryRun:
     """Evaluates edits without applying them.
 
     Args:
         index: index of the documents.
-        searches: the same index, for repeated searches.
         terms: analyser and term statistics of the index.
-        slices: cached answers.
-        embedder: embedding model of the index.
-        parsers: parser pool, started.
-        splitter: splitter of the workers.
-        profile: profile of the workers.
-        fusion: parameters of retrieval and fusion.
-        settings: settings of cached answers.
+        preparation: how workers prepare documents.
+        context: cached answers and their evaluation. Nothing is written.
     """
 
     def __init__(
-        self,
-        *,
-        index: DocumentIndex,
-        searches: SearchIndex,
-        terms: TermIndex,
-        slices: AnswerSlices,
-        embedder: Embedder,
-        parsers: ParserPool,
-        splitter: Splitter,
-        profile: str,
-        fusion: FusionParameters,
-        settings: AnswerSettings,
+        self, *, index: DocumentIndex, terms: TermIndex, preparation: Preparation, context: EvaluationContext
     ) -> None:
         self._index = index
-        self._searches = searches
         self._terms = terms
-        self._slices = slices
-        self._embedder = embedder
+        self._embedder = preparation.embedder
+        self._context = replace(context, slices=_ReadOnlySlices(context.slices))
         self._blobs = MemoryBlobStore()
-        self._prepare = Prepare(self._blobs, parsers, splitter, profile, NoProgress())
-        self._fusion = fusion
-        self._settings = settings
+        self._prepare = Prepare(
+            self._blobs, preparation.parsers, preparation.splitter, preparation.profile, NoProgress()
+        )
 
     async def run(self, event: DocumentEvent, content: bytes) -> DryRunResult:
         """Evaluate an event as the newest version of its document.
@@ -185,7 +182,7 @@ class DryRun:
         added = tuple(Passage(*one) for one in zip(new, vectors, counts, strict=True))
         change = Change(frozenset(write.remove), added)
         answers, affected = 0, []
-        for number in range(self._slices.count):
+        for number in range(self._context.slices.count):
             evaluated, found = await self._evaluate_slice(event.tenant, number, change)
             answers += evaluated
             affected += found
@@ -207,37 +204,27 @@ class DryRun:
         return decode(ChunkPlan, record.value, record.headers)
 
     async def _evaluate_slice(self, tenant: str, number: int, change: Change) -> tuple[int, list[AffectedAnswer]]:
-        term_cache = TermCache(self._terms)
-        evaluator = SliceEvaluator(
-            tenant,
-            number,
-            slices=_ReadOnlySlices(self._slices),
-            index=self._searches,
-            loader=ChangeLoader(self._terms, term_cache, max_passages=self._settings.judged_passages),
-            term_cache=term_cache,
-            fusion=self._fusion,
-            settings=self._settings,
-            evicts=False,
-        )
+        term_cache, settings = self._context.term_cache, self._context.settings
+        evaluator = SliceEvaluator(self._context, tenant, number, evicts=False)
         try:
             await evaluator.catch_up()
         except TooMuchChanged as error:
             raise DryRunUnavailable(f"{error}, and the answers are about to be dropped: try again") from error
         keys = evaluator.keys
-        if len(change.removed) + len(change.added) > self._settings.judged_passages:
+        if len(change.removed) + len(change.added) > settings.evaluated_passages:
             reasons: dict[str, Reason | None] = dict.fromkeys(keys, "not_evaluated")
         else:
             added = {term for passage in change.added for term in passage.terms.frequencies}
             statistics = await self._statistics(term_cache, added & evaluator.vocabulary, change)
             verdict = await asyncio.to_thread(evaluator.evaluate, change, statistics)
             recheck = verdict.recheck - verdict.drop
-            undecided: Reason = "uncertain" if len(recheck) <= self._settings.rechecks else "not_evaluated"
+            undecided: Reason = "uncertain" if len(recheck) <= settings.rechecks else "not_evaluated"
             reasons = dict.fromkeys(recheck, undecided) | dict.fromkeys(verdict.drop)
         affected: list[AffectedAnswer] = []
         reported = list(reasons)
         for start in range(0, len(reported), _ENTRIES_PER_PAGE):
             page = reported[start : start + _ENTRIES_PER_PAGE]
-            stored = await self._slices.entries(tenant, number, page)
+            stored = await self._context.slices.entries(tenant, number, page)
             # Entries that are missing have expired in the meantime.
             entries = {key: Entry.decode(one.entry) for key, one in zip(page, stored, strict=True) if one is not None}
             evidence, _ = await evaluator.evidence(entries)
@@ -263,7 +250,7 @@ class DryRun:
         gone = change.removed.union(passage.chunk.chunk_id for passage in change.added)
         if any(chunk_id in gone for chunk_id, _ in entry.sources):
             return replace(answer, reason="source_changed")
-        new = entrant(evidence, change, statistics, fused=self._fusion.fused, rrf_k=self._fusion.rrf_k)
+        new = entrant(evidence, change, statistics, fused=self._context.fusion.fused, rrf_k=self._context.fusion.rrf_k)
         if new is None:
             return answer
         text = " ".join(new.passage.chunk.text.split())[:SNIPPET_CHARS]

@@ -11,17 +11,16 @@ slice are dropped.
 
 import asyncio
 import time
-from collections import defaultdict
 from collections.abc import Iterable, KeysView, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, Self
 
 import orjson
 import structlog
 
 from infra.opensearch.port import IndexUnavailable, SearchIndex, TermIndex
 from infra.redis.entry import Entry, UnreadableEntry
-from infra.redis.port import AnswerSlices, CacheUnavailable, Pending
+from infra.redis.port import AnswerSlices, Pending
 from infra.settings import AnswerSettings
 from schemas.search import Candidates
 from streams.change_loader import ChangeLoader
@@ -29,15 +28,6 @@ from streams.core.invalidation.change_log import decode_changes
 from streams.core.invalidation.evidence import Change, Evaluation, Evidence, Statistics
 from streams.core.invalidation.exact import Exact
 from streams.term_cache import TermCache
-
-LOAD_INTERVAL_S: Final = 0.1
-"""Interval at which an evaluator loads new answers between changes. Most answers are then loaded before the next
-change."""
-
-QUIET_LOAD_INTERVAL_S: Final = 2.0
-"""The same for a slice without activity for ``QUIET_AFTER_S``."""
-
-QUIET_AFTER_S: Final = 10.0
 
 _UNKNOWN: Final = 0
 _EVENTS_LOGGED: Final = 20
@@ -69,6 +59,42 @@ class FusionParameters:
         return Exact(dimension=self.dimension, kept=self.kept, fused=self.fused, rrf_k=self.rrf_k)
 
 
+@dataclass(frozen=True, slots=True)
+class EvaluationContext:
+    """What the evaluators of all slices share.
+
+    Attributes:
+        slices: store of the answers.
+        index: index of the documents, for repeated searches.
+        loader: loads changes.
+        term_cache: terms of passages and questions.
+        fusion: parameters of retrieval and fusion.
+        settings: limits of evaluations.
+    """
+
+    slices: AnswerSlices
+    index: SearchIndex
+    loader: ChangeLoader
+    term_cache: TermCache
+    fusion: FusionParameters
+    settings: AnswerSettings
+
+    @classmethod
+    def of(
+        cls,
+        slices: AnswerSlices,
+        index: SearchIndex,
+        terms: TermIndex,
+        *,
+        fusion: FusionParameters,
+        settings: AnswerSettings,
+    ) -> Self:
+        """A context with an empty term cache."""
+        term_cache = TermCache(terms)
+        loader = ChangeLoader(terms, term_cache, max_passages=settings.evaluated_passages)
+        return cls(slices, index, loader, term_cache, fusion, settings)
+
+
 class TooMuchChanged(Exception):
     """More passages have changed than are evaluated; the message contains the number."""
 
@@ -77,38 +103,21 @@ class SliceEvaluator:
     """Holds the evidence of one slice's answers and evaluates them.
 
     Args:
+        context: what it shares with other evaluators.
         tenant: owner of the answers.
         number: number of the slice.
-        slices: store of the answers.
-        index: index of the documents, for repeated searches.
-        loader: loads changes.
-        term_cache: terms of passages and questions.
-        fusion: parameters of retrieval and fusion.
-        settings: limits of evaluations.
         evicts: drop answers that cannot be evaluated. False for a dry run, which raises instead.
     """
 
-    def __init__(
-        self,
-        tenant: str,
-        number: int,
-        *,
-        slices: AnswerSlices,
-        index: SearchIndex,
-        loader: ChangeLoader,
-        term_cache: TermCache,
-        fusion: FusionParameters,
-        settings: AnswerSettings,
-        evicts: bool = True,
-    ) -> None:
+    def __init__(self, context: EvaluationContext, tenant: str, number: int, *, evicts: bool = True) -> None:
         self._tenant = tenant
         self._number = number
-        self._slices = slices
-        self._index = index
-        self._loader = loader
-        self._term_cache = term_cache
-        self._fusion = fusion
-        self._settings = settings
+        self._slices = context.slices
+        self._index = context.index
+        self._loader = context.loader
+        self._term_cache = context.term_cache
+        self._fusion = context.fusion
+        self._settings = context.settings
         self._evicts = evicts
         self._lock = asyncio.Lock()
         self.active_s = time.monotonic()
@@ -179,7 +188,7 @@ class SliceEvaluator:
         self._term_cache.forget(change_log.added)  # also if there are too many of them to be loaded
         if pending.changes or pending.fills:
             self.active_s = time.monotonic()
-        if len(change_log) > self._settings.judged_passages:
+        if len(change_log) > self._settings.evaluated_passages:
             self._reset()
             await self._drop_all(f"{len(change_log)} passages changed at once")
             return True
@@ -334,7 +343,7 @@ class SliceEvaluator:
             if one is not None and one.fill == self._fills[key]:
                 entries[key] = Entry.decode(one.entry)
             else:
-                self._discard(key)  # expired, or refilled and loaded in the next round
+                self._discard(key)  # expired, or replaced and loaded in the next round
         found = await self._index.search([entry.search for entry in entries.values()])
         fresh = {
             key: _with_candidates(entry, candidates)
@@ -380,76 +389,3 @@ def _with_candidates(entry: Entry, candidates: Candidates) -> Entry:
         filled_ms=entry.filled_ms,
         positions=entry.positions,
     )
-
-
-class SliceEvaluators:
-    """The evaluators of this worker: one for each slice that received a change."""
-
-    def __init__(
-        self,
-        slices: AnswerSlices,
-        index: SearchIndex,
-        terms: TermIndex,
-        *,
-        fusion: FusionParameters,
-        settings: AnswerSettings,
-    ) -> None:
-        self._slices = slices
-        self._index = index
-        self._term_cache = TermCache(terms)
-        self._loader = ChangeLoader(terms, self._term_cache, max_passages=settings.judged_passages)
-        self._fusion = fusion
-        self._settings = settings
-        self._evaluators: dict[tuple[str, int], SliceEvaluator] = {}
-
-    def prefetch(self, tenant: str, encoded: bytes) -> None:
-        """Start to load a change while it is appended to the slices."""
-        if any(name == tenant for name, _ in self._evaluators):
-            self._loader.prefetch(tenant, (encoded,))
-
-    async def catch_up(self, tenant: str, number: int) -> None:
-        """Evaluate a slice up to its latest change; errors as for ``SliceEvaluator.catch_up``."""
-        evaluator = self._evaluators.get((tenant, number))
-        if evaluator is None:
-            evaluator = self._evaluators[tenant, number] = SliceEvaluator(
-                tenant,
-                number,
-                slices=self._slices,
-                index=self._index,
-                loader=self._loader,
-                term_cache=self._term_cache,
-                fusion=self._fusion,
-                settings=self._settings,
-            )
-        await evaluator.catch_up()
-
-    async def follow(self) -> None:
-        """Load new answers until cancelled, so that the next change finds little to load."""
-        loaded_s: dict[tuple[str, int], float] = {}
-        while True:
-            await asyncio.sleep(LOAD_INTERVAL_S)
-            now_s = time.monotonic()
-            due: dict[str, list[SliceEvaluator]] = defaultdict(list)
-            for slice_id, evaluator in self._evaluators.items():
-                if (
-                    now_s - evaluator.active_s <= QUIET_AFTER_S
-                    or now_s - loaded_s.get(slice_id, 0.0) >= QUIET_LOAD_INTERVAL_S
-                ):
-                    loaded_s[slice_id] = now_s
-                    due[slice_id[0]].append(evaluator)
-            for tenant, evaluators in due.items():
-                # Concurrently, so that their requests to Redis and the index are batched.
-                results = await asyncio.gather(
-                    *(evaluator.catch_up() for evaluator in evaluators), return_exceptions=True
-                )
-                for error in filter(None, results):
-                    if isinstance(error, CacheUnavailable):
-                        _log.warning("evaluator_waiting_for_redis", tenant=tenant, reason=str(error))
-                    else:
-                        # No caller awaits this round, so the error is only logged. The next change meets the same
-                        # cause.
-                        _log.error("evaluation_failed", tenant=tenant, exc_info=error)
-
-    async def close(self) -> None:
-        """Cancel pending reads."""
-        await self._loader.close()

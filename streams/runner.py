@@ -101,7 +101,7 @@ class DeadLetterRateLimit:
     def __init__(self, step: StepName, settings: StreamSettings) -> None:
         self._step = step
         self._recent: deque[bool] = deque(maxlen=settings.dead_letter_window)
-        self._limit = settings.dead_letter_share * settings.dead_letter_window
+        self._limit = settings.dead_letter_rate * settings.dead_letter_window
 
     def count(self, outcomes: Sequence[Outcome]) -> None:
         """Count outcomes.
@@ -119,7 +119,7 @@ class DeadLetterRateLimit:
                     f"{self._step} would give up {sum(self._recent)} of the last {len(self._recent)} records, the last "
                     f"one as {outcome.kind!r} ({outcome.reason}). It stopped before that record, and nothing is "
                     "lost: check the last deployment, then `freshline dead-letters list`. "
-                    "FRESHLINE_STREAMS__DEAD_LETTER_SHARE sets the limit; 1 switches it off"
+                    "FRESHLINE_STREAMS__DEAD_LETTER_RATE sets the limit; 1 switches it off"
                 )
 
 

@@ -54,6 +54,11 @@ class TermCache:
         _mark_used(self._passages, found)
         return found
 
+    def cached_terms(self, chunk_ids: Iterable[str]) -> frozenset[str]:
+        """Distinct terms of those passages whose terms are cached, whether or not they still exist."""
+        cached = (self._passages[chunk_id] for chunk_id in chunk_ids if chunk_id in self._passages)
+        return frozenset(term for counts in cached for term in counts.frequencies)
+
     def forget(self, chunk_ids: Iterable[str]) -> None:
         """Discard the terms of passages that were written, possibly under ids that existed before."""
         for chunk_id in chunk_ids:

@@ -20,6 +20,9 @@ _log = structlog.get_logger(__name__)
 LAG_EVERY_S: Final = 15.0
 """Each measurement queries the brokers, so it is not more frequent than the metrics are scraped."""
 
+STALL_S: Final = 60.0
+"""Time without progress after which a worker with pending records is stopped."""
+
 _CHECKS_PER_STALL: Final = 6
 
 
@@ -46,9 +49,7 @@ async def watch(settings: Settings, watched: Sequence[WatchedStep]) -> None:
     """
     progress = {step.name: (step.runner.finished_count, time.monotonic()) for step in watched}
     while True:
-        done, _ = await asyncio.wait(
-            [step.running for step in watched], timeout=settings.streams.stall_s / _CHECKS_PER_STALL
-        )
+        done, _ = await asyncio.wait([step.running for step in watched], timeout=STALL_S / _CHECKS_PER_STALL)
         for task in done:
             if isinstance(error := task.exception(), TooManyDeadLetters):
                 raise error
@@ -59,13 +60,12 @@ async def watch(settings: Settings, watched: Sequence[WatchedStep]) -> None:
             count, since_s = progress[step.name]
             if step.runner.finished_count != count or step.runner.waiting_for is not None:
                 progress[step.name] = (step.runner.finished_count, time.monotonic())
-            elif time.monotonic() - since_s > settings.streams.stall_s:
+            elif time.monotonic() - since_s > STALL_S:
                 progress[step.name] = (count, time.monotonic())
                 lag = await _lag(settings, step)
                 if lag:
-                    stall_s = settings.streams.stall_s
                     raise WorkerStalled(
-                        f"{step.name} has finished nothing for {stall_s:.0f} s; {lag} records are pending"
+                        f"{step.name} has finished nothing for {STALL_S:.0f} s; {lag} records are pending"
                     )
 
 

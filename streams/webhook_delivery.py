@@ -109,7 +109,7 @@ class WebhookDelivery:
                 failure.reason,
                 now_ms=now_ms,
                 pause_ms=pause_ms,
-                give_up_ms=1_000 * settings.give_up_s,
+                give_up_ms=1_000 * settings.disable_after_s,
                 is_gone=failure.is_gone,
             )
 

@@ -68,7 +68,7 @@ class WebhookRetries:
             webhook = webhooks.get(webhook_id)
             if webhook is None:  # removed while messages were waiting for it
                 await store.remove(webhook_id)
-            elif webhook.failures and webhook.disabled_ms is None and count > self._delivery.settings.max_waiting:
+            elif webhook.failures and webhook.disabled_ms is None and count > self._delivery.settings.max_pending:
                 await self._disable(webhook, f"{count} messages were waiting")
             elif webhook_id not in self._retries and webhook_health.is_due(webhook, now_ms=now_ms):
                 retry = asyncio.create_task(self._retry(webhook_id), name=f"webhook-{webhook_id}")

@@ -26,15 +26,17 @@ from infra.telemetry.logging import configure_logging
 from infra.telemetry.tracing import open_tracing
 from infra.web.server import wait_for_shutdown
 from infra.webhooks.sender import HttpSender
+from schemas.search import RRF_K
 from streams.core.invalidation.compiling import compile_loops
 from streams.core.splitting import SPLITTER_VERSION, Splitter
-from streams.evaluation import FusionParameters, SliceEvaluators
+from streams.evaluation import FusionParameters
 from streams.faust_app import FaustWorker
 from streams.metrics import WorkerMetrics
 from streams.parsing.parse import PARSER_VERSION
 from streams.parsing.sandbox import ParserPool
 from streams.progress import EventStateProgress
 from streams.runner import Runner, Step
+from streams.slice_evaluators import SliceEvaluators
 from streams.steps.index import Index
 from streams.steps.invalidate import Invalidate
 from streams.steps.notify import Notify
@@ -191,7 +193,7 @@ def fusion(settings: Settings) -> FusionParameters:
     """Parameters of retrieval and fusion that the query service uses."""
     query = settings.query
     return FusionParameters(
-        settings.embedding.dimension, max(query.candidates_kept, query.candidates), query.candidates, query.rrf_k
+        settings.embedding.dimension, max(query.candidates_kept, query.candidates), query.candidates, RRF_K
     )
 
 

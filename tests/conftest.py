@@ -7,24 +7,58 @@ import signal
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
+import fastapi.dependencies.models
 import httpx
+import hypothesis
 import pytest
 import redis.asyncio
 import structlog
 from aiokafka.admin import AIOKafkaAdminClient
+from xdist.scheduler import LoadScopeScheduling
 
 from infra.local import Stack, StackConfig, models_dir
 from infra.settings import Settings
 
+hypothesis.settings.register_profile("no-deadline", hypothesis.settings.default, deadline=None)
+hypothesis.settings.load_profile("no-deadline")
+# Until a process configures its logging, structlog formats the local variables of each frame, which takes seconds.
+_plain = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
+structlog.configure(processors=[*structlog.get_config()["processors"][:-1], _plain])
 
-def pytest_configure() -> None:
+
+def pytest_configure(config: pytest.Config) -> None:
     """Forget compiled loops older than their sources: numba does not notice a change in what they call."""
+    if hasattr(config, "workerinput"):  # a process of pytest-xdist: the one that distributes the tests has done it
+        return
     package = Path(__file__).parents[1] / "streams/core/invalidation"
     changed_s = max(source.stat().st_mtime for source in package.glob("*.py"))
     for compiled in (package / "__pycache__").glob("*.nb[ci]"):
         if compiled.stat().st_mtime < changed_s:
             compiled.unlink(missing_ok=True)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run load tests last, when another process of the suite has the least to do."""
+    items.sort(key=lambda item: item.nodeid.startswith("tests/load/"))
+
+
+class Distribution(LoadScopeScheduling):
+    """Which tests run in the same process: those of servers and benchmarks, those of installations, those of a file."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        if nodeid.startswith(("tests/contract/", "tests/browser/", "tests/system/test_bench_")):
+            return "servers"
+        if nodeid.startswith(("tests/system/", "tests/load/")):
+            return "installations"
+        return nodeid.partition("::")[0]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Distribution:
+    """Processes of one suite do not compete for servers: each has its own, and one of them has all installations."""
+    return Distribution(config, log)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -46,6 +80,15 @@ def logging_as_it_was() -> Iterator[None]:
     before = structlog.get_config()
     yield
     structlog.configure(**before)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forgotten_apps() -> Iterator[None]:
+    """FastAPI caches what it finds out about endpoints by endpoint; a process with many apps keeps all of them."""
+    yield
+    for one in vars(fastapi.dependencies.models).values():
+        if hasattr(one, "cache_clear"):
+            one.cache_clear()
 
 
 @pytest.fixture(scope="session")

@@ -19,6 +19,9 @@ from schemas.search import Access
 RECHECK_S: Final = 60.0
 """Time for which a verified token is accepted without verifying its signature again."""
 
+_CLOCK_LEEWAY_S: Final = 30
+"""Tolerated difference between the clocks of the issuer and of this machine."""
+
 _TENANT: Final[TypeAdapter[str]] = TypeAdapter(TenantId)
 _GROUPS: Final[TypeAdapter[tuple[str, ...]]] = TypeAdapter(Groups)
 
@@ -50,7 +53,7 @@ class TokenVerifier:
         self._now_s = now_s
         self._claims = JWTClaimsRegistry(
             now=lambda: int(now_s()),
-            leeway=settings.leeway_s,
+            leeway=_CLOCK_LEEWAY_S,
             iss={"essential": True, "value": settings.issuer or ""},
             aud={"essential": True, "value": settings.audience or ""},
             exp={"essential": True},
@@ -71,7 +74,7 @@ class TokenVerifier:
         except (JoseError, ValueError) as error:
             raise CredentialRefused(f"token: {error}") from error
         claims = token.claims
-        remaining_s = float(claims["exp"]) + self._settings.leeway_s - self._now_s()
+        remaining_s = float(claims["exp"]) + _CLOCK_LEEWAY_S - self._now_s()
         return Verified(self._principal(claims), self._monotonic_s() + min(RECHECK_S, remaining_s))
 
     async def close(self) -> None:

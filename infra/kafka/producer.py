@@ -46,8 +46,10 @@ class KafkaProducer(Producer):
         )
         try:
             await client.start()
-        except KafkaError as error:
+        except BaseException as error:
             await client.stop()
+            if not isinstance(error, KafkaError):
+                raise
             servers = settings.kafka.bootstrap_servers
             raise StreamUnavailable(f"no Kafka broker responded at {servers}: {error}") from error
         return cls(client, settings)

@@ -1,9 +1,10 @@
 """Administration of topics: creation, checks and consumer lag."""
 
-from collections.abc import Mapping
+import asyncio
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self
+from typing import Final, Self
 
 import stamina
 from aiokafka import AIOKafkaConsumer, TopicPartition
@@ -16,6 +17,11 @@ from infra.kafka.security import client_options
 from infra.kafka.topic_ids import TopicIdRequest, read_topic_id
 from infra.settings import Settings
 from schemas.topics import MAX_RECORD_BYTES, TOPICS, Topic
+
+_VISIBLE_S: Final = 30.0
+"""Time for the partitions of a new topic to appear in the metadata of the brokers."""
+
+_POLL_S: Final = 0.05
 
 _while_groups_start = stamina.retry(on=GroupCoordinatorNotAvailableError, timeout=15.0)
 """A new broker creates its offsets topic at the first request for a group, which takes a second or two."""
@@ -66,11 +72,17 @@ class StreamAdmin:
         await self._client.close()
 
     async def create_topics(self) -> list[str]:
-        """Create missing topics; returns their names.
+        """Create missing topics, and wait until the metadata contains the partitions of all topics.
+
+        Brokers confirm a topic before they list its partitions. A process that starts then would read zero of them.
+
+        Returns:
+            The names of the created topics.
 
         Raises:
             TopicMismatch: an existing topic has another number of partitions.
             StreamUnavailable: a topic could not be created.
+            StreamUnavailable: a topic was not created, or its partitions did not appear.
         """
         wanted = {self._settings.names.topic(topic.name): topic for topic in TOPICS}
         existing = set(await self._client.list_topics())
@@ -78,7 +90,7 @@ class StreamAdmin:
         for name, topic in wanted.items():
             if name not in existing and await self._create(name, topic):
                 created.append(name)
-        await self._check_partitions(sorted(set(wanted) & existing))
+        await self._await_partitions(wanted)
         return created
 
     async def delete_topics(self) -> None:
@@ -113,8 +125,8 @@ class StreamAdmin:
         name = self._settings.names.topic(topic.name)
         committed = await self._committed(group)
         consumer = AIOKafkaConsumer(**client_options(self._settings.kafka))
-        await consumer.start()
         try:
+            await consumer.start()
             partitions = [TopicPartition(name, number) for number in range(self._settings.kafka.partitions)]
             ends = await consumer.end_offsets(partitions)
         finally:
@@ -155,13 +167,27 @@ class StreamAdmin:
                 raise StreamUnavailable(f"topic {name} could not be created: {error.__name__} {rest}")
         return True
 
-    async def _check_partitions(self, names: list[str]) -> None:
-        if not names:
-            return
+    async def _await_partitions(self, names: Collection[str]) -> None:
+        missing = sorted(names)
+        try:
+            async with asyncio.timeout(_VISIBLE_S):
+                while missing := await self._without_partitions(missing):  # noqa: ASYNC110 - no notification
+                    await asyncio.sleep(_POLL_S)
+        except TimeoutError:
+            raise StreamUnavailable(
+                f"the brokers list no partitions of {', '.join(missing)} after {_VISIBLE_S:.0f} s"
+            ) from None
+
+    async def _without_partitions(self, names: list[str]) -> list[str]:
+        """Those of the topics whose partitions are not listed yet."""
+        missing = []
         for found in await self._client.describe_topics(names):
             count = len(found["partitions"])
-            if count != self._settings.kafka.partitions:
+            if not count:
+                missing.append(found["topic"])
+            elif count != self._settings.kafka.partitions:
                 raise TopicMismatch(
                     f"topic {found['topic']} has {count} partitions, {self._settings.kafka.partitions} are configured: "
                     "change FRESHLINE_KAFKA__PARTITIONS, or replay into another namespace"
                 )
+        return missing

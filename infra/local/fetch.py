@@ -219,7 +219,9 @@ def faketime(say: Say = quiet) -> Path:
     """
 
     def installed() -> Path | None:
-        return next((file for directory in FAKETIME_DIRECTORIES for file in directory.glob("**/libfaketimeMT.so.1")), None)
+        return next(
+            (file for directory in FAKETIME_DIRECTORIES for file in directory.glob("**/libfaketimeMT.so.1")), None
+        )
 
     if installed() is None and os.geteuid() == 0 and shutil.which("apt-get"):
         say("libfaketime", "installing with apt-get")

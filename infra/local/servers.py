@@ -147,7 +147,9 @@ class Kafka:
         finally:
             await client.close()
         return (
-            None if self._number in known else f"broker {self._number} is not among the live brokers {sorted(known)} yet"
+            None
+            if self._number in known
+            else f"broker {self._number} is not among the live brokers {sorted(known)} yet"
         )
 
     def _java(self, *arguments: str) -> tuple[str, ...]:
@@ -175,7 +177,10 @@ class Kafka:
                 )
             ),
             "advertised.listeners": ",".join(
-                (f"PLAINTEXT://{self.address}", *(f"{name}://{HOST}:{advertised}" for name, _, advertised in additional))
+                (
+                    f"PLAINTEXT://{self.address}",
+                    *(f"{name}://{HOST}:{advertised}" for name, _, advertised in additional),
+                )
             ),
             "listener.security.protocol.map": ",".join(
                 f"{name}:PLAINTEXT" for name in ("PLAINTEXT", "CONTROLLER", *(name for name, *_ in additional))

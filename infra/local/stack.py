@@ -194,7 +194,9 @@ class Stack:
             raise StackError(f"the stack in {self._home.path} is running; stop it before a fresh start")
         self._check_layout(fresh=False)
         if self.config.ports.items() - state.ports.items():
-            raise StackError(f"the stack in {self._home.path} is running with other ports: {state.ports}; stop it first")
+            raise StackError(
+                f"the stack in {self._home.path} is running with other ports: {state.ports}; stop it first"
+            )
         if missing := {app.name for app in self.config.apps} - {process.name for process in state.processes}:
             raise StackError(f"the stack in {self._home.path} is running without {', '.join(missing)}; stop it first")
 

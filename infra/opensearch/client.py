@@ -24,6 +24,9 @@ from infra.settings import OpenSearchSettings
 
 _UNAVAILABLE_STATUS: Final = frozenset({429, 500, 502, 503, 504})
 
+CONNECTIONS: Final = 64
+"""Maximum number of connections of one process, and therefore of concurrent requests."""
+
 _DEAD_S: Final = 5.0
 """Time for which an unreachable node is not used."""
 
@@ -64,8 +67,8 @@ def connect(settings: OpenSearchSettings) -> AsyncOpenSearch:
         "max_retries": len(hosts) - 1,
         "retry_on_status": (503,),
         "dead_timeout": _DEAD_S,
-        "pool_maxsize": settings.connections,
-        "maxsize": settings.connections,
+        "pool_maxsize": CONNECTIONS,
+        "maxsize": CONNECTIONS,
         "connection_class": AIOHttpConnection,
         "serializers": {"application/json": _Json()},
         "serializer": _Json(),

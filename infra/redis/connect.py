@@ -12,6 +12,9 @@ from redis.backoff import NoBackoff
 from infra.redis.port import CacheUnavailable
 from infra.settings import RedisSettings
 
+_CONNECTIONS: Final = 64
+"""Maximum number of connections of one client; further callers wait for a free one."""
+
 _UNAVAILABLE: Final = (
     exceptions.ConnectionError,
     exceptions.TimeoutError,
@@ -32,7 +35,7 @@ def connect_redis(settings: RedisSettings) -> Redis:
     """
     pool = BlockingConnectionPool.from_url(
         settings.url,
-        max_connections=settings.connections,
+        max_connections=_CONNECTIONS,
         timeout=settings.timeout_s,
         socket_timeout=settings.timeout_s,
         socket_connect_timeout=settings.timeout_s,

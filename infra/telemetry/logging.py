@@ -1,13 +1,17 @@
 """Structured logging to standard error, including log lines of libraries."""
 
 import logging
+import os
 import sys
 from typing import Final
 
 import structlog
 from structlog.types import Processor
 
+from infra.environment import unknown_variables
 from infra.settings import Settings
+
+_log = structlog.get_logger(__name__)
 
 _VERBOSE_LIBRARIES: Final = ("aiokafka", "opensearch", "botocore", "urllib3", "httpx", "httpcore", "uvicorn", "asyncio")
 """Libraries that log each request or heartbeat. Only their warnings are logged."""
@@ -47,6 +51,8 @@ def configure_logging(settings: Settings) -> None:
     root.setLevel(level)
     for name in _VERBOSE_LIBRARIES:
         logging.getLogger(name).setLevel(max(level, logging.WARNING))
+    for variable, similar in unknown_variables(os.environ).items():
+        _log.warning("unknown_setting", variable=variable, similar=similar)
 
 
 def _rendering(settings: Settings) -> list[Processor]:

@@ -162,7 +162,7 @@ def require_safe_bind(host: str, settings: Settings) -> None:
     if not settings.demands_credential and not is_loopback(host):
         raise UnsafeBind(
             f"cannot listen on {host} without an API key: set {_KEY_SETTING} or {_ISSUER_SETTING}, or "
-            "FRESHLINE_CREDENTIALS__ANONYMOUS=refused if all clients have stored API keys, or bind 127.0.0.1"
+            "FRESHLINE_CREDENTIALS__ANONYMOUS=rejected if all clients have stored API keys, or bind 127.0.0.1"
         )
 
 

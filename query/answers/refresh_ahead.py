@@ -1,4 +1,4 @@
-"""Refresh-ahead: popular answers that a change invalidated are filled again before they are next requested.
+"""Refresh-ahead: popular answers that a change invalidated are refreshed before they are next requested.
 
 Refreshes run in the background, at a bounded rate, and only while the index has spare capacity. Each uses the access of
 the original request, which is part of its cache key, so no other reader sees the answer.

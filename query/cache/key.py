@@ -40,7 +40,7 @@ def normalised(question: str) -> str:
 def cache_key(request: QueryRequest, access: Access, maker: AnswerMaker) -> str:
     """Key of the answer, 32 hexadecimal characters: equal for requests that must get the same answer, and only those.
 
-    ``min_position`` is no part of it: it says when to answer, not what.
+    ``min_position`` is not part of the key: it affects the time of the answer, not its content.
     """
     identity = {
         "entry": ENTRY_VERSION,

@@ -16,6 +16,8 @@ from query.telemetry.audit_verdicts import AuditVerdict
 from query.telemetry.metrics import QueryMetrics
 
 _WINDOW_S: Final = 60
+_INTERVAL_S: Final = 10.0
+"""Evaluation interval. Two consecutive evaluations must agree before a notification."""
 _MIN_REQUESTS: Final = 20
 """Rates and percentiles of a window with fewer requests are not evaluated."""
 _ATTEMPTS: Final = 3
@@ -54,7 +56,7 @@ class Alerting:
     async def run(self) -> None:
         """Evaluate until cancelled."""
         while True:
-            await asyncio.sleep(self._settings.interval_s)
+            await asyncio.sleep(_INTERVAL_S)
             try:
                 await self.evaluate()
             except Exception:  # noqa: BLE001 - logged; alerting must not end, and the next evaluation may succeed

@@ -26,7 +26,7 @@ class AuditVerdict(StrEnum):
     NEWER = "newer"
     VIOLATION = "violation"
     GONE = "gone"
-    """Invalidated, expired or refilled before the audit."""
+    """Invalidated, expired or replaced before the audit."""
 
 
 @dataclass(frozen=True, slots=True)

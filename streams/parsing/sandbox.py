@@ -143,10 +143,10 @@ class ParserPool:
             if child is None or not child.usable:
                 self._discard(child)
                 child = await self._spawn()
-            async with asyncio.timeout(settings.wall_s):
+            async with asyncio.timeout(settings.timeout_s):
                 result = await child.parse(head, content, settings.max_text_chars * _BYTES_PER_CHAR)
         except TimeoutError:
-            raise ParseFailed("time", f"parsing took more than {settings.wall_s:g} s") from None
+            raise ParseFailed("time", f"parsing took more than {settings.timeout_s:g} s") from None
         except (EOFError, ConnectionError):  # IncompleteReadError is an EOFError
             if child is None or self._closed:
                 raise RuntimeError("the parser pool was closed") from None

@@ -24,8 +24,8 @@ from schemas.positions import Position
 from schemas.records import Record
 from streams.core.invalidation.change_log import encode_changes
 from streams.core.outcomes import Finished, Outcome
-from streams.evaluation import SliceEvaluators
 from streams.runner import Step, Task
+from streams.slice_evaluators import SliceEvaluators
 from streams.topology import StepName
 
 _log = structlog.get_logger(__name__)

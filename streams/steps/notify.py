@@ -96,7 +96,7 @@ class Notify(Step):
     async def _attempt(self, webhook: KeptWebhook, messages: Sequence[WaitingMessage]) -> DeliveryAttempt:
         if webhook.state is WebhookState.FAILING or webhook.webhook_id in self._deferred:
             return DeliveryAttempt((), messages, None)
-        attempt = await self._delivery.deliver(webhook, messages, patience_s=self._delivery.settings.patience_s)
+        attempt = await self._delivery.deliver(webhook, messages, patience_s=self._delivery.settings.receiver_wait_s)
         if attempt.undelivered and attempt.failure is None:
             self._deferred.add(webhook.webhook_id)
         return attempt

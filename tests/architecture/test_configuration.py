@@ -1,4 +1,4 @@
-"""docs/configuration.md tells of every setting, under the name by which a process takes it, and of nothing else."""
+"""docs/configuration.md lists every setting under the name of its environment variable, and no other name."""
 
 import re
 from pathlib import Path
@@ -6,30 +6,25 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-from infra.settings import Settings
+from infra.environment import PROCESS_VARIABLES
+from infra.settings import Section, Settings
 
 ROOT = Path(__file__).parents[2]
-PLACES = {
-    "FRESHLINE_HOME",
-    "FRESHLINE_CACHE",
-    "FRESHLINE_TEST_STACK",
-    "FRESHLINE_TEST_HOME",
-    "FRESHLINE_LISTEN_FD",
-    "FRESHLINE_READY_FD",
-    "FRESHLINE_PEERS_DIR",
-}
-"""Read before there are settings."""
-
-_ROW = re.compile(r"^\| `(FRESHLINE_[A-Z0-9_]+)` \| (?:`(.*?)`)? \| (.+) \|$", re.MULTILINE)
+SOURCES = [
+    file.read_text(encoding="utf-8")
+    for package in ("freshline", "infra", "ingest", "query", "streams")
+    for file in (ROOT / package).rglob("*.py")
+]
+_ROW = re.compile(r"^\| `(FRESHLINE_[A-Z0-9_]+)` \| (?:`(.*?)`)? \| (?:basic|advanced) \| (.+) \|$", re.MULTILINE)
 TABLE = {
     name: (default, meaning)
     for name, default, meaning in _ROW.findall((ROOT / "docs/configuration.md").read_text(encoding="utf-8"))
-    if name not in PLACES
+    if name not in PROCESS_VARIABLES
 }
 
 
 @pytest.fixture(autouse=True)
-def _nothing_told(monkeypatch):
+def _without_variables(monkeypatch):
     for name in TABLE:
         monkeypatch.delenv(name, raising=False)
 
@@ -44,12 +39,28 @@ def names(model: type[BaseModel], prefix: str) -> set[str]:
     return found
 
 
-def test_every_setting_is_there_and_nothing_else():
+def test_the_table_lists_exactly_the_settings():
     assert set(TABLE) == names(Settings, "FRESHLINE_")
     assert all(meaning for _, meaning in TABLE.values())
 
 
-def test_the_defaults_are_what_a_process_has_without_them(monkeypatch):
+def sections(model: type[BaseModel]) -> list[type[Section] | type[Settings]]:
+    nested = [field.annotation for field in model.model_fields.values()]
+    return [model, *(one for one in nested if isinstance(one, type) and issubclass(one, Section))]
+
+
+@pytest.mark.parametrize("section", sections(Settings), ids=lambda section: section.__name__)
+def test_basic_settings_exist(section):
+    assert set(section.model_fields) >= section.BASIC
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_each_setting_is_read_by_the_code(name):
+    field = name.removeprefix("FRESHLINE_").lower().split("__")[-1]
+    assert any(re.search(rf"\.{field}\b", text) for text in SOURCES)
+
+
+def test_the_listed_defaults_are_those_of_the_settings(monkeypatch):
     without = Settings()
     for name, (default, _) in TABLE.items():
         if default:
@@ -58,7 +69,7 @@ def test_the_defaults_are_what_a_process_has_without_them(monkeypatch):
 
 
 @pytest.mark.parametrize("name", TABLE)
-def test_each_name_reaches_its_setting(name, monkeypatch):
+def test_each_variable_changes_its_setting(name, monkeypatch):
     before = Settings().model_dump()
     default, meaning = TABLE[name]
     monkeypatch.setenv(name, another(default, meaning))
@@ -70,7 +81,7 @@ def test_each_name_reaches_its_setting(name, monkeypatch):
 
 
 def another(default: str, meaning: str) -> str:
-    """A value that the setting takes and does not have."""
+    """A valid value that differs from the default."""
     if choices := re.search(r"One of (.+)\.$", meaning):
         return next(word for word in re.findall(r"`(.+?)`", choices[1]) if word != default)
     if re.fullmatch(r"\d+(\.\d+)?", default):
@@ -79,13 +90,13 @@ def another(default: str, meaning: str) -> str:
     return {"g1": "g2"}.get(default, "elsewhere")
 
 
-def test_names_in_code_and_texts_are_settings():
-    told = [file for kind in ("*.py", "*.md", "Makefile") for file in ROOT.rglob(kind) if ours(file)]
-    mentioned = {name for file in told for name in re.findall(r"FRESHLINE_[A-Z][A-Z0-9_]*[A-Z0-9]", file.read_text())}
+def test_variables_named_in_code_and_documentation_are_settings():
+    texts = [file for kind in ("*.py", "*.md", "Makefile") for file in ROOT.rglob(kind) if is_of_the_project(file)]
+    mentioned = {name for file in texts for name in re.findall(r"FRESHLINE_[A-Z][A-Z0-9_]*[A-Z0-9]", file.read_text())}
     assert len(mentioned) > 10
-    assert mentioned - set(TABLE) - PLACES == set()
+    assert mentioned - set(TABLE) - PROCESS_VARIABLES == set()
 
 
-def ours(file: Path) -> bool:
+def is_of_the_project(file: Path) -> bool:
     inside = file.relative_to(ROOT).parts[0]
     return not inside.startswith(".") and not inside.endswith("-data")

@@ -1,4 +1,4 @@
-"""What is generated is current, valid, and true of the code that it describes."""
+"""Generated contracts are current, valid, and match what the code produces."""
 
 import asyncio
 import json
@@ -53,14 +53,14 @@ def read(name: str) -> dict:
     return json.loads((GENERATED / name).read_text(encoding="utf-8"))
 
 
-def test_they_are_current_whatever_the_environment_says(monkeypatch, capsys):
+def test_generated_files_do_not_depend_on_the_environment(monkeypatch, capsys):
     monkeypatch.setenv("FRESHLINE_NAMESPACE", "elsewhere")
     monkeypatch.setenv("FRESHLINE_KAFKA__PARTITIONS", "3")
     monkeypatch.setenv("FRESHLINE_TENANT__API_KEY", "secret")
     assert main(["--check"]) == 0, capsys.readouterr().err
 
 
-def test_what_is_missing_changed_or_left_over_is_found_and_mended(monkeypatch, tmp_path, capsys):
+def test_missing_changed_and_obsolete_files_are_reported_and_repaired(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(contracts, "_ROOT", tmp_path)
     assert main(["--check"]) == 1
     assert not any(tmp_path.iterdir())
@@ -72,9 +72,9 @@ def test_what_is_missing_changed_or_left_over_is_found_and_mended(monkeypatch, t
     leftover.write_text("{}")
     capsys.readouterr()
     assert main(["--check"]) == 1
-    said = capsys.readouterr().err
-    assert "docs/contracts/schemas/Problem.json is outdated" in said
-    assert "docs/contracts/schemas/Gone.json is obsolete" in said
+    errors = capsys.readouterr().err
+    assert "docs/contracts/schemas/Problem.json is outdated" in errors
+    assert "docs/contracts/schemas/Gone.json is obsolete" in errors
     assert main([]) == 0
     assert not leftover.exists()
     assert main(["--check"]) == 0
@@ -86,7 +86,7 @@ def test_json_schemas_are_valid(model):
 
 
 @pytest.mark.parametrize("name", RECORDS)
-def test_records_are_as_described(name):
+def test_records_match_their_contracts(name):
     record = RECORDS[name]
     Draft202012Validator(read(f"schemas/{name}.json")).validate(json.loads(record.value))
     message = read("asyncapi.json")["components"]["messages"][name]
@@ -95,7 +95,7 @@ def test_records_are_as_described(name):
     Draft202012Validator(message["headers"]).validate(headers)
 
 
-async def test_dead_letters_are_as_described():
+async def test_dead_letters_match_their_contract():
     streams, finished = MemoryStreams(1), asyncio.Event()
     step = Prepare(blobs=None, parsers=None, splitter=None, profile="p", report=None)
     runner = Runner(step, streams, Settings().streams, on_finished=lambda *_: finished.set())
@@ -118,7 +118,7 @@ def test_openapi_is_valid(service):
     validate(read(f"openapi-{service}.json"))
 
 
-def test_every_reference_of_asyncapi_leads_somewhere():
+def test_every_reference_of_asyncapi_resolves():
     whole = read("asyncapi.json")
     references = references_in(whole)
     assert len(references) > 10

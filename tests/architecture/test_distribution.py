@@ -1,4 +1,4 @@
-"""The wheel holds what the code needs, and the lock what the project asks for."""
+"""The wheel contains all files of the packages, and the lock satisfies the declared dependencies."""
 
 import re
 import shutil
@@ -24,22 +24,22 @@ def files_of(package: str) -> set[str]:
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory) -> set[str]:
-    place = tmp_path_factory.mktemp("wheel")
-    source = place / "source"
+    folder = tmp_path_factory.mktemp("wheel")
+    source = folder / "source"
     source.mkdir()
     for package in PACKAGES:
         shutil.copytree(ROOT / package, source / package, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
-    build = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-w", place, source]
+    build = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-w", folder, source]
     done = subprocess.run(build, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    [built] = place.glob("freshline-*.whl")
+    [built] = folder.glob("freshline-*.whl")
     with zipfile.ZipFile(built) as opened:
         return set(opened.namelist())
 
 
-def test_the_wheel_has_every_file_of_the_rooms_and_no_other(wheel):
+def test_the_wheel_contains_exactly_the_files_of_the_packages(wheel):
     content = {name for name in wheel if ".dist-info/" not in name}
     assert content == set().union(*map(files_of, PACKAGES))
 
@@ -47,7 +47,7 @@ def test_the_wheel_has_every_file_of_the_rooms_and_no_other(wheel):
 @pytest.mark.parametrize(
     "name", ["infra/local/pom.xml", "infra/local/checksums.sha256", "query/api/console.html", "streams/py.typed"]
 )
-def test_the_wheel_has_what_is_not_python(wheel, name):
+def test_the_wheel_contains_data_files(wheel, name):
     assert name in wheel
 
 

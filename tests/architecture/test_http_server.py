@@ -1,4 +1,4 @@
-"""What our HTTP protocol overrides in uvicorn is what it was when that was written."""
+"""The parts of uvicorn that our HTTP protocol overrides are unchanged since the override was written."""
 
 import hashlib
 import inspect
@@ -20,16 +20,17 @@ OVERRIDDEN = {
 
 
 @pytest.mark.parametrize("part", OVERRIDDEN, ids=lambda part: part.__name__)
-def test_uvicorn_is_the_one_that_was_read(part):
-    seen = hashlib.sha256(inspect.getsource(part).encode()).hexdigest()[:16]
-    assert seen == OVERRIDDEN[part], (
-        f"{part.__name__} of uvicorn {uvicorn.__version__} is not the one that infra/web/http_protocol.py, inline.py "
-        f"and server.py override: compare them, see tests/property/test_http_protocol.py pass, then put {seen} here"
+def test_overridden_parts_of_uvicorn_are_unchanged(part):
+    current = hashlib.sha256(inspect.getsource(part).encode()).hexdigest()[:16]
+    assert current == OVERRIDDEN[part], (
+        f"{part.__name__} of uvicorn {uvicorn.__version__} differs from the one that http_protocol.py, "
+        f"inline_responder.py and server.py of infra/web override: compare them, run "
+        f"tests/property/test_http_protocol.py, then set {current}"
     )
 
 
 @pytest.mark.parametrize("name", ["uvicorn", "httptools"])
-def test_what_is_overridden_is_pinned(name):
+def test_packages_with_overridden_parts_are_pinned(name):
     listed = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"]
     [wanted] = [one for one in map(Requirement, listed) if one.name == name]
     assert [one.operator for one in wanted.specifier] == ["=="], f"pin {name}: infra/web overrides its internals"

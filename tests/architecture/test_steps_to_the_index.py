@@ -1,8 +1,8 @@
-"""What the way in knows of the steps is what the topology says."""
+"""The steps that ingestion waits for are those of the topology."""
 
 from schemas.topics import TO_THE_INDEX
 from streams.topology import TOPOLOGY, StepName
 
 
-def test_events_reach_the_index_by_the_steps_that_ingest_waits_for():
+def test_ingestion_waits_for_the_steps_of_the_topology_up_to_the_index():
     assert tuple((TOPOLOGY[step].reads, str(step)) for step in (StepName.PREPARE, StepName.INDEX)) == TO_THE_INDEX

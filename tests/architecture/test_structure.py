@@ -1,4 +1,4 @@
-"""The project's own rules, checked like everything else."""
+"""Rules of the project: lint, types, imports, sizes, and settings and commands with descriptions."""
 
 import ast
 import importlib
@@ -26,7 +26,7 @@ def run(*command: str) -> str:
 
 
 @pytest.mark.parametrize("package", PACKAGES)
-def test_our_top_level_names_are_ours(package):
+def test_top_level_packages_are_those_of_the_project(package):
     # Generic names could be taken by another distribution in the same environment.
     assert Path(importlib.import_module(package).__file__).parent == ROOT / package
 
@@ -68,14 +68,9 @@ def imported(file: Path) -> set[str]:
     return names
 
 
-def test_modules_are_of_a_size_to_read():
+def test_modules_have_at_most_450_lines():
     long = {str(file.relative_to(ROOT)): n for file in SOURCES if (n := len(file.read_text().splitlines())) > 450}
     assert long == {}
-
-
-def test_no_module_has_a_name_that_says_nothing():
-    empty = re.compile(r"(^|/)(utils?|helpers?|common|misc|managers?|base)(\.py|/)")
-    assert [file for file in SOURCES if empty.search(file.relative_to(ROOT).as_posix())] == []
 
 
 LEVELS = {"debug", "info", "warning", "error", "exception", "critical"}
@@ -107,7 +102,7 @@ def test_generated_contracts_and_configuration_are_current(capsys):
     assert compare_contracts(["--check"]) == 0, capsys.readouterr().err
 
 
-def test_every_setting_says_what_it_is_for():
+def test_every_setting_has_a_description():
     sections = [one.annotation for one in Settings.model_fields.values() if isinstance(one.annotation, type)]
     fields = [
         (section.__name__, name, field)
@@ -130,11 +125,11 @@ def test_every_command_has_examples(name, text):
     assert f"freshline {name}" in text
 
 
-def test_the_project_speaks_of_itself_alone():
+def test_no_file_contains_paths_of_the_build_machine():
     folders = [ROOT / name for name in (*PACKAGES, "tests", "docs")]
-    told = [file for folder in folders for file in folder.rglob("*.*") if "__pycache__" not in file.parts]
-    told += [file for file in ROOT.iterdir() if file.is_file() and not file.name.startswith(".")]
-    # In brackets, so that the pattern does not find itself.
+    texts = [file for folder in folders for file in folder.rglob("*.*") if "__pycache__" not in file.parts]
+    texts += [file for file in ROOT.iterdir() if file.is_file() and not file.name.startswith(".")]
+    # The brackets keep the pattern from matching itself.
     not_ours = re.compile(r"/wor[k]/|--index-[u]rl https?:|--find-[l]inks")
-    assert len(told) > 100
-    assert [str(file) for file in told if file.is_file() and not_ours.search(file.read_text(errors="replace"))] == []
+    assert len(texts) > 100
+    assert [str(file) for file in texts if file.is_file() and not_ours.search(file.read_text(errors="replace"))] == []

@@ -1,4 +1,4 @@
-"""What the texts tell people to type exists, and what they point at is there."""
+"""Commands, options and link targets in the documentation exist."""
 
 import re
 import shlex
@@ -19,7 +19,7 @@ TARGETS = set(re.findall(r"^([a-z]+):.*## ", (ROOT / "Makefile").read_text(), re
 
 
 def commands(name: str) -> set[str]:
-    """All commands of the name in blocks of code and in code within lines."""
+    """All commands that start with the name, in code blocks and inline code."""
     found = set()
     for file in TEXTS:
         text = file.read_text(encoding="utf-8")
@@ -48,35 +48,35 @@ def test_commands_and_their_options_exist(command):
         elif len(words) > 1 and words[1] in (parts := getattr(found, "commands", {})):
             found = parts[words[1]]
         known = {option for parameter in found.params for option in (*parameter.opts, *parameter.secondary_opts)}
-        told = {word.partition("=")[0] for word in words[1:] if re.match(r"--?[a-z]", word)}
-        assert told <= known | {"--help"}, command
+        used = {word.partition("=")[0] for word in words[1:] if re.match(r"--?[a-z]", word)}
+        assert used <= known | {"--help"}, command
 
 
 def test_the_readme_names_the_two_commands():
     assert {"make demo", "make test"} <= commands("make")
 
 
-def test_every_make_target_is_told_by_help():
+def test_every_make_target_has_help_and_is_phony():
     text = (ROOT / "Makefile").read_text()
     [phony] = re.findall(r"^\.PHONY: (.+)$", text, re.MULTILINE)
     assert set(phony.split()) == TARGETS
 
 
 @pytest.mark.parametrize("file", TEXTS, ids=lambda file: file.relative_to(ROOT).as_posix())
-def test_links_lead_somewhere(file):
+def test_links_resolve(file):
     links = re.findall(r"\]\((?!https?:|#|mailto:)([^)#\s]+)", file.read_text(encoding="utf-8"))
     assert [link for link in links if not (file.parent / link).exists()] == []
 
 
-def helped() -> list[tuple[str, click.Command]]:
-    """Every command by its words, those of groups too."""
+def commands_with_help() -> list[tuple[str, click.Command]]:
+    """Every command with its name, subcommands included."""
     found = [(name, command) for name, command in COMMANDS.items() if name != "bench"]
     parts = [(name, getattr(command, "commands", {})) for name, command in found]
     return found + [(f"{name} {part}", command) for name, commands in parts for part, command in commands.items()]
 
 
-@pytest.mark.parametrize(("name", "command"), helped(), ids=[name for name, _ in helped()])
-def test_examples_of_help_stand_on_lines_of_their_own(name: str, command: click.Command):
+@pytest.mark.parametrize(("name", "command"), commands_with_help(), ids=[name for name, _ in commands_with_help()])
+def test_help_prints_each_example_on_its_own_line(name: str, command: click.Command):
     shown = command.get_help(click.Context(command, info_name=f"freshline {name}"))
     assert re.findall(rf"^ *(?:[A-Z_]+=\S+ )?freshline {name}", shown, re.MULTILINE)
     assert "\\b" not in shown

@@ -1,4 +1,4 @@
-"""What contracts must hold on: the index's twin and an OpenSearch server; a Redis server and a cluster of three."""
+"""Implementations under contract: the index twin and an OpenSearch server, a Redis server and a three-node cluster."""
 
 import pytest
 from index_servers import DIMENSION, small
@@ -19,7 +19,7 @@ def server(request) -> Settings | None:
 
 @pytest.fixture
 async def index(server):
-    """The index of either."""
+    """The twin, or the index of the server."""
     if server is None:
         yield MemoryIndex(DIMENSION)
         return
@@ -30,7 +30,7 @@ async def index(server):
 
 
 @pytest.fixture(scope="session")
-def redis_port(stack, tmp_path_factory):  # noqa: ARG001 - what starts the stack provides for Redis
+def redis_port(stack, tmp_path_factory):  # noqa: ARG001 - starting the stack provides the Redis executable
     port = free_port()
     with redis_server(tmp_path_factory.mktemp("redis"), port):
         yield port
@@ -52,7 +52,7 @@ def cluster_port(stack, tmp_path_factory):  # noqa: ARG001 - as above
 
 @pytest.fixture
 async def cluster(cluster_port):
-    """A client of the cluster, which refuses a script whose keys are not all in one slot."""
+    """A client of the cluster, which rejects scripts with keys in several slots."""
     client = RedisCluster.from_url(url(cluster_port))
     await client.initialize()
     await client.flushall()

@@ -1,4 +1,4 @@
-"""An index small enough to look at."""
+"""Settings for an index with short vectors."""
 
 from infra.settings import Settings
 

@@ -1,4 +1,4 @@
-"""Redis servers of a test's own."""
+"""Redis servers that a test starts for itself."""
 
 import signal
 import socket
@@ -52,7 +52,7 @@ def url(port: int) -> str:
 
 
 def join(ports):
-    """Make a cluster of them, each with its share of the slots."""
+    """Form a cluster of the servers, with the slots distributed among them."""
     share = REDIS_CLUSTER_HASH_SLOTS // len(ports) + 1
     with ExitStack() as closing:
         nodes = [closing.enter_context(redis.Redis.from_url(url(port), decode_responses=True)) for port in ports]

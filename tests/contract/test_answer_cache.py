@@ -1,4 +1,4 @@
-"""The contract of AnswerCache, run on the twin, on a Redis server and on a cluster of three."""
+"""The contract of AnswerCache, run on the twin, on a Redis server and on a three-node cluster."""
 
 import asyncio
 import signal
@@ -36,18 +36,18 @@ async def cache(request):
         client = RedisCluster.from_url(url(request.getfixturevalue("cluster_port")))
         await client.initialize()
     await client.flushall()
-    # A channel of its own: between the nodes of a cluster, what another test announced may still be on its way.
+    # Its own channel: messages of another test may still be in flight between the nodes of a cluster.
     yield RedisAnswerCache(client, Names(f"contract-{uuid4().hex[:8]}"))
     await client.aclose()
 
 
-async def test_a_new_slice_has_an_epoch_and_nothing_else(cache):
+async def test_a_new_slice_has_only_an_epoch(cache):
     first = await cache.lookup("acme", "k")
     assert (first.positions, first.entry, first.seeded) == ({}, None, False)
     assert (await cache.lookup("acme", "k")).epoch == first.epoch
 
 
-async def test_what_is_stored_is_found_under_its_key_and_tenant_only(cache):
+async def test_an_answer_is_found_under_its_key_and_tenant_only(cache):
     epoch = (await cache.lookup("acme", "k")).epoch
     assert await cache.store("acme", "k", b"\x00\xff answer", epoch=epoch, ttl_s=60)
     assert (await cache.lookup("acme", "k")).entry == b"\x00\xff answer"
@@ -55,7 +55,7 @@ async def test_what_is_stored_is_found_under_its_key_and_tenant_only(cache):
     assert (await cache.lookup("umbrella", "k")).entry is None
 
 
-async def test_what_only_judges_need_is_told_to_them_and_to_whoever_asks_for_it(cache):
+async def test_evidence_is_returned_to_evaluators_and_on_request(cache):
     epoch = (await cache.lookup("acme", "k")).epoch
     for key, evidence in {"k": b"\x00evidence", "bare": b""}.items():
         assert await cache.store("acme", key, b"answer ", epoch=epoch, ttl_s=60, evidence=evidence)
@@ -65,17 +65,17 @@ async def test_what_only_judges_need_is_told_to_them_and_to_whoever_asks_for_it(
     assert [one and one.entry for one in found] == [b"answer \x00evidence", b"answer ", None]
 
 
-async def test_a_drop_ends_every_answer_of_the_tenant_and_no_other(cache):
+async def test_a_drop_removes_all_answers_of_the_tenant_only(cache):
     for tenant in ("acme", "umbrella"):
         epoch = (await cache.lookup(tenant, "k")).epoch
         assert await cache.store(tenant, "k", b"old", epoch=epoch, ttl_s=60)
     epoch = await cache.apply("acme", {3: 42}, drop=True)
-    look = await cache.lookup("acme", "k")
-    assert (look.epoch, look.positions, look.entry) == (epoch, {3: 42}, None)
+    lookup = await cache.lookup("acme", "k")
+    assert (lookup.epoch, lookup.positions, lookup.entry) == (epoch, {3: 42}, None)
     assert (await cache.lookup("umbrella", "k")).entry == b"old"
 
 
-async def test_positions_are_the_applied_ones_of_the_tenant(cache):
+async def test_positions_are_those_applied_for_the_tenant(cache):
     assert await cache.positions("acme") == {}
     await cache.apply("acme", {3: 42}, drop=False)
     await cache.seed("acme", {3: 7, 11: 0})
@@ -83,7 +83,7 @@ async def test_positions_are_the_applied_ones_of_the_tenant(cache):
     assert await cache.positions("acme") == (await cache.lookup("acme", "k")).positions == {3: 42, 11: 0}
 
 
-async def test_an_answer_begun_before_a_drop_is_refused(cache):
+async def test_a_fill_begun_before_a_drop_is_rejected(cache):
     epoch = (await cache.lookup("acme", "k")).epoch
     await cache.apply("acme", {0: 1}, drop=True)
     assert not await cache.store("acme", "k", b"old", epoch=epoch, ttl_s=60)
@@ -94,60 +94,60 @@ async def test_positions_without_a_drop_keep_answers(cache):
     epoch = (await cache.lookup("acme", "k")).epoch
     await cache.store("acme", "k", b"answer", epoch=epoch, ttl_s=60)
     assert await cache.apply("acme", {0: 7}, drop=False) == epoch
-    look = await cache.lookup("acme", "k")
-    assert (look.entry, look.positions) == (b"answer", {0: 7})
+    lookup = await cache.lookup("acme", "k")
+    assert (lookup.entry, lookup.positions) == (b"answer", {0: 7})
 
 
-async def test_positions_never_go_back(cache):
+async def test_positions_never_decrease(cache):
     await cache.apply("acme", {0: 9, 1: 100}, drop=True)
     await cache.apply("acme", {0: 10, 1: 11, 2: 0}, drop=True)
     assert (await cache.lookup("acme", "k")).positions == {0: 10, 1: 100, 2: 0}
 
 
-async def test_a_seed_drops_once_and_then_does_nothing(cache):
+async def test_only_the_first_seed_drops_answers(cache):
     first = (await cache.lookup("acme", "k")).epoch
     await cache.apply("acme", {0: 9}, drop=False)
     await cache.seed("acme", {0: 5, 1: 3})
-    look = await cache.lookup("acme", "k")
-    assert look.epoch > first
-    assert look.seeded
-    assert look.positions == {0: 9, 1: 3}
+    lookup = await cache.lookup("acme", "k")
+    assert lookup.epoch > first
+    assert lookup.seeded
+    assert lookup.positions == {0: 9, 1: 3}
     assert not await cache.store("acme", "k", b"old", epoch=first, ttl_s=60)
     await cache.seed("acme", {0: 50})
-    assert await cache.lookup("acme", "k") == look
+    assert await cache.lookup("acme", "k") == lookup
 
 
-async def test_the_first_who_misses_has_the_lease_until_it_is_filled(cache):
+async def test_the_first_miss_holds_the_fill_lease_until_the_fill(cache):
     first = await cache.lookup("acme", "k", lease_ms=60_000)
     second = await cache.lookup("acme", "k", lease_ms=60_000)
     other = await cache.lookup("acme", "other", lease_ms=60_000)
     assert (first.leased, second.leased, other.leased) == (True, False, True)
     assert await cache.store("acme", "k", b"answer", epoch=first.epoch, ttl_s=60)
-    look = await cache.lookup("acme", "k", lease_ms=60_000)
-    assert (look.entry, look.leased) == (b"answer", False)
-    assert 59_000 < look.ttl_ms <= 60_000
+    lookup = await cache.lookup("acme", "k", lease_ms=60_000)
+    assert (lookup.entry, lookup.leased) == (b"answer", False)
+    assert 59_000 < lookup.ttl_ms <= 60_000
     await cache.apply("acme", {0: 1}, drop=True)
     assert (await cache.lookup("acme", "k", lease_ms=60_000)).leased
 
 
-async def test_a_lease_ends_where_the_fill_is_refused(cache):
+async def test_a_rejected_fill_releases_its_lease(cache):
     first = await cache.lookup("acme", "k", lease_ms=60_000)
     await cache.apply("acme", {0: 1}, drop=True)
     assert not await cache.store("acme", "k", b"old", epoch=first.epoch, ttl_s=60)
     assert (await cache.lookup("acme", "k", lease_ms=60_000)).leased
 
 
-async def test_an_answer_that_takes_the_place_of_another_is_announced(cache):
+async def test_replacing_an_answer_publishes_an_invalidation_message(cache):
     epoch = (await cache.lookup("acme", "k")).epoch
-    sequences = [(await cache.lookup("acme", "k")).sequence]
+    sequence = [(await cache.lookup("acme", "k")).sequence]
     for text in (b"one", b"two"):
         assert await cache.store("acme", "k", text, epoch=epoch, ttl_s=60)
-        sequences.append((await cache.lookup("acme", "k")).sequence)
+        sequence.append((await cache.lookup("acme", "k")).sequence)
     assert (await cache.lookup("acme", "k")).entry == b"two"
-    assert [number - sequences[0] for number in sequences] == [0, 0, 1]
+    assert [number - sequence[0] for number in sequence] == [0, 0, 1]
 
 
-async def test_drops_are_remembered_with_their_reason(cache):
+async def test_drops_are_recorded_with_their_reason(cache):
     epoch = (await cache.lookup("acme", "a")).epoch
     for key in "ab":
         assert await cache.store("acme", key, b"answer", epoch=epoch, ttl_s=60)
@@ -162,17 +162,17 @@ async def test_drops_are_remembered_with_their_reason(cache):
     assert [(one.whole_slice, one.reason) for one in drops["b"]] == [(True, b"too many")]
 
 
-async def test_a_change_is_told_what_was_reached_before_it(cache):
+async def test_append_returns_the_positions_reached_before_it(cache):
     assert await cache.append("acme", 0, {0: 1, 7: 4}, b"change") == Appended(waits=False, reached={})
     assert (await cache.append("acme", 0, {7: 6, 0: 1, 2: 9}, b"change")).positions_before == {0: 1, 7: 4}
     epoch = (await cache.lookup("acme", "a")).epoch
     assert await cache.store("acme", "a", b"answer", epoch=epoch, ttl_s=60)
-    # What waits for judgement is not reached yet.
+    # A change that waits for its evaluation is not reached yet.
     assert await cache.append("acme", 0, {7: 8}, b"change") == Appended(waits=True, reached={7: 6})
     assert (await cache.append("acme", 0, {7: 8}, b"change")).positions_before == {7: 6}
 
 
-async def test_a_slice_without_answers_has_nothing_to_judge(cache):
+async def test_a_slice_without_answers_has_nothing_to_evaluate(cache):
     never = await cache.pending("acme", 0, after_epoch=0, after_fill=0)
     assert (never.changes, never.fills, never.oldest_fill) == ((), (), None)
     epoch = (await cache.lookup("acme", "a")).epoch
@@ -186,20 +186,20 @@ async def test_a_slice_without_answers_has_nothing_to_judge(cache):
     assert (emptied.epoch, emptied.fills, emptied.oldest_fill) == (pending.epoch, (), None)
 
 
-async def test_epochs_only_grow(cache):
+async def test_epochs_only_increase(cache):
     epochs = [await cache.apply("acme", {}, drop=True) for _ in range(50)]
     assert epochs == sorted(set(epochs))
 
 
-async def test_announcements_come_in_order_after_subscription(cache):
+async def test_invalidation_messages_arrive_in_order_after_subscription(cache):
     subscribed = asyncio.Event()
-    heard: list[InvalidationMessage] = []
+    received: list[InvalidationMessage] = []
 
     async def listen():
-        async with aclosing(cache.invalidations(on_subscribed=subscribed.set)) as announcements:
-            async for announcement in announcements:
-                heard.append(announcement)
-                if len(heard) == 2:
+        async with aclosing(cache.invalidations(on_subscribed=subscribed.set)) as messages:
+            async for message in messages:
+                received.append(message)
+                if len(received) == 2:
                     return
 
     async with asyncio.timeout(WAIT_S):
@@ -208,14 +208,14 @@ async def test_announcements_come_in_order_after_subscription(cache):
         await cache.apply("acme", {3: 42, 5: 7}, drop=True)
         await cache.apply("umbrella-1", {}, drop=False)
         await listening
-    sequences = [(await cache.lookup(tenant, "k")).sequence for tenant in ("acme", "umbrella-1")]
-    assert heard == [
-        InvalidationMessage("acme", 0, sequences[0], {3: 42, 5: 7}, None),
-        InvalidationMessage("umbrella-1", 0, sequences[1], {}, frozenset()),
+    sequence = [(await cache.lookup(tenant, "k")).sequence for tenant in ("acme", "umbrella-1")]
+    assert received == [
+        InvalidationMessage("acme", 0, sequence[0], {3: 42, 5: 7}, None),
+        InvalidationMessage("umbrella-1", 0, sequence[1], {}, frozenset()),
     ]
 
 
-async def test_an_answer_ends_with_its_time():
+async def test_an_answer_expires_after_its_ttl():
     now_us = 1_000_000
     twin = MemoryAnswerCache(lambda: now_us)
     epoch = (await twin.lookup("acme", "k")).epoch
@@ -234,7 +234,7 @@ async def client(redis_port):
     await client.aclose()
 
 
-async def test_redis_itself_ends_an_answer(client: Redis):
+async def test_redis_expires_an_answer(client: Redis):
     cache = RedisAnswerCache(client, NAMES)
     epoch = (await cache.lookup("acme", "k")).epoch
     await cache.store("acme", "k", b"answer", epoch=epoch, ttl_s=77)
@@ -243,7 +243,7 @@ async def test_redis_itself_ends_an_answer(client: Redis):
     assert await client.ttl(keys.state) == -1
 
 
-async def test_losing_the_state_alone_loses_the_answers(client: Redis):
+async def test_losing_the_slice_state_alone_loses_the_answers(client: Redis):
     cache = RedisAnswerCache(client, NAMES)
     before = await cache.lookup("acme", "k")
     await cache.store("acme", "k", b"answer", epoch=before.epoch, ttl_s=60)
@@ -254,14 +254,14 @@ async def test_losing_the_state_alone_loses_the_answers(client: Redis):
     assert not await cache.store("acme", "k", b"answer", epoch=before.epoch, ttl_s=60)
 
 
-async def test_scripts_are_sent_again_to_a_server_that_forgot_them(client: Redis):
+async def test_scripts_are_loaded_again_after_a_flush(client: Redis):
     cache = RedisAnswerCache(client, NAMES)
     await cache.lookup("acme", "k")
     await client.script_flush()
     assert (await cache.lookup("acme", "k")).entry is None
 
 
-def test_all_keys_of_a_tenant_share_a_slot_and_tenants_do_not():
+def test_all_keys_of_a_slice_share_a_hash_slot():
     acme, umbrella = AnswerKeys.of(NAMES, "acme"), AnswerKeys.of(NAMES, "umbrella")
     assert key_slot(acme.state.encode()) == key_slot(acme.answer("k").encode())
     assert key_slot(acme.state.encode()) != key_slot(umbrella.state.encode())
@@ -275,7 +275,7 @@ def own_server(tmp_path):
 
 
 @pytest.mark.parametrize("fault", [signal.SIGKILL, signal.SIGSTOP])
-async def test_a_server_that_dies_or_hangs_is_unavailable(own_server, fault):
+async def test_a_dead_or_hanging_server_is_unavailable(own_server, fault):
     process, redis_settings = own_server
     client = connect_redis(redis_settings)
     cache = RedisAnswerCache(client, NAMES)
@@ -297,7 +297,7 @@ async def test_a_server_that_dies_or_hangs_is_unavailable(own_server, fault):
 
 
 @pytest.mark.parametrize("fault", ["killed", "hangs", "connection dropped"])
-async def test_a_broken_subscription_ends(own_server, fault):
+async def test_a_broken_subscription_raises(own_server, fault):
     process, redis_settings = own_server
     client = connect_redis(redis_settings)
     cache = RedisAnswerCache(client, NAMES)
@@ -315,29 +315,29 @@ async def test_a_broken_subscription_ends(own_server, fault):
 
 
 @pytest.mark.parametrize(("policy", "proves"), [("noeviction", True), ("volatile-lru", False)])
-async def test_only_a_server_that_keeps_answers_proves_that_all_was_told(own_server, policy, proves):
+async def test_only_a_server_without_eviction_sends_heartbeats(own_server, policy, proves):
     client = connect_redis(own_server[1])
     await client.config_set("maxmemory", 100_000_000)
     await client.config_set("maxmemory-policy", policy)
     cache = RedisAnswerCache(client, NAMES)
-    began_s, proven = time.monotonic(), []
-    listening = asyncio.create_task(anext(cache.invalidations(on_heartbeat=proven.append)))
+    began_s, heartbeats = time.monotonic(), []
+    listening = asyncio.create_task(anext(cache.invalidations(on_heartbeat=heartbeats.append)))
     async with asyncio.timeout(WAIT_S):
         if proves:
-            while not proven:  # noqa: ASYNC110 - called from within
+            while not heartbeats:  # noqa: ASYNC110 - called from within
                 await asyncio.sleep(0.01)
-            assert began_s < proven[0] < time.monotonic()
+            assert began_s < heartbeats[0] < time.monotonic()
         pings = 0
         while pings < 3:
             pings = (await client.info("commandstats")).get("cmdstat_ping", {}).get("calls", 0)
             await asyncio.sleep(0.01)
-    assert bool(proven) is proves
+    assert bool(heartbeats) is proves
     listening.cancel()
     await asyncio.gather(listening, return_exceptions=True)
     await client.aclose()
 
 
-async def test_a_server_that_evicts_at_will_is_not_trusted(own_server):
+async def test_a_server_that_evicts_keys_without_a_ttl_is_not_trusted(own_server):
     client = connect_redis(own_server[1])
     await client.config_set("maxmemory", 100_000_000)
     await client.config_set("maxmemory-policy", "allkeys-lru")
@@ -356,24 +356,26 @@ STEPS = st.one_of(
 
 
 async def outcomes(cache, lose, steps):
-    """What each step gave. Epochs differ from cache to cache, so each is named by the order of its appearance."""
+    """Result of each step. Epochs differ between caches, so they are numbered in order of appearance."""
     epochs: dict[int, int] = {}
-    seen = []
+    results = []
     for number, (kind, *values) in enumerate(steps):
         if kind == "lookup":
-            look = await cache.lookup("acme", values[0])
-            seen.append((epochs.setdefault(look.epoch, len(epochs)), look.positions, look.entry, look.seeded))
+            lookup = await cache.lookup("acme", values[0])
+            results.append(
+                (epochs.setdefault(lookup.epoch, len(epochs)), lookup.positions, lookup.entry, lookup.seeded)
+            )
         elif kind == "store" and epochs:
             epoch = list(epochs)[-1 - values[1] % len(epochs)]
-            seen.append(await cache.store("acme", values[0], b"%d" % number, epoch=epoch, ttl_s=60))
+            results.append(await cache.store("acme", values[0], b"%d" % number, epoch=epoch, ttl_s=60))
         elif kind == "apply":
             epoch = await cache.apply("acme", values[0], drop=values[1])
-            seen.append(epochs.setdefault(epoch, len(epochs)))
+            results.append(epochs.setdefault(epoch, len(epochs)))
         elif kind == "seed":
             await cache.seed("acme", values[0])
         elif kind == "lose":
             await lose()
-    return seen
+    return results
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

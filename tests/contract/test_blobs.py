@@ -1,4 +1,4 @@
-"""One suite for every blob store: memory twin, local disk, and S3 as the moto server speaks it."""
+"""The contract of BlobStore, run on the memory twin, on a local disk and on S3 of a moto server."""
 
 import asyncio
 import os
@@ -67,32 +67,32 @@ def make_s3_subject(endpoint: str, bucket: str, monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize("content", [b"", b"one page", b"\x00\xff" * 300_000])
-async def test_what_is_put_comes_back(subject: Subject, content: bytes) -> None:
+async def test_a_stored_blob_is_read_back(subject: Subject, content: bytes) -> None:
     ref = await subject.store.put(content)
     assert ref == ref_of(content)
     assert await subject.store.exists(ref)
     assert await subject.store.get(ref) == content
 
 
-async def test_put_twice_stores_once(subject: Subject) -> None:
+async def test_equal_content_is_stored_once(subject: Subject) -> None:
     refs = {await subject.store.put(b"same") for _ in range(2)}
     assert [ref async for ref in subject.store.stored()] == list(refs)
 
 
-async def test_same_content_put_at_once_by_many(subject: Subject) -> None:
+async def test_equal_content_stored_concurrently_is_stored_once(subject: Subject) -> None:
     refs = set(await asyncio.gather(*(subject.store.put(b"crowd") for _ in range(20))))
     assert [ref async for ref in subject.store.stored()] == list(refs)
     assert await subject.store.get(refs.pop()) == b"crowd"
 
 
-async def test_missing_is_told(subject: Subject) -> None:
+async def test_a_missing_blob_raises(subject: Subject) -> None:
     ref = ref_of(b"never put")
     assert not await subject.store.exists(ref)
     with pytest.raises(BlobMissing, match=ref.sha256):
         await subject.store.get(ref)
 
 
-async def test_corrupt_is_told_and_a_new_upload_repairs_it(subject: Subject) -> None:
+async def test_a_corrupt_blob_raises_and_a_new_upload_repairs_it(subject: Subject) -> None:
     ref = await subject.store.put(b"right")
     subject.tamper(ref, b"wrong")
     with pytest.raises(BlobCorrupt, match=ref.sha256):
@@ -102,20 +102,20 @@ async def test_corrupt_is_told_and_a_new_upload_repairs_it(subject: Subject) -> 
     assert await subject.store.get(ref) == b"right"
 
 
-async def test_delete_is_idempotent_and_touches_nothing_else(subject: Subject) -> None:
-    kept, gone = await subject.store.put(b"kept"), await subject.store.put(b"gone")
+async def test_delete_is_idempotent_and_removes_only_its_blob(subject: Subject) -> None:
+    kept, deleted = await subject.store.put(b"kept"), await subject.store.put(b"gone")
     for _ in range(2):
-        await subject.store.delete(gone)
-    assert not await subject.store.exists(gone)
+        await subject.store.delete(deleted)
+    assert not await subject.store.exists(deleted)
     assert await subject.store.get(kept) == b"kept"
 
 
-async def test_stored_lists_all_with_sizes(subject: Subject) -> None:
+async def test_all_blobs_are_listed_with_sizes(subject: Subject) -> None:
     refs = {await subject.store.put(b"x" * size) for size in range(30)}
     assert {ref async for ref in subject.store.stored()} == refs
 
 
-async def test_s3_lists_past_one_page(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_s3_lists_several_pages(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
     store = make_s3_subject(s3_endpoint, "paged", monkeypatch).store
     assert isinstance(store, S3BlobStore)
     refs = set(await asyncio.gather(*(store.put(str(number).encode()) for number in range(1_005))))
@@ -123,7 +123,7 @@ async def test_s3_lists_past_one_page(s3_endpoint: str, monkeypatch: pytest.Monk
     await store.close()
 
 
-async def test_s3_says_which_bucket_is_wrong(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_s3_errors_name_the_bucket(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
     store = S3BlobStore(bucket="no-such-bucket", prefix="", region="us-east-1", endpoint_url=s3_endpoint)
@@ -132,12 +132,12 @@ async def test_s3_says_which_bucket_is_wrong(s3_endpoint: str, monkeypatch: pyte
     await store.close()
 
 
-def test_s3_without_a_bucket_is_refused() -> None:
+def test_s3_without_a_bucket_is_rejected() -> None:
     with pytest.raises(ValueError, match="FRESHLINE_BLOBS__BUCKET"):
         open_blob_store(BlobSettings(store="s3"))
 
 
-async def test_local_full_or_forbidden_disk_is_told(tmp_path: Path) -> None:
+async def test_a_full_or_read_only_local_disk_raises(tmp_path: Path) -> None:
     store = LocalBlobStore(tmp_path / "blobs")
     (tmp_path / "blobs" / ref_of(b"x").sha256[:2]).write_text("a file where a directory must be")
     with pytest.raises(BlobStoreUnavailable, match="blob directory"):
@@ -146,8 +146,8 @@ async def test_local_full_or_forbidden_disk_is_told(tmp_path: Path) -> None:
     await store.close()
 
 
-async def test_local_writer_killed_halfway_leaves_nothing_visible(tmp_path: Path) -> None:
-    """The child dies inside its first fsync, when all bytes are written and the name does not exist yet."""
+async def test_a_killed_local_writer_leaves_no_visible_blob(tmp_path: Path) -> None:
+    """The child is killed in its first fsync: all bytes are written, and the name does not exist yet."""
     code = (
         "import asyncio, os, signal, sys; from pathlib import Path\n"
         "from infra.blobs.local import LocalBlobStore\n"
@@ -160,17 +160,17 @@ async def test_local_writer_killed_halfway_leaves_nothing_visible(tmp_path: Path
     assert killed.returncode == -9
     store = LocalBlobStore(root)
     ref = ref_of(b"half")
-    [left] = (root / "incoming").iterdir()
+    [partial_file] = (root / "incoming").iterdir()
     assert not await store.exists(ref)
     assert [found async for found in store.stored()] == []
     await store.put(b"half")
     assert await store.get(ref) == b"half"
     await store.close()
     await LocalBlobStore(root).close()
-    assert left.exists(), "its writer may still be at work"
+    assert partial_file.exists(), "its writer may still be running"
     yesterday_s = time.time() - 86_401
-    os.utime(left, (yesterday_s, yesterday_s))
+    os.utime(partial_file, (yesterday_s, yesterday_s))
     store = LocalBlobStore(root)
-    assert not left.exists()
+    assert not partial_file.exists()
     assert await store.get(ref) == b"half"
     await store.close()

@@ -1,4 +1,4 @@
-"""API keys, in memory and on a real OpenSearch: the same promises."""
+"""The contract of the API key store, run on the twin and on an OpenSearch server."""
 
 import asyncio
 
@@ -41,7 +41,7 @@ def key(number: int):
     )[0]
 
 
-async def test_a_key_is_there_at_once_as_it_was_added(store):
+async def test_an_added_key_is_readable_immediately(store):
     keys = [key(number) for number in range(1, 4)]
     for one in reversed(keys):
         await store.add(one)
@@ -49,18 +49,18 @@ async def test_a_key_is_there_at_once_as_it_was_added(store):
     assert await store.keys() == keys
 
 
-async def test_a_change_takes_the_place_of_the_key(store):
+async def test_a_change_replaces_the_key(store):
     await store.add(key(1))
     ended = await store.change(key(1).key_id, lambda one: revoked(one, now_ms=7))
     assert ended == revoked(key(1), now_ms=7)
     assert await store.keys() == [ended]
 
 
-async def test_a_key_that_never_was_is_not_changed(store):
+async def test_an_unknown_key_is_not_changed(store):
     assert await store.change("0" * 16, lambda one: one) is None
 
 
-async def test_changes_at_a_time_are_all_kept(store):
+async def test_concurrent_changes_are_all_kept(store):
     await store.add(key(1))
 
     async def append(mark):
@@ -73,7 +73,7 @@ async def test_changes_at_a_time_are_all_kept(store):
 
 
 @pytest.mark.stack
-async def test_more_than_a_page_of_keys_is_read_whole(settings):
+async def test_keys_are_read_over_several_pages(settings):
     await create_keys_index(settings)
     client = connect(settings.opensearch)
     try:
@@ -89,7 +89,7 @@ async def test_more_than_a_page_of_keys_is_read_whole(settings):
 
 
 @pytest.mark.stack
-async def test_a_cluster_that_is_away_is_said_so(settings):
+async def test_an_unreachable_cluster_is_unavailable(settings):
     client = connect(settings.opensearch.model_copy(update={"url": "http://127.0.0.1:1"}))
     store = OpenSearchKeys(client, settings.names)
     try:

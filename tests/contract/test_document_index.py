@@ -81,7 +81,7 @@ def question(text="hotel", direction=(1.0,), *, tenant="acme", groups=(), candid
 
 
 async def found(index, search: HybridSearch | None = None) -> tuple[list[str], list[str]]:
-    """Ids that the vector leg and the lexical leg find, best first."""
+    """Ids that the vector and the lexical retriever find, best first."""
     [candidates] = await index.search([search or question()])
     return [hit.chunk_id for hit in candidates.vector], [hit.chunk_id for hit in candidates.lexical]
 
@@ -90,15 +90,15 @@ async def both_find(index, *ids: str, search: HybridSearch | None = None) -> Non
     assert tuple(map(sorted, await found(index, search))) == (sorted(ids), sorted(ids))
 
 
-async def legs_and_scores(index, search: HybridSearch):
+async def ids_and_scores(index, search: HybridSearch):
     [candidates] = await index.search([search])
-    return [[(hit.chunk_id, round(hit.score, 5)) for hit in leg] for leg in (candidates.vector, candidates.lexical)]
+    return [[(hit.chunk_id, round(hit.score, 5)) for hit in hits] for hits in (candidates.vector, candidates.lexical)]
 
 
 # Manifests
 
 
-async def test_manifest_reads_back_whole_and_at_once(index):
+async def test_a_manifest_is_readable_completely_and_immediately(index):
     full = claim(
         TRAVEL,
         MAX_VERSION,
@@ -118,7 +118,7 @@ async def test_manifest_reads_back_whole_and_at_once(index):
     assert await index.manifests([TRAVEL]) == {TRAVEL: complete(full)}
 
 
-async def test_nothing_asked_is_nothing_answered(index):
+async def test_empty_requests_return_nothing(index):
     assert await index.manifests([]) == {}
     assert await index.put_manifests([]) == []
     assert await index.apply([]) == []
@@ -131,9 +131,9 @@ async def test_nothing_asked_is_nothing_answered(index):
 
 async def test_a_manifest_replaces_exactly_the_one_that_was_read(index):
     [first] = await index.put_manifests([ManifestWrite(claim(TRAVEL, 5), None)])
-    assert await index.put_manifests([ManifestWrite(claim(TRAVEL, 6), None)]) == [None], "there is one by now"
-    standing = (await index.stored_manifests([TRAVEL, LEAVE]))[TRAVEL]
-    assert standing == StoredManifest(claim(TRAVEL, 5), first)
+    assert await index.put_manifests([ManifestWrite(claim(TRAVEL, 6), None)]) == [None], "a manifest exists by now"
+    stored = (await index.stored_manifests([TRAVEL, LEAVE]))[TRAVEL]
+    assert stored == StoredManifest(claim(TRAVEL, 5), first)
     [second] = await index.put_manifests([ManifestWrite(claim(TRAVEL, 6), first)])
     late = ManifestWrite(complete(claim(TRAVEL, 5)), first)
     assert await index.put_manifests([late]) == [None]
@@ -143,15 +143,15 @@ async def test_a_manifest_replaces_exactly_the_one_that_was_read(index):
     assert await index.stored_manifests([TRAVEL]) == {TRAVEL: StoredManifest(complete(claim(TRAVEL, 6)), third)}
 
 
-async def test_one_refused_manifest_does_not_stop_the_others(index):
+async def test_a_rejected_manifest_does_not_affect_the_others(index):
     [revision] = await index.put_manifests([ManifestWrite(claim(TRAVEL, 5), None)])
     writes = [(claim(TRAVEL, 6), None), (claim(LEAVE, 1), None), (claim(TRAVEL, 7), revision)]
     put = await index.put_manifests([ManifestWrite(*one) for one in writes])
     assert [written is not None for written in put] == [False, True, True]
 
 
-async def test_longest_document_id_that_is_accepted_has_a_manifest(index):
-    # Server limits are in bytes, ours in characters.
+async def test_the_longest_accepted_document_id_has_a_manifest(index):
+    # The limits of the server are in bytes, those of the API in characters.
     for document_id in ("x" * 512, "ä" * 512, "𝄞" * 512):
         key = DocumentKey("a" * 63, document_id)
         other = DocumentKey("a" * 63, document_id[:-1] + "y")
@@ -165,7 +165,7 @@ async def test_longest_document_id_that_is_accepted_has_a_manifest(index):
 # Passages
 
 
-async def test_change_is_searchable_when_apply_returns(index):
+async def test_a_change_is_searchable_when_apply_returns(index):
     assert await index.apply([change(TRAVEL, 1, write(TRAVEL, "0", 1, "A hotel costs 120 dollars."))]) == [None]
     await both_find(index, "tr-0")
     assert await index.apply([change(TRAVEL, 2, write(TRAVEL, "1", 2, "No hotel."), remove=["tr-0"])]) == [None]
@@ -174,7 +174,7 @@ async def test_change_is_searchable_when_apply_returns(index):
     await both_find(index)
 
 
-async def test_fetched_passage_is_what_was_written(index):
+async def test_a_fetched_passage_equals_the_written_one(index):
     passage = write(
         TRAVEL,
         "0",
@@ -193,7 +193,7 @@ async def test_fetched_passage_is_what_was_written(index):
     assert fetched["tr-0"].key == TRAVEL
 
 
-async def test_fetch_leaves_out_what_has_vanished_since_the_search(index):
+async def test_fetch_omits_passages_removed_since_the_search(index):
     await index.apply([change(TRAVEL, 1, write(TRAVEL, "0", 1, "hotel"), write(TRAVEL, "1", 1, "hotel too"))])
     [candidates] = await index.search([question()])
     await index.apply([change(TRAVEL, 2, remove=["tr-0"])])
@@ -201,7 +201,7 @@ async def test_fetch_leaves_out_what_has_vanished_since_the_search(index):
     assert await index.fetch([Hit("never", LEAVE, 1.0)]) == {}
 
 
-async def test_stale_writes_and_removals_change_nothing_and_count_as_done(index):
+async def test_stale_writes_and_removals_are_ignored_and_count_as_done(index):
     await index.apply([change(TRAVEL, 5, write(TRAVEL, "0", 5, "hotel, new"), write(TRAVEL, "1", 5, "hotel, kept"))])
     stale = change(TRAVEL, 4, write(TRAVEL, "0", 4, "hotel, old"), remove=["tr-1"])
     assert await index.apply([stale]) == [None]
@@ -210,7 +210,7 @@ async def test_stale_writes_and_removals_change_nothing_and_count_as_done(index)
     assert {one.text for one in fetched.values()} == {"hotel, new", "hotel, kept"}
 
 
-async def test_passage_removed_by_a_newer_version_is_not_written_by_an_older_one(index):
+async def test_an_older_version_does_not_write_a_passage_removed_by_a_newer_one(index):
     await index.apply([change(TRAVEL, 1, write(TRAVEL, "0", 1, "hotel"))])
     await index.apply([change(TRAVEL, 5, remove=["tr-0", "tr-never-was"])])
     late = change(TRAVEL, 4, write(TRAVEL, "0", 4, "hotel"), write(TRAVEL, "never-was", 4, "hotel"))
@@ -218,22 +218,22 @@ async def test_passage_removed_by_a_newer_version_is_not_written_by_an_older_one
     await both_find(index)
 
 
-async def test_writes_are_ordered_by_the_version_of_the_change_and_not_by_that_of_the_document(index):
-    # As the index step has them: the document's version and which writing of it this is.
+async def test_writes_are_ordered_by_the_write_version_not_the_document_version(index):
+    # As the index step assigns them: the version of the document, and the number of the write.
     await index.apply([change(TRAVEL, 384, write(TRAVEL, "0", 3, "hotel, new"))])
     await index.apply([change(TRAVEL, 256, write(TRAVEL, "0", 2, "hotel, old"), remove=["tr-0"])])
     await both_find(index, "tr-0")
     assert (await index.fetch([Hit("tr-0", TRAVEL, 0)]))["tr-0"].text == "hotel, new"
 
 
-async def test_passage_comes_back_with_a_newer_version(index):
-    for version, there in ((1, True), (2, False), (3, True), (4, False), (5, True)):
-        puts = [write(TRAVEL, "0", version, "hotel")] if there else []
-        await index.apply([change(TRAVEL, version, *puts, remove=() if there else ["tr-0"])])
-        await both_find(index, *(["tr-0"] if there else []))
+async def test_a_newer_version_restores_a_removed_passage(index):
+    for version, is_stored in ((1, True), (2, False), (3, True), (4, False), (5, True)):
+        puts = [write(TRAVEL, "0", version, "hotel")] if is_stored else []
+        await index.apply([change(TRAVEL, version, *puts, remove=() if is_stored else ["tr-0"])])
+        await both_find(index, *(["tr-0"] if is_stored else []))
 
 
-async def test_same_change_again_changes_nothing(index):
+async def test_applying_a_change_twice_changes_nothing(index):
     await index.apply([change(TRAVEL, 1, write(TRAVEL, "0", 1, "hotel, old"))])
     twice = change(TRAVEL, 2, write(TRAVEL, "1", 2, "hotel, new"), remove=["tr-0"])
     for _ in range(2):
@@ -242,7 +242,7 @@ async def test_same_change_again_changes_nothing(index):
 
 
 @pytest.mark.parametrize("removing", [True, False])
-async def test_refused_content_leaves_the_old_passages(index, removing):
+async def test_rejected_content_leaves_the_old_passages(index, removing):
     await index.apply([change(TRAVEL, 1, write(TRAVEL, "0", 1, "hotel, old"))])
     wrong = ChunkWrite(write(TRAVEL, "2", 2, "hotel, wrong").chunk, np.ones(DIMENSION - 1, np.float32))
     refused = change(TRAVEL, 2, write(TRAVEL, "1", 2, "hotel, new"), wrong, remove=["tr-0"] if removing else [])
@@ -253,7 +253,7 @@ async def test_refused_content_leaves_the_old_passages(index, removing):
     await both_find(index, "tr-0", "le-0")
 
 
-async def test_of_a_refused_change_nothing_is_left(index):
+async def test_a_rejected_change_leaves_no_passages(index):
     old = write(TRAVEL, "0", 1, "hotel", (1.0, 1.0), groups=("hr",))
     await index.apply([change(TRAVEL, 1, old, write(TRAVEL, "1", 1, "hotel, kept"))])
     wrong = ChunkWrite(write(TRAVEL, "2", 2, "hotel, wrong").chunk, np.ones(DIMENSION - 1, np.float32))
@@ -263,32 +263,32 @@ async def test_of_a_refused_change_nothing_is_left(index):
     await both_find(index, "tr-1")
     await both_find(index, "tr-0", "tr-1", search=question(groups=("hr",)))
     assert (await index.fetch([Hit("tr-0", TRAVEL, 0.0)]))["tr-0"] == old.chunk.model_copy(update={"text_sha256": ""})
-    # Nor may a writer that comes late bring it back.
+    # A late writer does not restore it either.
     await index.apply([change(TRAVEL, 1, copy)])
     await both_find(index, "tr-1")
 
 
-async def test_what_is_enforced_stands_against_whoever_had_begun_before(index):
-    there, gone = (
+async def test_enforced_passages_override_writes_begun_before(index):
+    original, late = (
         write(TRAVEL, "0", 1, "hotel", (1.0, 1.0), groups=("hr",), metadata={"n": 1}),
         write(TRAVEL, "1", 2, ""),
     )
-    await index.apply([change(TRAVEL, 1, there)])
+    await index.apply([change(TRAVEL, 1, original)])
     read = await index.read_passages([Hit("tr-0", TRAVEL, 0.0), Hit("tr-1", TRAVEL, 0.0)])
-    assert {name: one.chunk for name, one in read.items()} == {"tr-0": there.chunk}
-    assert np.allclose(read["tr-0"].vector, there.vector)
+    assert {name: one.chunk for name, one in read.items()} == {"tr-0": original.chunk}
+    assert np.allclose(read["tr-0"].vector, original.vector)
     await index.enforce(ChunkChange(TRAVEL, 5, tuple(read.values()), ("tr-1",)))
-    await index.apply([change(TRAVEL, 2, gone, remove=["tr-0"])])
+    await index.apply([change(TRAVEL, 2, late, remove=["tr-0"])])
     await both_find(index, "tr-0", search=question(groups=("hr",)))
-    assert (await index.read_passages([Hit("tr-0", TRAVEL, 0.0)]))["tr-0"].chunk == there.chunk
+    assert (await index.read_passages([Hit("tr-0", TRAVEL, 0.0)]))["tr-0"].chunk == original.chunk
     for removed in ((), ("tr-0",)):
-        await index.enforce(ChunkChange(TRAVEL, 6, (gone,), removed))
+        await index.enforce(ChunkChange(TRAVEL, 6, (late,), removed))
         assert "tr-1" in await index.chunk_ids(TRAVEL)
     assert await index.chunk_ids(TRAVEL) == ("tr-1",)
 
 
-async def test_passages_are_read_before_they_are_searchable_and_not_when_they_are_removed(index):
-    """A claim is settled by what is there, whoever refreshes when."""
+async def test_stored_passages_are_readable_before_the_refresh_and_removed_ones_are_not(index):
+    """The recovery of a claim depends on stored passages, not on refreshes."""
     hits = [Hit(f"tr-{number:04}", TRAVEL, 0.0) for number in range(1_100)]
     many = tuple(write(TRAVEL, f"{number:04}", 1, "hotel") for number in range(1_100))
     await index.enforce(ChunkChange(TRAVEL, 1, many, ()))
@@ -299,7 +299,7 @@ async def test_passages_are_read_before_they_are_searchable_and_not_when_they_ar
     assert set(await index.read_passages(hits)) == {hit.chunk_id for hit in hits[600:]}
 
 
-async def test_passages_of_documents_are_found_with_what_orders_their_writes(index):
+async def test_passages_of_documents_are_listed_with_their_write_versions(index):
     other_tenant = DocumentKey("umbrella", TRAVEL.document_id)
     mine = write(TRAVEL, "0", 3, "hotel", groups=("hr",), title="Travel", metadata={"n": 1})
     await index.apply([change(TRAVEL, 384, mine), change(other_tenant, 1, write(other_tenant, "x", 1, "hotel"))])
@@ -312,7 +312,7 @@ async def test_passages_of_documents_are_found_with_what_orders_their_writes(ind
     assert found[TRAVEL][0].chunk == mine.chunk.model_copy(update={"text": ""})
 
 
-async def test_a_documents_searchable_passages_are_named_and_no_others(index):
+async def test_chunk_ids_are_the_searchable_passages_of_the_document_only(index):
     other_tenant = DocumentKey("umbrella", TRAVEL.document_id)
     passages = [write(TRAVEL, f"{number:02}", 1, "hotel") for number in range(25)]
     await index.apply([change(TRAVEL, 1, *passages), change(LEAVE, 1, write(LEAVE, "0", 1, "hotel"))])
@@ -323,7 +323,7 @@ async def test_a_documents_searchable_passages_are_named_and_no_others(index):
     assert await index.chunk_ids(other_tenant) == ()
 
 
-async def test_many_changes_at_once_are_all_searchable(index):
+async def test_many_changes_in_one_call_are_all_searchable(index):
     keys = [DocumentKey("acme", f"n/{number:03}") for number in range(120)]
     names = {key: [f"{key.document_id}-{part}" for part in "ab"] for key in keys}
     await index.apply([change(key, 1, *(write(key, name, 1, "hotel") for name in names[key])) for key in keys])
@@ -331,7 +331,7 @@ async def test_many_changes_at_once_are_all_searchable(index):
     assert len(set(hits)) == len(hits) == 240
 
 
-async def test_repair_removes_what_no_manifest_knows(index):
+async def test_repair_removes_passages_without_a_manifest(index):
     await index.apply([change(TRAVEL, 1, write(TRAVEL, "0", 1, "hotel"), write(TRAVEL, "1", 1, "hotel"))])
     await index.delete_chunks([Hit("tr-0", TRAVEL, 0.0), Hit("never", LEAVE, 0.0)])
     await both_find(index, "tr-1")
@@ -339,12 +339,17 @@ async def test_repair_removes_what_no_manifest_knows(index):
     await both_find(index, "tr-0", "tr-1")
 
 
-async def test_scans_see_every_manifest_and_every_searchable_passage(index):
+async def test_scans_return_every_manifest_and_every_searchable_passage(index):
     keys = [DocumentKey("acme", f"{number:03}/x") for number in range(30)]
     tombstone = claim(LEAVE, 9).model_copy(update={"state": LifeState.DELETED, "complete": True})
     await put_over(index, *(claim(key, 1) for key in keys), tombstone)
-    told = {"title": "T", "heading_path": ("H", "I"), "groups": ("hr",), "metadata": {"a": True, "b": 1.0, "c": 1}}
-    puts = {key: write(key, key.document_id, 1, "hotel", **told) for key in keys}
+    attributes = {
+        "title": "T",
+        "heading_path": ("H", "I"),
+        "groups": ("hr",),
+        "metadata": {"a": True, "b": 1.0, "c": 1},
+    }
+    puts = {key: write(key, key.document_id, 1, "hotel", **attributes) for key in keys}
     await index.apply([change(key, 1, put) for key, put in puts.items()])
     manifests = {manifest.key: manifest async for manifest in index.scan_manifests()}
     assert manifests == {key: claim(key, 1) for key in keys} | {LEAVE: tombstone}
@@ -356,7 +361,7 @@ async def test_scans_see_every_manifest_and_every_searchable_passage(index):
 # Search
 
 
-async def test_each_leg_ranks_by_its_own_likeness(index):
+async def test_each_retriever_ranks_by_its_own_score(index):
     near, middle, far = (1.0, 0.1), (1.0, 1.0), (0.0, 1.0)
     await index.apply(
         [
@@ -369,9 +374,9 @@ async def test_each_leg_ranks_by_its_own_likeness(index):
             )
         ]
     )
-    vector_leg, lexical_leg = await found(index)
-    assert vector_leg == ["tr-near", "tr-middle", "tr-far"]
-    assert lexical_leg == ["tr-far", "tr-near"]
+    by_vector, by_text = await found(index)
+    assert by_vector == ["tr-near", "tr-middle", "tr-far"]
+    assert by_text == ["tr-far", "tr-near"]
     [candidates] = await index.search([question()])
     cosines = [float(vector(*one) @ vector(1.0)) for one in (near, middle, far)]
     assert [hit.score for hit in candidates.vector] == pytest.approx([(1 + one) / 2 for one in cosines], abs=1e-5)
@@ -379,24 +384,24 @@ async def test_each_leg_ranks_by_its_own_likeness(index):
     assert [hit.score for hit in candidates.lexical] == sorted((hit.score for hit in candidates.lexical), reverse=True)
 
 
-async def test_title_and_headings_are_found_by_the_lexical_leg(index):
+async def test_the_lexical_retriever_searches_title_and_headings(index):
     titled = write(TRAVEL, "0", 1, "It costs 120 dollars.", title="Hotels", heading_path=("Lodging",))
     await index.apply([change(TRAVEL, 1, titled)])
     for word in ("hotel", "lodging", "dollars"):
-        _, lexical = await found(index, question(word))
-        assert lexical == ["tr-0"], word
+        _, by_text = await found(index, question(word))
+        assert by_text == ["tr-0"], word
     assert (await found(index, question("zeppelin")))[1] == []
 
 
-async def test_window_bounds_each_leg(index):
+async def test_each_retriever_returns_at_most_the_requested_candidates(index):
     puts = [write(TRAVEL, f"{number}", 1, "hotel " * (number + 1), (1.0, number / 10)) for number in range(9)]
     await index.apply([change(TRAVEL, 1, *puts)])
-    vector_leg, lexical_leg = await found(index, question(candidates=4))
-    assert vector_leg == ["tr-0", "tr-1", "tr-2", "tr-3"]
-    assert len(lexical_leg) == 4
+    by_vector, by_text = await found(index, question(candidates=4))
+    assert by_vector == ["tr-0", "tr-1", "tr-2", "tr-3"]
+    assert len(by_text) == 4
 
 
-async def test_tenants_and_groups_are_kept_apart_in_both_legs(index):
+async def test_both_retrievers_separate_tenants_and_groups(index):
     other = DocumentKey("umbrella", TRAVEL.document_id)
     secret, public = DocumentKey("acme", "s/secret"), DocumentKey("acme", "p/public")
     await index.apply(
@@ -430,10 +435,10 @@ SPECIAL_GROUPS = (
     "%",
     "🎉",
 )
-"""Names that a store or a language may take for something else."""
+"""Names that a store or a query language may misinterpret."""
 
 
-async def test_a_group_is_its_members_whatever_its_name(index):
+async def test_group_names_are_compared_literally(index):
     assert TypeAdapter(Groups).validate_python(SPECIAL_GROUPS) == SPECIAL_GROUPS
     closed = {name: write(TRAVEL, f"{at:02}", 1, "hotel", groups=(name,)) for at, name in enumerate(SPECIAL_GROUPS)}
     everyones = write(TRAVEL, "open", 1, "hotel")
@@ -441,11 +446,11 @@ async def test_a_group_is_its_members_whatever_its_name(index):
     await index.apply([change(TRAVEL, 1, *passages)])
     readers = {(): {"tr-open"}, ("nobody's",): {"tr-open"}}
     readers |= {(name,): {"tr-open", one.chunk.chunk_id} for name, one in closed.items()}
-    for groups, candidates in zip(
+    for groups, found_by in zip(
         readers, await index.search([question(groups=one, candidates=40) for one in readers]), strict=True
     ):
-        for leg in (candidates.vector, candidates.lexical):
-            assert {hit.chunk_id for hit in leg} == readers[groups], groups
+        for hits in (found_by.vector, found_by.lexical):
+            assert {hit.chunk_id for hit in hits} == readers[groups], groups
         allowed = {one.chunk.chunk_id for one in passages if allows(question(groups=groups), one.chunk)}
         assert allowed == readers[groups], groups
     fetched = await index.fetch([Hit(one.chunk.chunk_id, TRAVEL, 0.0) for one in passages])
@@ -453,10 +458,10 @@ async def test_a_group_is_its_members_whatever_its_name(index):
 
 
 PAIRS = (("a", "b=c"), ("a=b", "c"), ("a\\", "b=c"), ("a\\=b", "c"), ("a", "=b=c"), ("a=", "b=c"), ("a=b=c", ""))
-"""Names and values that are one text where they are joined by a sign that either may hold."""
+"""Names and values that are ambiguous if joined by a separator that either may contain."""
 
 
-async def test_a_filter_matches_the_name_and_the_value_that_it_says(index):
+async def test_a_filter_matches_its_exact_name_and_value(index):
     passages = [write(TRAVEL, f"{at}", 1, "hotel", metadata=dict([pair])) for at, pair in enumerate(PAIRS)]
     await index.apply([change(TRAVEL, 1, *passages)])
     for at, (name, value) in enumerate(PAIRS):
@@ -465,14 +470,17 @@ async def test_a_filter_matches_the_name_and_the_value_that_it_says(index):
         assert [allows(search, one.chunk) for one in passages] == [number == at for number in range(len(PAIRS))]
 
 
-async def test_what_is_as_long_as_may_be_can_be_filtered_by(index):
-    """Limits of attributes are characters, those of the index UTF-16 units and bytes."""
-    for at, letter in enumerate("xé€𝄞"):
+async def test_attributes_of_maximum_length_can_be_filtered_by(index):
+    """Limits of attributes are in characters, those of the index in UTF-16 units and bytes."""
+    for at, character in enumerate("xé€𝄞"):
         given = DocumentAttributes(
-            title=letter * MAX_TITLE_CHARS,
-            source=letter * 2_000,
-            groups=(letter * 128,),
-            metadata={"=" * 128: letter * MAX_METADATA_VALUE_CHARS, letter * 128: "\\" * MAX_METADATA_VALUE_CHARS},
+            title=character * MAX_TITLE_CHARS,
+            source=character * 2_000,
+            groups=(character * 128,),
+            metadata={
+                "=" * 128: character * MAX_METADATA_VALUE_CHARS,
+                character * 128: "\\" * MAX_METADATA_VALUE_CHARS,
+            },
         )
         attributes = {name: getattr(given, name) for name in ("title", "source", "groups", "metadata")}
         await index.apply([change(TRAVEL, at, write(TRAVEL, f"{at}", at, "hotel", **attributes))])
@@ -500,7 +508,7 @@ async def test_what_is_as_long_as_may_be_can_be_filtered_by(index):
     ],
     ids=str,
 )
-async def test_filters_hold_in_both_legs(index, filters, ids):
+async def test_both_retrievers_apply_filters(index, filters, ids):
     travel = {"title": "Travel", "source": "git:travel", "metadata": {"year": 2024, "final": True}}
     leave = {"title": "Leave", "metadata": {"year": 2024, "final": False, "owner": "Zoë Q"}}
     await index.apply(
@@ -512,16 +520,16 @@ async def test_filters_hold_in_both_legs(index, filters, ids):
     await both_find(index, *ids, search=question(**filters))
 
 
-async def test_an_exact_search_finds_the_same_with_the_same_scores(index):
-    """Of few passages, of which a walk misses none."""
+async def test_an_exact_search_returns_the_same_hits_and_scores(index):
+    """With few passages, of which the approximate search misses none."""
     seen = [write(TRAVEL, str(number), 1, "hotel", (1.0, number / 4)) for number in range(6)]
     hidden = write(LEAVE, "0", 1, "hotel", groups=("board",))
     await index.apply([change(TRAVEL, 1, *seen), change(LEAVE, 1, hidden)])
     for search in (question(), question(candidates=3), question(source="nowhere")):
-        assert await legs_and_scores(index, replace(search, exact=True)) == await legs_and_scores(index, search)
+        assert await ids_and_scores(index, replace(search, exact=True)) == await ids_and_scores(index, search)
 
 
-async def test_several_searches_keep_their_answers_apart(index):
+async def test_several_searches_in_one_call_return_separate_results(index):
     await index.apply(
         [
             change(TRAVEL, 1, write(TRAVEL, "0", 1, "hotel", (1.0,)), write(TRAVEL, "1", 1, "flight", (0.0, 1.0))),
@@ -534,20 +542,20 @@ async def test_several_searches_keep_their_answers_apart(index):
         question("sabbatical", (0.0, 0.0, 1.0), candidates=1),
     ]
     candidates = await index.search(searches)
-    legs = [[[hit.chunk_id for hit in leg] for leg in (one.vector, one.lexical)] for one in candidates]
-    assert legs == [[["tr-1"], ["tr-1"]], [[], []], [["le-0"], ["le-0"]]]
+    ids = [[[hit.chunk_id for hit in hits] for hits in (one.vector, one.lexical)] for one in candidates]
+    assert ids == [[["tr-1"], ["tr-1"]], [[], []], [["le-0"], ["le-0"]]]
 
 
 # Positions
 
 
 async def refreshed(index) -> None:
-    """Real manifests are searched up to a second late; a scan waits for them."""
+    """Manifests on a server are searchable after up to a second; a scan refreshes them."""
     async for _ in index.scan_manifests():
         pass
 
 
-async def test_positions_are_those_that_were_told_for_the_tenant(index):
+async def test_positions_are_those_recorded_for_the_tenant(index):
     await index.advance({("acme", 0): 9, ("acme", 2): 0, ("umbrella", 0): 99})
     await index.advance({})
     await refreshed(index)
@@ -555,8 +563,8 @@ async def test_positions_are_those_that_were_told_for_the_tenant(index):
     assert await index.positions("nobody") == {}
 
 
-async def test_a_position_never_goes_back(index):
-    """A worker that lost its partition goes on telling."""
+async def test_positions_never_decrease(index):
+    """A worker that has lost its partition continues to record positions."""
     await index.advance({("acme", 0): 9})
     await index.advance({("acme", 0): 4, ("acme", 1): 5})
     await index.advance({("acme", 1): 5})
@@ -564,7 +572,7 @@ async def test_a_position_never_goes_back(index):
     assert await index.positions("acme") == {0: 9, 1: 5}
 
 
-async def test_a_manifest_is_no_position_and_a_position_no_manifest(index):
+async def test_manifests_and_positions_are_separate(index):
     await put_over(index, complete(claim(TRAVEL, 1, offset=9)), claim(LEAVE, 1, offset=6))
     await index.advance({("acme", 1): 3})
     await refreshed(index)
@@ -575,7 +583,7 @@ async def test_a_manifest_is_no_position_and_a_position_no_manifest(index):
 # Stored vectors
 
 
-async def test_stored_vectors_come_back_bit_by_bit(index):
+async def test_stored_vectors_are_returned_bit_by_bit(index):
     random = np.random.default_rng(7)
     vectors = {f"model-1:{number}": random.standard_normal(DIMENSION).astype(np.float32) for number in range(20)}
     vectors["model-1:odd"] = np.array([0.1, -0.0, 1e-45, 3.4e38, 1 / 3, -1, 0, 2**-126], dtype=np.float32)
@@ -587,10 +595,10 @@ async def test_stored_vectors_come_back_bit_by_bit(index):
         assert kept.tobytes() == vectors[key].tobytes()
 
 
-# What only one of them can show
+# Behaviour that only one implementation can show
 
 
-async def test_twin_finds_only_what_was_refreshed():
+async def test_the_twin_searches_only_refreshed_passages():
     class Stopped(Exception):
         pass
 
@@ -612,7 +620,7 @@ async def test_twin_finds_only_what_was_refreshed():
     await both_find(index, "tr-0", "tr-1", "tr-2")
 
 
-async def test_twin_forgets_versions_of_deleted_passages_as_the_server_does():
+async def test_the_twin_expires_versions_of_deleted_passages():
     now_s = 0.0
     index = MemoryIndex(DIMENSION, gc_deletes_s=60, now_s=lambda: now_s)
     await index.apply([change(TRAVEL, 5, remove=["tr-0"])])
@@ -626,7 +634,7 @@ async def test_twin_forgets_versions_of_deleted_passages_as_the_server_does():
 
 
 @pytest.mark.stack
-async def test_server_finds_only_what_was_refreshed(settings):
+async def test_the_server_searches_only_refreshed_passages(settings):
     settings = small(settings)
     await create_indices(settings)
     index = OpenSearchIndex.open(settings)
@@ -642,8 +650,8 @@ async def test_server_finds_only_what_was_refreshed(settings):
 
 
 @pytest.mark.stack
-async def test_server_forgets_versions_of_deleted_passages(settings):
-    """Why a delete leaves a manifest: with the versions forgotten, a late writer would bring the passage back."""
+async def test_the_server_expires_versions_of_deleted_passages(settings):
+    """The reason for tombstones: after the version has expired, a late writer would restore the passage."""
     settings = small(settings)
     await create_indices(settings)
     index = OpenSearchIndex.open(settings)
@@ -663,13 +671,13 @@ async def test_server_forgets_versions_of_deleted_passages(settings):
         await index.close()
 
 
-async def test_unavailable_is_said():
+async def test_a_failing_server_is_unavailable():
     index = MemoryIndex(DIMENSION)
     index.available = False
     opensearch = Settings().opensearch.model_copy(update={"url": "http://127.0.0.1:1"})
-    nobody = OpenSearchIndex.open(Settings(opensearch=opensearch))
+    unreachable = OpenSearchIndex.open(Settings(opensearch=opensearch))
     try:
-        for one in (index, nobody):
+        for one in (index, unreachable):
             for call in (
                 one.search([question()]),
                 one.fetch([Hit("a", TRAVEL, 0.0)]),
@@ -684,11 +692,11 @@ async def test_unavailable_is_said():
                 with pytest.raises(IndexUnavailable):
                     await call
     finally:
-        await nobody.close()
+        await unreachable.close()
 
 
 @pytest.mark.stack
-async def test_a_node_that_is_down_is_passed_over(settings):
+async def test_an_unreachable_node_is_skipped(settings):
     settings = small(settings)
     await create_indices(settings)
     urls = f"http://127.0.0.1:1,{settings.opensearch.url},http://127.0.0.1:2"
@@ -703,28 +711,28 @@ async def test_a_node_that_is_down_is_passed_over(settings):
 
 
 async def test_a_search_and_its_fetch_read_the_same_copies():
-    asked = []
+    preferences = []
 
     class Copies:
         async def msearch(self, *, index, body):
-            asked.extend(json.loads(line)["preference"] for line in body.splitlines()[::2])
+            preferences.extend(json.loads(line)["preference"] for line in body.splitlines()[::2])
             whole = {"_shards": {"total": 2, "successful": 2}, "timed_out": False, "hits": {"hits": []}}
             return {"index": index, "responses": [whole, whole]}
 
         async def mget(self, *, index, body, params):
-            asked.append(params["preference"])
+            preferences.append(params["preference"])
             return {"index": index, "docs": [doc | {"found": False} for doc in body["docs"]]}
 
     readers = [OpenSearchIndex(Copies(), Settings()) for _ in range(2)]
     for reader in readers:
         await reader.search([question()])
         await reader.fetch([Hit("tr-0", TRAVEL, 0.0)])
-    first, second = asked[:3], asked[3:]
+    first, second = preferences[:3], preferences[3:]
     assert len(set(first)) == len(set(second)) == 1
-    assert first != second, "different readers spread over the copies"
+    assert first != second, "different readers use different copies"
 
 
-async def test_a_scan_of_some_shards_is_none():
+async def test_a_scan_with_failed_shards_raises():
     class SomeShards:
         async def create_pit(self, *, index, params):
             assert params["allow_partial_pit_creation"] == "false"
@@ -742,7 +750,7 @@ async def test_a_scan_of_some_shards_is_none():
 
 
 @pytest.mark.stack
-async def test_index_that_is_gone_is_unavailable_and_takes_no_change_for_done(settings):
+async def test_a_deleted_index_is_unavailable_and_changes_are_not_done(settings):
     settings = small(settings)
     index = OpenSearchIndex.open(settings)
     try:
@@ -760,27 +768,27 @@ async def test_index_that_is_gone_is_unavailable_and_takes_no_change_for_done(se
 
 
 @pytest.mark.stack
-async def test_index_of_another_layout_is_neither_written_nor_taken_for_this_one(settings):
-    told = small(settings)
-    body = chunks_index_body(shards=1, replicas=0, dimension=DIMENSION, engine=told.opensearch.engine)
+async def test_an_index_with_another_layout_is_rejected(settings):
+    small_settings = small(settings)
+    body = chunks_index_body(shards=1, replicas=0, dimension=DIMENSION, engine=small_settings.opensearch.engine)
     body["mappings"]["_meta"] = {"layout": LAYOUT - 1}
-    client = connect(told.opensearch)
+    client = connect(small_settings.opensearch)
     try:
-        await client.indices.create(index=told.names.chunks_index(told.generation), body=body)
+        await client.indices.create(index=small_settings.names.chunks_index(small_settings.generation), body=body)
     finally:
         await client.close()
     with pytest.raises(IndexMismatch, match=f"has layout {LAYOUT - 1}, this release requires {LAYOUT}"):
-        await create_indices(told)
+        await create_indices(small_settings)
 
 
 @pytest.mark.stack
-async def test_index_of_another_model_is_not_written(settings):
+async def test_an_index_of_another_model_is_not_written(settings):
     await create_indices(small(settings))
     with pytest.raises(IndexMismatch, match="length 8, the model makes 384"):
         await create_indices(settings)
 
 
-async def test_passages_of_a_document_are_counted_once_they_can_be_found(index):
+async def test_passages_of_a_document_are_counted_when_searchable(index):
     change = ChunkChange(TRAVEL, 1, (write(TRAVEL, "a", 1, "one"), write(TRAVEL, "b", 1, "two")), ())
     assert await index.apply([change, ChunkChange(LEAVE, 1, (write(LEAVE, "a", 1, "one"),), ())]) == [None, None]
     assert [await index.count_chunks(key) for key in (TRAVEL, LEAVE, DocumentKey("other", "hr/travel.md"))] == [2, 1, 0]
@@ -788,7 +796,7 @@ async def test_passages_of_a_document_are_counted_once_they_can_be_found(index):
     assert await index.count_chunks(TRAVEL) == 0
 
 
-async def test_live_documents_of_a_connector_are_listed_by_id_in_pages(index):
+async def test_live_documents_of_a_source_are_listed_by_id_in_pages(index):
     names = [f"{name}.md" for name in ("B", "a", "a\u2028", "a\u0085", "ä", "\U0001f600", "\uff5e", "z")]
     keys = [DocumentKey("acme", name) for name in names]
     others = [
@@ -799,7 +807,7 @@ async def test_live_documents_of_a_connector_are_listed_by_id_in_pages(index):
             update={"state": LifeState.DELETED}
         ),
     ]
-    # A claim is on its way to be what it says; but where there is something that it may fail to replace, that is.
+    # A claim counts as its new version, unless it replaces a complete manifest: then that one counts.
     mine = [claim(key, 1, connector="mine", content=BlobRef(sha256="0" * 64, size_bytes=1)) for key in keys]
     mine[0] = claim(keys[0], 2, connector="other", previous=complete(mine[0]))
     mine[1] = mine[1].model_copy(update={"state": LifeState.DELETED, "previous": complete(mine[1])})

@@ -1,4 +1,4 @@
-"""What every embedder promises, checked on each of them."""
+"""The contract of Embedder, run on each implementation."""
 
 import asyncio
 import json
@@ -28,7 +28,7 @@ TEXTS = (
 
 
 class TitanHandler(BaseHTTPRequestHandler):
-    """Speaks Bedrock's InvokeModel for Titan, with word hashes for vectors."""
+    """Bedrock's InvokeModel of Titan, with word hashes as vectors."""
 
     def do_POST(self) -> None:
         request = json.loads(self.rfile.read(int(self.headers["content-length"])))
@@ -96,14 +96,14 @@ async def test_no_passages_give_an_empty_matrix(embedder: Embedder):
     assert vectors.dtype == np.float32
 
 
-async def test_a_vector_does_not_depend_on_calls_at_the_same_time(embedder: Embedder):
+async def test_a_vector_does_not_depend_on_concurrent_calls(embedder: Embedder):
     alone = await embedder.embed_passages([TEXTS[1]])
     together = await asyncio.gather(*(embedder.embed_passages([TEXTS[1], text]) for text in TEXTS * 3))
     for vectors in together:
         assert np.array_equal(vectors[0], alone[0])
 
 
-async def test_a_question_finds_its_passage(embedder: Embedder):
+async def test_a_question_is_most_similar_to_its_passage(embedder: Embedder):
     question = await embedder.embed_query("How many days of vacation do employees accrue?")
     assert question.shape == (embedder.model.dimension,)
     assert question.dtype == np.float32
@@ -111,12 +111,12 @@ async def test_a_question_finds_its_passage(embedder: Embedder):
     assert int(np.argmax(await embedder.embed_passages(TEXTS) @ question)) == 1
 
 
-async def test_what_is_far_too_long_is_cut_off(embedder: Embedder):
+async def test_text_beyond_the_token_limit_is_cut_off(embedder: Embedder):
     vectors = await embedder.embed_passages(["vacation days " * 10_000])
     assert np.linalg.norm(vectors[0]) == pytest.approx(1, abs=1e-5)
 
 
-async def test_a_cancelled_call_does_not_hurt_the_next(embedder: Embedder):
+async def test_a_cancelled_call_does_not_affect_the_next(embedder: Embedder):
     call = asyncio.create_task(embedder.embed_passages([f"text {number}" for number in range(200)]))
     await asyncio.sleep(0)
     call.cancel()

@@ -1,4 +1,4 @@
-"""The contract of EventStates, run on the twin, on a Redis server and on a cluster of three."""
+"""The contract of EventStates, run on the twin, on a Redis server and on a three-node cluster."""
 
 import pytest
 
@@ -42,12 +42,12 @@ def states(request) -> EventStates:
     return RedisEventStates(request.getfixturevalue(request.param), names)
 
 
-async def test_begun_event_reads_back_whole(states):
+async def test_an_accepted_event_is_read_back_completely(states):
     await states.begin("t1", BEGUN)
     assert await states.get("t1", EVENT) == BEGUN
 
 
-async def test_unknown_event_and_foreign_tenant_get_none(states):
+async def test_events_are_unknown_before_acceptance_and_to_other_tenants(states):
     await states.begin("t1", BEGUN)
     assert await states.get("t1", "other") is None
     assert await states.get("t2", EVENT) is None
@@ -60,14 +60,14 @@ STEPS = (
 )
 
 
-@pytest.mark.parametrize("place", range(4))
-async def test_progress_before_acceptance_is_kept(states, place):
-    for step in STEPS[:place]:
+@pytest.mark.parametrize("recorded_before", range(4))
+async def test_progress_before_acceptance_is_kept(states, recorded_before):
+    for step in STEPS[:recorded_before]:
         await states.advance([step])
-    if place:
+    if recorded_before:
         assert await states.get("t1", EVENT) is None
     await states.begin("t1", BEGUN)
-    await states.advance(STEPS[place:])
+    await states.advance(STEPS[recorded_before:])
     status = await states.get("t1", EVENT)
     assert status.stage is Stage.PURGED
     assert status.outcome is Outcome.DONE
@@ -75,14 +75,14 @@ async def test_progress_before_acceptance_is_kept(states, place):
     assert (status.document_id, status.version, status.position) == (BEGUN.document_id, BEGUN.version, BEGUN.position)
 
 
-async def test_stage_is_the_last_in_order_not_in_time_of_recording(states):
+async def test_the_stage_is_the_last_in_order_not_the_last_recorded(states):
     await states.begin("t1", BEGUN)
     for step in reversed(STEPS[:2]):
         await states.advance([step])
     assert (await states.get("t1", EVENT)).stage is Stage.SEARCHABLE
 
 
-async def test_redelivery_changes_nothing(states):
+async def test_repeated_progress_changes_nothing(states):
     await states.begin("t1", BEGUN)
     await states.advance(STEPS)
     before = await states.get("t1", EVENT)
@@ -92,7 +92,7 @@ async def test_redelivery_changes_nothing(states):
     assert await states.get("t1", EVENT) == before
 
 
-async def test_first_outcome_stands_with_its_own_reason(states):
+async def test_the_first_outcome_is_kept_with_its_reason(states):
     await states.begin("t1", BEGUN)
     await states.advance([progress(Stage.CHUNKED, 5, Outcome.DEAD_LETTER, "pas lisible: é")])
     await states.advance([progress(Stage.PURGED, 9, Outcome.DONE)])
@@ -100,20 +100,20 @@ async def test_first_outcome_stands_with_its_own_reason(states):
     assert (status.outcome, status.reason, status.stage) == (Outcome.DEAD_LETTER, "pas lisible: é", Stage.PURGED)
 
 
-async def test_outcome_without_reason_takes_none_from_a_later_one(states):
+async def test_an_outcome_without_a_reason_takes_none_from_a_later_outcome(states):
     await states.begin("t1", BEGUN)
     await states.advance([progress(Stage.PURGED, 9, Outcome.DONE), progress(Stage.PURGED, 9, Outcome.DEAD_LETTER, "x")])
     status = await states.get("t1", EVENT)
     assert (status.outcome, status.reason) == (Outcome.DONE, None)
 
 
-async def test_clock_that_runs_behind_gives_no_negative_time(states):
+async def test_a_slow_clock_gives_no_negative_durations(states):
     await states.begin("t1", BEGUN)
     await states.advance([progress(Stage.CHUNKED, -3)])
     assert (await states.get("t1", EVENT)).stages_ms[Stage.CHUNKED] == 0
 
 
-async def test_position_may_come_after_acceptance(states):
+async def test_the_position_may_be_recorded_after_acceptance(states):
     await states.begin("t1", BEGUN.model_copy(update={"position": None}))
     assert (await states.get("t1", EVENT)).position is None
     await states.begin("t1", BEGUN)
@@ -140,7 +140,7 @@ async def test_many_statuses_in_one_call(states):
     assert await states.get_many("t2", ["a"]) == await states.get_many("t1", []) == {}
 
 
-async def test_passages_are_those_of_the_outcome(states):
+async def test_passage_counts_are_those_of_the_outcome(states):
     await states.begin("t1", BEGUN)
     assert (await states.get("t1", EVENT)).passages is None
     await states.advance([Progress("t1", EVENT, Stage.PURGED, 9.0, Outcome.DONE, "no text", 0)])
@@ -149,18 +149,18 @@ async def test_passages_are_those_of_the_outcome(states):
     assert (status.reason, status.passages) == ("no text", 0)
 
 
-def test_a_record_of_an_earlier_release_has_no_passages():
+def test_a_record_of_an_earlier_release_has_no_passage_counts():
     status = read_status(EVENT, acceptance_fields(BEGUN) | {"end": '["done",null]'})
     assert (status.outcome, status.reason, status.passages) == (Outcome.DONE, None, None)
 
 
-async def test_no_progress_is_nothing(states):
+async def test_advancing_without_progress_does_nothing(states):
     await states.advance([])
     assert await states.get("t1", EVENT) is None
 
 
 @pytest.mark.stack
-async def test_each_event_is_forgotten_after_a_week_whoever_writes_first(redis, settings):
+async def test_events_expire_after_a_week_whichever_write_is_first(redis, settings):
     states = RedisEventStates(redis, settings.names)
     await states.begin("t1", BEGUN)
     await states.advance([Progress("t1", "early", Stage.CHUNKED, 1.0)])
@@ -170,12 +170,12 @@ async def test_each_event_is_forgotten_after_a_week_whoever_writes_first(redis, 
         assert EVENT_TTL_S - 60 < await redis.ttl(key) <= EVENT_TTL_S == 7 * 24 * 3_600
 
 
-async def test_unavailable_is_said():
+async def test_a_failing_server_is_unavailable():
     twin = MemoryEventStates()
     twin.available = False
-    nobody = connect_redis(RedisSettings(url="redis://127.0.0.1:1/0", timeout_s=0.2))
+    unreachable = connect_redis(RedisSettings(url="redis://127.0.0.1:1/0", timeout_s=0.2))
     try:
-        for states in (twin, RedisEventStates(nobody, Names("t"))):
+        for states in (twin, RedisEventStates(unreachable, Names("t"))):
             for call in (
                 states.begin("t1", BEGUN),
                 states.advance(STEPS),
@@ -185,4 +185,4 @@ async def test_unavailable_is_said():
                 with pytest.raises(CacheUnavailable):
                     await call
     finally:
-        await nobody.aclose()
+        await unreachable.aclose()

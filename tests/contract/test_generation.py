@@ -1,4 +1,4 @@
-"""What every generator promises, checked on each of them over its real protocol."""
+"""The contract of Generator, run on each implementation over its real protocol."""
 
 import asyncio
 import re
@@ -60,7 +60,7 @@ async def generator(request: pytest.FixtureRequest, endpoint: ModelEndpoint) -> 
     await generator.close()
 
 
-async def test_an_answer_cites_the_place_it_stands_on(generator: Generator):
+async def test_an_answer_cites_the_sentence_it_is_based_on(generator: Generator):
     answer = await generator.answer(ON_TOPIC, SOURCES)
     assert "days" in answer.text
     assert "[2]" in answer.text
@@ -77,7 +77,7 @@ async def test_each_number_in_the_text_has_a_citation_and_each_quote_is_exact(ge
 
 
 @pytest.mark.parametrize("sources", [SOURCES, ()])
-async def test_sources_that_hold_nothing_relevant_are_said_to(generator: Generator, sources: tuple[SourceText, ...]):
+async def test_without_relevant_sources_there_is_no_answer(generator: Generator, sources: tuple[SourceText, ...]):
     answer = await generator.answer(OFF_TOPIC, sources)
     assert answer.text == NO_ANSWER
     assert answer.citations == ()
@@ -96,7 +96,7 @@ async def streamed(generator: Generator, question: str, sources=SOURCES) -> tupl
 
 
 @pytest.mark.parametrize("question", [ON_TOPIC, OFF_TOPIC])
-async def test_a_stream_is_the_answer_in_parts(generator: Generator, question: str):
+async def test_streamed_parts_add_up_to_the_answer(generator: Generator, question: str):
     parts, end = await streamed(generator, question)
     assert end.answer == await generator.answer(question, SOURCES)
     assert "".join(part.text for part in parts) == end.answer.text
@@ -105,7 +105,7 @@ async def test_a_stream_is_the_answer_in_parts(generator: Generator, question: s
 
 @pytest.fixture(params=["bedrock", "openai"])
 async def model(request: pytest.FixtureRequest, endpoint: ModelEndpoint) -> AsyncIterator[Generator]:
-    """Those behind a connection."""
+    """The generators that use a connection."""
     if request.param == "openai":
         generator: Generator = OpenAIGenerator(f"{endpoint.url}/v1", "test", api_key=None, max_tokens=100, timeout_s=5)
     else:
@@ -123,7 +123,7 @@ async def model(request: pytest.FixtureRequest, endpoint: ModelEndpoint) -> Asyn
     await generator.close()
 
 
-async def test_a_stream_tells_what_it_cost_and_comes_as_it_is_written(model: Generator, endpoint: ModelEndpoint):
+async def test_a_stream_arrives_as_it_is_generated_and_reports_its_tokens(model: Generator, endpoint: ModelEndpoint):
     endpoint.may_go_on.clear()
     async with asyncio.timeout(10), aclosing(model.stream(ON_TOPIC, SOURCES)) as stream:
         first = await anext(stream)
@@ -135,7 +135,7 @@ async def test_a_stream_tells_what_it_cost_and_comes_as_it_is_written(model: Gen
     assert (end.input_tokens, end.output_tokens) == (31, 7)
 
 
-async def test_a_stream_that_is_closed_ends_the_work(model: Generator, endpoint: ModelEndpoint):
+async def test_closing_a_stream_cancels_the_generation(model: Generator, endpoint: ModelEndpoint):
     endpoint.may_go_on.clear()
     async with asyncio.timeout(10):
         stream = model.stream(ON_TOPIC * 2_000, SOURCES)
@@ -143,11 +143,11 @@ async def test_a_stream_that_is_closed_ends_the_work(model: Generator, endpoint:
         await stream.aclose()
         endpoint.may_go_on.set()
     other = model.stream(ON_TOPIC, SOURCES)
-    assert [item async for item in other][-1].answer.text == FACT  # the place of the one given up is free
+    assert [item async for item in other][-1].answer.text == FACT  # the slot of the cancelled one is free
 
 
 @pytest.mark.parametrize("fault", ["cut", "withheld", "throttled"])
-async def test_a_stream_that_breaks_is_an_error_and_no_short_answer(
+async def test_a_broken_stream_is_an_error_and_no_truncated_answer(
     model: Generator, endpoint: ModelEndpoint, fault: str
 ):
     endpoint.fault = fault
@@ -158,7 +158,7 @@ async def test_a_stream_that_breaks_is_an_error_and_no_short_answer(
 
 
 @pytest.mark.parametrize("status", [400, 500])
-async def test_a_refusal_before_the_stream_is_an_error(model: Generator, endpoint: ModelEndpoint, status: int):
+async def test_an_error_status_before_the_stream_is_an_error(model: Generator, endpoint: ModelEndpoint, status: int):
     endpoint.status = status
     with pytest.raises(GenerationError):
         await streamed(model, ON_TOPIC)

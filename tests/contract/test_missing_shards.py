@@ -1,4 +1,4 @@
-"""Where a shard has no copy that can be asked, nothing found is no answer: OpenSearch does not call that a failure."""
+"""A search with unassigned shards is unavailable, although OpenSearch returns no error for it."""
 
 import httpx
 import pytest
@@ -21,20 +21,22 @@ SHARDS = 4
 
 @pytest.fixture
 async def half(settings: Settings):
-    """Settings of an index of which only half of the shards find a node to be on."""
-    told = small(settings)
-    name = told.names.chunks_index(told.generation)
-    layout = chunks_index_body(shards=SHARDS, replicas=0, dimension=DIMENSION, engine=told.opensearch.engine)
+    """Settings of an index of which only half of the shards are assigned."""
+    settings_of_half = small(settings)
+    name = settings_of_half.names.chunks_index(settings_of_half.generation)
+    layout = chunks_index_body(
+        shards=SHARDS, replicas=0, dimension=DIMENSION, engine=settings_of_half.opensearch.engine
+    )
     layout["settings"]["index"]["routing.allocation.total_shards_per_node"] = SHARDS // 2
-    async with httpx.AsyncClient(base_url=told.opensearch.url, timeout=30) as client:
+    async with httpx.AsyncClient(base_url=settings_of_half.opensearch.url, timeout=30) as client:
         (await client.put(f"/{name}", json=layout, params={"wait_for_active_shards": 0})).raise_for_status()
-        await create_indices(told)
-        there = {"wait_for_active_shards": SHARDS // 2, "wait_for_no_initializing_shards": "true"}
-        (await client.get(f"/_cluster/health/{name}", params=there)).raise_for_status()
-    return told
+        await create_indices(settings_of_half)
+        assigned = {"wait_for_active_shards": SHARDS // 2, "wait_for_no_initializing_shards": "true"}
+        (await client.get(f"/_cluster/health/{name}", params=assigned)).raise_for_status()
+    return settings_of_half
 
 
-async def test_a_search_is_refused(half):
+async def test_a_search_with_missing_shards_is_unavailable(half):
     index = OpenSearchIndex.open(half)
     try:
         vector = [1.0] + [0.0] * (DIMENSION - 1)
@@ -46,21 +48,21 @@ async def test_a_search_is_refused(half):
         await index.close()
 
 
-async def test_what_is_read_of_one_document_is_refused_where_its_shard_is_missing(half):
-    """And answered where it is there."""
+async def test_reads_of_a_document_are_unavailable_if_its_shard_is_missing(half):
+    """Documents on assigned shards are readable."""
     index = OpenSearchIndex.open(half)
     client = connect(half.opensearch)
     try:
         terms = OpenSearchTerms(client, half)
-        refused = dict.fromkeys(range(40), 0)
-        for number in refused:
+        unavailable = dict.fromkeys(range(40), 0)
+        for number in unavailable:
             key = DocumentKey("acme", f"{number}.md")
             for read in (index.chunk_ids, terms.chunk_ids, index.count_chunks):
                 try:
                     assert not await read(key)
                 except IndexUnavailable:
-                    refused[number] += 1
-        assert set(refused.values()) == {0, 3}
+                    unavailable[number] += 1
+        assert set(unavailable.values()) == {0, 3}
     finally:
         await index.close()
         await client.close()

@@ -1,4 +1,4 @@
-"""No answer has passages of two versions of a document: retrieval on the twin and on an OpenSearch server."""
+"""No answer mixes passages of two versions of a document; run on the twin and on an OpenSearch server."""
 
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -23,7 +23,7 @@ OLD = {"kept": 1, "hotel old": 2, "train old": 3}
 
 @dataclass
 class Reader:
-    """Asks, and counts what the index is asked."""
+    """Retrieves, and records the calls to the index."""
 
     index: object
 
@@ -75,9 +75,9 @@ class Reader:
         assert await self.index.apply([ChunkChange(KEY, version, (), gone)]) == [None]
 
     async def manifest(self, version, texts, *, complete=True, key=KEY, **fields):
-        await put_over(self.index, self.made(version, texts, complete=complete, key=key, **fields))
+        await put_over(self.index, self.manifest_of(version, texts, complete=complete, key=key, **fields))
 
-    def made(self, version, texts, *, complete=True, key=KEY, **fields):
+    def manifest_of(self, version, texts, *, complete=True, key=KEY, **fields):
         return Manifest(
             tenant=key.tenant,
             document_id=key.document_id,
@@ -102,7 +102,7 @@ def ids(*texts):
 
 @pytest.fixture
 async def reader(index):
-    """A document whose third version is complete; each version wrote one of its passages."""
+    """A document with a complete third version, of which each version wrote one passage."""
     reader = Reader(index)
     for text, version in OLD.items():
         await reader.put(version, text)
@@ -115,33 +115,33 @@ NEW = ("kept", "hotel new", "train new")
 
 async def claim(reader, **fields):
     added, removed = ids("hotel new", "train new"), ids("hotel old", "train old")
-    claimed = {"added": added, "removed": removed, "previous": reader.made(3, OLD)} | fields
+    claimed = {"added": added, "removed": removed, "previous": reader.manifest_of(3, OLD)} | fields
     await reader.manifest(4, NEW, complete=False, **claimed)
 
 
-async def test_the_old_version_is_served_until_the_new_one_is_whole(reader):
+async def test_the_old_version_is_served_until_the_new_one_is_complete(reader):
     await claim(reader)
     await reader.put(4, "hotel new")
     assert await reader.texts() == sorted(OLD)
     assert reader.calls.count("search") == 1
-    assert len(await reader.texts(top_k=3)) == 3, "others take the place of what is left out"
+    assert len(await reader.texts(top_k=3)) == 3, "other passages replace the omitted ones"
     await reader.put(4, "train new")
     assert await reader.texts() == sorted(OLD)
 
 
-async def test_the_new_version_is_served_as_soon_as_the_old_one_is_not_whole(reader):
+async def test_the_new_version_is_served_once_passages_of_the_old_one_are_removed(reader):
     await claim(reader)
     await reader.put(4, "hotel new", "train new")
     await reader.remove(4, "hotel old")
     assert await reader.texts() == sorted(NEW)
     await reader.remove(4, "train old")
     assert await reader.texts() == sorted(NEW)
-    assert reader.calls == ["search"], "it is known by now that these belong together"
+    assert reader.calls == ["search"], "the passages are known to form one version"
     await reader.manifest(4, NEW)
     assert await reader.texts() == sorted(NEW)
 
 
-async def test_a_change_that_is_complete_by_now_is_searched_again(reader):
+async def test_the_search_is_repeated_after_a_concurrent_completion(reader):
     await reader.put(4, "hotel new", "train new")
     assert await reader.texts(top_k=3)
     search = reader.retrieval._index.search
@@ -159,11 +159,11 @@ async def test_a_change_that_is_complete_by_now_is_searched_again(reader):
 
 
 def rolled_forward(reader):
-    """The fourth version as another writer has found it whole, whose first writer was stopped in its removals."""
-    return reader.made(4, NEW, gone=ids("hotel old", "train old"))
+    """The fourth version, rolled forward after its first writer was interrupted during its removals."""
+    return reader.manifest_of(4, NEW, gone=ids("hotel old", "train old"))
 
 
-async def test_a_version_that_another_writer_found_whole_is_served_until_the_next_one_is(reader):
+async def test_a_rolled_forward_version_is_served_until_the_next_one_is_complete(reader):
     await claim(reader)
     await reader.put(4, "hotel new", "train new")
     await reader.remove(4, "hotel old", "train old")
@@ -173,14 +173,14 @@ async def test_a_version_that_another_writer_found_whole_is_served_until_the_nex
     assert await reader.texts() == sorted(NEW)
 
 
-async def test_a_version_that_became_whole_after_the_search_is_searched_again(reader):
-    """Its first writer goes on while somebody searches, and stops; another finds it whole and claims the next one."""
+async def test_the_search_is_repeated_if_the_version_became_complete_after_it(reader):
+    """Its first writer resumes during a search and is interrupted; another rolls it forward and claims the next one."""
     await claim(reader)
     await reader.put(4, "hotel new")
-    assert await reader.texts(top_k=9) == sorted(OLD), "all has been read once"
+    assert await reader.texts(top_k=9) == sorted(OLD), "all passages have been read once"
     search = reader.retrieval._index.search
 
-    async def went_on_meanwhile(searches):
+    async def resumed_meanwhile(searches):
         found = await search(searches)
         if reader.calls.count("search") == 1:
             await reader.put(4, "train new")
@@ -189,19 +189,19 @@ async def test_a_version_that_became_whole_after_the_search_is_searched_again(re
             await reader.manifest(5, ("kept", "hotel newest", "train new"), complete=False, **newest)
         return found
 
-    reader.retrieval._index.search = went_on_meanwhile
+    reader.retrieval._index.search = resumed_meanwhile
     assert await reader.texts() == sorted(NEW)
     assert reader.calls.count("search") == 2
 
 
-async def test_a_document_without_a_manifest_is_served_as_it_is(reader):
+async def test_a_document_without_a_manifest_is_served_as_stored(reader):
     other = DocumentKey("acme", "other.md")
     for version, text in enumerate(("hotel one", "train two"), start=1):
         await reader.put(version, text, key=other)
     assert {"hotel one", "train two"} <= set(await reader.texts())
 
 
-async def test_manifests_are_asked_only_for_what_several_versions_wrote_and_only_once(reader):
+async def test_manifests_are_read_once_and_only_for_passages_of_several_versions(reader):
     assert await reader.texts() == sorted(OLD)
     assert reader.calls == ["search", "fetch", "manifests"]
     await reader.put(1, "hotel", "train", key=DocumentKey("acme", "never-edited.md"))

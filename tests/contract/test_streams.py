@@ -45,7 +45,7 @@ async def producer(broker):
 
 
 async def read(producer, broker, topic=TOPIC) -> dict[RecordMetadata, Record]:
-    """Everything in a topic."""
+    """All records of a topic."""
     if broker is None:
         lanes = [(at, lane) for (name, at), lane in producer.log.items() if name == topic]
         return {RecordMetadata(at, offset): record for at, lane in lanes for offset, record in enumerate(lane)}
@@ -57,7 +57,7 @@ async def read(producer, broker, topic=TOPIC) -> dict[RecordMetadata, Record]:
         }
 
 
-async def test_a_lane_is_read_from_an_offset_on_to_its_end(producer, broker):
+async def test_a_partition_is_read_from_an_offset_to_its_end(producer, broker):
     sent = [Record(TOPIC, b"acme/a", str(number).encode(), partition=1) for number in range(5)]
     await producer.send_all([*sent, Record(TOPIC, b"acme/b", b"other", partition=2)])
     lane = producer.read_partition if broker is None else partial(read_partition, broker)
@@ -72,12 +72,14 @@ async def test_a_lane_is_read_from_an_offset_on_to_its_end(producer, broker):
     assert await values(9) == []
     assert await values(0, partition=0) == []
     if broker is not None:
-        # The twin's records have no time.
-        assert await values(9, since_ms=0.0) == [b"0", b"1", b"2", b"3", b"4"], "the earlier of both places counts"
+        # Records of the twin have no timestamp.
+        assert await values(9, since_ms=0.0) == [b"0", b"1", b"2", b"3", b"4"], (
+            "reading starts at the lower of both offsets"
+        )
 
 
 @pytest.mark.stack
-async def test_a_lane_of_brokers_that_are_away_is_unavailable(settings):
+async def test_reading_from_unreachable_brokers_is_unavailable(settings):
     away = settings.model_copy(update={"kafka": KafkaSettings(bootstrap_servers="127.0.0.1:9", partitions=3)})
     with pytest.raises(StreamUnavailable):
         [_ async for _ in read_partition(away, DOCUMENTS, 0, offset=0, since_ms=0.0)]
@@ -85,7 +87,7 @@ async def test_a_lane_of_brokers_that_are_away_is_unavailable(settings):
         [_ async for _ in read_to_end(away, DOCUMENTS)]
 
 
-async def test_equal_keys_share_a_partition_and_different_ones_spread(producer):
+async def test_equal_keys_share_a_partition_and_different_keys_are_distributed(producer):
     keys = [f"acme/{number}".encode() for number in range(60)]
     first = await producer.send_all([Record(TOPIC, key, b"1") for key in keys])
     second = await producer.send_all([Record(TOPIC, key, b"2") for key in keys])
@@ -93,7 +95,7 @@ async def test_equal_keys_share_a_partition_and_different_ones_spread(producer):
     assert {one.partition for one in first} == set(range(PARTITIONS))
 
 
-async def test_a_record_is_where_the_answer_says(producer, broker):
+async def test_send_returns_the_position_of_the_record(producer, broker):
     records = [Record(TOPIC, b"acme/%d" % number, b"value %d" % number) for number in range(10)]
     records.append(Record(TOPIC, b"acme/empty", b""))
     placed = [await producer.send(record) for record in records]
@@ -116,14 +118,14 @@ async def test_records_sent_together_keep_their_order_within_a_partition(produce
     assert sum(map(len, by_partition.values())) == 500
 
 
-async def test_an_explicit_partition_goes_before_the_key(producer, broker):
+async def test_an_explicit_partition_overrides_the_key(producer, broker):
     records = [Record(CHUNKS.name, b"acme/one", b"v", (), partition) for partition in (2, 0, 2)]
     placed = await producer.send_all(records)
     assert placed == [RecordMetadata(2, 0), RecordMetadata(0, 0), RecordMetadata(2, 1)]
     assert set(await read(producer, broker, CHUNKS.name)) == set(placed)
 
 
-async def test_the_largest_record_passes_and_a_larger_one_takes_nothing_along(producer, broker):
+async def test_the_largest_record_is_sent_and_a_larger_one_fails_alone(producer, broker):
     largest = Record(TOPIC, b"acme/a", b"x" * MAX_RECORD_BYTES, (("ce_id", b"1" * 2_000),))
     placed = await producer.send(largest)
     too_large = Record(TOPIC, b"acme/a", b"x" * (MAX_RECORD_BYTES + 1))
@@ -134,7 +136,7 @@ async def test_the_largest_record_passes_and_a_larger_one_takes_nothing_along(pr
     assert set(await read(producer, broker)) == {placed}
 
 
-async def test_nothing_sent_is_nothing_placed(producer):
+async def test_sending_no_records_returns_no_positions(producer):
     assert await producer.send_all([]) == []
 
 
@@ -166,7 +168,7 @@ def messages():
     return event, plan, change
 
 
-async def test_messages_come_back_as_cloud_events_on_the_lane_of_their_event(producer, broker):
+async def test_messages_are_cloud_events_on_the_partition_of_their_event(producer, broker):
     trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
     event, plan, change = messages()
     records = [encode_event(event, trace), encode_plan(plan, 2, trace), encode_change(change, 2)]
@@ -201,7 +203,7 @@ async def test_messages_come_back_as_cloud_events_on_the_lane_of_their_event(pro
 
 
 @pytest.mark.stack
-async def test_topics_are_made_once_whoever_comes_first(settings):
+async def test_topics_are_created_once_by_concurrent_callers(settings):
     async with StreamAdmin(settings) as one, StreamAdmin(settings) as other:
         mine, theirs = await asyncio.gather(one.create_topics(), other.create_topics())
         assert sorted([*mine, *theirs]) == sorted(settings.names.topic(topic.name) for topic in TOPICS)
@@ -211,7 +213,7 @@ async def test_topics_are_made_once_whoever_comes_first(settings):
 
 
 @pytest.mark.stack
-async def test_topics_are_made_as_the_table_says(settings):
+async def test_topics_are_created_with_the_configuration_of_the_table(settings):
     async with StreamAdmin(settings) as admin:
         await admin.create_topics()
     client = AIOKafkaAdminClient(bootstrap_servers=settings.kafka.bootstrap_servers)
@@ -232,7 +234,7 @@ async def test_topics_are_made_as_the_table_says(settings):
 
 
 @pytest.mark.stack
-async def test_topics_with_another_partition_count_are_refused_with_advice(settings):
+async def test_topics_with_another_partition_count_are_rejected_with_advice(settings):
     async with StreamAdmin(settings) as admin:
         await admin.create_topics()
     other = settings.model_copy(update={"kafka": settings.kafka.model_copy(update={"partitions": 5})})
@@ -242,7 +244,7 @@ async def test_topics_with_another_partition_count_are_refused_with_advice(setti
 
 
 @pytest.mark.stack
-async def test_lag_is_what_a_group_has_not_committed(settings):
+async def test_lag_counts_the_records_that_a_group_has_not_committed(settings):
     async with StreamAdmin(settings) as admin:
         await admin.create_topics()
         group = settings.names.group("index")
@@ -270,7 +272,7 @@ async def test_lag_is_what_a_group_has_not_committed(settings):
         assert not await admin.is_consumed(group)
 
 
-async def test_a_broker_that_is_not_there_is_said():
+async def test_an_unreachable_broker_is_reported():
     settings = Settings(kafka=KafkaSettings(bootstrap_servers="127.0.0.1:1"))
     with pytest.raises(StreamUnavailable, match=r"no Kafka broker responded at 127\.0\.0\.1:1"):
         await KafkaProducer.open(settings)

@@ -1,4 +1,4 @@
-"""The contract of TermIndex, run on the twin and on an OpenSearch server; and its scores, computed here."""
+"""The contract of TermIndex, run on the twin and on an OpenSearch server; and its scores, computed in Python."""
 
 from collections import Counter
 from contextlib import asynccontextmanager
@@ -76,7 +76,7 @@ def server(request) -> Settings | None:
 
 @pytest.fixture
 async def parts(server):
-    """Index and terms of the same passages."""
+    """The index and the term index of the same passages."""
     if server is None:
         twin = MemoryIndex(DIMENSION)
         yield twin, twin
@@ -86,7 +86,7 @@ async def parts(server):
         yield both
 
 
-async def test_nothing_asked_is_nothing_answered(parts):
+async def test_empty_requests_return_nothing(parts):
     _, terms = parts
     assert await terms.with_vectors([]) == {}
     assert await terms.term_counts([]) == {}
@@ -95,7 +95,7 @@ async def test_nothing_asked_is_nothing_answered(parts):
     assert (await terms.statistics(["hotel"])).frequencies == {"hotel": 0}
 
 
-async def test_passages_come_back_with_their_vectors_and_those_that_are_gone_do_not(parts):
+async def test_stored_passages_are_returned_with_vectors_and_removed_ones_are_not(parts):
     index, terms = parts
     written = [passage(number, text) for number, text in enumerate(TEXTS)]
     await put(index, *written, remove=[hit(1)])
@@ -105,7 +105,7 @@ async def test_passages_come_back_with_their_vectors_and_those_that_are_gone_do_
     np.testing.assert_array_equal(found["c3"].vector, written[3].vector)
 
 
-async def test_the_passages_of_a_document_are_named_and_no_others(parts):
+async def test_chunk_ids_are_those_of_the_document_only(parts):
     index, terms = parts
     await put(
         index, passage(0, "hotel"), passage(5, "train"), passage(1, "leave"), passage(10, "gone"), remove=[hit(10)]
@@ -115,7 +115,7 @@ async def test_the_passages_of_a_document_are_named_and_no_others(parts):
     assert await terms.chunk_ids(hit(2).key) == ()
 
 
-async def test_terms_of_passages_and_questions_are_the_analysers(parts):
+async def test_terms_of_passages_and_questions_are_those_of_the_analyser(parts):
     index, terms = parts
     await put(index, *(passage(number, text) for number, text in enumerate(TEXTS)))
     counted = await terms.term_counts([hit(1), hit(2), hit(77)])
@@ -126,24 +126,24 @@ async def test_terms_of_passages_and_questions_are_the_analysers(parts):
     assert [dict(one) for one in await terms.analyze(["Hotel, hotels: the hotel!", "the"])] == [{"hotel": 3}, {}]
 
 
-async def test_statistics_count_what_is_searchable(parts):
+async def test_statistics_count_searchable_passages(parts):
     index, terms = parts
     await put(index, *(passage(number, text) for number, text in enumerate(TEXTS)))
-    told = await terms.statistics(["hotel", "train", "nothing"])
-    assert told.document_count == 4
-    assert told.frequencies == {"hotel": 2, "train": 1, "nothing": 0}
+    statistics = await terms.statistics(["hotel", "train", "nothing"])
+    assert statistics.document_count == 4
+    assert statistics.frequencies == {"hotel": 2, "train": 1, "nothing": 0}
     counted = await terms.term_counts([hit(number) for number in range(4)])
-    assert told.total_length == sum(sum(one.values()) for one in counted.values())
+    assert statistics.total_length == sum(sum(one.values()) for one in counted.values())
 
 
 OFTEN = (1, 2, 23, 24, 25, 39, 40, 41, 254, 255, 256, 257, 300, 3_000, 32_767, 32_768, 65_535, 65_536, 70_000)
-"""How often a passage has a word: around each width that a number may have been given, and each step of a length."""
+"""Occurrences of a word in a passage, around the limits of each integer width and each step of a stored length."""
 
 WORDS = ("hotel", "train", "budget", "night", "laptop")
 
 
 def extreme_texts():
-    """Passages that hold much of one word, of many, or nothing of what is asked."""
+    """Passages with one very frequent word, with many words, or without words of the question."""
     rng = np.random.default_rng(7)
     yield from (" ".join(rng.choice(WORDS, size=size)) for size in (1, 3, 24, 39, 40, 41, 57, 130, 301, 999) * 3)
     yield from ("hotel " * often + "train" for often in OFTEN)
@@ -153,8 +153,8 @@ def extreme_texts():
 
 
 @pytest.mark.stack
-async def test_scores_computed_here_are_those_of_the_server(settings):
-    """Bit for bit, over several shards, with lengths that lose precision, extreme ones, and removed passages."""
+async def test_lexical_scores_computed_in_python_equal_those_of_the_server(settings):
+    """Bit by bit, over several shards, with rounded lengths, extreme lengths and removed passages."""
     await create_indices(small(settings))
     texts = list(extreme_texts())
     async with opened(small(settings)) as (index, terms):
@@ -166,19 +166,25 @@ async def test_scores_computed_here_are_those_of_the_server(settings):
 async def compare_scores(index, terms, question, count):
     search = HybridSearch(question, np.ones(DIMENSION, dtype=np.float32), Access("acme", ("hr",)), 200)
     [candidates] = await index.search([search])
-    [asked] = await terms.analyze([search.text])
-    statistics = await terms.statistics(asked)
-    assert statistics.document_count == count, "what is removed counts until it is merged away"
+    [terms_of_question] = await terms.analyze([search.text])
+    statistics = await terms.statistics(terms_of_question)
+    assert statistics.document_count == count, "removed passages count until segments are merged"
     inverses = inverse_norms(statistics.total_length / statistics.document_count)
     counted = await terms.term_counts(candidates.lexical)
-    weights = dict(zip(asked, idf(np.array([statistics.frequencies[term] for term in asked]), count), strict=True))
+    weights = dict(
+        zip(
+            terms_of_question,
+            idf(np.array([statistics.frequencies[term] for term in terms_of_question]), count),
+            strict=True,
+        )
+    )
     assert len(candidates.lexical) > 40
     for found in candidates.lexical:
         has = Counter(counted[found.chunk_id])
         inverse = inverses[length_code(has.total())]
         worth = [
             term_score(weights[term] * np.float32(repeats), np.float32(has[term]), inverse)
-            for term, repeats in asked.items()
+            for term, repeats in terms_of_question.items()
         ]
         assert np.float32(np.array(worth).sum(dtype=np.float64)) == np.float32(found.score), (has, found)
     found = await terms.with_vectors(candidates.vector)
@@ -188,8 +194,8 @@ async def compare_scores(index, terms, question, count):
 
 
 @pytest.mark.stack
-async def test_terms_are_counted_as_they_are_stored_however_they_are_written(settings):
-    """Each term of a passage is one of the field's, under the name that it is counted by."""
+async def test_terms_are_counted_as_stored_for_any_spelling(settings):
+    """Each counted term of a passage is a term of the index field."""
     texts = [
         "x" * 254 + " " + "y" * 255 + " " + "z" * 256 + " " + "w" * 1_000,
         "a" * 254 + "\U00010428 " + "\U00010428" * 127 + "a\U00010428 " + "\U00010428" * 300,
@@ -210,7 +216,7 @@ async def test_terms_are_counted_as_they_are_stored_however_they_are_written(set
 
 @pytest.mark.stack
 @pytest.mark.parametrize("dimension", [384, 1_536])
-async def test_scores_of_vectors_differ_from_those_computed_here_by_less_than_is_doubted(settings, dimension):
+async def test_vector_scores_computed_in_python_are_within_the_tolerance_of_the_evaluation(settings, dimension):
     embedding = settings.embedding.model_copy(update={"dimension": dimension})
     settings = settings.model_copy(update={"embedding": embedding})
     await create_indices(settings)
@@ -220,21 +226,21 @@ async def test_scores_of_vectors_differ_from_those_computed_here_by_less_than_is
         vector = rng.standard_normal(dimension).astype(np.float32)
         return vector / np.linalg.norm(vector)
 
-    asked = unit()
-    # From alike to opposite: sums of products that are all of one sign, or that cancel each other.
-    directions = [asked * near + unit() * (1 - abs(near)) for near in np.linspace(-1, 1, 60, dtype=np.float32)]
+    question = unit()
+    # From similar to opposite: sums of products with one sign, and sums that cancel out.
+    directions = [question * near + unit() * (1 - abs(near)) for near in np.linspace(-1, 1, 60, dtype=np.float32)]
     vectors = np.array([one / np.linalg.norm(one) for one in directions], dtype=np.float32)
     async with opened(settings) as (index, _):
         await put(index, *(ChunkWrite(passage(n, "hotel").chunk, vector) for n, vector in enumerate(vectors)))
-        [candidates] = await index.search([HybridSearch("hotel", asked, Access("acme", ("hr",)), 100)])
+        [candidates] = await index.search([HybridSearch("hotel", question, Access("acme", ("hr",)), 100)])
     assert len(candidates.vector) == len(vectors)
     for found in candidates.vector:
-        score = (1 + float(dot_product(asked, vectors[int(found.chunk_id[1:])]))) / 2
+        score = (1 + float(dot_product(question, vectors[int(found.chunk_id[1:])]))) / 2
         assert abs(found.score - score) < SCORE_TOLERANCE / 2
 
 
 @pytest.mark.stack
-async def test_all_passages_of_a_document_are_named_however_many_requests_it_takes(settings, monkeypatch):
+async def test_all_chunk_ids_of_a_document_are_returned_over_several_requests(settings, monkeypatch):
     monkeypatch.setattr(codec, "MAX_RESULTS", 3)
     await create_indices(small(settings))
     async with opened(small(settings)) as (index, terms):
@@ -253,7 +259,7 @@ async def test_all_passages_of_a_document_are_named_however_many_requests_it_tak
         lambda terms: terms.statistics(["a"]),
     ],
 )
-async def test_an_index_that_is_not_there_is_unavailable(settings, ask):
+async def test_a_missing_index_is_unavailable(settings, ask):
     async with opened(settings) as (_, terms):
         with pytest.raises(IndexUnavailable):
             await ask(terms)

@@ -1,4 +1,4 @@
-"""The contract of Versions, run on the twin, on a Redis server and on a cluster of three."""
+"""The contract of Versions, run on the twin, on a Redis server and on a three-node cluster."""
 
 import asyncio
 
@@ -34,18 +34,18 @@ def versions(request) -> Versions:
     return RedisVersions(request.getfixturevalue(request.param), names)
 
 
-async def test_unknown_document_needs_a_floor(versions):
+async def test_a_document_without_a_stored_version_requires_a_floor(versions):
     assert await versions.assign([A], now_us=100, floors={}) == [None]
     assert await versions.assign([A], now_us=100, floors={A: 0}) == [100]
     assert await versions.assign([A], now_us=101, floors={}) == [101]
 
 
-async def test_slow_clock_cannot_go_back(versions):
+async def test_a_slow_clock_does_not_decrease_versions(versions):
     await versions.assign([A], now_us=1_000, floors={A: 0})
     assert await versions.assign([A], now_us=7, floors={}) == [1_001]
 
 
-async def test_floor_above_the_clock_wins(versions):
+async def test_a_floor_above_the_clock_is_used(versions):
     assert await versions.assign([A], now_us=1_000, floors={A: 5_000}) == [5_001]
 
 
@@ -54,7 +54,7 @@ async def test_floor_below_the_last_version_changes_nothing(versions):
     assert await versions.assign([A], now_us=1, floors={A: 5}) == [9_001]
 
 
-async def test_floor_zero_is_a_floor(versions):
+async def test_zero_is_a_valid_floor(versions):
     assert await versions.assign([A], now_us=0, floors={A: 0}) == [1]
 
 
@@ -87,7 +87,7 @@ async def test_concurrent_callers_never_share_a_version(versions):
 
 @examples(deadline=None)
 @given(calls=st.lists(st.tuples(st.integers(0, 50), st.none() | st.integers(0, 50)), max_size=20))
-async def test_versions_only_grow(calls):
+async def test_versions_only_increase(calls):
     versions = MemoryVersions()
     seen = [-1]
     for now_us, floor in calls:
@@ -102,27 +102,27 @@ async def test_versions_only_grow(calls):
 
 
 @pytest.mark.stack
-async def test_last_version_is_remembered_for_two_days(redis, settings):
+async def test_the_last_version_expires_after_two_days(redis, settings):
     await RedisVersions(redis, settings.names).assign([A], now_us=1, floors={A: 0})
     (key,) = [key async for key in redis.scan_iter(match=f"{settings.namespace}:*", count=1_000)]
     assert VERSION_TTL_S - 60 < await redis.ttl(key) <= VERSION_TTL_S == 2 * 24 * 3_600
 
 
 @pytest.mark.stack
-async def test_scripts_flushed_by_a_restart_are_loaded_again(redis, settings):
+async def test_scripts_are_loaded_again_after_a_flush(redis, settings):
     versions = RedisVersions(redis, settings.names)
     await versions.assign([A], now_us=1, floors={A: 0})
     await redis.script_flush()
     assert await versions.assign([A], now_us=2, floors={}) == [2]
 
 
-async def test_unavailable_is_said():
+async def test_a_failing_server_is_unavailable():
     twin = MemoryVersions()
     twin.available = False
-    nobody = connect_redis(RedisSettings(url="redis://127.0.0.1:1/0", timeout_s=0.2))
+    unreachable = connect_redis(RedisSettings(url="redis://127.0.0.1:1/0", timeout_s=0.2))
     try:
-        for versions in (twin, RedisVersions(nobody, Names("t"))):
+        for versions in (twin, RedisVersions(unreachable, Names("t"))):
             with pytest.raises(CacheUnavailable):
                 await versions.assign([A], now_us=1, floors={})
     finally:
-        await nobody.aclose()
+        await unreachable.aclose()

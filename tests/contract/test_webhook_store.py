@@ -1,4 +1,4 @@
-"""The store of webhooks and of messages that wait: on its twin, and on OpenSearch."""
+"""The contract of the store of webhooks and waiting messages, run on the twin and on an OpenSearch server."""
 
 import asyncio
 
@@ -15,7 +15,7 @@ from schemas.names import Names
 from schemas.webhooks import KeptWebhook, WaitingMessage
 
 
-def webhook(number, **told):
+def webhook(number, **fields):
     return KeptWebhook(
         webhook_id=f"{number:016x}",
         tenant="acme",
@@ -23,7 +23,7 @@ def webhook(number, **told):
         secret="whsec_" + "a" * 32,
         outcomes=tuple(Outcome),
         created_ms=1_000.0 + number,
-        **told,
+        **fields,
     )
 
 
@@ -52,21 +52,21 @@ async def store(server):
 
 
 async def seen(store, count):
-    """What waits, once as many are visible: those kept in the last second may not be."""
+    """Waiting messages once ``count`` are searchable, which takes up to a second."""
     async with asyncio.timeout(10):
-        while sum((await store.waiting()).values()) != count:  # noqa: ASYNC110 - what is waited for is in a server
+        while sum((await store.waiting()).values()) != count:  # noqa: ASYNC110 - the state is in a server
             await asyncio.sleep(0.05)
     return await store.waiting()
 
 
-async def test_webhooks_come_back_as_they_were_kept_oldest_first(store):
+async def test_webhooks_are_listed_oldest_first(store):
     assert await store.webhooks() == []
     for number in (2, 1):
         await store.add(webhook(number, description=f"{number}"))
     assert list(await store.webhooks()) == [webhook(1, description="1"), webhook(2, description="2")]
 
 
-async def test_no_change_by_several_is_lost(store):
+async def test_concurrent_changes_are_all_kept(store):
     await store.add(webhook(1))
 
     def once_more(known):
@@ -79,7 +79,7 @@ async def test_no_change_by_several_is_lost(store):
     assert await store.change("f" * 16, once_more) is None
 
 
-async def test_messages_wait_in_the_order_of_their_events_until_they_are_forgotten(store):
+async def test_messages_wait_in_the_order_of_their_events_until_they_are_deleted(store):
     await store.keep([message(number) for number in range(4)])
     await store.keep([message(1), message(9, to=2)])
     assert await seen(store, 5) == {message(0).webhook_id: 4, message(9, to=2).webhook_id: 1}
@@ -90,7 +90,7 @@ async def test_messages_wait_in_the_order_of_their_events_until_they_are_forgott
     await store.forget([])
 
 
-async def test_with_a_webhook_what_waits_for_it_goes(store):
+async def test_deleting_a_webhook_deletes_its_waiting_messages(store):
     await store.add(webhook(1))
     await store.keep([message(0), message(1), message(2, to=2)])
     await seen(store, 3)
@@ -101,7 +101,7 @@ async def test_with_a_webhook_what_waits_for_it_goes(store):
 
 
 @pytest.mark.stack
-async def test_before_anything_was_created_there_is_nothing(settings):
+async def test_the_store_is_empty_before_its_indices_exist(settings):
     client = connect(settings.opensearch)
     try:
         store = OpenSearchWebhooks(client, settings.names)
@@ -110,9 +110,9 @@ async def test_before_anything_was_created_there_is_nothing(settings):
         await client.close()
 
 
-async def test_a_store_that_is_out_says_so():
-    nobody = OpenSearchSettings(url="http://127.0.0.1:9", timeout_s=1)
-    client = connect(nobody)
+async def test_an_unreachable_store_is_unavailable():
+    unreachable = OpenSearchSettings(url="http://127.0.0.1:9", timeout_s=1)
+    client = connect(unreachable)
     twin = MemoryWebhooks()
     twin.available = False
     try:

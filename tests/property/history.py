@@ -1,6 +1,6 @@
-"""A history of a tenant's passages, asked about and judged: what a cached answer says against a fresh retrieval.
+"""A history of a tenant's passages: changes, fills and evaluations, with cached answers compared to fresh retrievals.
 
-Works on any implementation of the ports. Vectors are random, and so are lengths, so that hardly two scores are equal.
+Runs on any implementation of the ports. Vectors and lengths are random, so that equal scores are rare.
 """
 
 import random
@@ -21,8 +21,9 @@ from schemas.documents import DocumentKey, Outcome
 from schemas.events import IndexChange, StageTimes
 from schemas.index import StoredChunk
 from schemas.search import Access
-from streams.evaluation import FusionParameters, SliceEvaluators
+from streams.evaluation import FusionParameters
 from streams.runner import Task
+from streams.slice_evaluators import SliceEvaluators
 from streams.steps.invalidate import Invalidate
 
 TENANT = "acme"
@@ -34,7 +35,7 @@ READERS = (Access(TENANT), Access(TENANT, ("hr",)))
 
 
 class RandomEmbedder(HashingEmbedder):
-    """A vector of its own for each text."""
+    """Gives each text a random vector of its own."""
 
     def __init__(self):
         super().__init__(DIMENSION)
@@ -58,7 +59,7 @@ class Question:
 
 @dataclass
 class History:
-    """One writer, one reader, and as many workers as there are judges."""
+    """One writer, one reader, and any number of workers with an evaluator each."""
 
     rng: random.Random
     index: object
@@ -85,21 +86,21 @@ class History:
             policy=FusionPolicy(candidates=FUSION.fused, kept=FUSION.kept, rrf_k=60),
         )
         self.questions = [self._question() for _ in range(10)]
-        # What each stored answer says, and which passages were touched since.
+        # Sources of each stored answer, and the passages changed since.
         self.answers: dict[str, tuple[tuple[str, int], ...]] = {}
         self.touched: dict[str, set[str]] = {}
-        self.news: set[str] = set()
+        self.changed: set[str] = set()
 
-    def hire(self):
-        """A worker more, which knows nothing."""
-        judges = SliceEvaluators(self.cache, self.index, self.terms, fusion=FUSION, settings=self.settings)
-        self.workers.append(Invalidate(self.cache, judges, self.states))
+    def add_worker(self):
+        """Add a worker with empty state."""
+        evaluators = SliceEvaluators(self.cache, self.index, self.terms, fusion=FUSION, settings=self.settings)
+        self.workers.append(Invalidate(self.cache, evaluators, self.states))
 
     async def fill(self):
-        """Ask every question that has no answer."""
+        """Store an answer for every question that has none."""
         for question in self.questions:
-            look = await self.cache.lookup(TENANT, question.key)
-            if look.entry is None:
+            lookup = await self.cache.lookup(TENANT, question.key)
+            if lookup.entry is None:
                 found = await self.retrieve(question)
                 entry = Entry(
                     response=b"{}",
@@ -112,7 +113,7 @@ class History:
                 )
                 first, evidence = entry.encode()
                 stored = await self.cache.store(
-                    TENANT, question.key, first, epoch=look.epoch, ttl_s=600, evidence=evidence
+                    TENANT, question.key, first, epoch=lookup.epoch, ttl_s=600, evidence=evidence
                 )
                 if stored:
                     self.answers[question.key] = found.sources
@@ -124,20 +125,20 @@ class History:
         )
 
     async def change(self, name=None):
-        """Edit, write or delete one document, in the order of the write path; some worker hears of it."""
+        """Create, edit or delete one document in the order of the write path; return the task for a worker."""
         name = name or f"doc-{self.rng.randrange(DOCUMENTS)}"
         key = DocumentKey(TENANT, name)
         self.offset += 1
-        standing = self.passages.get(name, {})
-        gone = [chunk_id for chunk_id in standing if self.rng.random() < 0.4]
-        # The same id with another version: the id covers all content, so that is the same (0042).
-        again = [chunk_id for chunk_id in standing if chunk_id not in gone and self.rng.random() < 0.2]
-        told = {"version": self.offset, "position": f"documents.v1-0:{self.offset}"}
-        put = [standing[chunk_id].model_copy(update=told) for chunk_id in again]
+        stored_passages = self.passages.get(name, {})
+        removed = [chunk_id for chunk_id in stored_passages if self.rng.random() < 0.4]
+        # The same id with another version has the same content, because the id covers all content (decision 0042).
+        rewritten = [chunk_id for chunk_id in stored_passages if chunk_id not in removed and self.rng.random() < 0.2]
+        write = {"version": self.offset, "position": f"documents.v1-0:{self.offset}"}
+        put = [stored_passages[chunk_id].model_copy(update=write) for chunk_id in rewritten]
         put += [self._passage(key) for _ in range(self.rng.randint(0, 3))]
         writes = [ChunkWrite(chunk, await self.embedder.embed_query(chunk.text)) for chunk in put]
-        assert await self.index.apply([ChunkChange(key, self.offset, tuple(writes), tuple(gone))]) == [None]
-        kept = {chunk_id: chunk for chunk_id, chunk in standing.items() if chunk_id not in gone}
+        assert await self.index.apply([ChunkChange(key, self.offset, tuple(writes), tuple(removed))]) == [None]
+        kept = {chunk_id: chunk for chunk_id, chunk in stored_passages.items() if chunk_id not in removed}
         self.passages[name] = kept | {chunk.chunk_id: chunk for chunk in put}
         change = IndexChange(
             event_id=f"e{self.offset}",
@@ -148,36 +149,36 @@ class History:
             generation="g1",
             outcome=Outcome.DONE,
             added=tuple(chunk.chunk_id for chunk in put),
-            removed=tuple(gone),
+            removed=tuple(removed),
             times=StageTimes(accepted_ms=0.0),
         )
-        for touched in (*self.touched.values(), self.news):
+        for touched in (*self.touched.values(), self.changed):
             touched.update(change.added, change.removed)
         return Task(change, 0, self.offset, None)
 
     async def check(self):
-        """Every answer that is still there says what a fresh retrieval finds, but for passages that nobody touched."""
+        """Compare each cached answer with a fresh retrieval; differences in unchanged passages count as drift."""
         for question in self.questions:
             before = self.answers.get(question.key)
             if before is None:
                 continue
-            look = await self.cache.lookup(TENANT, question.key)
-            assert look.positions.get(0, self.offset) == self.offset
+            lookup = await self.cache.lookup(TENANT, question.key)
+            assert lookup.positions.get(0, self.offset) == self.offset
             found = await self.retrieve(question)
             now = found.sources
-            # A source with another version was stored anew: its answer shows other attributes.
+            # A source with another version was rewritten: a fresh answer shows other attributes.
             differing = {chunk_id for chunk_id, _ in set(before) ^ set(now)}
             needed = bool(differing & self.touched[question.key])
-            if look.entry is None:
+            if lookup.entry is None:
                 self.dropped += 1
                 self.needed += needed
                 del self.answers[question.key]
             elif needed and not _tied(found.candidates):
-                # A passage that came earlier and ranks now: the statistics of the index moved, not the passages.
-                told = self.stale if differing & self.news else self.drifted
-                told.append(f"{question.key}: {before} would be {now}")
+                # A passage of an earlier change that enters only now: the statistics of the index have moved.
+                differences = self.stale if differing & self.changed else self.drifted
+                differences.append(f"{question.key}: {before} would be {now}")
             self.checked += 1
-        self.news.clear()
+        self.changed.clear()
 
     def _question(self):
         words = " ".join(self.rng.choice(WORDS) for _ in range(self.rng.randint(1, 3)))
@@ -202,11 +203,11 @@ class History:
 
 
 def _tied(candidates):
-    """Which of two equal scores comes first is nobody's promise."""
+    """Whether two candidates have equal scores, whose order is not defined."""
     return any(
         above.score - below.score < 1e-6
-        for leg in (candidates.vector, candidates.lexical)
-        for above, below in pairwise(leg)
+        for hits in (candidates.vector, candidates.lexical)
+        for above, below in pairwise(hits)
     )
 
 
@@ -215,13 +216,13 @@ async def finished(worker, tasks):
 
 
 async def live(history, steps):
-    """Changes come, mostly one by one; workers come and go, and miss what others judge."""
-    history.hire()
+    """Apply changes, mostly one at a time, while workers start and stop and miss evaluations of the others."""
+    history.add_worker()
     for _ in range(steps):
         await history.fill()
         tasks = [await history.change() for _ in range(history.rng.choice((1, 1, 1, 2, 3)))]
         if history.rng.random() < 0.15:
-            history.hire()
+            history.add_worker()
         if history.rng.random() < 0.1:
             history.workers = history.workers[1:] or history.workers
         if history.rng.random() < 0.1:

@@ -47,7 +47,7 @@ def test_without_demand_the_limit_does_not_grow():
     assert limit.current == 16
 
 
-def test_failures_decrease_the_limit_at_once_down_to_the_minimum():
+def test_each_failure_decreases_the_limit_down_to_the_minimum():
     limit = AdaptiveLimit(target_ms=250, min_limit=4, max_limit=64, initial_limit=16)
     limit.record(1.0, in_flight=1, failed=True)
     assert limit.current == 14
@@ -75,7 +75,9 @@ def test_the_queue_is_round_robin_over_tenants_and_fifo_within_each(tenants):
 
 
 @given(st.integers(1, 64), st.integers(0, 10), st.floats(0, 2_000), st.floats(0, 2_000))
-def test_each_tenant_may_queue_one_and_all_together_what_completes_in_time(limit, tenants, max_wait_ms, mean_ms):
+def test_tenants_share_the_queue_that_completes_in_time_with_at_least_one_slot_each(
+    limit, tenants, max_wait_ms, mean_ms
+):
     per_tenant = max_queued_per_tenant(limit, tenants, max_wait_ms=max_wait_ms, mean_ms=mean_ms)
     assert per_tenant >= 1
     if tenants and mean_ms >= 1:

@@ -1,9 +1,8 @@
-"""A model of filling and invalidating: no answer is older than the positions it is served with (I4), in any order.
+"""Model check of fills and invalidation: in no order is an answer older than the positions it is served with (I4).
 
-Not sampled but complete within its bounds: from each state every step that may come next is taken. A crash needs no
-step of its own, as what crashed simply takes no further steps; a change that crashed is delivered again. What a fill
-retrieves is modelled as how many changes were searchable at that instant. Mistakes planted on purpose show that the
-model can fail.
+The check is exhaustive within its bounds: from each state, every possible next step is taken. A crash needs no step of
+its own: a crashed process takes no further steps, and its change is delivered again. The content that a fill retrieves
+is modelled as the number of searchable changes. Planted mistakes show that the check can fail.
 """
 
 from collections.abc import Coroutine, Iterator
@@ -19,12 +18,12 @@ TENANT, KEY = "acme", "question"
 
 
 def run(call: Coroutine[Any, Any, Any]) -> Any:
-    """The twin never waits, so the first step of its coroutine is all of it."""
+    """The result of a coroutine that never suspends."""
     try:
         call.send(None)
     except StopIteration as done:
         return done.value
-    raise AssertionError("the twin gave way")
+    raise AssertionError("the twin suspended")
 
 
 def an_instant() -> int:
@@ -33,15 +32,15 @@ def an_instant() -> int:
 
 @dataclass
 class Fill:
-    """A reader that missed: it holds an epoch, and later what it retrieved."""
+    """A reader after a cache miss: the epoch that it read, and what it has retrieved since."""
 
     epoch: int
     retrieved: int | None = None
 
 
 @dataclass
-class Judgement:
-    """A worker that has read a slice, and not settled yet."""
+class Evaluation:
+    """A worker that has read a slice and has not committed its evaluation."""
 
     evaluated: int
     epoch: int
@@ -50,22 +49,22 @@ class Judgement:
 
 @dataclass
 class World:
-    """The protocol as it is meant, on one lane of the stream; planted mistakes override single steps."""
+    """The protocol on one partition. Planted mistakes override single steps."""
 
     cache: MemoryAnswerCache = field(default_factory=lambda: MemoryAnswerCache(an_instant), repr=False)
     searchable: int = 0
     appended: int = 0
     fills: list[Fill] = field(default_factory=list)
     seeds: list[int] = field(default_factory=list)
-    judgements: list[Judgement] = field(default_factory=list)
+    evaluations: list[Evaluation] = field(default_factory=list)
     fills_left: int = 1
     changes_left: int = 2
     losses_left: int = 1
     deliveries_left: int = 1
-    judgements_left: int = 2
+    evaluations_left: int = 2
 
     def steps(self) -> Iterator[tuple[str, int]]:
-        """Every step that may come next, with the number of the fill, seed or judgement that takes it."""
+        """Every possible next step, with the number of the fill, seed or evaluation that takes it."""
         if self.changes_left:
             yield "make_searchable", 0
         if self.may_append():
@@ -74,9 +73,9 @@ class World:
             yield "deliver_again", 0
         if self.losses_left:
             yield "lose_everything", 0
-        yield from self._steps_of_judges()
+        yield from self._steps_of_workers()
         if self.fills_left:
-            yield "look_up", 0
+            yield "look_up_answer", 0
         for number, fill in enumerate(self.fills):
             yield "retrieve", number
             if fill.retrieved is not None:
@@ -84,10 +83,10 @@ class World:
         for number in range(len(self.seeds)):
             yield "seed", number
 
-    def _steps_of_judges(self) -> Iterator[tuple[str, int]]:
-        if self.judgements_left and self.appended:
+    def _steps_of_workers(self) -> Iterator[tuple[str, int]]:
+        if self.evaluations_left and self.appended:
             yield "read", 0
-        for number in range(len(self.judgements)):
+        for number in range(len(self.evaluations)):
             yield "commit", number
 
     def may_append(self) -> bool:
@@ -102,28 +101,28 @@ class World:
         self.appended += 1
 
     def read(self, _: int) -> None:
-        """What a judge that knows nothing does: all changes that are remembered, all answers that are there."""
-        self.judgements_left -= 1
+        """A worker with empty state reads the complete change log and all answers."""
+        self.evaluations_left -= 1
         pending = run(self.cache.pending(TENANT, 0, after_epoch=0, after_fill=0))
         [stored] = run(self.cache.entries(TENANT, 0, [KEY]))
         newest = max((int(change.change or 0) for change in pending.changes), default=0)
         altered = stored is not None and int(stored.entry) < newest
         drop = ((stored.fill, KEY),) if altered else ()
-        self.judgements.append(Judgement(pending.evaluated, pending.epoch, drop))
+        self.evaluations.append(Evaluation(pending.evaluated, pending.epoch, drop))
 
     def commit(self, number: int) -> None:
-        told = self.judgements.pop(number)
-        run(self.cache.commit(TENANT, 0, evaluated=told.evaluated, epoch=told.epoch, drop=told.drop))
+        evaluation = self.evaluations.pop(number)
+        run(self.cache.commit(TENANT, 0, evaluated=evaluation.evaluated, epoch=evaluation.epoch, drop=evaluation.drop))
 
     def deliver_again(self, _: int) -> None:
         self.deliveries_left -= 1
         self.appended -= 1
 
-    def look_up(self, _: int) -> None:
+    def look_up_answer(self, _: int) -> None:
         self.fills_left -= 1
-        look = run(self.cache.lookup(TENANT, KEY))
-        self.fills.append(Fill(look.epoch))
-        if not look.seeded:
+        lookup = run(self.cache.lookup(TENANT, KEY))
+        self.fills.append(Fill(lookup.epoch))
+        if not lookup.seeded:
             self.seeds.append(self.searchable)
 
     def retrieve(self, number: int) -> None:
@@ -142,17 +141,17 @@ class World:
         self.cache.lose_everything()
 
     def check(self) -> None:
-        if (TENANT, 0) in self.cache._slices:  # a lookup would make one
-            look = run(self.cache.lookup(TENANT, KEY))
-            if look.entry is not None:
-                assert int(look.entry) > look.positions.get(0, -1), f"served {look}"
+        if (TENANT, 0) in self.cache._slices:  # a lookup would create the slice
+            lookup = run(self.cache.lookup(TENANT, KEY))
+            if lookup.entry is not None:
+                assert int(lookup.entry) > lookup.positions.get(0, -1), f"served {lookup}"
 
     def fingerprint(self) -> str:
         return repr((self, self.cache._slices, self.cache._last_epoch))
 
 
 def explore(start: World) -> int:
-    """Take every step from every state; the number of states."""
+    """Take every step from every state; returns the number of states."""
     seen: set[str] = set()
     frontier = [start]
     while frontier:
@@ -181,25 +180,25 @@ class AppendsBeforeSearchable(World):
 
 
 class ReadsTheAnswersBeforeTheEpoch(World):
-    """The drop is not read again after the epoch moved: an answer stored between is never looked at."""
+    """The answers are not read again after the epoch moved: an answer stored in between is never evaluated."""
 
     def read(self, _):
         super().read(_)
-        self.judgements[-1].epoch = 0
+        self.evaluations[-1].epoch = 0
 
     def commit(self, number):
-        if not self.judgements[number].epoch:
-            self.judgements[number].epoch = run(self.cache.pending(TENANT, 0, after_epoch=0, after_fill=0)).epoch
+        if not self.evaluations[number].epoch:
+            self.evaluations[number].epoch = run(self.cache.pending(TENANT, 0, after_epoch=0, after_fill=0)).epoch
         super().commit(number)
 
 
-class SettlesWhereverTheSliceIs(World):
-    """Another worker evaluated meanwhile, and this one goes back behind it, or skips what it did not read."""
+class CommitsWithoutCheckingTheSlice(World):
+    """Another worker has committed meanwhile; this one reverts its progress, or skips changes that it has not read."""
 
     def commit(self, number):
         pending = run(self.cache.pending(TENANT, 0, after_epoch=0, after_fill=0))
-        self.judgements[number].evaluated = pending.evaluated
-        self.judgements[number].epoch = pending.epoch
+        self.evaluations[number].evaluated = pending.evaluated
+        self.evaluations[number].epoch = pending.epoch
         super().commit(number)
 
 
@@ -217,7 +216,7 @@ class ReadsTheEpochAfterRetrieving(World):
 
 class DropsNothing(World):
     def commit(self, number):
-        self.judgements[number].drop = ()
+        self.evaluations[number].drop = ()
         super().commit(number)
 
 
@@ -247,13 +246,13 @@ def test_no_order_serves_an_answer_older_than_its_positions(bounds):
         StoresWithoutTheEpochCheck,
         AppendsBeforeSearchable,
         ReadsTheAnswersBeforeTheEpoch,
-        SettlesWhereverTheSliceIs,
+        CommitsWithoutCheckingTheSlice,
         ReadsTheEpochAfterRetrieving,
         DropsNothing,
         SeedsWithoutADrop,
         UsesAnEpochAgain,
     ],
 )
-def test_the_model_catches(mistake):
+def test_the_model_detects_a_planted_mistake(mistake):
     with pytest.raises(AssertionError, match="served"):
         [explore(mistake(**bounds)) for bounds in BOUNDS]

@@ -1,4 +1,4 @@
-"""Text in any supported charset, declared, comes back as it was written."""
+"""Text in any declared, supported charset is decoded to what was written."""
 
 from contextlib import suppress
 
@@ -37,12 +37,12 @@ SAMPLES = st.sampled_from(WORDS)
 
 
 def event_type(media_type: str, label: str, write, quote: str) -> str:
-    """What the event carries of what a sender declares."""
+    """The media type of the event for what a sender declares."""
     return choose_content_type(f"{media_type}; charset={quote.format(write(label))}", None)
 
 
 def written_in(text: str, codec: str) -> bytes:
-    """What the codec can write of the text and read again; those of East Asia read some characters as others."""
+    """The part of the text that survives encoding and decoding; East Asian codecs change some characters."""
     kept = []
     for char in text:
         with suppress(UnicodeError):
@@ -53,7 +53,7 @@ def written_in(text: str, codec: str) -> bytes:
 
 @given(st.one_of(TEXTS, SAMPLES), LABELS, CASES, QUOTES)
 @settings(deadline=None)
-def test_declared_text_comes_back_as_written(text, label, write, quote):
+def test_text_in_a_declared_charset_is_decoded_as_written(text, label, write, quote):
     codec = find_charset(label).codec
     content = written_in(text, codec)
     assume(not content.startswith(MARKS))
@@ -61,7 +61,7 @@ def test_declared_text_comes_back_as_written(text, label, write, quote):
     assert parse(content, PLAIN, declared_charset(carried)).text == with_line_feeds(content.decode(codec))
 
 
-def test_latin_1_has_the_signs_of_windows_and_the_controls_of_its_own():
+def test_latin_1_is_decoded_as_cp1252_with_control_characters():
     assert parse(b"\x80\x81\x8d\xa0\xff", PLAIN, "iso-8859-1").text == "\u20ac\x81\x8d\xa0ÿ"
 
 
@@ -75,8 +75,8 @@ def can_write(label: str, word: str) -> bool:
     st.sampled_from([(label, word) for label in ALL for word in WORDS if can_write(label, word)]),
 )
 @settings(deadline=None)
-def test_all_kinds_of_text_obey_the_declared_charset(media_type, written):
-    """Also where the content itself names another one."""
+def test_all_text_formats_use_the_declared_charset(media_type, written):
+    """Even if the content names another charset."""
     label, word = written
     codec = find_charset(label).codec
     content = {
@@ -93,20 +93,20 @@ def test_all_kinds_of_text_obey_the_declared_charset(media_type, written):
 
 
 @given(TEXTS, st.sampled_from(["utf-8-sig", "utf-16", "utf-32"]), st.one_of(st.none(), LABELS))
-def test_a_byte_order_mark_wins(text, codec, label):
+def test_a_byte_order_mark_overrides_the_declared_charset(text, codec, label):
     assert parse(text.encode(codec), PLAIN, label).text == with_line_feeds(text)
 
 
 @given(TEXTS)
-def test_valid_utf8_is_read_as_such_where_nothing_is_declared(text):
+def test_valid_utf8_is_decoded_as_utf8_without_a_declared_charset(text):
     assume(not text.startswith("\0"))
     assert parse(text.encode(), PLAIN).text == with_line_feeds(text)
 
 
 @settings(deadline=None)
 @given(st.binary(max_size=80), st.one_of(st.none(), st.text(max_size=20), LABELS))
-def test_no_bytes_and_no_label_break_anything(content, label):
+def test_any_bytes_with_any_label_are_decoded_or_rejected(content, label):
     try:
         parse(content, PLAIN, label)
     except ParseFailed as failure:
-        assert failure.kind == "broken"  # noqa: PT017 - text is a good outcome too
+        assert failure.kind == "broken"  # noqa: PT017 - decoded text is valid too

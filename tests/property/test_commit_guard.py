@@ -9,7 +9,7 @@ from streams.core.commit_guard import LaneCommits
 
 
 class Partition(RuleBasedStateMachine):
-    """One partition of a broker, its consumer, and whoever finishes the records, in any order."""
+    """One partition of a broker, its consumer, and processing that finishes records in any order."""
 
     lane_type = LaneCommits
 
@@ -17,10 +17,10 @@ class Partition(RuleBasedStateMachine):
         super().__init__()
         self.lane = self.lane_type()
         self.log: list[int] = []
-        self.read = 0  # place in the log of the record to deliver next
-        self.committed = 0  # offset, at the broker
-        self.under_way: set[int] = set()
-        self.open: set[int] = set()  # delivered, or delivered again, and not ended since
+        self.read = 0  # index in the log of the record to deliver next
+        self.committed = 0  # committed offset, at the broker
+        self.in_flight: set[int] = set()
+        self.open: set[int] = set()  # delivered or redelivered, and not finished since
         self.finished: set[int] = set()
 
     @rule(gap=st.sampled_from([0, 0, 0, 1, 7]))
@@ -33,14 +33,14 @@ class Partition(RuleBasedStateMachine):
         for offset in self.log[self.read : self.read + count]:
             self.lane.deliver(offset)
             self.open.add(offset)
-            self.under_way.add(offset)
+            self.in_flight.add(offset)
             self.read += 1
 
-    @precondition(lambda self: self.under_way)
+    @precondition(lambda self: self.in_flight)
     @rule(data=st.data())
     def finish(self, data):
-        offset = data.draw(st.sampled_from(sorted(self.under_way)))
-        self.under_way.discard(offset)
+        offset = data.draw(st.sampled_from(sorted(self.in_flight)))
+        self.in_flight.discard(offset)
         self.open.discard(offset)
         self.lane.finish(offset)
         self.finished.add(offset)
@@ -51,42 +51,42 @@ class Partition(RuleBasedStateMachine):
         if offset is None:
             return
         if taken:
-            # While the broker was asked, more records may have ended.
-            if self.under_way and data.draw(st.booleans()):
+            # While the commit was in flight, more records may have finished.
+            if self.in_flight and data.draw(st.booleans()):
                 self.finish(data)
-            assert offset > self.committed, "a commit never goes back"
+            assert offset > self.committed, "the committed offset never decreases"
             self.committed = offset
             self.lane.committed(offset)
 
     @rule()
     def seek_to_committed(self):
-        """A rebalance: the lane begins anew, and what was under way goes on behind its back."""
+        """A rebalance: the lane is replaced, and records in flight finish without its knowledge."""
         self.lane = self.lane_type()
         self.read = sum(offset < self.committed for offset in self.log)
         self.open.clear()
 
     @rule()
     def read_from_committed_again(self):
-        """The same without the lane being told: it sees an offset below the last one."""
+        """The same without a notification: the lane receives an offset below the last one."""
         self.read = min(self.read, sum(offset < self.committed for offset in self.log))
 
     @invariant()
-    def nothing_unfinished_lies_below_a_commit(self):
+    def nothing_unfinished_is_below_a_commit(self):
         below = {offset for offset in self.log if offset < max(self.committed, self.lane.committable() or 0)}
         assert below <= self.finished
         offset = self.lane.committable()
         assert offset is None or not any(unfinished < offset for unfinished in self.open)
 
     def teardown(self):
-        """Once all is delivered and has ended, all is committed: no record is kept from it for ever."""
+        """Once all records are delivered and finished, all are committed."""
         for offset in self.log[self.read :]:
             self.lane.deliver(offset)
         for offset in self.log:
             self.lane.finish(offset)
         assert self.lane.open_count == 0
-        refused = self.lane.committable()
+        first = self.lane.committable()
         offset = self.lane.committable()
-        assert offset == refused, "the broker did not take it, so it is tried again"
+        assert offset == first, "the broker rejected the commit, so it is retried"
         if offset is not None:
             self.committed = offset
             self.lane.committed(offset)
@@ -99,7 +99,7 @@ TestPartition.settings = hypothesis_settings(max_examples=300, stateful_step_cou
 
 
 class CommitsTheHighestFinished(LaneCommits):
-    """What Faust's bookkeeping comes to when the first records are still under way."""
+    """Behaviour of Faust's bookkeeping while the first records are still in flight."""
 
     def __init__(self):
         super().__init__()
@@ -113,7 +113,7 @@ class CommitsTheHighestFinished(LaneCommits):
         return None if self._highest is None or self._highest < self._committed else self._highest + 1
 
 
-class TakesAFailedCommitForDone(LaneCommits):
+class CountsAFailedCommitAsDone(LaneCommits):
     def committable(self):
         offset = super().committable()
         if offset is not None:
@@ -121,8 +121,8 @@ class TakesAFailedCommitForDone(LaneCommits):
         return offset
 
 
-@pytest.mark.parametrize("planted", [CommitsTheHighestFinished, TakesAFailedCommitForDone])
-def test_the_model_catches(planted):
+@pytest.mark.parametrize("planted", [CommitsTheHighestFinished, CountsAFailedCommitAsDone])
+def test_the_model_detects_a_planted_mistake(planted):
     mistaken = type("Mistaken", (Partition,), {"lane_type": planted})
     with pytest.raises(AssertionError):
         run_state_machine_as_test(
@@ -133,7 +133,7 @@ def test_the_model_catches(planted):
         )
 
 
-def test_re_reading_further_back_holds_commits_until_all_has_ended_again():
+def test_rereading_earlier_offsets_holds_commits_until_they_are_finished_again():
     lane = LaneCommits()
     for offset in range(3, 7):
         lane.deliver(offset)
@@ -142,7 +142,7 @@ def test_re_reading_further_back_holds_commits_until_all_has_ended_again():
     assert lane.committable() == 5
     lane.deliver(2)
     lane.finish(2)
-    assert lane.committable() is None, "5 is open, but 3 and 4 are handed out again first, and 3 is committed"
+    assert lane.committable() is None, "5 is open, but 3 and 4 are delivered again first, and 3 is committed"
     lane.deliver(3)
     lane.finish(3)
     assert lane.committable() == 4

@@ -1,4 +1,4 @@
-"""Stops anywhere, deliveries again, writers that come late: the newest version is what is searchable in the end."""
+"""Interrupted, redelivered and late writes: in the end, the newest version is searchable."""
 
 import pytest
 from hypothesis import given, settings
@@ -41,7 +41,7 @@ def plan(version: int, passages: list[str] | None, title: str = "t", rewritten_a
 
 
 class Index:
-    """Manifests replace what was read; passages have external versions, of which older ones do nothing."""
+    """Manifests are written conditionally; passages have external versions, and writes of older ones are ignored."""
 
     def __init__(self):
         self.manifest = None
@@ -55,7 +55,7 @@ class Index:
         return True
 
     def contents(self):
-        """Original id → title; a copy beside what it is a copy of would be too much."""
+        """Original id → title. A copy and its original are never both stored."""
         found = {original_id(passage): title for passage, title in self.passages.items()}
         assert len(found) == len(self.passages)
         return found
@@ -70,46 +70,46 @@ class Index:
             self.passages.pop(passage, None)
 
     def damage(self, passages):
-        """Something else removes passages, under versions of its own."""
+        """Remove passages as an external program does, with versions of its own."""
         for passage in passages:
             del self.passages[passage]
             self.versions[passage] += 1_000
 
 
 def named(passages: list[str], title: str) -> list[str]:
-    """Ids of passages: another title gives them others."""
+    """Ids of passages, which depend on the title."""
     return [f"{passage}/{title}" for passage in passages]
 
 
 def steps(index: Index, version: int, passages: list[str] | None, title: str, rewritten_at: int | None = None):
-    """The index step as single actions; it may be left off after any of them."""
+    """The index step as single actions. It may be interrupted after any of them."""
     one = plan(version, passages, title, rewritten_at)
     done = False
     while not done:
-        standing = replaced = index.manifest
+        current = claimed = index.manifest
         yield
-        if standing is not None and not standing.complete:
-            replaced = taken_over(standing, "w")
-            if not index.put_manifest(replaced, standing):
+        if current is not None and not current.complete:
+            claimed = taken_over(current, "w")
+            if not index.put_manifest(claimed, current):
                 continue
-            standing = yield from settled(index, replaced)
-        decision = decide(one, named(passages or [], title), standing, now_ms=0)
+            current = yield from recovered(index, claimed)
+        decision = decide(one, named(passages or [], title), current, now_ms=0)
         if not isinstance(decision, Write):
-            done = replaced is standing or index.put_manifest(standing, replaced)
+            done = claimed is current or index.put_manifest(current, claimed)
             continue
         yield
-        if not index.put_manifest(decision.claim, replaced):
+        if not index.put_manifest(decision.claim, claimed):
             continue
-        refused = yield from written(index, decision, title, refuse=title == REFUSED)
-        if refused:
+        is_rejected = yield from written(index, decision, title, refuse=title == REJECTED)
+        if is_rejected:
             manifest = closed(decision.claim.previous, one, "refused", "it is", now_ms=0, refused=decision.claim)
         else:
             manifest = completed(decision.claim, now_ms=0)
         done = index.put_manifest(manifest, decision.claim)
 
 
-def settled(index: Index, claim):
-    """A claim that stands, rolled back or forward (``streams.recovery``)."""
+def recovered(index: Index, claim):
+    """An incomplete claim, rolled back or forward (``streams.recovery``)."""
     for _ in range(9):
         yield
         old = {passage: index.passages[passage] for passage in claim.removed if passage in index.passages}
@@ -146,18 +146,18 @@ def written(index: Index, decision: Write, title: str, *, refuse: bool):
     return refuse
 
 
-REFUSED = "refused"
+REJECTED = "refused"
 VERSIONS = st.lists(st.tuples(PASSAGES | st.none(), st.sampled_from(["t", "u"])), min_size=1, max_size=5)
 
 
 @settings(max_examples=400, deadline=None)
 @given(versions=VERSIONS, data=st.data())
-def test_newest_version_stands_whatever_happens(versions, data):
+def test_the_newest_version_is_current_after_any_interruptions(versions, data):
     index = Index()
     running = []
     for number, (passages, title) in enumerate(versions, start=1):
-        # Each version is tried once or more; all but the last try stop somewhere, and stopped ones may go on later
-        # (a worker that lost its partition and does not know). Such a worker may also be ahead of the others.
+        # Each version is attempted at least once. All attempts but the last are interrupted, and may resume later (a
+        # worker that has lost its partition without noticing). Such a worker may also be ahead of the others.
         for ahead in data.draw(st.lists(st.integers(number, len(versions)), max_size=2)):
             zombie = steps(index, ahead, *versions[ahead - 1])
             for _ in range(data.draw(st.integers(0, 6))):
@@ -178,11 +178,11 @@ def test_newest_version_stands_whatever_happens(versions, data):
 
 @settings(max_examples=400, deadline=None)
 @given(
-    versions=st.lists(st.tuples(PASSAGES | st.none(), st.sampled_from(["t", "u", REFUSED])), min_size=2, max_size=6),
+    versions=st.lists(st.tuples(PASSAGES | st.none(), st.sampled_from(["t", "u", REJECTED])), min_size=2, max_size=6),
     data=st.data(),
 )
-def test_versions_that_are_refused_leave_the_newest_that_is_not_whoever_stops_where(versions, data):
-    """Versions come in any order. Each is tried once or more, and only its last try is sure to come to its end."""
+def test_the_newest_accepted_version_is_current_after_any_interruptions(versions, data):
+    """Versions arrive in any order. Each is attempted at least once, and only the last attempt is certain to finish."""
     index, running = Index(), []
     order = data.draw(st.permutations(range(len(versions))))
     for number in order:
@@ -192,14 +192,14 @@ def test_versions_that_are_refused_leave_the_newest_that_is_not_whoever_stops_wh
                 next(stopped, None)
             running.append(stopped)
         for _ in steps(index, number, *versions[number]):
-            for late in data.draw(st.lists(st.sampled_from(running), max_size=1)) if running else []:
-                next(late, None)
-    for late in running:
-        for _ in late:
+            for resumed in data.draw(st.lists(st.sampled_from(running), max_size=1)) if running else []:
+                next(resumed, None)
+    for resumed in running:
+        for _ in resumed:
             pass
-    taken = [number for number, (passages, title) in enumerate(versions) if title != REFUSED]
-    # Of what is not refused in whole nothing is: passages that stand as they are need not be written.
-    empty = [number for number, (passages, title) in enumerate(versions) if title == REFUSED and not passages]
+    taken = [number for number, (passages, title) in enumerate(versions) if title != REJECTED]
+    # The index rejects single passages only: a version without passages cannot be rejected.
+    empty = [number for number, (passages, title) in enumerate(versions) if title == REJECTED and not passages]
     newest = max((*taken, *empty), default=None)
     assert index.manifest.complete
     passages, title = versions[newest] if newest is not None else (None, "t")
@@ -209,26 +209,26 @@ def test_versions_that_are_refused_leave_the_newest_that_is_not_whoever_stops_wh
 
 @settings(max_examples=400, deadline=None)
 @given(passages=PASSAGES | st.none(), rewrites=st.integers(1, 4), data=st.data())
-def test_rewrite_stands_whatever_was_damaged_and_whoever_comes_late(passages, rewrites, data):
-    """Writers of the version's first writing and of earlier rewrites go on in between, and after all is done."""
+def test_a_rewrite_restores_the_document_after_any_damage_and_late_writes(passages, rewrites, data):
+    """The first write of the version and earlier rewrites resume in between and after the end."""
     index = Index()
-    late = []
+    resumed = []
 
     def write(offset):
         for _ in steps(index, 1, passages, "t", offset):
-            for zombie in data.draw(st.lists(st.sampled_from(late), max_size=2)) if late else []:
+            for zombie in data.draw(st.lists(st.sampled_from(resumed), max_size=2)) if resumed else []:
                 next(zombie, None)
 
     for offset in (None, *range(10, 10 + rewrites)):
         for _ in range(data.draw(st.integers(0, 2))):
             zombie = steps(index, 1, passages, "t", offset)
-            late.append(zombie)
+            resumed.append(zombie)
             for _ in range(data.draw(st.integers(0, 6))):
                 next(zombie, None)
         write(offset)
         index.damage(data.draw(st.sets(st.sampled_from(sorted(index.passages)))) if index.passages else ())
     write(20)
-    for zombie in late:
+    for zombie in resumed:
         for _ in zombie:
             pass
     assert index.contents() == dict.fromkeys(named(passages or [], "t"), "t")
@@ -236,7 +236,7 @@ def test_rewrite_stands_whatever_was_damaged_and_whoever_comes_late(passages, re
 
 
 @given(PASSAGES)
-def test_same_event_again_is_known(passages):
+def test_a_redelivered_event_is_already_done(passages):
     first = decide(plan(3, passages), passages, None, now_ms=0)
     assert isinstance(first, Write)
     done = completed(first.claim, now_ms=0)
@@ -244,14 +244,14 @@ def test_same_event_again_is_known(passages):
     assert decide(plan(2, passages), passages, done, now_ms=9) == Superseded(done)
 
 
-def test_unchanged_passages_are_not_written_again():
+def test_unchanged_passages_are_not_rewritten():
     first = decide(plan(1, ["a", "b", "c"]), ["a", "b", "c"], None, now_ms=0)
     second = decide(plan(2, ["a", "x", "c"]), ["a", "x", "c"], completed(first.claim, now_ms=0), now_ms=0)
     assert second.add == (1,)
     assert second.remove == ("b",)
 
 
-def test_changed_attribute_writes_all_passages_again():
+def test_a_changed_attribute_rewrites_all_passages():
     first = decide(plan(1, ["a", "b"]), named(["a", "b"], "t"), None, now_ms=0)
     second = decide(plan(2, ["a", "b"], title="u"), named(["a", "b"], "u"), completed(first.claim, now_ms=0), now_ms=0)
     assert second.add == (0, 1)
@@ -259,20 +259,20 @@ def test_changed_attribute_writes_all_passages_again():
 
 
 @pytest.mark.parametrize("rewritten_at", [None, 9], ids=["over a lost manifest", "rewrite"])
-def test_what_is_not_trusted_is_replaced_by_copies(rewritten_at):
+def test_passages_without_a_trusted_manifest_are_replaced_by_copies(rewritten_at):
     lost = rewritten_at is None
     first = completed(decide(plan(1, ["a", "b"]), ["a", "b"], None, now_ms=0).claim, now_ms=0)
     second = decide(plan(1, ["a", "b"], rewritten_at=rewritten_at), ["a", "b"], first, now_ms=0, lost=lost)
     assert second.add == (0, 1)
-    assert second.remove == ("a", "b"), "what stands is not touched before all copies are in"
+    assert second.remove == ("a", "b"), "stored passages are not touched before all copies are written"
     assert [original_id(name) for name in second.claim.chunks] == ["a", "b"]
     assert set(second.claim.chunks).isdisjoint("ab")
     third = decide(plan(3, ["b", "c"]), ["b", "c"], completed(second.claim, now_ms=0), now_ms=0)
-    assert third.claim.chunks == (second.claim.chunks[1], "c"), "a copy is as good as what it is a copy of"
+    assert third.claim.chunks == (second.claim.chunks[1], "c"), "an unchanged copy is kept"
     assert third.add == (1,)
 
 
-def test_a_failed_version_is_known_again_and_supersedes_nothing():
+def test_a_redelivered_failed_version_has_already_failed_and_supersedes_nothing():
     first = completed(decide(plan(1, ["a"]), ["a"], None, now_ms=0).claim, now_ms=0)
     after = closed(first, plan(5, ["b"]), "refused", "it is \ud800", now_ms=9)
     assert (after.version, after.chunks, after.newest_version, after.updated_ms) == (1, ("a",), 5, 0)
@@ -284,7 +284,7 @@ def test_a_failed_version_is_known_again_and_supersedes_nothing():
     assert completed(rewritten.claim, now_ms=0).failed == ()
 
 
-def test_a_document_that_fails_again_and_again_has_a_manifest_of_bounded_size():
+def test_the_manifest_of_a_document_that_fails_repeatedly_is_bounded():
     manifest = None
     for version in range(3 * MAX_FAILED_VERSIONS):
         claim = decide(plan(version, ["a"]), ["a"], manifest, now_ms=0).claim
@@ -297,7 +297,7 @@ def test_a_document_that_fails_again_and_again_has_a_manifest_of_bounded_size():
 
 
 @given(st.lists(st.tuples(st.sampled_from("xy"), st.integers(0, 4))))
-def test_of_events_on_their_way_together_one_for_each_document_is_processed(events):
+def test_only_the_newest_event_of_each_document_in_a_batch_is_processed(events):
     superseded = supersede_within(events)
     for key in {key for key, _ in events}:
         kept = [number for number, (one, _) in enumerate(events) if one == key and superseded[number] is None]

@@ -1,4 +1,4 @@
-"""Exact invalidation against recomputing everything, by code that shares nothing with it: plain Python, no arrays."""
+"""Exact invalidation compared with a full recomputation in plain Python that shares no code with it."""
 
 import math
 import random
@@ -28,7 +28,7 @@ K = 60
 
 
 class Tied(Exception):
-    """Which of two equal scores comes first is nobody's promise."""
+    """Two scores are equal, so their order is not defined."""
 
 
 def without_ties(test):
@@ -37,7 +37,7 @@ def without_ties(test):
         try:
             test(**drawn)
         except Tied:
-            assume(False)  # noqa: FBT003 - that is how Hypothesis is told
+            assume(False)  # noqa: FBT003 - Hypothesis takes it by position
 
     return run
 
@@ -66,7 +66,7 @@ def passage(chunk_id, rng, *, version=1, document=None, groups=None, words=None)
 
 
 def coarse(length):
-    """A length as Lucene keeps it: above 24 the four highest bits of what is above."""
+    """A length as Lucene stores it: exact up to 24, above it the four highest bits of the excess."""
     above = max(length - 24, 0)
     shift = max(above.bit_length() - 4, 0)
     return min(length, 24) + (above >> shift << shift)
@@ -74,7 +74,7 @@ def coarse(length):
 
 @dataclass
 class Corpus:
-    """All passages, and retrieval by going through every one of them."""
+    """All passages, with retrieval by exhaustive search."""
 
     passages: dict[str, Passage] = field(default_factory=dict)
     frozen: Statistics | None = None
@@ -83,7 +83,7 @@ class Corpus:
         if self.frozen is not None:
             return self.frozen
         held = Counter(term for one in self.passages.values() for term in one.terms.frequencies)
-        # Every word of the questions, for one that nobody holds any more must not keep its old frequency.
+        # Every word of the questions: a word without passages must not keep its old frequency.
         frequencies = {word: held[word] for word in WORDS}
         return Statistics(len(self.passages), sum(one.terms.length for one in self.passages.values()), frequencies)
 
@@ -109,13 +109,13 @@ class Corpus:
         return vector, lexical
 
     def candidates(self, search, terms):
-        legs = []
+        candidates = []
         for scores in self.scores(search, terms):
             ranked = sorted(scores.items(), key=lambda item: -item[1])
             if any(above[1] - below[1] < 1e-5 for above, below in pairwise(ranked)):
                 raise Tied
-            legs.append(tuple(Hit(name, DocumentKey("acme", name), score) for name, score in ranked))
-        return legs
+            candidates.append(tuple(Hit(name, DocumentKey("acme", name), score) for name, score in ranked))
+        return candidates
 
     def evidence(self, key, search, terms, top_k, *, fused):
         vector, lexical = self.candidates(search, terms)
@@ -135,8 +135,8 @@ class Corpus:
 
     def sources(self, search, terms, top_k, *, fused):
         vector, lexical = self.candidates(search, terms)
-        places = max(fused, top_k)
-        return [one.hit.chunk_id for one in fuse(Candidates(vector[:places], lexical[:places]), k=K)][:top_k]
+        depth = max(fused, top_k)
+        return [one.hit.chunk_id for one in fuse(Candidates(vector[:depth], lexical[:depth]), k=K)][:top_k]
 
     def change(self, removed, added):
         documents = {one.chunk.document_id for one in added} | {
@@ -159,57 +159,57 @@ def question(rng, *, candidates):
 @given(seed=st.integers(0, 2**32), kept=st.sampled_from((6, 12, 60)), fused=st.sampled_from((3, 6)))
 @without_ties
 def test_exact_agrees_with_recomputing_everything(seed, kept, fused):
-    """Changes follow each other; an answer that is kept stays right, and one is dropped only for other sources.
+    """After each change, every kept answer is current, and dropped ones have other sources.
 
-    Windows of 60 hold all there is, and stay exact while the statistics move under them. Shallower ones are exact for
-    as long as what lies below them stays below, so there the statistics stand still.
+    60 candidates contain all passages and stay exact while the term statistics change. Fewer are exact only while all
+    other passages rank below them, so their statistics are frozen.
     """
     rng = random.Random(seed)
     corpus = Corpus({f"c{number}": passage(f"c{number}", rng) for number in range(rng.choice((0, 3, 15, 40)))})
     if kept < 60:
         corpus.frozen = Statistics(40, 800, {word: 5 + 3 * number for number, word in enumerate(WORDS)})
     policy = Exact(dimension=DIMENSION, kept=kept, fused=fused, rrf_k=K)
-    asked = {}
+    questions = {}
     for number in range(12):
         key = f"q{number}"
-        asked[key] = (*question(rng, candidates=kept), rng.choice((1, 2, 5)))
-        policy.put(corpus.evidence(key, *asked[key], fused=fused))
-    standing = {key: corpus.sources(*told, fused=fused) for key, told in asked.items()}
+        questions[key] = (*question(rng, candidates=kept), rng.choice((1, 2, 5)))
+        policy.put(corpus.evidence(key, *questions[key], fused=fused))
+    expected = {key: corpus.sources(*arguments, fused=fused) for key, arguments in questions.items()}
     born = len(corpus.passages)
     for version in range(2, 8):
         names = sorted(corpus.passages)
         removed = rng.sample(names, min(len(names), rng.randint(0, 3)))
-        again = rng.sample(sorted(set(names) - set(removed)), min(len(names) - len(removed), rng.randint(0, 1)))
+        rewritten = rng.sample(sorted(set(names) - set(removed)), min(len(names) - len(removed), rng.randint(0, 1)))
         fresh = [f"c{born + number}" for number in range(rng.randint(0, 3))]
         born += len(fresh)
-        before = {key: set(corpus.sources(*told, fused=fused)) for key, told in asked.items()}
-        added = [passage(name, rng, version=version) for name in (*fresh, *again)]
+        before = {key: set(corpus.sources(*arguments, fused=fused)) for key, arguments in questions.items()}
+        added = [passage(name, rng, version=version) for name in (*fresh, *rewritten)]
         change = corpus.change(removed, added)
         verdict = policy.evaluate(change, corpus.statistics())
-        for key, told in asked.items():
-            if key not in standing:
+        for key, arguments in questions.items():
+            if key not in expected:
                 continue
-            now = corpus.sources(*told, fused=fused)
-            needed = bool(set(standing[key]) & {*removed, *again}) or bool(set(now) & {*fresh, *again})
+            now = corpus.sources(*arguments, fused=fused)
+            needed = bool(set(expected[key]) & {*removed, *rewritten}) or bool(set(now) & {*fresh, *rewritten})
             if key in verdict.drop:
-                # Besides: unchanged passages in other company, which statistics alone may have brought about.
-                assert needed or set(now) != set(standing[key]) or before[key] != set(standing[key])
-                del standing[key]
+                # Or unchanged passages in another combination, possibly because of changed statistics alone.
+                assert needed or set(now) != set(expected[key]) or before[key] != set(expected[key])
+                del expected[key]
             elif key in verdict.recheck:
-                policy.put(corpus.evidence(key, *told, fused=fused))
-                standing[key] = now
+                policy.put(corpus.evidence(key, *arguments, fused=fused))
+                expected[key] = now
             else:
-                assert not needed, (key, standing[key], now, removed, fresh, again)
+                assert not needed, (key, expected[key], now, removed, fresh, rewritten)
         if kept == 60:
             assert not verdict.recheck
 
 
 OFTEN = (1, 20, 254, 255, 256, 300, 3_000, 65_534, 65_535, 65_536, 70_000)
-"""How often a passage has a word: around each width that a count may be kept in."""
+"""Occurrences of a word in a passage, around the limits of each integer width."""
 
 
 def extreme(rng):
-    """Words of a passage that has one of them very often, and maybe very many others."""
+    """Words of a passage with very many occurrences of one word and possibly very many other words."""
     often = Counter({rng.choice(WORDS): rng.choice(OFTEN) for _ in range(rng.randint(1, 2))})
     return often + Counter({f"other{number}": 1 for number in range(rng.choice((0, 10, 1_000)))})
 
@@ -217,55 +217,55 @@ def extreme(rng):
 @settings(max_examples=100, deadline=None)
 @given(seed=st.integers(0, 2**32), kept=st.sampled_from((6, 60)))
 @without_ties
-def test_however_often_a_passage_has_a_word_it_is_judged_as_it_is_searched(seed, kept):
-    """Nothing that comes in or goes is missed; where a word is too frequent to be counted, it is searched again."""
+def test_evaluation_agrees_with_the_search_for_any_term_frequency(seed, kept):
+    """No entering or removed passage is missed; for a word too frequent to count, the search is repeated."""
     rng = random.Random(seed)
     corpus = Corpus({f"c{number}": passage(f"c{number}", rng, words=extreme(rng)) for number in range(12)})
     corpus.frozen = Statistics(40, 8_000, {word: 5 + 3 * number for number, word in enumerate(WORDS)})
     policy = Exact(dimension=DIMENSION, kept=kept, fused=3, rrf_k=K)
-    asked = {f"q{number}": (*question(rng, candidates=kept), rng.choice((1, 2))) for number in range(10)}
-    for key, told in asked.items():
-        policy.put(corpus.evidence(key, *told, fused=3))
-    standing = {key: corpus.sources(*told, fused=3) for key, told in asked.items()}
+    questions = {f"q{number}": (*question(rng, candidates=kept), rng.choice((1, 2))) for number in range(10)}
+    for key, arguments in questions.items():
+        policy.put(corpus.evidence(key, *arguments, fused=3))
+    expected = {key: corpus.sources(*arguments, fused=3) for key, arguments in questions.items()}
     for version in range(2, 6):
         removed = rng.sample(sorted(corpus.passages), rng.randint(0, 2))
         added = [passage(f"v{version}-{number}", rng, version=version, words=extreme(rng)) for number in range(2)]
         change = corpus.change(removed, added)
         verdict = policy.evaluate(change, corpus.statistics())
         for key in verdict.drop:
-            standing.pop(key, None)
-        put = {key: corpus.evidence(key, *asked[key], fused=3) for key in verdict.recheck & standing.keys()}
+            expected.pop(key, None)
+        put = {key: corpus.evidence(key, *questions[key], fused=3) for key in verdict.recheck & expected.keys()}
         for key, evidence in put.items():
             policy.put(
-                replace(evidence, sources=tuple((name, corpus.passages[name].chunk.version) for name in standing[key]))
+                replace(evidence, sources=tuple((name, corpus.passages[name].chunk.version) for name in expected[key]))
             )
         for key in policy.altered(put, corpus.statistics()):
             policy.discard(key)
-            del standing[key]
+            del expected[key]
         new = {one.chunk.chunk_id for one in added}
-        for key, sources in standing.items():
-            now = corpus.sources(*asked[key], fused=3)
+        for key, sources in expected.items():
+            now = corpus.sources(*questions[key], fused=3)
             assert not set(sources) & set(removed), (key, sources, removed)
             assert not set(now) & new, (key, sources, now)
 
 
-def test_a_word_that_cannot_be_counted_is_searched_again_and_costs_nobody_else():
+def test_a_term_frequency_above_the_limit_rechecks_only_the_affected_answer():
     rng = random.Random(3)
     words = {f"c{number}": ["hotel"] * (9 + number) + ["train"] * (30 - number) for number in range(2)}
     corpus = Corpus({name: passage(name, rng, groups=(), words=held) for name, held in words.items()})
     corpus.frozen = Statistics(40, 800, dict.fromkeys(WORDS, 5))
     policy = Exact(dimension=DIMENSION, kept=10, fused=5, rrf_k=K)
     for key in ("hotel", "train"):
-        policy.put(evidence_of(corpus, key, key))
-    # Away from both questions, so that no answer shows it for its meaning.
+        policy.put(evidence_for(corpus, key, key))
+    # Far from both questions, so that the vector retriever finds it for neither.
     often = Counter(hotel=MAX_FREQUENCY + 1)
     far = replace(passage("far", rng, groups=(), words=often), vector=-unit(random.Random(7)))
     hidden = replace(far, chunk=far.chunk.model_copy(update={"groups": ("hr",)}))
     assert policy.evaluate(Change(frozenset(), (hidden,)), corpus.statistics()) == Evaluation()
     verdict = policy.evaluate(corpus.change([], [far]), corpus.statistics())
     assert verdict == Evaluation(frozenset(), frozenset({"hotel"}))
-    # Found by a search, it can still not be followed by what it scores: each change has the search made again.
-    policy.put(evidence_of(corpus, "hotel", "hotel"))
+    # The repeated search finds it, but its score remains unknown: each later change repeats the search.
+    policy.put(evidence_for(corpus, "hotel", "hotel"))
     other = replace(passage("other", rng, groups=(), words=["visa"]), vector=-unit(random.Random(7)))
     assert policy.evaluate(Change(frozenset(), (other,)), corpus.statistics()).recheck == {"hotel"}
 
@@ -273,7 +273,7 @@ def test_a_word_that_cannot_be_counted_is_searched_again_and_costs_nobody_else()
 @settings(deadline=None)
 @given(seed=st.integers(0, 2**32))
 @without_ties
-def test_a_change_that_is_judged_again_keeps_what_reflects_it(seed):
+def test_a_repeated_evaluation_keeps_answers_that_reflect_the_change(seed):
     rng = random.Random(seed)
     corpus = Corpus({f"c{number}": passage(f"c{number}", rng) for number in range(20)})
     change = corpus.change(["c3", "c4"], [passage("c20", rng, version=2), passage("c5", rng, version=2)])
@@ -284,8 +284,8 @@ def test_a_change_that_is_judged_again_keeps_what_reflects_it(seed):
     assert policy.evaluate(change, corpus.statistics()) == Evaluation()
 
 
-def test_a_change_that_is_judged_again_keeps_an_order_that_hardly_differs():
-    """Two scores that lie closer together than sums of the same products may differ: the index has told their order."""
+def test_a_repeated_evaluation_keeps_an_order_within_rounding_error():
+    """The scores differ by less than the rounding error of their computation: the order of the index is kept."""
     rng = random.Random(3)
     first, second = (replace(passage(name, rng, groups=(), words=["hotel"])) for name in ("first", "second"))
     turned = first.vector + np.float32(1e-3) * unit(rng)
@@ -309,31 +309,31 @@ def test_a_change_that_is_judged_again_keeps_an_order_that_hardly_differs():
     assert policy.evaluate(Change(frozenset(), (second,)), corpus.statistics()) == Evaluation()
 
 
-def evidence_of(corpus, text, key="q", *, top_k=1):
+def evidence_for(corpus, text, key="q", *, top_k=1):
     rng = random.Random(7)
     terms = Counter(text.split())
     return corpus.evidence(key, HybridSearch(text, unit(rng), Access("acme"), 10), terms, top_k, fused=5)
 
 
-def test_a_question_of_very_many_terms_is_retrieved_again_at_each_change():
+def test_an_answer_with_too_many_terms_is_rechecked_on_each_change():
     rng = random.Random(1)
     corpus = Corpus({"c0": passage("c0", rng, groups=())})
     policy = Exact(dimension=DIMENSION, kept=10, fused=5, rrf_k=K)
     corpus.frozen = Statistics(1, 1, {f"term{number}": 1 for number in range(MAX_TERMS + 1)})
-    policy.put(evidence_of(corpus, " ".join(corpus.frozen.frequencies)))
+    policy.put(evidence_for(corpus, " ".join(corpus.frozen.frequencies)))
     nothing = Change(frozenset(), ())
     assert policy.evaluate(nothing, corpus.statistics()) == Evaluation()
     assert policy.evaluate(corpus.change([], [passage("c1", rng, groups=())]), corpus.statistics()).recheck == {"q"}
-    assert policy.evaluate(corpus.change(["c0"], []), corpus.statistics()).drop == {"q"}, "it was its source"
+    assert policy.evaluate(corpus.change(["c0"], []), corpus.statistics()).drop == {"q"}, "c0 was its source"
     assert policy.evaluate(corpus.change(["c1"], []), corpus.statistics()) == Evaluation()
 
 
-def test_a_question_of_very_many_terms_is_altered_if_what_is_retrieved_again_leads_elsewhere():
+def test_an_answer_with_too_many_terms_is_altered_if_the_repeated_retrieval_has_other_sources():
     rng = random.Random(1)
     corpus = Corpus({name: passage(name, rng, groups=()) for name in ("c0", "c1")})
     policy = Exact(dimension=DIMENSION, kept=10, fused=5, rrf_k=K)
     corpus.frozen = Statistics(2, 2, {f"term{number}": 1 for number in range(MAX_TERMS + 1)})
-    evidence = evidence_of(corpus, " ".join(corpus.frozen.frequencies))
+    evidence = evidence_for(corpus, " ".join(corpus.frozen.frequencies))
     policy.put(evidence)
     assert policy.altered(["q"], corpus.statistics()) == frozenset()
     [(source, version)] = evidence.sources
@@ -342,11 +342,11 @@ def test_a_question_of_very_many_terms_is_altered_if_what_is_retrieved_again_lea
     assert policy.altered(["q"], corpus.statistics()) == {"q"}
 
 
-def test_an_answer_without_sources_is_dropped_by_the_first_passage_that_it_may_show():
+def test_an_answer_without_sources_is_dropped_by_the_first_passage_with_access():
     rng = random.Random(1)
     corpus = Corpus()
     policy = Exact(dimension=DIMENSION, kept=10, fused=5, rrf_k=K)
-    policy.put(evidence_of(corpus, "hotel"))
+    policy.put(evidence_for(corpus, "hotel"))
     hidden = corpus.change([], [passage("c0", rng, groups=("hr",))])
     assert policy.evaluate(hidden, corpus.statistics()) == Evaluation()
     shown = corpus.change([], [passage("c1", rng, groups=())])
@@ -358,10 +358,10 @@ def test_an_answer_is_dropped_when_a_source_is_removed_that_is_no_candidate():
     rng = random.Random(1)
     corpus = Corpus({f"c{n}": passage(f"c{n}", rng, groups=(), words=["hotel"] * (n + 1)) for n in range(2)})
     policy = Exact(dimension=DIMENSION, kept=10, fused=5, rrf_k=K)
-    evidence = evidence_of(corpus, "hotel", top_k=2)
+    evidence = evidence_for(corpus, "hotel", top_k=2)
     others = {
-        leg: tuple(one for one in getattr(evidence, leg) if one[0] != "c0")
-        for leg in ("vector_candidates", "lexical_candidates")
+        name: tuple(one for one in getattr(evidence, name) if one[0] != "c0")
+        for name in ("vector_candidates", "lexical_candidates")
     }
     policy.put(replace(evidence, **others))
     assert policy.evaluate(corpus.change([], []), corpus.statistics()) == Evaluation()
@@ -388,14 +388,14 @@ def test_the_simple_policies(policy, other_chunk, same_chunk, nothing):
             }
         )
 
-    def judged(change):
+    def dropped_by(change):
         before = corpus()
         kept = SIMPLE[policy]()
-        kept.put(evidence_of(before, "hotel"))
-        cited = evidence_of(before, "hotel").sources[0][0]
+        kept.put(evidence_for(before, "hotel"))
+        cited = evidence_for(before, "hotel").sources[0][0]
         changed = before.change(*change(cited))
         return kept.evaluate(changed, before.statistics()).drop
 
-    assert judged(lambda cited: ([next(name for name in "ab" if name != cited)], [])) == other_chunk
-    assert judged(lambda cited: ([cited], [])) == same_chunk
-    assert judged(lambda _: ([], [])) == nothing
+    assert dropped_by(lambda cited: ([next(name for name in "ab" if name != cited)], [])) == other_chunk
+    assert dropped_by(lambda cited: ([cited], [])) == same_chunk
+    assert dropped_by(lambda _: ([], [])) == nothing

@@ -1,4 +1,4 @@
-"""After any sequence of edits, all that is stored is what a fresh build of the last version stores."""
+"""After any sequence of edits, the stored content equals that of a fresh build of the last version."""
 
 import asyncio
 from functools import cache
@@ -55,7 +55,7 @@ def splitter() -> Splitter:
 
 
 class Pipeline:
-    """Both steps on twins."""
+    """The steps ``prepare`` and ``index`` on twins."""
 
     def __init__(self, profile: str = "p"):
         self.blobs = MemoryBlobStore()
@@ -86,11 +86,11 @@ class Pipeline:
         return decode(message, record.value, record.headers)
 
     def everything(self):
-        """Id → all that is stored, with its vector."""
+        """Chunk id → stored chunk and vector."""
         return {name: (one.chunk, one.vector.tobytes()) for name, one in self.index._searchable.items()}
 
     def content(self):
-        """The same without what tells of the write."""
+        """The same without the provenance fields."""
         return {
             name: (chunk.model_dump_json(exclude=set(PROVENANCE)), vector)
             for name, (chunk, vector) in self.everything().items()
@@ -115,19 +115,21 @@ async def edited(history) -> None:
         assert edits.content() == fresh.content()
         assert await edits.manifest() == await fresh.manifest()
         after = edits.everything()
-        # The change names exactly what is stored otherwise than before.
+        # The change names exactly the passages that differ from before.
         assert set(change.added) == {name for name, stored in after.items() if before.get(name) != stored}
         assert set(change.removed) == before.keys() - after.keys()
         for chunk, _ in after.values():
-            assert edits.texts[chunk.version][chunk.start : chunk.end] == chunk.text, "a place in its version's text"
+            assert edits.texts[chunk.version][chunk.start : chunk.end] == chunk.text, (
+                "offsets refer to the text of its version"
+            )
         before = after
 
 
 @given(history=st.lists(versions, min_size=2, max_size=5))
 @settings(max_examples=150, deadline=None)
 def test_state_after_any_edits_equals_a_fresh_build(history):
-    told = [None if version is None else (document(version[0]), version[1]) for version in history]
-    asyncio.run(edited(told))
+    versions_of_document = [None if version is None else (document(version[0]), version[1]) for version in history]
+    asyncio.run(edited(versions_of_document))
 
 
 @given(parts=st.lists(sections, min_size=1, max_size=5), fields=attributes, data=st.data())
@@ -144,29 +146,31 @@ def test_state_after_one_heading_was_renamed_equals_a_fresh_build(parts, fields,
 )
 @settings(max_examples=100, deadline=None)
 def test_state_after_headings_above_the_same_text_changed_equals_a_fresh_build(paths, data):
-    """Paths of headings that are embedded alike, for all the title is."""
-    told = []
+    """Different heading paths whose embedded text is equal because the title completes it."""
+    versions_of_document = []
     for path in paths:
         above = "\n".join(f"{'#' * level} {heading}" for level, heading in enumerate(path, start=1))
         below = "\n".join(f"#### {name}\n\n{f'{name} ' * 20}\n" for name in "xyz")
-        told.append((f"{above}\n\n{'first ' * 20}\n\n{below}", {"title": data.draw(st.sampled_from(["T", "A"]))}))
-    asyncio.run(edited(told))
+        versions_of_document.append(
+            (f"{above}\n\n{'first ' * 20}\n\n{below}", {"title": data.draw(st.sampled_from(["T", "A"]))})
+        )
+    asyncio.run(edited(versions_of_document))
 
 
-def test_edit_at_the_top_writes_only_what_is_there():
+def test_an_edit_at_the_top_writes_only_the_changed_passages():
     body = [(2, f"Section {number}", f"word{number}") for number in range(20)]
 
     async def edit():
         edits = Pipeline()
         await edits.apply(1, (document(body), {}))
-        stood = edits.everything()
+        original = edits.everything()
         change = await edits.apply(2, (document([(2, "New", "first"), *body]), {}))
-        kept = stood.keys() & edits.everything().keys()
-        return change, kept, stood
+        kept = original.keys() & edits.everything().keys()
+        return change, kept, original
 
-    change, kept, stood = asyncio.run(edit())
+    change, kept, original = asyncio.run(edit())
     assert len(change.added) <= 2
-    assert len(kept) >= len(stood) - 1
+    assert len(kept) >= len(original) - 1
 
 
 def test_vectors_are_shared_where_the_embedded_texts_are_equal():
@@ -179,4 +183,4 @@ def test_vectors_are_shared_where_the_embedded_texts_are_equal():
 
     change, embedded = asyncio.run(edit())
     assert len(change.added) == 3
-    assert len(embedded) == 1, "only the passage that holds the heading itself has another embedded text"
+    assert len(embedded) == 1, "only the embedded text of the passage with the heading changes"

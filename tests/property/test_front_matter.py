@@ -1,4 +1,4 @@
-"""Front matter: the same attributes and text however its lines end; what is none is left as it is."""
+"""Front matter: equal attributes and text for all line endings; other text is unchanged."""
 
 import json
 import time
@@ -29,7 +29,7 @@ METADATA = TypeAdapter(IndexedMetadata)
 
 @given(MAPPINGS, BODIES, ENDS, st.booleans(), st.sampled_from(["---", "..."]))
 @settings(deadline=None)
-def test_a_mapping_gives_the_same_whatever_ends_its_lines(mapping, body, end, marked, closing):
+def test_line_endings_do_not_affect_front_matter(mapping, body, end, marked, closing):
     block = yaml.safe_dump(mapping, allow_unicode=True)
     assume("\n---" not in block and "\n..." not in block and len(block) < MAX_FRONT_MATTER_CHARS)
     text = f"---\n{block}{closing}\n{body}"
@@ -48,14 +48,14 @@ def test_a_mapping_gives_the_same_whatever_ends_its_lines(mapping, body, end, ma
     if isinstance(description, str):
         assert description.strip() in parsed.text
     elif "summary" not in lowered and (description is None or isinstance(description, list | dict)):
-        assert parsed.text == body, "nothing of the block is in the text"
+        assert parsed.text == body, "the text does not contain the block"
 
 
 @pytest.mark.parametrize(
     ("block", "title"),
     [("Title:\ntitle: Bees", "Bees"), ("Title: Bees\ntitle: Wasps", "Bees"), ("TITLE: []\nTitle: 5\ntitle: x", "5")],
 )
-def test_of_names_that_differ_in_case_the_first_with_a_text_counts(block, title):
+def test_the_first_text_wins_among_names_that_differ_in_case(block, title):
     assert parse(f"---\n{block}\n---\nbody\n".encode(), MARKDOWN).title == title
 
 
@@ -68,15 +68,15 @@ def test_text_values_are_metadata_as_written(mapping):
 
 
 @given(st.one_of(BODIES, st.text(st.characters(exclude_characters="\0\r\ufeff", exclude_categories=["Cs"]))))
-def test_text_without_front_matter_is_left_as_it_is(text):
+def test_text_without_front_matter_is_unchanged(text):
     assume(not text.lstrip(" \t\n").startswith(("---", "+++")))
     parsed = parse(text.encode(), MARKDOWN)
     assert (parsed.text, dict(parsed.metadata)) == (text, {})
 
 
 @given(st.lists(st.sampled_from(["---", "", "+++", "...", "# A", "a: b", "text", "- x", "  ", "***"]), max_size=8))
-def test_a_rule_is_left_as_it_is(lines):
-    """Every word that stands outside a block of attributes stays; a block is never taken for one where it is not."""
+def test_a_horizontal_rule_is_not_front_matter(lines):
+    """Words outside a block of attributes are kept, and no other text is taken for such a block."""
     text = "\n".join(lines)
     parsed = parse(text.encode(), MARKDOWN)
     assert text.endswith(parsed.text)
@@ -106,7 +106,7 @@ def test_a_rule_is_left_as_it_is(lines):
         f"---\na: {'x' * MAX_FRONT_MATTER_CHARS}\n---\nText\n",
     ],
 )
-def test_what_is_no_mapping_is_text(text):
+def test_a_block_that_is_no_mapping_is_text(text):
     parsed = parse(text.encode(), MARKDOWN)
     assert (parsed.text, dict(parsed.metadata)) == (text, {})
 
@@ -115,7 +115,7 @@ def metadata_of(block: str, fence: str = "---") -> dict:
     return dict(read_front_matter(f"{fence}\n{block}\n{fence}\n").metadata)
 
 
-def test_values_that_json_has_not_are_text():
+def test_values_without_a_json_type_are_text():
     block = (
         "day: 2026-01-02\nat: 2026-01-02 10:00:00\nclock: 12:30\nn: .nan\nbig: 12345678901234567890\nid: 007\nno: no"
     )
@@ -150,7 +150,7 @@ def test_lists_have_several_values():
     }
 
 
-def test_metadata_is_bounded_and_the_rest_of_the_document_is_not_lost():
+def test_metadata_is_bounded_and_values_within_the_limits_are_kept():
     many = "\n".join(f"k{number}: {number}" for number in range(100))
     assert len(metadata_of(many)) == 64
     assert metadata_of(f"long: {'x' * 1_001}\n{'n' * 129}: x\n'': x\nok: 1\ndeep: {{a: b}}") == {"ok": 1}
@@ -181,8 +181,8 @@ def test_metadata_is_bounded_and_the_rest_of_the_document_is_not_lost():
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("fence", ["---", "+++"])
-def test_no_shape_of_front_matter_takes_long(block, fence):
-    """It is read in the worker's own process."""
+def test_no_front_matter_is_slow_to_parse(block, fence):
+    """It is parsed in the process of the worker, without a timeout."""
     began = time.process_time()
     parsed = parse(f"{fence}\n{block}\n{fence}\nThe text.\n".encode(), MARKDOWN)
     assert time.process_time() - began < 2
@@ -199,7 +199,7 @@ def test_no_shape_of_front_matter_takes_long(block, fence):
         "a = " + "9" * 20_000,
     ],
 )
-def test_no_shape_of_toml_takes_long(block):
+def test_no_toml_is_slow_to_parse(block):
     began = time.process_time()
     assert parse(f"+++\n{block}\n+++\nThe text.\n".encode(), MARKDOWN).text.endswith("The text.\n")
     assert time.process_time() - began < 2

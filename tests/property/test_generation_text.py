@@ -1,4 +1,4 @@
-"""What holds for any text, however hostile."""
+"""Sentences, prompts and citations of arbitrary and hostile texts."""
 
 import itertools
 import re
@@ -30,11 +30,11 @@ SOURCES = st.lists(MARKDOWN, max_size=4).map(
 
 
 @given(MARKDOWN)
-def test_sentences_stand_in_the_text_as_they_are_and_in_order(text: str):
-    place = 0
+def test_sentences_are_exact_parts_of_the_text_in_order(text: str):
+    position = 0
     for sentence in split_sentences(text):
         assert sentence.strip() == sentence != ""
-        place = text.index(sentence, place) + len(sentence)
+        position = text.index(sentence, position) + len(sentence)
 
 
 @given(MARKDOWN)
@@ -66,7 +66,7 @@ def test_no_text_can_write_a_line_with_the_code_word(question: str, sources: tup
 
 
 @given(MARKDOWN, SOURCES)
-def test_an_answer_cites_what_it_numbers_and_only_what_there_is(text: str, sources: tuple[SourceText, ...]):
+def test_an_answer_cites_exactly_the_existing_sources_that_it_numbers(text: str, sources: tuple[SourceText, ...]):
     try:
         answer = read_answer(text, sources)
     except GenerationError:
@@ -82,13 +82,15 @@ def test_an_answer_cites_what_it_numbers_and_only_what_there_is(text: str, sourc
 
 
 @given(MARKDOWN, SOURCES, st.lists(st.integers(1, 9), min_size=1))
-def test_an_answer_reads_the_same_however_it_is_cut(text: str, sources: tuple[SourceText, ...], cuts: list[int]):
+def test_a_streamed_answer_equals_the_complete_one_for_any_segmentation(
+    text: str, sources: tuple[SourceText, ...], cuts: list[int]
+):
     reader = AnswerReader(sources)
-    parts, place = [], 0
+    parts, position = [], 0
     for length in itertools.cycle(cuts):
-        parts.append(reader.read(text[place : place + length]))
-        place += length
-        if place >= len(text):
+        parts.append(reader.read(text[position : position + length]))
+        position += length
+        if position >= len(text):
             break
     try:
         parts.append(reader.end())
@@ -102,7 +104,7 @@ def test_an_answer_reads_the_same_however_it_is_cut(text: str, sources: tuple[So
     assert tuple(citation for part in parts for citation in part.citations) == whole.citations
 
 
-def test_no_answer_is_read_as_such():
+def test_the_no_answer_text_has_no_citations():
     assert read_answer(NO_ANSWER, ()).citations == ()
 
 
@@ -112,5 +114,5 @@ def test_no_repetition_makes_splitting_slow(unit: str):
     started = time.process_time()
     for sentence in split_sentences(text):
         clean(sentence)
-    # Quadratic behaviour takes minutes here; linear some tens of milliseconds.
+    # Quadratic time would be minutes; linear time is tens of milliseconds.
     assert time.process_time() - started < 2

@@ -1,4 +1,4 @@
-"""Whatever is sent, in whatever pieces: each request reaches the application once and whole, and has one response."""
+"""Any bytes in any segmentation: each request reaches the application once and complete, and has one response."""
 
 import asyncio
 import itertools
@@ -20,11 +20,11 @@ QUICK = b"/v1/query"
 OFFER = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAEAAEAAAAIAAAABAAMAAABk\r\n"
 WEBSOCKET = b"Connection: keep-alive, Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
 SMUGGLED = b"DELETE /smuggled HTTP/1.1\r\nHost: a\r\n\r\n"
-PROTOCOLS = ("usual", "at once")
+PROTOCOLS = ("usual", "inline")
 
 
 class Transport(asyncio.Transport):
-    """Keeps what is written; the other side may stop reading and go away."""
+    """Records what is written. The peer may stop reading and disconnect."""
 
     def __init__(self):
         super().__init__()
@@ -50,14 +50,14 @@ class Transport(asyncio.Transport):
 
 
 class Application:
-    """Keeps each request that it has read to its end, and answers with its number."""
+    """Records each request that it has read completely."""
 
     def __init__(self):
         self.read = []
         self.cut_short = 0
 
     async def __call__(self, scope, receive, send):
-        if scope["path"] == "/refused":  # without a look at the body
+        if scope["path"] == "/refused":  # without reading the body
             await answer(send, 413)
             return
         body = b""
@@ -73,7 +73,7 @@ class Application:
         self.note(scope["method"].encode(), scope["raw_path"], scope["headers"], body)
         await answer(send, 200)
 
-    def inline(self, url, headers, body):
+    def respond(self, url, headers, body):
         self.note(b"POST", url, headers, body)
         return b"{}"
 
@@ -88,20 +88,20 @@ async def answer(send, status):
 
 
 class Connection:
-    """One connection of ``application`` to a protocol of its own."""
+    """One connection to a protocol instance that serves ``application``."""
 
-    def __init__(self, kind, application, inline=lambda *_: None):
+    def __init__(self, kind, application, respond=lambda *_: None):
         self.transport = Transport()
         self.state = ServerState()
         config = uvicorn.Config(application, loop="none", ws="none", lifespan="off", access_log=False, log_config=None)
         make = HttpProtocol
-        if kind == "at once":
-            make = partial(InlineProtocol, inline=InlineResponder(frozenset({QUICK}), inline))
+        if kind == "inline":
+            make = partial(InlineProtocol, inline=InlineResponder(frozenset({QUICK}), respond))
         self.protocol = make(config=config, server_state=self.state, app_state={})
         self.protocol.connection_made(self.transport)
 
-    async def settle(self):
-        """Let the application come as far as it can with what was sent."""
+    async def drain(self):
+        """Run the application until it makes no progress with what was sent."""
         before = None
         while before != (now := (len(self.transport.written), len(self.state.tasks), self.transport.paused)):
             before = now
@@ -114,28 +114,28 @@ class Connection:
 
 
 async def talk(kind, pieces, *, gone=False, patient=True):
-    """Send the pieces: the application, the statuses of the responses, and whether the connection was closed.
+    """Send the pieces; return the application, the statuses of the responses, and whether the connection was closed.
 
     Args:
-        kind: of protocol.
-        pieces: sent one after the other, none while the protocol does not read.
-        gone: leave after the last.
-        patient: wait for what each piece leads to before the next.
+        kind: name of the protocol, from ``PROTOCOLS``.
+        pieces: sent one after the other, while the protocol reads.
+        gone: disconnect after the last piece.
+        patient: process each piece completely before sending the next.
     """
     application = Application()
-    connection = Connection(kind, application, application.inline)
+    connection = Connection(kind, application, application.respond)
     transport = connection.transport
     for piece in pieces:
         if patient or transport.paused:
-            await connection.settle()
+            await connection.drain()
         if transport.closing:
             break
         connection.protocol.data_received(piece)
-    await connection.settle()
+    await connection.drain()
     closed = transport.closing
     if gone or closed:
         connection.lose()
-        await connection.settle()
+        await connection.drain()
     connection.protocol._unset_keepalive_if_required()
     for task in connection.state.tasks:
         task.cancel()
@@ -143,7 +143,7 @@ async def talk(kind, pieces, *, gone=False, patient=True):
 
 
 def statuses(written):
-    """Of all responses but interim ones; fails where something else is written between them."""
+    """Statuses of all final responses; fails if other bytes are written between them."""
     found = []
     while written:
         head, _, written = written.partition(b"\r\n\r\n")
@@ -255,7 +255,7 @@ CASES = {
 
 @pytest.mark.parametrize("kind", PROTOCOLS)
 @pytest.mark.parametrize("case", CASES)
-async def test_every_cut_gives_the_same_requests_and_one_response_for_each(case, kind):
+async def test_segmentation_does_not_affect_requests_and_responses(case, kind):
     raw, requests, expected = CASES[case]
     pieces = [[raw]] + [[raw[:cut], raw[cut:]] for cut in range(1, len(raw))] + [[bytes([byte]) for byte in raw]]
     for patient in (True, False):
@@ -268,7 +268,7 @@ async def test_every_cut_gives_the_same_requests_and_one_response_for_each(case,
 @pytest.mark.parametrize("offer", [b"", OFFER, WEBSOCKET, OFFER + EXPECT])
 @pytest.mark.parametrize("write", [message, chunked])
 @pytest.mark.parametrize("request_", [PUT, ASK, DELETED])
-async def test_a_body_that_ends_before_time_is_no_shorter_one(kind, offer, write, request_):
+async def test_a_truncated_body_is_not_a_request(kind, offer, write, request_):
     raw = write(*request_, offer)
     for end in range(1, len(raw)):
         for sent in ([raw[:end]], [raw[: end // 2], raw[end // 2 : end]]):
@@ -293,48 +293,48 @@ requests_ = st.tuples(
     kind=st.sampled_from(PROTOCOLS),
     patient=st.booleans(),
 )
-def test_pipelined_requests_in_any_pieces(sent, cuts, end, kind, patient):
+def test_pipelined_requests_in_any_segmentation(sent, cuts, end, kind, patient):
     raw = b"".join(write(*request) for write, *request in sent) + end
-    places = [0, *sorted(int(cut * len(raw)) for cut in cuts), len(raw)]
-    pieces = [raw[start:stop] for start, stop in itertools.pairwise(places)]
+    offsets = [0, *sorted(int(cut * len(raw)) for cut in cuts), len(raw)]
+    pieces = [raw[start:stop] for start, stop in itertools.pairwise(offsets)]
     application, found, _ = asyncio.run(talk(kind, pieces, patient=patient))
     assert application.read == [(method, path, body) for _, method, path, body, _ in sent]
     assert found == [200] * len(sent) + [400] * bool(end)
 
 
 @pytest.mark.parametrize("kind", PROTOCOLS)
-async def test_what_a_client_that_was_refused_sends_next_is_never_taken_for_a_body_nor_for_a_request(kind):
+async def test_bytes_after_a_rejected_request_are_neither_its_body_nor_a_request(kind):
     waits = message("PUT", "/refused", SMUGGLED, EXPECT)[: -len(SMUGGLED)]
     application, found, closed = await talk(kind, [waits, SMUGGLED])
     assert (application.read, found, closed) == ([], [413], True)
-    # Whose body has begun sends the rest of it, and goes on.
+    # A client that has begun to send the body sends the rest of it, and may reuse the connection.
     application, found, _ = await talk(kind, [waits + SMUGGLED[:5], SMUGGLED[5:] + message(*GET)])
     assert (application.read, found) == ([GET], [413, 200])
 
 
 @pytest.mark.parametrize("kind", PROTOCOLS)
-async def test_malformed_rest_of_a_body_that_was_refused_has_no_response_of_its_own(kind):
+async def test_the_malformed_rest_of_a_rejected_body_has_no_response_of_its_own(kind):
     raw = chunked("PUT", "/refused", b"# Travel").replace(b"0\r\n", b"zz\r\n")
     application, found, closed = await talk(kind, [raw[:-10], raw[-10:]])
     assert (application.read, found, closed) == ([], [413], True)
 
 
 @pytest.mark.parametrize("kind", PROTOCOLS)
-async def test_a_client_of_1_0_is_not_told_to_continue(kind):
+async def test_an_http_1_0_client_receives_no_100_continue(kind):
     connection = Connection(kind, Application())
     connection.protocol.data_received(message(*PUT, EXPECT, version=b"1.0"))
-    await connection.settle()
+    await connection.drain()
     assert connection.transport.written.startswith(b"HTTP/1.1 200")
 
 
 @pytest.mark.parametrize("kind", PROTOCOLS)
-async def test_who_leaves_with_requests_in_line_is_missed_by_the_one_under_way(kind):
-    started, told = asyncio.Event(), []
+async def test_a_disconnect_with_pipelined_requests_reaches_the_request_in_progress(kind):
+    started, received = asyncio.Event(), []
 
     async def watching(scope, receive, send):  # noqa: ARG001 - an application
         await receive()
         started.set()
-        told.append((await receive())["type"])
+        received.append((await receive())["type"])
 
     connection = Connection(kind, watching)
     connection.protocol.data_received(message(*GET) + message(*PUT))
@@ -342,4 +342,4 @@ async def test_who_leaves_with_requests_in_line_is_missed_by_the_one_under_way(k
         await started.wait()
         connection.lose()
         await asyncio.gather(*connection.state.tasks)
-    assert told == ["http.disconnect"]
+    assert received == ["http.disconnect"]

@@ -1,4 +1,4 @@
-"""Whatever a document looks like, its passages are true to it."""
+"""Passages of any document are exact, ordered parts of its text."""
 
 import pytest
 from hypothesis import given, settings
@@ -24,7 +24,7 @@ documents = st.lists(_LINES, max_size=40).map("\n".join)
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
-    """Pieces of words and two special tokens, as BERT-like models have them."""
+    """A word-piece tokenizer with two special tokens, as BERT-like models have."""
     marks = ["[UNK]", "[CLS]", "[SEP]", *".!?#-|`~"]
     vocabulary = {piece: number for number, piece in enumerate([*marks, *"abcdefx", "##a", "##b", "##x", "ab", "item"])}
     tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
@@ -33,7 +33,7 @@ def tokenizer() -> Tokenizer:
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
     )
-    # What some published tokenizers ask for, and what counting must not believe.
+    # Some published tokenizers enable these; counting must ignore them.
     tokenizer.enable_truncation(8)
     tokenizer.enable_padding(length=8)
     return tokenizer
@@ -46,7 +46,7 @@ def splitter(tokenizer: Tokenizer) -> Splitter:
 
 @given(text=documents, title=st.none() | st.text(alphabet="ab ", max_size=20))
 @settings(max_examples=300, deadline=None)
-def test_passages_are_the_document_in_order(splitter: Splitter, text: str, title: str | None):
+def test_passages_cover_the_document_in_order(splitter: Splitter, text: str, title: str | None):
     chunks = splitter.split(text, title)
     at = 0
     for chunk in chunks:
@@ -61,7 +61,7 @@ def test_passages_are_the_document_in_order(splitter: Splitter, text: str, title
 
 @given(text=documents)
 @settings(max_examples=300, deadline=None)
-def test_no_passage_is_longer_than_allowed(splitter: Splitter, tokenizer: Tokenizer, text: str):
+def test_no_passage_exceeds_the_token_limit(splitter: Splitter, tokenizer: Tokenizer, text: str):
     counting = Tokenizer.from_str(tokenizer.to_str())
     counting.no_truncation()
     counting.no_padding()
@@ -72,15 +72,13 @@ def test_no_passage_is_longer_than_allowed(splitter: Splitter, tokenizer: Tokeni
 
 @given(text=documents, title=st.none() | st.just("Title"))
 @settings(max_examples=100, deadline=None)
-def test_the_same_document_is_split_the_same_way(
-    tokenizer: Tokenizer, splitter: Splitter, text: str, title: str | None
-):
+def test_splitting_is_deterministic(tokenizer: Tokenizer, splitter: Splitter, text: str, title: str | None):
     assert Splitter(tokenizer.to_str(), CHUNK_TOKENS).split(text, title) == splitter.split(text, title)
 
 
 @given(text=documents)
 @settings(max_examples=100, deadline=None)
-def test_equal_names_mean_equal_embeddings(splitter: Splitter, text: str):
+def test_equal_text_hashes_mean_equal_embedded_texts_and_ids_are_unique(splitter: Splitter, text: str):
     event = DocumentEvent(
         event_id="e", tenant="acme", document_id="page", version=1, change=Change.DELETED, accepted_ms=0
     )
@@ -95,7 +93,7 @@ def test_equal_names_mean_equal_embeddings(splitter: Splitter, text: str):
 
 @given(text=documents)
 @settings(max_examples=100, deadline=None)
-def test_overlap_loses_nothing(tokenizer: Tokenizer, text: str):
+def test_overlapping_passages_cover_the_document(tokenizer: Tokenizer, text: str):
     chunks = Splitter(tokenizer.to_str(), CHUNK_TOKENS, 8).split(text, None)
     covered = 0
     for chunk in chunks:

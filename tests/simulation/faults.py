@@ -1,4 +1,4 @@
-"""What may go wrong in a simulated history, and where."""
+"""Faults of a simulated history, and the points at which they occur."""
 
 import asyncio
 import random
@@ -9,7 +9,7 @@ from typing import Protocol
 
 
 class Fault(StrEnum):
-    """Kinds of faults; a history has some of them."""
+    """Kinds of faults. A history has a subset of them."""
 
     DELAY = "delay"
     STORE_ERROR = "store-error"
@@ -31,18 +31,18 @@ class Mortal(Protocol):
     dead: bool
 
     def die(self) -> None:
-        """Stop at once, wherever each of its tasks is."""
+        """Stop immediately, at the current await of each task."""
         ...
 
 
 RUNNING: ContextVar[Mortal | None] = ContextVar("RUNNING", default=None)
-"""The worker whose code runs; None outside of workers."""
+"""The worker whose code is running; None outside of workers."""
 
 
 class Faults:
-    """Asked before and after every effect on a store, so a crash or an error can come between any two of them.
+    """Called before and after every effect on a store, so that a crash or an error may occur between any two effects.
 
-    Nothing happens any more once it is calm.
+    While ``calm`` is set, no fault occurs.
     """
 
     def __init__(self, rng: random.Random, kinds: frozenset[Fault]) -> None:
@@ -51,11 +51,11 @@ class Faults:
         self.calm = False
 
     def happens(self, kind: Fault, chance: float) -> bool:
-        """Whether this fault strikes here."""
+        """Whether the fault occurs at this point."""
         return not self.calm and kind in self.kinds and self.rng.random() < chance
 
     async def before(self, error: Callable[[str], Exception] | None = None) -> None:
-        """A request is on its way; with ``error`` it may be refused, or throttled, before it has an effect."""
+        """A request is in flight. With ``error`` it may be rejected or throttled before it has an effect."""
         await self._pause()
         if error and self.happens(Fault.STORE_ERROR, 0.03):
             raise error("not taken")
@@ -63,7 +63,7 @@ class Faults:
             raise error("429: later")
 
     async def after(self, error: Callable[[str], Exception] | None = None) -> None:
-        """A reply is on its way; with ``error`` it may get lost, although the request had its effect."""
+        """A response is in flight. With ``error`` it may be lost, although the request had its effect."""
         await self._pause()
         if error and self.happens(Fault.LOST_REPLY, 0.03):
             raise error("taken, but nobody heard")
@@ -71,7 +71,7 @@ class Faults:
     async def _pause(self) -> None:
         await asyncio.sleep(self.rng.choice((0, 0, 0, self.rng.expovariate(20))))
         if self.happens(Fault.DELAY, 0.02):
-            await asyncio.sleep(self.rng.uniform(1, 10))  # a stopped process, or a request long on its way
+            await asyncio.sleep(self.rng.uniform(1, 10))  # a suspended process, or a slow request
         worker = RUNNING.get()
         if worker is not None and (worker.dead or self.happens(Fault.CRASH, 0.01)):
             worker.die()

@@ -1,4 +1,4 @@
-"""Mistakes planted on purpose: histories must tell each of them, or they would not tell ours."""
+"""Planted mistakes. The simulation must detect each of them, to show that it would detect real ones."""
 
 import time
 from dataclasses import replace
@@ -45,7 +45,7 @@ class KeepsNoTombstone(WatchedIndex):
 
 
 class RefreshesAfterwards(WatchedIndex):
-    """What was written becomes searchable with the next change only."""
+    """Written passages become searchable only with the next change."""
 
     late = ()
 
@@ -56,7 +56,7 @@ class RefreshesAfterwards(WatchedIndex):
 
 
 class RemovesFirst(WatchedIndex):
-    """Takes the old passages away, refreshes, and writes the new ones then."""
+    """Removes the old passages, refreshes, and then writes the new ones."""
 
     async def apply(self, changes):
         await super().apply([type(one)(one.key, one.version, (), one.remove) for one in changes])
@@ -69,7 +69,7 @@ class IgnoresVersions(WatchedIndex):
 
 
 class ClaimsAfterwards(Index):
-    """Removes and writes passages first, and writes the manifest, complete at once, when that is done."""
+    """Removes and writes passages first, and then writes a complete manifest without a claim."""
 
     async def _write(self, changes, vectors, fresh, unreported):  # noqa: ARG002 - as above
         await self._make_searchable(changes, vectors)
@@ -81,14 +81,14 @@ class ClaimsAfterwards(Index):
 
 
 class LetsAFailedVersionSupersede(Index):
-    def _supersedes(self, outcome):  # noqa: ARG002 - that is the mistake
+    def _supersedes(self, outcome):  # noqa: ARG002 - the mistake
         return True
 
 
-class ForgetsUnreportedRemovals(Index):
+class OmitsUnreportedRemovals(Index):
     """Replaces a version whose index change was never produced, and names only what it removed itself."""
 
-    async def _decide(self, task, found, unreported):  # noqa: ARG002 - that is the mistake
+    async def _decide(self, task, found, unreported):  # noqa: ARG002 - the mistake
         return await super()._decide(task, found, ())
 
 
@@ -99,57 +99,57 @@ class SupersedesBeforeTheNewerChange(Index):
         return super()._superseded(task, manifest.model_copy(update={"position": task.message.position}))
 
 
-class TakesAClaimForComplete(Index):
-    """Lets what somebody has begun supersede."""
+class TreatsAClaimAsComplete(Index):
+    """Lets an incomplete version supersede."""
 
     async def _found(self, keys):
-        standing = await self.index.stored_manifests(keys)
+        found_manifests = await self.index.stored_manifests(keys)
         begun = {
             key: Found(completed(one.manifest, now_ms=0), one.revision)
-            for key, one in standing.items()
+            for key, one in found_manifests.items()
             if not one.manifest.complete and one.manifest.writer != self.writer
         }
         return await super()._found([key for key in keys if key not in begun]) | begun
 
 
-class LeavesClaimsAsTheyAre(Index):
-    """Forgets, giving up, that positions are read from the index."""
+class LeavesClaimsOpenOnGivingUp(Index):
+    """On giving up, ignores that positions are read from the index."""
 
-    async def close(self, task, kind, reason):  # noqa: ARG002 - that is the mistake
+    async def close(self, task, kind, reason):  # noqa: ARG002 - the mistake
         return None
 
 
-class AdvancesWhatIsDoneAlone(Index):
+class AdvancesOnlyForDoneEvents(Index):
     async def _advance(self, tasks):
         await super()._advance([task for task in tasks if task.message.outcome is None][-1:])
 
 
-class WritesOverWhatStands(Index):
-    """Puts passages under the ids that the same texts have, with whatever attributes, as if it could be undone."""
+class OverwritesStoredPassages(Index):
+    """Writes passages under the ids of stored ones with the same text, whose attributes cannot be restored."""
 
     async def _decide(self, task, found, unreported):
         change = await super()._decide(task, found, unreported)
         if hasattr(change, "write"):
             claim = change.write.claim
-            stands = [self.index._written.get(name) for name in claim.removed]
-            under = {one.write.chunk.text: name for one, name in zip(stands, claim.removed, strict=True) if one}
+            stored = [self.index._written.get(name) for name in claim.removed]
+            under = {one.write.chunk.text: name for one, name in zip(stored, claim.removed, strict=True) if one}
             over = {one.chunk_id: under.get(one.text, original_id(one.chunk_id)) for one in change.to_add}
             chunks = tuple(over.get(name, name) for name in claim.chunks)
             added = tuple(over[name] for name in claim.added)
             removed = tuple(name for name in claim.removed if name not in chunks)
-            told = claim.model_copy(update={"chunks": chunks, "added": added, "removed": removed})
+            overwriting = claim.model_copy(update={"chunks": chunks, "added": added, "removed": removed})
             named = zip(change.passages, chunks, strict=True)
             change.passages = tuple(one.model_copy(update={"chunk_id": name}) for one, name in named)
-            change.write = replace(change.write, claim=told, remove=removed)
+            change.write = replace(change.write, claim=overwriting, remove=removed)
         return change
 
 
-class ForgetsThePassagesOfALostManifest(WatchedIndex):
-    async def passages(self, keys):  # noqa: ARG002 - that is the mistake
+class IgnoresPassagesWithoutAManifest(WatchedIndex):
+    async def passages(self, keys):  # noqa: ARG002 - the mistake
         return {}
 
 
-class ForgetsGroups(Index):
+class OmitsGroups(Index):
     async def _make_searchable(self, changes, vectors):
         for change in changes:
             change.passages = tuple(one.model_copy(update={"groups": ()}) for one in change.passages)
@@ -157,11 +157,11 @@ class ForgetsGroups(Index):
 
 
 class DropsNothing(Cache):
-    async def commit(self, tenant, number, *, evaluated, epoch, drop, reason=b""):  # noqa: ARG002 - that is the mistake
+    async def commit(self, tenant, number, *, evaluated, epoch, drop, reason=b""):  # noqa: ARG002 - the mistake
         return await super().commit(tenant, number, evaluated=evaluated, epoch=epoch, drop=(), reason=reason)
 
 
-class StoresWhateverTheEpoch(Cache):
+class StoresWithAnyEpoch(Cache):
     async def store(self, tenant, key, entry, *, epoch, ttl_s, evidence=b""):  # noqa: ARG002 - as above
         await self._faults.before()
         mine = self._slice(tenant, 0)
@@ -172,7 +172,7 @@ class StoresWhateverTheEpoch(Cache):
 
 
 class AdvancesBeforeItDrops(Invalidate):
-    """Tells positions first, and drops what they make stale a moment later."""
+    """Publishes positions before it drops the answers that they make stale."""
 
     async def run(self, tasks):
         kept = [task.message.model_copy(update={"added": (), "removed": ()}) for task in tasks]
@@ -198,21 +198,21 @@ class SearchesOnce(Retrieval):
         return passages, True
 
 
-class TellsOnlyWhatWasRecorded(EventStatuses):
+class ReportsOnlyRecordedStates(EventStatuses):
     async def get(self, tenant, event_id):
         return await self.states.get(tenant, event_id)
 
 
-class ForgetsWhatFailed(Notify):
-    """Goes on when a receiver fails, and keeps nothing."""
+class DiscardsFailedMessages(Notify):
+    """Continues after a failed delivery without keeping the message."""
 
     async def _attempt(self, webhook, messages):
         attempt = await super()._attempt(webhook, messages)
         return replace(attempt, undelivered=())
 
 
-class TellsBeforeAnswersAreDropped(Invalidate):
-    """Sends the ends first."""
+class ReportsOutcomesBeforeDrops(Invalidate):
+    """Sends the outcomes first."""
 
     async def run(self, tasks):
         now_ms = time.time() * 1_000
@@ -232,20 +232,20 @@ PLANTED = {
     "ignores versions": Parts(index=IgnoresVersions),
     "manifest after delete": Parts(step=ClaimsAfterwards),
     "lets a failed version supersede": Parts(step=LetsAFailedVersionSupersede),
-    "forgets unreported removals": Parts(step=ForgetsUnreportedRemovals),
+    "omits unreported removals": Parts(step=OmitsUnreportedRemovals),
     "supersedes before the newer change": Parts(step=SupersedesBeforeTheNewerChange),
-    "takes a claim for complete": Parts(step=TakesAClaimForComplete),
-    "leaves claims as they are": Parts(step=LeavesClaimsAsTheyAre),
-    "advances for what is done alone": Parts(step=AdvancesWhatIsDoneAlone),
-    "writes over what stands": Parts(step=WritesOverWhatStands),
-    "forgets the passages of a lost manifest": Parts(index=ForgetsThePassagesOfALostManifest),
-    "forgets groups": Parts(step=ForgetsGroups),
+    "treats a claim as complete": Parts(step=TreatsAClaimAsComplete),
+    "leaves claims open on giving up": Parts(step=LeavesClaimsOpenOnGivingUp),
+    "advances only for done events": Parts(step=AdvancesOnlyForDoneEvents),
+    "overwrites stored passages": Parts(step=OverwritesStoredPassages),
+    "ignores passages without a manifest": Parts(index=IgnoresPassagesWithoutAManifest),
+    "omits groups": Parts(step=OmitsGroups),
     "drops nothing": Parts(cache=DropsNothing),
-    "stores whatever the epoch": Parts(cache=StoresWhateverTheEpoch),
+    "stores with any epoch": Parts(cache=StoresWithAnyEpoch),
     "answers with two versions": Parts(retrieval=AnswersWithTwoVersions, asks_per_s=30),
     "searches once": Parts(retrieval=SearchesOnce, asks_per_s=100),
-    "tells only what was recorded": Parts(statuses=TellsOnlyWhatWasRecorded),
+    "reports only recorded states": Parts(statuses=ReportsOnlyRecordedStates),
     "advances before it drops": Parts(invalidate=AdvancesBeforeItDrops),
-    "forgets what a receiver did not take": Parts(notify=ForgetsWhatFailed),
-    "tells of ends before answers are dropped": Parts(invalidate=TellsBeforeAnswersAreDropped),
+    "discards failed messages": Parts(notify=DiscardsFailedMessages),
+    "reports outcomes before answers are dropped": Parts(invalidate=ReportsOutcomesBeforeDrops),
 }

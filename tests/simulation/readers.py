@@ -1,4 +1,4 @@
-"""People who ask, through the real read path; each of their answers is judged."""
+"""Clients of the real read path. The invariants are checked for each of their answers."""
 
 import asyncio
 from typing import TYPE_CHECKING
@@ -28,7 +28,7 @@ GROUPS = ("hr",)
 
 
 class Reader:
-    """A query process and those who ask it."""
+    """A query process and its clients."""
 
     def __init__(self, world: "World") -> None:
         self._world = world
@@ -57,8 +57,8 @@ class Reader:
         maker = AnswerMaker("g1", world.embedder.model.fingerprint, "none", "rrf")
         self._answering = AnswerService(freshness=freshness, fill=fill, maker=maker, metrics=metrics)
 
-    async def ask_for_ever(self) -> None:
-        """Ask the same few questions again and again, as people do, so that answers come from the cache too."""
+    async def ask_until_cancelled(self) -> None:
+        """Ask a few questions repeatedly, so that many answers are cached."""
         watching = asyncio.create_task(self._watch.run())
         try:
             await self._ask_on()
@@ -71,7 +71,7 @@ class Reader:
         while True:
             await asyncio.sleep(rng.expovariate(self._world.parts.asks_per_s))
             if rng.random() < 0.5:
-                # Another document's refresh reaches whole shards: it shows changes that are half done.
+                # The refresh of another document affects whole shards: partial changes become searchable.
                 index._refresh(list(self._world.observed.accepted))
             tenant = rng.choice(self._world.tenants)
             await self._ask(rng.choice(("hotels", "leave")), Access(tenant, rng.choice(((), GROUPS))))

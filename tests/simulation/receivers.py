@@ -1,4 +1,4 @@
-"""Whoever is told of the ends of events, and where their messages wait."""
+"""Receivers of webhooks, and the store of waiting messages."""
 
 import json
 from typing import TYPE_CHECKING
@@ -21,7 +21,7 @@ SETTINGS = WebhookSettings(refresh_s=0, retry_first_s=0.5, retry_max_s=5)
 
 
 class Webhooks(MemoryWebhooks):
-    """A webhook of each tenant, in a store that may fail."""
+    """One webhook per tenant, in a store that may fail."""
 
     def __init__(self, faults: Faults, tenants: tuple[str, ...]) -> None:
         super().__init__()
@@ -59,11 +59,11 @@ class Webhooks(MemoryWebhooks):
 
 
 class Receivers:
-    """See ``Sender``: one that often fails, and one that takes what it is sent and does not say so."""
+    """See ``Sender``. Deliveries often fail, and a response may be lost although the message was received."""
 
     def __init__(self, world: "World") -> None:
         self._world = world
-        self.told: set[tuple[str, str]] = set()
+        self.received: set[tuple[str, str]] = set()
 
     async def send(self, webhook, message):
         world = self._world
@@ -72,14 +72,14 @@ class Receivers:
             return NotDelivered("the receiver responded with 500")
         body = json.loads(message.body)
         assert (body["tenant"], body["data"]["event_id"]) == (webhook.tenant, message.message_id)
-        self.told.add((webhook.tenant, message.message_id))
-        place = Position.parse(body["data"]["position"])
+        self.received.add((webhook.tenant, message.message_id))
+        position = Position.parse(body["data"]["position"])
         applied = await world.cache.positions(webhook.tenant)
-        world.observed.completion_reported(message.message_id, place, applied)
+        world.observed.completion_reported(message.message_id, position, applied)
         await world.faults.after()
         return NotDelivered("no answer") if not world.faults.calm and world.rng.random() < 0.1 else None
 
 
-def courier(world: "World") -> WebhookDelivery:
-    """A courier of a worker in the world."""
+def webhook_delivery(world: "World") -> WebhookDelivery:
+    """The webhook delivery of a worker."""
     return WebhookDelivery(world.webhooks, world.receivers, SETTINGS, now_ms=world.now_ms)

@@ -1,4 +1,4 @@
-"""Twins of the stores that may take time or fail at any await, and a parser and a splitter of few lines."""
+"""Twins of the stores that may be slow or fail at any await, with a simple parser and splitter."""
 
 from collections.abc import Callable
 from hashlib import sha256
@@ -26,14 +26,14 @@ from streams.parsing.sandbox import ParseFailed
 PARTITIONS = 2
 DIMENSION = 16
 ROOM = 50
-"""More passages than there ever are."""
+"""More passages than a history creates."""
 BROKEN = b"%BROKEN"
 UNEMBEDDABLE = "No model takes this."
 REFUSED = "No index takes this."
 
 
 class Streams(MemoryStreams):
-    """Takes only the first of several records now and then, or takes all and loses the acknowledgement."""
+    """Sometimes appends only the first of several records, or appends all and loses the acknowledgement."""
 
     def __init__(self, faults: Faults) -> None:
         super().__init__(PARTITIONS)
@@ -83,9 +83,9 @@ class Cache(MemoryAnswerCache):
 
     async def lookup(self, tenant, key, *, lease_ms=0, with_evidence=False):
         await self._faults.before(CacheUnavailable)
-        look = await super().lookup(tenant, key, lease_ms=lease_ms, with_evidence=with_evidence)
+        lookup = await super().lookup(tenant, key, lease_ms=lease_ms, with_evidence=with_evidence)
         await self._faults.after(CacheUnavailable)
-        return look
+        return lookup
 
     async def store(self, tenant, key, entry, *, epoch, ttl_s, evidence=b""):
         await self._faults.before(CacheUnavailable)
@@ -108,7 +108,7 @@ class Cache(MemoryAnswerCache):
     async def pending(self, tenant, number, *, after_epoch, after_fill):
         await self._faults.before(CacheUnavailable)
         pending = await super().pending(tenant, number, after_epoch=after_epoch, after_fill=after_fill)
-        await self._faults.after(CacheUnavailable)  # what was read may be old by now
+        await self._faults.after(CacheUnavailable)  # the read may be outdated by now
         return pending
 
     async def entries(self, tenant, number, keys):
@@ -117,9 +117,9 @@ class Cache(MemoryAnswerCache):
 
     async def commit(self, tenant, number, *, evaluated, epoch, drop, reason=b""):
         await self._faults.before(CacheUnavailable)
-        settled = await super().commit(tenant, number, evaluated=evaluated, epoch=epoch, drop=drop, reason=reason)
+        committed = await super().commit(tenant, number, evaluated=evaluated, epoch=epoch, drop=drop, reason=reason)
         await self._faults.after(CacheUnavailable)
-        return settled
+        return committed
 
 
 class States(MemoryEventStates):
@@ -130,12 +130,12 @@ class States(MemoryEventStates):
     async def advance(self, progress):
         await self._faults.before(CacheUnavailable)
         if self._faults.happens(Fault.FORGOTTEN, 0.1):
-            return  # taken by a Redis that then died with its last second
+            return  # accepted by a Redis that lost its last second
         await super().advance(progress)
 
 
 class WatchedIndex(MemoryIndex):
-    """Tells when something else may have become searchable."""
+    """Calls hooks whenever other passages may have become searchable."""
 
     on_refresh: Callable[[], None] = staticmethod(lambda: None)
     on_advance: Callable[[], None] = staticmethod(lambda: None)
@@ -165,9 +165,9 @@ class WatchedIndex(MemoryIndex):
 
     async def stored_manifests(self, keys):
         await self._faults.before(IndexUnavailable)
-        standing = await super().stored_manifests(keys)
-        await self._faults.after(IndexUnavailable)  # what was read may be old by now
-        return standing
+        manifests = await super().stored_manifests(keys)
+        await self._faults.after(IndexUnavailable)  # the read may be outdated by now
+        return manifests
 
     async def put_manifests(self, writes):
         put = await super().put_manifests(writes)
@@ -187,7 +187,7 @@ class WatchedIndex(MemoryIndex):
         refused = await super()._put(writes, version)
         if any(REFUSED in one.chunk.text for one in writes):
             return "it holds what is refused"
-        # What was in the index before is taken again.
+        # Content that was stored before is accepted again.
         known = all(one.chunk.chunk_id in self._taken for one in writes)
         if refused is None and not known and self._faults.happens(Fault.REFUSAL, 0.1):
             return "refused this time"
@@ -198,7 +198,7 @@ class WatchedIndex(MemoryIndex):
     async def read_passages(self, hits):
         await self._faults.before(IndexUnavailable)
         found = await super().read_passages(hits)
-        await self._faults.after(IndexUnavailable)  # what was read may be old by now
+        await self._faults.after(IndexUnavailable)  # the read may be outdated by now
         return found
 
     async def passages(self, keys):
@@ -215,11 +215,11 @@ class WatchedIndex(MemoryIndex):
         self.on_refresh()
 
     def seen(self, key: DocumentKey) -> dict[str, int]:
-        """What is searchable of a document now."""
+        """Searchable passages of a document."""
         return stored_passages(one.chunk for _, one in sorted(self._searchable.items()) if one.chunk.key == key)
 
     def lose_manifest(self, key: DocumentKey) -> None:
-        """Something else removes it; what is searchable stays."""
+        """Remove the manifest as an external program does; its passages stay searchable."""
         del self._manifests[key]
 
 
@@ -231,7 +231,7 @@ class Parsers:
 
 
 class Splitter:
-    """One passage for each line."""
+    """One passage per line."""
 
     def split(self, text, title):
         chunks = []

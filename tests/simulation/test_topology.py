@@ -1,8 +1,8 @@
-"""Hundreds of histories of the three steps and of readers: crashes, zombies, failing stores, redelivery, duplicates.
+"""Hundreds of histories of the steps and of readers: crashes, zombies, failing stores, redelivery, duplicates.
 
-Hypothesis chooses the plans and shrinks one that fails to the fewest events and kinds of faults. The plan that it
-prints is replayed exactly by ``SIMULATION_PLAN='SEED EVENTS FAULT,FAULT,…' pytest tests/simulation -k replayed``;
-``SIMULATION_HISTORIES=N`` runs more of them.
+Hypothesis chooses the plans, and shrinks a failing one to the fewest events and kinds of faults. The printed plan is
+replayed exactly by ``SIMULATION_PLAN='SEED EVENTS FAULT,FAULT,…' pytest tests/simulation -k replayed``;
+``SIMULATION_HISTORIES=N`` runs more histories.
 """
 
 import inspect
@@ -25,14 +25,14 @@ PLANS = st.builds(
     Plan,
     seed=st.integers(0, 2**32 - 1),
     events=st.integers(1, MOST_EVENTS),
-    # Mostly all of them: shrinking finds those that matter.
+    # Usually all kinds: shrinking finds the relevant ones.
     faults=st.just(frozenset(Fault)) | st.frozensets(st.sampled_from(Fault)),
 )
 
 
 @pytest.fixture(autouse=True)
 def quiet():
-    """Faults are what is wanted here: their log would be all there is to see."""
+    """Logging is off: the log would consist of the injected faults."""
     with structlog.testing.capture_logs():
         yield
 
@@ -48,7 +48,7 @@ def violated(plan: Plan, parts: Parts) -> str | None:
         run(history(plan, parts))
     except Violated as violation:
         return str(violation)
-    except Exception:  # noqa: BLE001 - whatever ends a history, its plan is what is needed
+    except Exception:  # noqa: BLE001 - any failure is reported with its plan
         return traceback.format_exc()
     return None
 
@@ -57,7 +57,7 @@ def replayable(plan: Plan) -> str:
     return f"SIMULATION_PLAN='{plan.seed} {plan.events} {','.join(sorted(plan.faults))}'"
 
 
-def told(text: str) -> Plan:
+def parse_plan(text: str) -> Plan:
     seed, events, *faults = text.split()
     return Plan(int(seed), int(events), frozenset(Fault(name) for name in ",".join(faults).split(",") if name))
 
@@ -70,7 +70,11 @@ def test_every_history_keeps_the_invariants(plan):
     assert violation is None, f"{replayable(plan)}: {violation}"
 
 
-@pytest.mark.parametrize("plan", [told(os.environ.get("SIMULATION_PLAN", "7 12 crash,zombie,store-error"))], ids=str)
+@pytest.mark.parametrize(
+    "plan",
+    [parse_plan(os.environ.get("SIMULATION_PLAN", "7 12 crash,zombie,store-error"))],
+    ids=lambda plan: f"seed {plan.seed}",
+)
 def test_a_replayed_plan_keeps_the_invariants(plan):
     assert violated(plan, Parts()) is None
 
@@ -87,8 +91,8 @@ def test_equal_plans_give_equal_histories():
     assert sum(lengths[0].values()) > 30
 
 
-def test_planted_mistakes_are_called_as_what_they_replace():
-    """One that cannot be called fails for that, and would be caught for it, whatever it breaks."""
+def test_planted_mistakes_have_the_signatures_of_the_methods_they_replace():
+    """With another signature, a mistake would fail on the call and count as detected."""
     for mistaken in vars(planted_module).values():
         if not isinstance(mistaken, type) or mistaken.__module__ != planted_module.__name__:
             continue
@@ -102,6 +106,6 @@ def test_planted_mistakes_are_called_as_what_they_replace():
 
 
 @pytest.mark.parametrize("planted", PLANTED)
-def test_planted_mistakes_are_caught(planted):
+def test_planted_mistakes_are_detected(planted):
     plans = (Plan(seed) for seed in range(PLANTED_HISTORIES))
-    assert any(violated(plan, PLANTED[planted]) for plan in plans), f"{PLANTED_HISTORIES} histories did not tell"
+    assert any(violated(plan, PLANTED[planted]) for plan in plans), f"{PLANTED_HISTORIES} histories did not detect it"

@@ -1,4 +1,4 @@
-"""An event loop whose clock jumps to the next timer: hours pass at once, and equal seeds give equal histories."""
+"""An event loop whose clock jumps to the next timer. Hours take seconds, and equal seeds give equal histories."""
 
 import asyncio
 import selectors
@@ -9,7 +9,7 @@ T = TypeVar("T")
 
 
 class _Jumping(selectors.DefaultSelector):
-    """Instead of waiting, moves the clock on."""
+    """Advances the clock instead of waiting."""
 
     now_s = 0.0
 

@@ -1,17 +1,18 @@
-"""What a worker process does around the runner, in the place of Faust."""
+"""A worker process around the real runner, without Faust."""
 
 import asyncio
 from functools import partial
 from typing import TYPE_CHECKING
 
 from faults import RUNNING
-from receivers import courier
+from receivers import webhook_delivery
 from shaky_twins import DIMENSION, PARTITIONS, ROOM, Parsers, Splitter
 
 from infra.settings import AnswerSettings, StreamSettings
-from streams.evaluation import FusionParameters, SliceEvaluators
+from streams.evaluation import FusionParameters
 from streams.progress import EventStateProgress
 from streams.runner import Delivery, Step
+from streams.slice_evaluators import SliceEvaluators
 from streams.topology import TOPOLOGY, StepName
 from streams.webhook_retries import WebhookRetries
 
@@ -23,8 +24,8 @@ class Worker:
     """One worker of one step.
 
     Attributes:
-        dead: whatever it had begun and left running stops too.
-        gone: set when its partitions are for another: it is dead, or does not know yet.
+        dead: set when the process has stopped, with everything that it started.
+        gone: set when another worker owns its partitions: it is dead, or has not noticed yet.
     """
 
     def __init__(self, world: "World", step: StepName) -> None:
@@ -38,27 +39,27 @@ class Worker:
             batch_events=world.rng.choice((1, 2, 8)), attempts=2, retry_first_ms=10, retry_max_ms=500
         )
         self._runner = world.parts.runner(self._made(step), world.streams, settings, on_finished=lambda *_: None)
-        token = RUNNING.set(self)  # what it starts, and what that starts, is its own
+        token = RUNNING.set(self)  # inherited by all tasks that it starts
         living = [self._runner.run(), self._read(), self._commit()]
         if step is StepName.NOTIFY:
-            living.append(WebhookRetries(courier(world)).run())
+            living.append(WebhookRetries(webhook_delivery(world)).run())
         self._tasks = [asyncio.create_task(one) for one in living]
         RUNNING.reset(token)
 
     def lose_partitions(self) -> None:
-        """It goes on with what it holds, but reads nothing more and cannot commit."""
+        """Another worker takes over: this one continues with its records, but reads no more and cannot commit."""
         self._owner = False
         self.gone.set()
 
     def die(self) -> None:
-        """Stop at whatever await each part is."""
+        """Stop each task at its current await."""
         self.dead = True
         for task in self._tasks:
             task.cancel()
         self.gone.set()
 
     async def end(self) -> None:
-        """Die; raises what one of its tasks died of before."""
+        """Stop; raises the error of a task that failed before."""
         self.die()
         for ended in await asyncio.gather(*self._tasks, return_exceptions=True):
             if not isinstance(ended, asyncio.CancelledError):
@@ -72,10 +73,10 @@ class Worker:
         if step is StepName.INDEX:
             return parts.step(world.index, world.embedder, world.blobs, "g1", 3, progress)
         if step is StepName.NOTIFY:
-            return parts.notify(courier(world))
+            return parts.notify(webhook_delivery(world))
         fusion = FusionParameters(DIMENSION, kept=ROOM, fused=ROOM, rrf_k=60)
-        judges = SliceEvaluators(world.cache, world.index, world.index, fusion=fusion, settings=AnswerSettings())
-        return parts.invalidate(world.cache, judges, world.states)
+        evaluators = SliceEvaluators(world.cache, world.index, world.index, fusion=fusion, settings=AnswerSettings())
+        return parts.invalidate(world.cache, evaluators, world.states)
 
     async def _read(self) -> None:
         world, topic = self._world, TOPOLOGY[self._step].reads.name

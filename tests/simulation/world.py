@@ -1,4 +1,4 @@
-"""The real steps and the real runner on twins of all stores, in a world where anything may fail at any await."""
+"""The real steps and the real runner on twins of all stores, which may fail at any await."""
 
 import asyncio
 import random
@@ -50,12 +50,12 @@ SENTENCES = ("Hotels cost 120.", "Hotels cost 150.", "Trains run.", "Leave is pa
 
 
 class Violated(AssertionError):
-    """An invariant does not hold."""
+    """An invariant is violated."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A history to come; equal plans give equal histories."""
+    """Parameters of a history. Equal plans give equal histories."""
 
     seed: int
     events: int = MOST_EVENTS
@@ -64,10 +64,10 @@ class Plan:
 
 @dataclass(frozen=True)
 class Parts:
-    """What a planted mistake may replace.
+    """Parts that a planted mistake may replace.
 
     Attributes:
-        asks_per_s: how often somebody asks; some mistakes show for an instant only.
+        asks_per_s: questions per second; some mistakes are visible for an instant only.
     """
 
     index: type[WatchedIndex] = WatchedIndex
@@ -84,7 +84,7 @@ class Parts:
 
 
 class World:
-    """One history; everything in it follows from the plan."""
+    """One history, determined by its plan."""
 
     tenants = ("acme", "umbrella")
 
@@ -110,19 +110,19 @@ class World:
         self.sent: list[tuple[str, str]] = []
         self._sent_once: list[tuple[str, str]] = []
         self._read_changes = dict.fromkeys(range(PARTITIONS), 0)
-        self.index.on_refresh = self._look
-        self.index.on_advance = self._look_at_positions
-        self.streams.on_placed = self._hear
+        self.index.on_refresh = self._check_index
+        self.index.on_advance = self._check_positions
+        self.streams.on_placed = self._check_changes
         self.workers: dict[StepName, Worker] = {}
         self.zombies: list[Worker] = []
 
-    # What happens
+    # Events and faults
 
     async def live(self) -> None:
-        """Events come, things fail, workers die; then it is calm, and everything ends; then the log is read again."""
+        """Events under faults and crashes, then processing to the end without faults, then a replay of the log."""
         for step in TOPOLOGY:
             self.workers[step] = Worker(self, step)
-        asking = asyncio.create_task(Reader(self).ask_for_ever())
+        asking = asyncio.create_task(Reader(self).ask_until_cancelled())
         keeping = [asyncio.create_task(self._keep(step)) for step in TOPOLOGY]
         chaos = asyncio.create_task(self._chaos())
         for number in range(self.plan.events):
@@ -132,7 +132,7 @@ class World:
         await _end(chaos)
         if self.faults.happens(Fault.LOST_MANIFEST, 0.5):
             await self._lose_manifests(asking, *keeping)
-        await self._settle(asking, *keeping)
+        await self._finish_all(asking, *keeping)
         self.observed.rested(self._passages())
         self._count_copies()
         await self._read_positions()
@@ -145,16 +145,16 @@ class World:
         self._stop_if_violated()
 
     async def _accept(self, number: int, again: DocumentKey | None = None, *, deleted: bool | None = None) -> None:
-        """What ingest does: content first, then the event; sometimes twice, as after a lost acknowledgement.
+        """Accept an event as ``ingest`` does: content first, then the event, sometimes twice as after a lost response.
 
         Args:
-            number: of the event.
-            again: the document, for a version that is newer than all before; any, if None.
-            deleted: whether it is deleted; as it happens, if None.
+            number: number of the event.
+            again: document of the event, with a version newer than all before; None chooses one.
+            deleted: whether the event deletes it; None chooses.
         """
         key = again or DocumentKey(self.rng.choice(self.tenants), f"doc-{self.rng.randrange(DOCUMENTS_ALIVE)}")
         versions = [one.number for one in self.observed.accepted[key]]
-        # Mostly growing; now and then an old revision, or one that was there already.
+        # Usually increasing; sometimes an old revision, or an existing one.
         version = max(versions, default=0) + 1
         if versions and again is None and self.rng.random() < 0.2:
             version = self.rng.choice((*versions, max(versions) - 1, max(versions) + 3))
@@ -163,7 +163,7 @@ class World:
         lines = [] if deleted else self.rng.sample(SENTENCES, self.rng.randrange(4))
         if lines and self.rng.random() < 0.2:
             lines.insert(self.rng.randrange(len(lines) + 1), self.rng.choice((UNEMBEDDABLE, REFUSED)))
-        taken = UNEMBEDDABLE not in lines  # Of what is refused searches may find a part, until it is
+        is_accepted = UNEMBEDDABLE not in lines  # searches may find a part of a version until it is rejected
         content = "\n".join(lines).encode()
         broken = not deleted and again is None and self.rng.random() < 0.15
         event = DocumentEvent(
@@ -185,21 +185,21 @@ class World:
         for _ in range(1 + twice):
             [placed] = await MemoryStreams.send_all(self.streams, [encode_event(event)])
             passages = planned_passages(event.title, event.source, planned)
-            readable = not broken and taken
+            readable = not broken and is_accepted
             one = Version(event.version, placed.offset, readable, deleted, passages, frozenset(event.groups))
             self.observed.accept(Position(*placed), key, one)
         await self.states.begin(key.tenant, _accepted(event, Position(*placed)))
 
     async def _lose_manifests(self, *living: asyncio.Task[None]) -> None:
-        """At rest manifests vanish. Then documents are uploaded for others to see, and most are deleted, under faults.
+        """Remove manifests at rest; then upload documents with other groups, and delete most of them, under faults.
 
-        Not those of deleted documents: nothing else would tell that they were.
+        Tombstones are not removed: nothing else records the deletion.
         """
-        await self._settle(*living)
+        await self._finish_all(*living)
         lost = [
             key for key in self._passages() if self.index.seen(key) and self.index._manifests[key].manifest.complete
         ]
-        # What came before is not read again at once: without a manifest older versions stand until the newer ones do.
+        # Earlier events are not read again at once: without a manifest, older versions would become current.
         self._floor = dict(self.committed)
         for key in lost:
             self.index.lose_manifest(key)
@@ -215,7 +215,7 @@ class World:
         await _end(chaos)
 
     async def _chaos(self) -> None:
-        """Workers that die between awaits, not only at them, and such as lose their partitions and do not know."""
+        """Stop workers at any time, not only at faults, and take partitions from workers without their knowledge."""
         while True:
             await asyncio.sleep(self.rng.expovariate(1))
             worker = self.workers[self.rng.choice(list(TOPOLOGY))]
@@ -228,7 +228,7 @@ class World:
                 await self.zombies.pop(self.rng.randrange(len(self.zombies))).end()
 
     async def _keep(self, step: StepName) -> None:
-        """Start another worker for each that is gone, as a supervisor and the group do."""
+        """Replace each stopped worker, as a supervisor and the consumer group do."""
         while True:
             gone = self.workers[step]
             await gone.gone.wait()
@@ -236,14 +236,14 @@ class World:
                 await gone.end()
             await asyncio.sleep(self.rng.choice((0, self.rng.uniform(0, 3))))
             for number in range(PARTITIONS):
-                # From what is committed; now and then from anywhere before it, as after an operator's reset.
+                # From the committed offset; sometimes from a lower one, as after a reset by an operator.
                 if self.faults.happens(Fault.REDELIVERY, 0.3):
                     self.committed[step, number] = self.rng.randint(
                         self._floor.get((step, number), 0), self.committed[step, number]
                     )
             self.workers[step] = Worker(self, step)
 
-    async def _settle(self, *living: asyncio.Task[None]) -> None:
+    async def _finish_all(self, *living: asyncio.Task[None]) -> None:
         self.faults.calm = True
         while self.zombies:
             await asyncio.sleep(self.rng.uniform(0, 10))
@@ -262,51 +262,51 @@ class World:
         self._stop_if_violated()
 
     async def _replay(self) -> None:
-        """Read the log again, from its start or from within, when versions of deleted passages are forgotten."""
+        """Read the log again from its start or a later offset, after versions of deleted passages have expired."""
         before = self._passages()
         await self._end_workers()
         await asyncio.sleep(2 * GC_DELETES_S)
         for number in range(PARTITIONS):
-            end = len(self.streams.log[DOCUMENTS.name, number])
-            self.committed[StepName.PREPARE, number] = self.rng.choice((0, 0, self.rng.randint(0, end)))
+            ended_event = len(self.streams.log[DOCUMENTS.name, number])
+            self.committed[StepName.PREPARE, number] = self.rng.choice((0, 0, self.rng.randint(0, ended_event)))
         self.workers = {step: Worker(self, step) for step in TOPOLOGY}
-        asking = asyncio.create_task(Reader(self).ask_for_ever())
-        await self._settle(asking)
+        asking = asyncio.create_task(Reader(self).ask_until_cancelled())
+        await self._finish_all(asking)
         await _end(asking)
         self.observed.replayed(before, self._passages())
 
     async def _ask_for_events(self) -> None:
-        """What is said of each event, though some of its states were lost, is how it ended."""
+        """The reported outcome of each event is correct, although some of its states were lost."""
         statuses = self.parts.statuses(self.states, self.cache, self.streams.read_partition)
         for tenant, event_id in self._sent_once:
             status = await statuses.get(tenant, event_id)
             if status.outcome is None:
-                self.observed.lost(f"nobody can tell how {event_id} ended: {status}")
+                self.observed.lost(f"the outcome of {event_id} is unknown: {status}")
             else:
                 self.observed.outcome_reported_again(Position.parse(status.position), status.outcome)
 
     async def _wait_for_messages(self) -> None:
-        """Whoever asked for it is told of each end, once at least."""
+        """Each webhook receives each outcome at least once."""
         async with asyncio.timeout(1_000):
-            while await self.webhooks.waiting():  # noqa: ASYNC110 - what is waited for is in a store
+            while await self.webhooks.waiting():  # noqa: ASYNC110 - the state is in a store
                 await asyncio.sleep(0.1)
         for tenant, event_id in self.sent:
-            if (tenant, event_id) not in self.receivers.told:
-                self.observed.lost(f"nobody was told how {event_id} of {tenant} ended")
+            if (tenant, event_id) not in self.receivers.received:
+                self.observed.lost(f"no receiver got the outcome of {event_id} of {tenant}")
 
     async def _end_workers(self) -> None:
         for worker in self.workers.values():
             await worker.end()
 
     def commit(self, step: StepName, partition: int, offset: int) -> None:
-        """A worker commits: what became of every record below must be in the next stream by now (I5)."""
+        """A worker commits: the results of all lower records must be in the next stream by now (I5)."""
         self.committed[step, partition] = offset
         self.observed.committed(f"{step} {partition}", offset, self._ended(step, partition))
 
-    # What is seen
+    # Checks
 
     def _stop_if_violated(self) -> None:
-        # Not where it is seen: the runner would take it for a failure of the record.
+        # Not at the point of detection: the runner would treat it as a failure of the record.
         if self.observed.violations:
             raise Violated(str(self.observed.violations[0]))
 
@@ -318,16 +318,18 @@ class World:
         if step is StepName.PREPARE:
             return {Position.parse(plan.position).offset for plan in plans}
         if step is StepName.NOTIFY:
-            ends = self._messages(EventEnded, EVENT_ENDS.name, partition)
-            kept = self.receivers.told | {
+            ended_events = self._messages(EventEnded, EVENT_ENDS.name, partition)
+            kept = self.receivers.received | {
                 (self.webhooks._webhooks[one.webhook_id].tenant, one.message_id)
                 for one in self.webhooks._waiting.values()
             }
-            return {at for at, end in enumerate(ends) if (end.tenant, end.event_id) in kept}
+            return {
+                at for at, ended_event in enumerate(ended_events) if (ended_event.tenant, ended_event.event_id) in kept
+            }
         changes = self._messages(IndexChange, INDEX_CHANGES.name, partition)
         if step is StepName.INDEX:
-            told = {change.position for change in changes}
-            return {at for at, plan in enumerate(plans) if plan.position in told}
+            reported = {change.position for change in changes}
+            return {at for at, plan in enumerate(plans) if plan.position in reported}
         applied = {tenant: one.positions.get(partition, -1) for (tenant, _), one in self.cache._slices.items()}
         return {
             at
@@ -338,8 +340,8 @@ class World:
     def _messages(self, model, topic, partition):
         return [decode(model, one.value, one.headers) for one in self.streams.log[topic, partition]]
 
-    def _hear(self) -> None:
-        """Read the index changes that came: what they say must be true at this instant."""
+    def _check_changes(self) -> None:
+        """Check new index changes: they must be true at this instant."""
         for partition, read in self._read_changes.items():
             lane = self.streams.log[INDEX_CHANGES.name, partition]
             for record in lane[read:]:
@@ -350,21 +352,21 @@ class World:
                     self._give_up(position)
                 self.observed.record_outcome(position, change.outcome, self.index.seen(key))
             self._read_changes[partition] = len(lane)
-        self._look()
+        self._check_index()
 
-    def _look(self) -> None:
-        """What must hold at every instant."""
+    def _check_index(self) -> None:
+        """Check the invariants that hold at every instant."""
         done = self.observed.done_so_far()
         for key in list(self.observed.accepted):
             self.observed.searchable(key, self.index.seen(key), after=done.get(key, ()))
-            standing = self.index._manifests.get(key)
-            if standing is not None and standing.manifest.completed is not None:
-                self.observed.manifest(key, standing.manifest.completed.version)
+            stored = self.index._manifests.get(key)
+            if stored is not None and stored.manifest.completed is not None:
+                self.observed.manifest(key, stored.manifest.completed.version)
 
-    def _look_at_positions(self) -> None:
-        """Whoever has lost all positions reads them from the index: what they cover is there."""
-        for standing in self.index._manifests.values():
-            for failure in standing.manifest.failed:
+    def _check_positions(self) -> None:
+        """Check the positions in the index, which readers use after a loss of Redis: covered content is searchable."""
+        for stored in self.index._manifests.values():
+            for failure in stored.manifest.failed:
                 self._give_up(Position.parse(failure.position))
         for tenant in self.tenants:
             positions = {at: offset for (of, at), offset in self.index._positions.items() if of == tenant}
@@ -375,11 +377,11 @@ class World:
             self.observed.gave_up(position)
 
     def _count_copies(self) -> None:
-        """At rest each passage is there once: of copies with other groups the invariants would see one only."""
+        """At rest, each passage is stored once. The invariants would see only one of several copies."""
         for key, passages in self._passages().items():
-            there = [name for name, one in self.index._searchable.items() if one.chunk.key == key]
-            if len(there) > len(passages):
-                self.observed.lost(f"{key} has copies beside what they replace: {there}")
+            stored_copies = [name for name, one in self.index._searchable.items() if one.chunk.key == key]
+            if len(stored_copies) > len(passages):
+                self.observed.lost(f"{key} has copies and their originals: {stored_copies}")
 
     async def _read_positions(self) -> None:
         for tenant in self.tenants:

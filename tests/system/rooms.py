@@ -4,8 +4,8 @@ import json
 
 
 def write_rooms(path, count):
-    """Write the history; what it was written to."""
-    told = [
+    """Write the history; returns its path."""
+    records = [
         {
             "seq": number,
             "type": "created",
@@ -15,11 +15,11 @@ def write_rooms(path, count):
         }
         for number in range(count)
     ]
-    path.write_text("".join(json.dumps(one) + "\n" for one in told))
+    path.write_text("".join(json.dumps(one) + "\n" for one in records))
     return path
 
 
 def write_questions(path, count):
-    """Write one question for each of the first rooms; what they were written to."""
+    """Write one question for each of the first rooms; returns their path."""
     path.write_text("".join(f"Which team booked room {number}?\n" for number in range(count)))
     return path

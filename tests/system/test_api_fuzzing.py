@@ -1,4 +1,4 @@
-"""Both services are sent what their own descriptions allow, and what they do not: no error of ours, no surprise."""
+"""Valid and invalid requests generated from the OpenAPI descriptions: no server error, no undocumented response."""
 
 from collections.abc import AsyncIterator
 from http import HTTPStatus
@@ -19,20 +19,20 @@ pytestmark = [pytest.mark.stack, pytest.mark.timeout(600)]
 
 
 @schemathesis.serializer(NDJSON, *sorted(SUPPORTED_TYPES.keys() - {"application/json"}))
-def as_it_is(_context: object, value: object) -> bytes:
-    """Bodies of other types are bytes already, or text."""
+def encoded(_context: object, value: object) -> bytes:
+    """Encode a body of another type, which is bytes or text."""
     return value if isinstance(value, bytes) else getattr(value, "data", str(value).encode())
 
 
 @schemathesis.check
-def no_fault_of_ours(_context: object, response: schemathesis.Response, _case: schemathesis.Case) -> None:
-    """All servers are there, so the one thing that cannot be had now is a position that does not exist yet."""
+def no_server_error(_context: object, response: schemathesis.Response, _case: schemathesis.Case) -> None:
+    """All servers are available, so the only valid 503 is for a position that does not exist yet."""
     not_yet = response.status_code == HTTPStatus.SERVICE_UNAVAILABLE and "position-not-reached" in response.text
     assert response.status_code < HTTPStatus.INTERNAL_SERVER_ERROR or not_yet, response.text
 
 
 CHECKS = [
-    no_fault_of_ours,
+    no_server_error,
     checks.status_code_conformance,
     checks.content_type_conformance,
     checks.response_schema_conformance,
@@ -56,8 +56,8 @@ async def installation(stack: Stack) -> AsyncIterator[BenchInstallation]:
 
 
 def fuzz(url: str, mode: GenerationMode) -> dict[str, str]:
-    """Send cases to every operation that the service describes; what was wrong with each."""
-    wrong = {}
+    """Send cases to every described operation; returns the failures of each."""
+    failures = {}
     for result in schemathesis.openapi.from_url(f"{url}/openapi.json").get_all_operations():
         operation = result.ok()
 
@@ -69,19 +69,19 @@ def fuzz(url: str, mode: GenerationMode) -> dict[str, str]:
         try:
             send()
         except (FailureGroup, Failure) as failure:
-            wrong[operation.label] = str(failure)
-        except Unsatisfiable:  # there is no wrong request to this operation
+            failures[operation.label] = str(failure)
+        except Unsatisfiable:  # no request to this operation is invalid
             assert mode is GenerationMode.NEGATIVE
-    return wrong
+    return failures
 
 
 @pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE])
-def test_ingest_answers_as_it_says(installation, mode):
-    wrong = fuzz(installation.ingest_url, mode)
-    assert not wrong, "\n\n".join(f"{name}: {what}" for name, what in wrong.items())
+def test_ingest_responds_as_described(installation, mode):
+    failures = fuzz(installation.ingest_url, mode)
+    assert not failures, "\n\n".join(f"{name}: {what}" for name, what in failures.items())
 
 
 @pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE])
-def test_query_answers_as_it_says(installation, mode):
-    wrong = fuzz(installation.query_url, mode)
-    assert not wrong, "\n\n".join(f"{name}: {what}" for name, what in wrong.items())
+def test_query_responds_as_described(installation, mode):
+    failures = fuzz(installation.query_url, mode)
+    assert not failures, "\n\n".join(f"{name}: {what}" for name, what in failures.items())

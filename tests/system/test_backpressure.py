@@ -1,4 +1,4 @@
-"""A store that takes nothing for a while holds the stream back: nothing is lost, and memory stays bounded."""
+"""Backpressure of an overloaded store: the stream waits, nothing is lost, and memory stays bounded."""
 
 import asyncio
 import json
@@ -26,7 +26,7 @@ DIMENSION = 256
 
 @asynccontextmanager
 async def serving(handler):
-    """An HTTP server of one handler; yields its address."""
+    """An HTTP server with one handler; yields its address."""
     app = web.Application(client_max_size=100_000_000)
     app.router.add_route("*", "/{path:.*}", handler)
     runner = web.AppRunner(app)
@@ -40,21 +40,21 @@ async def serving(handler):
 
 
 class BusyIndex:
-    """Stands before OpenSearch, and answers writes with 429 while it is told to.
+    """A proxy of OpenSearch that answers writes with 429 while ``busy`` is set.
 
     Attributes:
-        busy: whether it does.
-        refused: how many it has.
+        busy: whether writes are rejected.
+        rejected: number of rejected writes.
     """
 
     def __init__(self, url):
         self._url = url
         self.busy = False
-        self.refused = 0
+        self.rejected = 0
 
     async def handle(self, request):
         if self.busy and request.path.endswith("/_bulk"):
-            self.refused += 1
+            self.rejected += 1
             error = {"type": "rejected_execution_exception", "reason": "rejected execution of coordinating operation"}
             return web.json_response({"error": error, "status": 429}, status=429)
         body = await request.read()
@@ -72,15 +72,15 @@ class BusyIndex:
 
 
 class BusyModel:
-    """Answers as Titan does, and with a ThrottlingException while it is told to."""
+    """Answers as Titan does, and with a ThrottlingException while ``busy`` is set."""
 
     def __init__(self):
         self.busy = False
-        self.refused = self.embedded = 0
+        self.rejected = self.embedded = 0
 
     async def handle(self, request):
         if self.busy:
-            self.refused += 1
+            self.rejected += 1
             return web.json_response(
                 {"message": "Too many requests"}, status=429, headers={"x-amzn-errortype": "ThrottlingException"}
             )
@@ -90,8 +90,8 @@ class BusyModel:
         return web.json_response({"embedding": (vector / np.linalg.norm(vector)).tolist()})
 
 
-async def behind(installation, *steps):
-    """Records that wait, of some steps."""
+async def waiting_records(installation, *steps):
+    """Number of waiting records of the steps."""
     async with StreamAdmin(installation.settings) as admin:
         lags = [await admin.lag(TOPOLOGY[one].reads, installation.settings.names.group(one)) for one in steps]
         return sum(lag.records for some in lags for lag in some)
@@ -99,12 +99,12 @@ async def behind(installation, *steps):
 
 async def until(check):
     async with asyncio.timeout(LIMIT_S):
-        while not await check():  # noqa: ASYNC110 - what is waited for is in other processes
+        while not await check():  # noqa: ASYNC110 - the state is in other processes
             await asyncio.sleep(0.1)
 
 
 async def upload(services, prefix):
-    """Ids of the events of some documents."""
+    """Upload documents; returns the ids of their events."""
     return [
         (
             await services.put(
@@ -116,14 +116,14 @@ async def upload(services, prefix):
 
 
 async def held_back(installation, services, store):
-    """What waits while the store is busy is neither given up nor lost, and other steps go on."""
+    """Events that wait for the busy store are neither dead letters nor lost, and other steps continue."""
     store.busy = True
     events = await upload(services, "busy")
 
     async def waits():
-        # The step that needs the store has all of them before it, and those before and behind it have nothing to do.
-        others = await behind(installation, StepName.PREPARE, StepName.INVALIDATE, StepName.NOTIFY)
-        return others == 0 and await behind(installation, StepName.INDEX) == DOCUMENTS and store.refused > 2
+        # All records wait for the step that needs the store; the other steps have no waiting records.
+        others = await waiting_records(installation, StepName.PREPARE, StepName.INVALIDATE, StepName.NOTIFY)
+        return others == 0 and await waiting_records(installation, StepName.INDEX) == DOCUMENTS and store.rejected > 2
 
     await until(waits)
     for event_id in events:
@@ -139,21 +139,21 @@ async def held_back(installation, services, store):
         assert (await ingest.get("/v1/dead-letters")).json()["total"] == 0
 
 
-async def test_an_index_that_answers_429_pauses_its_step_and_nothing_else(stack):
+async def test_an_index_that_answers_429_pauses_only_its_step(stack):
     index = BusyIndex(stack.environment()["FRESHLINE_OPENSEARCH__URL"])
     async with serving(index.handle) as url:
-        told = {"FRESHLINE_KAFKA__PARTITIONS": "3", "FRESHLINE_OPENSEARCH__URL": url}
-        async with installed(stack, told) as installation, connect_services(installation.settings) as services:
+        environment = {"FRESHLINE_KAFKA__PARTITIONS": "3", "FRESHLINE_OPENSEARCH__URL": url}
+        async with installed(stack, environment) as installation, connect_services(installation.settings) as services:
             for event_id in await upload(services, "quiet"):
                 await services.ended(event_id)
             await held_back(installation, services, index)
             assert (await services.ask("How many chairs has room busy?"))["results"]
 
 
-async def test_a_model_that_throttles_pauses_its_step_and_nothing_else(stack):
+async def test_a_model_that_throttles_pauses_only_its_step(stack):
     model = BusyModel()
     async with serving(model.handle) as url:
-        told = {
+        environment = {
             "FRESHLINE_KAFKA__PARTITIONS": "3",
             "FRESHLINE_EMBEDDING__PROVIDER": "bedrock",
             "FRESHLINE_EMBEDDING__MODEL": "amazon.titan-embed-text-v2:0",
@@ -163,14 +163,14 @@ async def test_a_model_that_throttles_pauses_its_step_and_nothing_else(stack):
             "AWS_ACCESS_KEY_ID": "test",
             "AWS_SECRET_ACCESS_KEY": "test",
         }
-        async with installed(stack, told) as installation, connect_services(installation.settings) as services:
+        async with installed(stack, environment) as installation, connect_services(installation.settings) as services:
             for event_id in await upload(services, "quiet"):
                 await services.ended(event_id)
             await held_back(installation, services, model)
             assert model.embedded >= 2 * DOCUMENTS
 
 
-async def test_memory_of_workers_does_not_grow_with_what_waits(stack):
+async def test_memory_of_workers_does_not_grow_with_waiting_records(stack):
     async with installed(stack, {"FRESHLINE_KAFKA__PARTITIONS": "3"}) as installation:
         few, many = [
             await backlog(installation, number, events, lambda _what, _state: None)
@@ -178,6 +178,5 @@ async def test_memory_of_workers_does_not_grow_with_what_waits(stack):
         ]
     assert many["max_lag"]["prepare"] > 2 * few["max_lag"]["prepare"] > 0
     for worker, held in many["rss_mib"].items():
-        # What a worker holds is a number of records; four times as many events may cost what is remembered of
-        # documents, and no more.
+        # Workers hold a bounded number of records. Four times as many events may only add state per document.
         assert held["max"] < 1.25 * few["rss_mib"][worker]["max"] + 16, worker

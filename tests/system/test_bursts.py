@@ -1,4 +1,4 @@
-"""Many changes at once, as real histories have them: the newest wins, and what was overtaken costs little."""
+"""Bursts of changes as in real histories: the newest version wins, and superseded versions are skipped."""
 
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable
@@ -38,7 +38,7 @@ async def services(installation: BenchInstallation) -> AsyncIterator[Services]:
 
 
 async def batch(installation: BenchInstallation, lines: Iterable[dict]) -> None:
-    """Send a batch, and wait until it is through."""
+    """Send a batch, and wait until all steps have processed it."""
     body = b"".join(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE) for line in lines)
     async with httpx.AsyncClient(base_url=installation.ingest_url, timeout=120) as client:
         headers = {"content-type": "application/x-ndjson"}
@@ -48,42 +48,42 @@ async def batch(installation: BenchInstallation, lines: Iterable[dict]) -> None:
 
 
 async def outcomes(installation: BenchInstallation) -> dict[str, Counter[Outcome]]:
-    """How often the events of each document ended, by outcome; an event that was told twice counts once."""
-    told: dict[str, tuple[str, Outcome]] = {}
+    """Number of events of each document by outcome; an outcome delivered twice counts once."""
+    outcome_of: dict[str, tuple[str, Outcome]] = {}
     async for record in read_to_end(installation.settings, INDEX_CHANGES):
         change = decode(IndexChange, record.value, record.headers)
-        told.setdefault(change.event_id, (change.document_id, change.outcome))
+        outcome_of.setdefault(change.event_id, (change.document_id, change.outcome))
     counts: dict[str, Counter[Outcome]] = {}
-    for document_id, outcome in told.values():
+    for document_id, outcome in outcome_of.values():
         counts.setdefault(document_id, Counter())[outcome] += 1
     return counts
 
 
-async def test_document_that_is_updated_thousands_of_times_stands_at_the_newest(installation, services):
+async def test_a_document_updated_thousands_of_times_ends_with_its_newest_version(installation, services):
     blobs = open_blob_store(installation.settings.blobs)
     producer = await KafkaProducer.open(installation.settings)
     events = []
     for version in range(1, BURST + 1):
         content = await blobs.put(f"# Counter\n\nThe counter stands at {version}.\n".encode())
-        told = {"event_id": f"burst-{version}", "tenant": "local", "document_id": "counter.md", "version": version}
+        fields = {"event_id": f"burst-{version}", "tenant": "local", "document_id": "counter.md", "version": version}
         kind = {"change": Change.UPSERTED, "content_type": "text/markdown", "accepted_ms": 0}
-        events.append(encode_event(DocumentEvent(content=content, **told, **kind)))
+        events.append(encode_event(DocumentEvent(content=content, **fields, **kind)))
     before = await installation.embedded_count()
     await producer.send_all(events)
     await installation.caught_up(timeout_s=300)
     await producer.close()
     await blobs.close()
-    ends = (await outcomes(installation))["counter.md"]
-    assert ends.total() == BURST
-    assert set(ends) == {Outcome.DONE, Outcome.SUPERSEDED}
-    # At most one of each batch that a step takes is processed.
-    assert await installation.embedded_count() - before == ends[Outcome.DONE] <= BURST / 20
+    by_outcome = (await outcomes(installation))["counter.md"]
+    assert by_outcome.total() == BURST
+    assert set(by_outcome) == {Outcome.DONE, Outcome.SUPERSEDED}
+    # Of each batch of a step, at most one event of the document is processed.
+    assert await installation.embedded_count() - before == by_outcome[Outcome.DONE] <= BURST / 20
     assert (await services.document("counter.md"))["version"] == BURST
     results = (await services.ask("Where does the counter stand?"))["results"]
     assert [result["text"].splitlines()[-1] for result in results] == [f"The counter stands at {BURST}."]
 
 
-async def test_folder_that_is_renamed_and_then_deleted_is_embedded_once(installation, services):
+async def test_a_folder_that_is_renamed_and_then_deleted_is_embedded_once(installation, services):
     pages = {f"old/page-{number}.md": f"# Page {number}\n\nThis is page {number}.\n" for number in range(FOLDER)}
     await batch(installation, ({"document_id": name, "text": text} for name, text in pages.items()))
     before = await installation.embedded_count()

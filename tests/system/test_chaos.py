@@ -12,7 +12,7 @@ pytestmark = [pytest.mark.stack, pytest.mark.timeout(900)]
 COMMAND = (sys.executable, "-m", "freshline", "chaos", "--json")
 
 
-def left_behind() -> list[psutil.Process]:
+def remaining_processes() -> list[psutil.Process]:
     """Processes of any run: their arguments or environment name its directory."""
     found = []
     for process in psutil.process_iter():
@@ -26,10 +26,10 @@ def left_behind() -> list[psutil.Process]:
 
 
 @pytest.fixture(autouse=True)
-def nothing_left():
-    before = left_behind()
+def no_remaining_processes():
+    before = remaining_processes()
     yield
-    _, alive = psutil.wait_procs([process for process in left_behind() if process not in before], timeout=30)
+    _, alive = psutil.wait_procs([process for process in remaining_processes() if process not in before], timeout=30)
     assert alive == []
 
 

@@ -1,4 +1,4 @@
-"""Workers of one group on a real broker: partitions move, and no offset is committed beyond a record that is open."""
+"""Workers of one group on a real broker: no rebalance commits an offset beyond an unfinished record."""
 
 import asyncio
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -19,7 +19,7 @@ WAIT_S = 60
 
 
 class Group:
-    """The workers of one step, and what was handed to them."""
+    """The workers of one step, and the records delivered to them."""
 
     def __init__(self, settings, admin, producer):
         self.settings = settings.model_copy(
@@ -36,7 +36,7 @@ class Group:
             self.sent[await self.producer.send(Record(DOCUMENTS.name, b"k", value, (("h", b"x"),), partition))] = value
 
     async def committed(self):
-        """Next offset of each partition; checked on every look."""
+        """Committed offset of each partition; each read checks it against unfinished records."""
         lags = await self.admin.lag(DOCUMENTS, self.settings.names.group(StepName.PREPARE))
         committed = [lag.committed for lag in lags]
         for partition, offset in enumerate(committed):
@@ -46,7 +46,7 @@ class Group:
 
     async def commits(self, expected):
         async with asyncio.timeout(WAIT_S):
-            while await self.committed() != expected:  # noqa: ASYNC110 - brokers do not tell
+            while await self.committed() != expected:  # noqa: ASYNC110 - brokers send no notification
                 await asyncio.sleep(0.05)
 
     @asynccontextmanager
@@ -60,31 +60,31 @@ class Group:
 
 
 class Worker:
-    """One worker that ends records only when told."""
+    """A worker that finishes records only on request."""
 
     def __init__(self, group: Group):
         self.group = group
         self.open = {}
         self.seen: list[tuple[int, int]] = []
-        self.news = asyncio.Condition()
+        self.delivered = asyncio.Condition()
         self.consumer = FaustWorker(group.settings, StepName.PREPARE, self.take)
 
     async def take(self, delivery):
-        place = (delivery.partition, delivery.offset)
-        assert (delivery.key, delivery.value, delivery.headers) == (b"k", self.group.sent[place], (("h", b"x"),))
-        async with self.news:
-            self.open[place] = delivery
-            self.seen.append(place)
-            self.news.notify_all()
+        position = (delivery.partition, delivery.offset)
+        assert (delivery.key, delivery.value, delivery.headers) == (b"k", self.group.sent[position], (("h", b"x"),))
+        async with self.delivered:
+            self.open[position] = delivery
+            self.seen.append(position)
+            self.delivered.notify_all()
 
-    async def has_seen(self, places):
-        async with asyncio.timeout(WAIT_S), self.news:
-            await self.news.wait_for(lambda: set(places) <= set(self.seen))
+    async def has_seen(self, positions):
+        async with asyncio.timeout(WAIT_S), self.delivered:
+            await self.delivered.wait_for(lambda: set(positions) <= set(self.seen))
 
-    def finish(self, *places):
-        for place in places:
-            self.group.finished.add(place)
-            self.open.pop(place).done()
+    def finish(self, *positions):
+        for position in positions:
+            self.group.finished.add(position)
+            self.open.pop(position).done()
 
     def finish_all(self):
         self.finish(*list(self.open))
@@ -100,7 +100,7 @@ async def group(settings):
         yield Group(settings, admin, producer)
 
 
-async def test_commits_stop_at_the_first_open_record_and_catch_up(group):
+async def test_commits_stop_at_the_first_unfinished_record_and_catch_up(group):
     for partition in range(PARTITIONS):
         await group.send(partition, 6)
     async with group.worker() as worker:
@@ -114,31 +114,31 @@ async def test_commits_stop_at_the_first_open_record_and_catch_up(group):
         await group.commits([0, 4, 6])
         worker.finish_all()
         await group.commits([6, 6, 6])
-    assert sorted(worker.seen) == sorted(group.sent), "each record was handed out once"
+    assert sorted(worker.seen) == sorted(group.sent), "each record was delivered once"
 
 
-async def test_open_records_of_a_worker_that_stops_go_to_the_other(group):
+async def test_unfinished_records_of_a_stopped_worker_are_delivered_to_the_other(group):
     for partition in range(PARTITIONS):
         await group.send(partition, 8)
     async with group.worker() as stays:
         await stays.has_seen(group.sent)
         async with group.worker() as leaves:
             async with asyncio.timeout(WAIT_S):
-                while not (leaves.consumer.assigned and stays.consumer.assigned.isdisjoint(leaves.consumer.assigned)):  # noqa: ASYNC110 - Faust does not tell
+                while not (leaves.consumer.assigned and stays.consumer.assigned.isdisjoint(leaves.consumer.assigned)):  # noqa: ASYNC110 - Faust sends no notification
                     await asyncio.sleep(0.05)
             taken_over = leaves.consumer.assigned
-            # Nothing was committed, so the newcomer reads its partitions from their start.
-            await leaves.has_seen({place for place in group.sent if place[0] in taken_over})
+            # Nothing was committed, so the new worker reads its partitions from their start.
+            await leaves.has_seen({position for position in group.sent if position[0] in taken_over})
             leaves.finish(*((partition, offset) for partition in taken_over for offset in (0, 1, 5)))
             await group.commits([2 if partition in taken_over else 0 for partition in range(PARTITIONS)])
-            # What the first worker still holds of these partitions ends behind the new owner's back.
-            for place in [place for place in stays.open if place[0] in taken_over and place[1] > 5]:
-                stays.open.pop(place).done()
+            # The first worker finishes records of these partitions after the new worker has taken them over.
+            for position in [position for position in stays.open if position[0] in taken_over and position[1] > 5]:
+                stays.open.pop(position).done()
             before = len(stays.seen)
-        left_open = {place for place in leaves.open if place[1] > 1}
+        left_open = {position for position in leaves.open if position[1] > 1}
         await group.send(next(iter(taken_over)), 1)
-        async with asyncio.timeout(WAIT_S), stays.news:
-            await stays.news.wait_for(lambda: left_open <= set(stays.seen[before:]))
+        async with asyncio.timeout(WAIT_S), stays.delivered:
+            await stays.delivered.wait_for(lambda: left_open <= set(stays.seen[before:]))
         await stays.has_seen(group.sent)
         assert await group.committed() == [2 if partition in taken_over else 0 for partition in range(PARTITIONS)]
         stays.finish_all()
@@ -146,7 +146,7 @@ async def test_open_records_of_a_worker_that_stops_go_to_the_other(group):
     assert group.finished == set(group.sent)
 
 
-async def test_a_worker_that_starts_again_begins_at_the_first_open_record(group):
+async def test_a_restarted_worker_begins_at_the_first_unfinished_record(group):
     await group.send(1, 6)
     async with group.worker() as first:
         await first.has_seen(group.sent)

@@ -23,12 +23,12 @@ COMMAND = (sys.executable, "-m", "freshline", "demo", "--once", "--json", "--dat
 @pytest.fixture
 def home() -> Iterator[Path]:
     """Data directory of the demo, accessible to servers of another user."""
-    place = Path(tempfile.mkdtemp(prefix="freshline-tests-", dir="/var/tmp"))
-    place.chmod(0o711)
-    yield place / "demo"
-    if (place / "demo").exists():
-        Stack.open(StackConfig(data_dir=place / "demo")).down()
-    shutil.rmtree(place)
+    folder = Path(tempfile.mkdtemp(prefix="freshline-tests-", dir="/var/tmp"))
+    folder.chmod(0o711)
+    yield folder / "demo"
+    if (folder / "demo").exists():
+        Stack.open(StackConfig(data_dir=folder / "demo")).down()
+    shutil.rmtree(folder)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""What a dry run tells is what the edit then does, on real servers; and it does nothing itself."""
+"""On real servers, a dry run reports what the edit then does, and changes nothing."""
 
 import asyncio
 import json
@@ -24,15 +24,15 @@ def room(number, team):
 
 @pytest.fixture(scope="module")
 async def installation(stack):
-    told = {
+    environment = {
         "FRESHLINE_KAFKA__PARTITIONS": "2",
         "FRESHLINE_OPENSEARCH__SHARDS": "1",
-        # So long that a passage can have one word very often.
+        # Long enough for passages with very many occurrences of one word.
         "FRESHLINE_SPLIT__CHUNK_TOKENS": "2000",
-        # What is dropped is to stay away until it is looked at.
+        # Dropped answers must not be filled before the test reads them.
         "FRESHLINE_QUERY__REFRESHES_PER_S": "0",
     }
-    async with installed(stack, told) as running:
+    async with installed(stack, environment) as running:
         yield running
 
 
@@ -43,12 +43,12 @@ async def services(installation):
 
 
 async def cached(services):
-    """Which questions have their answers in the cache; asks, and so fills."""
+    """Questions that are answered from the cache. The others are filled."""
     return {text for text in QUESTIONS if (await services.ask(text, top_k=3, generate=False))["cached"]}
 
 
 async def run(installation, *arguments, content=None, tmp_path=None):
-    """The command, as an operator runs it."""
+    """Run the command as an operator does; returns its JSON."""
     if content is not None:
         (tmp_path / "edit.md").write_text(content, encoding="utf-8")
         arguments = (str(tmp_path / "edit.md"), *arguments)
@@ -68,7 +68,7 @@ async def run(installation, *arguments, content=None, tmp_path=None):
     return json.loads(out.splitlines()[-1])
 
 
-async def test_what_is_told_is_what_is_dropped(installation, services, tmp_path):
+async def test_the_reported_answers_are_those_that_the_edit_drops(installation, services, tmp_path):
     for number in range(ROOMS):
         await services.put(f"room-{number}.md", room(number, number).encode(), "text/markdown")
     await installation.caught_up(timeout_s=60)
@@ -76,12 +76,12 @@ async def test_what_is_told_is_what_is_dropped(installation, services, tmp_path)
     assert await cached(services) == set(QUESTIONS)
 
     edit = room(3, 3) + "\n# Coffee\n\nWhoever booked it drinks coffee there.\n"
-    told = await run(installation, "--id", "room-3.md", content=edit, tmp_path=tmp_path)
+    report = await run(installation, "--id", "room-3.md", content=edit, tmp_path=tmp_path)
     assert await cached(services) == set(QUESTIONS), "a dry run drops nothing"
-    assert (await services.document("room-3.md"))["version"] == told["version"] - 1
-    assert (told["document_id"], told["answers"]) == ("room-3.md", len(QUESTIONS))
-    assert told["added"] >= 1
-    certain = {one["question"] for one in told["affected"] if one["reason"] != "uncertain"}
+    assert (await services.document("room-3.md"))["version"] == report["version"] - 1
+    assert (report["document_id"], report["answers"]) == ("room-3.md", len(QUESTIONS))
+    assert report["added"] >= 1
+    certain = {one["question"] for one in report["affected"] if one["reason"] != "uncertain"}
     assert "who drinks coffee" in certain
     assert certain < set(QUESTIONS)
 
@@ -89,16 +89,16 @@ async def test_what_is_told_is_what_is_dropped(installation, services, tmp_path)
     assert set(QUESTIONS) - await cached(services) == certain
 
     await cached(services)
-    told = await run(installation, "--delete", "room-7.md")
-    assert (told["added"], told["kept"]) == (0, 0)
-    assert told["removed"] >= 1
-    certain = {one["question"] for one in told["affected"]}
-    assert {one["reason"] for one in told["affected"]} == {"source_changed"}
+    report = await run(installation, "--delete", "room-7.md")
+    assert (report["added"], report["kept"]) == (0, 0)
+    assert report["removed"] >= 1
+    certain = {one["question"] for one in report["affected"]}
+    assert {one["reason"] for one in report["affected"]} == {"source_changed"}
     await services.ended((await services.delete("room-7.md"))["event_id"])
     assert set(QUESTIONS) - await cached(services) == certain
 
 
-async def test_the_same_content_changes_nothing_and_what_cannot_be_read_is_said(installation, services):
+async def test_unchanged_content_affects_nothing_and_unreadable_content_is_reported(installation, services):
     text = room(5, 5).encode()
     await services.ended((await services.put("room-5.md", text, "text/markdown"))["event_id"])
     found = await dry_run(installation.settings, "room-5.md", text, file_name="room-5.md")
@@ -110,14 +110,14 @@ async def test_the_same_content_changes_nothing_and_what_cannot_be_read_is_said(
 
 HERD = 60
 OFTEN = 1_900
-"""More often than one byte counts. With a byte's 255, so long a passage would come behind all of the herd."""
+"""More than a one-byte counter holds. Counted as 255, so long a passage would rank below the entire herd."""
 
 
-async def test_a_word_that_an_edit_repeats_counts_as_often_as_the_search_counts_it(installation, services, tmp_path):
-    """The herd fills the 50 candidates of the lexical leg, and the answer has 50 results.
+async def test_term_frequencies_of_an_edit_are_counted_as_the_search_counts_them(installation, services, tmp_path):
+    """The herd fills the 50 candidates of the lexical retriever, and the answer has 50 results.
 
-    At most 49 of the herd are among the candidates of both legs once the edit is first in the lexical one, so it is
-    among the results whatever its vector is.
+    Once the edit ranks first in the lexical retriever, at most 49 of the herd are candidates of both retrievers, so the
+    edit is among the results for any vector.
     """
     question = {"top_k": 50, "generate": False}
     for number in range(HERD):
@@ -133,9 +133,9 @@ async def test_a_word_that_an_edit_repeats_counts_as_often_as_the_search_counts_
 
     edit = "zebra " * OFTEN
     (tmp_path / "edit.txt").write_text(edit)
-    told = await run(installation, str(tmp_path / "edit.txt"), "--id", "zebras.txt")
-    [touched] = [one for one in told["affected"] if one["question"] == "zebra"]
-    assert (touched["reason"], touched["lexical_rank"]) == ("enters_results", 1)
+    report = await run(installation, str(tmp_path / "edit.txt"), "--id", "zebras.txt")
+    [affected] = [one for one in report["affected"] if one["question"] == "zebra"]
+    assert (affected["reason"], affected["lexical_rank"]) == ("enters_results", 1)
 
     await services.ended((await services.put("zebras.txt", edit.encode(), "text/plain"))["event_id"])
     after = await services.ask("zebra", **question)

@@ -1,4 +1,4 @@
-"""Both services as other programs speak to them: the JDK's client, curl, and whatever writes bytes to a socket."""
+"""Both services with other HTTP clients: the JDK's client, curl, and raw bytes on a socket."""
 
 import asyncio
 import json
@@ -46,24 +46,24 @@ async def services(installation: BenchInstallation) -> AsyncIterator[Services]:
         yield connected
 
 
-async def spoken(url: str, *pieces: bytes) -> list[tuple[int, bytes]]:
-    """Send the pieces to a service, one segment each; status and body of all responses until it closes."""
+async def exchange(url: str, *pieces: bytes) -> list[tuple[int, bytes]]:
+    """Send the pieces to a service, one segment each; returns status and body of all responses until it closes."""
     address = urlsplit(url)
     reader, writer = await asyncio.open_connection(address.hostname, address.port)
     async with asyncio.timeout(60):
         for piece in pieces:
             writer.write(piece)
             await writer.drain()
-            await asyncio.sleep(0.02)  # so that it is a segment of its own; nothing is decided by it
-        told = await reader.read()
+            await asyncio.sleep(0.02)  # makes it a separate segment; no assertion depends on it
+        received = await reader.read()
     writer.close()
     responses = []
-    while told:
-        head, _, told = told.partition(b"\r\n\r\n")
+    while received:
+        head, _, received = received.partition(b"\r\n\r\n")
         length = re.search(rb"content-length: (\d+)", head)
         if length is not None:
-            responses.append((int(head.split()[1]), told[: int(length[1])]))
-            told = told[int(length[1]) :]
+            responses.append((int(head.split()[1]), received[: int(length[1])]))
+            received = received[int(length[1]) :]
     return responses
 
 
@@ -73,12 +73,12 @@ def put(name: str, body: bytes, headers: bytes = b"", declared: bytes = b"") -> 
 
 
 async def passages(services: Services, name: str, position: str, *, question: str = "Who signs?") -> str:
-    """What is found of a document, once the position is applied."""
+    """Text of the passages found of a document, once the position is applied."""
     found = await services.ask(question, filters={"document_id": name}, min_position=position)
     return " ".join(result["text"] for result in found["results"])
 
 
-async def test_the_jdks_client_uploads_asks_and_deletes_as_it_comes_and_in_http_1(installation, services):
+async def test_the_jdk_client_uploads_asks_and_deletes_by_default_and_in_http_1(installation, services):
     command = [java.for_kafka().home / "bin/java", JDK_CLIENT, installation.ingest_url, installation.query_url]
     done = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, check=False, timeout=200)
     assert done.returncode == 0, done.stderr
@@ -86,11 +86,11 @@ async def test_the_jdks_client_uploads_asks_and_deletes_as_it_comes_and_in_http_
     expected = {"text": 202, "stream": 202, "waiting": 202, "large": 202, "empty": 422, "empty-text": 422}
     expected |= {"ask-1": 200, "ask-2": 200, "delete": 202}
     for mode in ("HTTP_1_1", "HTTP_2"):
-        told = {step: (int(status), body) for of, step, status, body in exchanges if of == mode}
-        assert {step: status for step, (status, _) in told.items()} == expected, done.stdout
+        responses = {step: (int(status), body) for of, step, status, body in exchanges if of == mode}
+        assert {step: status for step, (status, _) in responses.items()} == expected, done.stdout
         for step in ("ask-1", "ask-2"):
-            assert f"The {mode} heron signs." in told[step][1]
-        position = json.loads(told["delete"][1])["position"]
+            assert f"The {mode} heron signs." in responses[step][1]
+        position = json.loads(responses["delete"][1])["position"]
         assert await passages(services, f"{mode}-text", position) == ""
         for name, animal in (("stream", "heron"), ("waiting", "stoat"), ("large", "lynx")):
             found = await passages(services, f"{mode}-{name}", position, question=f"What does the {animal} do?")
@@ -98,7 +98,7 @@ async def test_the_jdks_client_uploads_asks_and_deletes_as_it_comes_and_in_http_
 
 
 @pytest.mark.skipif(not curl_offers_http_2(), reason="curl is not there, or cannot offer HTTP/2")
-async def test_curl_that_offers_http_2_uploads_what_it_was_given(installation, services):
+async def test_curl_with_an_http_2_offer_uploads_its_content(installation, services):
     url = f"{installation.ingest_url}/v1/documents/curl.md"
     command = ["curl", "-sS", "--http2", "-X", "PUT", "--data-binary", "# Curl\n\nThe curlew signs.\n", url]
     done = await asyncio.to_thread(subprocess.run, command, capture_output=True, check=True, timeout=60)
@@ -106,12 +106,12 @@ async def test_curl_that_offers_http_2_uploads_what_it_was_given(installation, s
 
 
 @pytest.mark.parametrize("offer", [OFFER, WEBSOCKET, b""], ids=["h2c", "websocket", "none"])
-async def test_a_body_of_its_own_segment_is_the_body(installation, services, offer):
+async def test_a_body_in_a_separate_segment_is_the_body(installation, services, offer):
     name = f"segments-{len(offer)}.md"
     body = b"# Segments\n\nThe pika signs.\n\n" + SMUGGLED
-    whole = put(name, body, offer)
-    for cut in (len(whole) - len(body), len(whole) - len(SMUGGLED), len(whole)):
-        responses = await spoken(installation.ingest_url, whole[:cut], whole[cut:] + LAST)
+    request = put(name, body, offer)
+    for cut in (len(request) - len(body), len(request) - len(SMUGGLED), len(request)):
+        responses = await exchange(installation.ingest_url, request[:cut], request[cut:] + LAST)
         assert [status for status, _ in responses] == [202, 200], responses
     text = await passages(services, name, json.loads(responses[0][1])["position"])
     assert "pika" in text
@@ -119,18 +119,22 @@ async def test_a_body_of_its_own_segment_is_the_body(installation, services, off
 
     question = json.dumps({"query": "Who signs?", "filters": {"document_id": name}}).encode()
     head = b"POST /v1/query HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-    asked = head + offer + b"Content-Length: %d\r\n\r\n" % len(question)
-    for pieces in ((asked, question, LAST), (asked + question, LAST), (asked + question + asked, question + LAST)):
-        responses = await spoken(installation.query_url, *pieces)
+    head_of_question = head + offer + b"Content-Length: %d\r\n\r\n" % len(question)
+    for pieces in (
+        (head_of_question, question, LAST),
+        (head_of_question + question, LAST),
+        (head_of_question + question + head_of_question, question + LAST),
+    ):
+        responses = await exchange(installation.query_url, *pieces)
         assert [status for status, _ in responses] == [200] * (b"".join(pieces).count(b"Host")), responses
         assert all(b"pika" in answer for _, answer in responses[:-1])
 
 
-async def test_what_is_malformed_or_cut_short_changes_nothing(installation, services):
-    """Each is sent to a document that is there, with a delete of it hidden where a body may be."""
+async def test_malformed_and_truncated_requests_change_nothing(installation, services):
+    """Each request is sent to an existing document, with a delete of it smuggled into the body."""
     ingest, name = installation.ingest_url, "kept.md"
     text = b"# Kept\n\nThe kestrel signs.\n"
-    [(status, accepted), _] = await spoken(ingest, put(name, text, OFFER), LAST)
+    [(status, accepted), _] = await exchange(ingest, put(name, text, OFFER), LAST)
     assert status == 202
     both = b"Content-Length: %d\r\nTransfer-Encoding: chunked\r\n" % (5 + len(SMUGGLED))
     two = b"Content-Length: %d\r\nContent-Length: 0\r\n" % len(SMUGGLED)
@@ -152,7 +156,7 @@ async def test_what_is_malformed_or_cut_short_changes_nothing(installation, serv
         "garbage behind": (LAST.replace(b"Connection: close\r\n", b"") + b"\x00" + SMUGGLED, [200, 400]),
     }
     for case, (raw, statuses, *later) in refused.items():
-        found = [status for status, _ in await spoken(ingest, raw, *later)]
+        found = [status for status, _ in await exchange(ingest, raw, *later)]
         assert found == statuses, case
     for headers in (b"", OFFER, WEBSOCKET, OFFER + b"Expect: 100-continue\r\n"):
         declared = put(name, b"# Cut", headers, b"Content-Length: 90\r\n")
@@ -164,14 +168,14 @@ async def test_what_is_malformed_or_cut_short_changes_nothing(installation, serv
             writer.close()
             await writer.wait_closed()
 
-    # Nothing at all came between: there is one partition, and only this is sent.
+    # No other record was sent in between: there is one partition, and the test is its only client.
     marker = await services.put("marker.md", b"# Marker\n\nNobody.\n", "text/markdown")
     before, after = (Position.parse(one["position"]) for one in (json.loads(accepted), marker))
     assert after.offset == before.offset + 1
     assert "kestrel" in await passages(services, name, marker["position"])
 
 
-async def test_an_empty_file_of_a_folder_is_empty_on_purpose(installation, services, tmp_path):
+async def test_an_empty_file_of_a_folder_is_declared_empty(installation, services, tmp_path):
     folder = tmp_path / "folder"
     folder.mkdir()
     for name in ("one.md", "two.md"):
@@ -187,7 +191,7 @@ async def test_an_empty_file_of_a_folder_is_empty_on_purpose(installation, servi
 
     await ingest(0)
     (folder / "one.md").write_bytes(b"")
-    await ingest(4)  # taken, and named as a document without passages
+    await ingest(4)  # accepted, and listed as a document without passages
     states = {name: await services.document(name) for name in ("one.md", "two.md")}
     assert {name: (state["state"], state["chunks"] > 0) for name, state in states.items()} == {
         "one.md": ("live", False),

@@ -1,4 +1,4 @@
-"""The real servers, as processes that come, stay, come back and go."""
+"""The local stack with real servers: start, readiness, crash recovery and stop."""
 
 import asyncio
 import json
@@ -35,7 +35,7 @@ pytestmark = pytest.mark.stack
 
 @pytest.fixture
 def home() -> Iterator[Path]:
-    """A data directory that a server of another user can reach, and that no process of it outlives."""
+    """Data directory accessible to servers of another user. Its processes are stopped afterwards."""
     made = Path(tempfile.mkdtemp(prefix="freshline-tests-", dir="/var/tmp"))
     yield made
     Stack.open(StackConfig(data_dir=made)).down()
@@ -43,7 +43,7 @@ def home() -> Iterator[Path]:
 
 
 def _processes(home: Path) -> list[psutil.Process]:
-    """The supervisor and everything it runs, from what it has written."""
+    """The supervisor and its processes, from its state file."""
     state = json.loads((home / "state.json").read_text(encoding="utf-8"))
     identities = [state["supervisor"], *(process["identity"] for process in state["processes"])]
     return [psutil.Process(identity["pid"]) for identity in identities if identity is not None]
@@ -93,7 +93,7 @@ async def _send(servers: str, topic: str, *, timeout_s: float = 40) -> int:
 
 
 async def _send_until_acknowledged(servers: str, topic: str) -> int:
-    """A broker that stands still takes connections and never answers, so each try ends soon."""
+    """A suspended broker accepts connections and never answers, so each attempt has a short timeout."""
     async with asyncio.timeout(90):
         while True:
             with suppress(KafkaError):
@@ -132,7 +132,7 @@ async def test_settings_reach_all_three_servers(settings: Settings) -> None:
         hits = (await client.post(f"/{index}/_search", json=query)).json()["hits"]["hits"]
         assert [hit["_id"] for hit in hits] == ["near"]
         misspelt = await client.put(f"/{index}x/_doc/1", json={})
-        assert misspelt.status_code == 404  # no index is made by accident
+        assert misspelt.status_code == 404  # indices are not created automatically
 
     with redis.Redis.from_url(settings.redis.url) as client:
         client.set(f"{settings.namespace}:key", "value")
@@ -152,30 +152,30 @@ def test_servers_listen_on_loopback_only(stack: Stack) -> None:
     assert addresses <= {"127.0.0.1", "::ffff:127.0.0.1"}
 
 
-def test_life_of_a_stack_beside_another(stack: Stack, home: Path) -> None:
+def test_the_lifecycle_of_a_second_stack(stack: Stack, home: Path) -> None:
     url = f"http://127.0.0.1:{_free_port()}/"
     serve = (
         "import http.server, os, sys; print(os.environ['GREETING'], os.environ['FRESHLINE_REDIS__URL'], flush=True); "
         f"http.server.test(http.server.SimpleHTTPRequestHandler, port={httpx.URL(url).port}, bind='127.0.0.1')"
     )
-    # One identity in 64 begins like an option of a command line.
+    # One in 64 cluster ids begins with a hyphen, like a command line option.
     (home / "kafka-cluster-id").write_text("-yRQ9lrMTcOcOI3dTHFMWA", encoding="ascii")
     own = Stack.open(StackConfig(data_dir=home, apps=(_app("web", serve, url),)))
-    told: list[tuple[str, str]] = []
-    status = own.up(say=lambda subject, text: told.append((subject, text)))
+    phases: list[tuple[str, str]] = []
+    status = own.up(say=lambda subject, text: phases.append((subject, text)))
 
-    # All of it is ready, at places of its own, the application last.
+    # All processes are ready at their own addresses, the application last.
     assert {process.name: process.state for process in status.processes} == dict.fromkeys(
         ("kafka-1", "opensearch-1", "redis", "web"), Phase.READY
     )
-    assert [subject for subject, text in told if text == Phase.READY][-1] == "web"
-    places = {"FRESHLINE_KAFKA__BOOTSTRAP_SERVERS", "FRESHLINE_OPENSEARCH__URL", "FRESHLINE_REDIS__URL"}
-    assert all(own.environment()[name] != stack.environment()[name] for name in places)
+    assert [subject for subject, text in phases if text == Phase.READY][-1] == "web"
+    addresses_of_servers = {"FRESHLINE_KAFKA__BOOTSTRAP_SERVERS", "FRESHLINE_OPENSEARCH__URL", "FRESHLINE_REDIS__URL"}
+    assert all(own.environment()[name] != stack.environment()[name] for name in addresses_of_servers)
     assert httpx.get(url).status_code == 200
     log = (home / "logs" / "web.log").read_text(encoding="utf-8")
     assert log.startswith(f"hello {own.environment()['FRESHLINE_REDIS__URL']}")
 
-    # Once more changes nothing; what does not fit is refused.
+    # A second up changes nothing; conflicting options are rejected.
     pids = [process.pid for process in status.processes]
     assert [process.pid for process in own.up().processes] == pids
     other = _app("other", "")
@@ -186,7 +186,7 @@ def test_life_of_a_stack_beside_another(stack: Stack, home: Path) -> None:
     with pytest.raises(StackError, match="before it can start fresh"):
         own.up(fresh=True)
 
-    # A server that crashes is back with all it acknowledged; a restart on purpose is no crash.
+    # A crashed server restarts with all acknowledged data; an intentional restart is not counted as a crash.
     with redis.Redis.from_url(own.environment()["FRESHLINE_REDIS__URL"]) as client:
         client.set("kept", "yes")
         psutil.Process(own.pid("redis")).kill()
@@ -198,7 +198,7 @@ def test_life_of_a_stack_beside_another(stack: Stack, home: Path) -> None:
     assert (after["web"].crashes, after["web"].error) == (0, None)
     assert after["web"].pid not in pids
 
-    # In the end nothing is left, and to end it again is harmless.
+    # After down no process is left; a second down is harmless.
     seen = _processes(home)
     assert len(seen) == 5
     own.down()
@@ -207,7 +207,7 @@ def test_life_of_a_stack_beside_another(stack: Stack, home: Path) -> None:
     assert own.status().state is Phase.STOPPED
 
 
-async def test_killed_supervisor_leaves_nothing_and_the_data_comes_back(home: Path) -> None:
+async def test_a_killed_supervisor_leaves_no_process_and_the_data_is_kept(home: Path) -> None:
     own = Stack.open(StackConfig(data_dir=home))
     own.up(detach=True)
     before = own.environment()
@@ -228,13 +228,13 @@ async def test_killed_supervisor_leaves_nothing_and_the_data_comes_back(home: Pa
         own.environment()
 
     own.up(detach=True)
-    assert own.environment() == before  # the same ports too
+    assert own.environment() == before  # including the ports
     assert await _send(settings.kafka.bootstrap_servers, topic) == 1
     async with httpx.AsyncClient(base_url=before["FRESHLINE_OPENSEARCH__URL"], timeout=30) as client:
         assert (await client.head("/kept")).status_code == 200
 
 
-def test_start_that_fails_says_why_and_leaves_nothing(home: Path) -> None:
+def test_a_failed_start_reports_the_reason_and_leaves_no_process(home: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = int(server.getsockname()[1])
         with pytest.raises(StackError, match=f"port {port} for redis is in use"):
@@ -257,8 +257,8 @@ def _runs(home: Path) -> bool:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_stack_in_the_foreground_ends_with_its_caller(home: Path, number: signal.Signals) -> None:
-    """However the caller ends, and while servers are still starting."""
+def test_a_foreground_stack_stops_with_its_caller(home: Path, number: signal.Signals) -> None:
+    """For each signal to the caller, even while servers are starting."""
     command = [sys.executable, "-m", "infra.local", "up", "--home", str(home)]
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as caller:
         _wait_until(lambda: (home / "state.json").exists() and len(_processes(home)) >= 3)
@@ -269,7 +269,7 @@ def test_stack_in_the_foreground_ends_with_its_caller(home: Path, number: signal
     _wait_until(lambda: not _runs(home))
 
 
-def test_two_starts_at_once_make_one_stack(home: Path) -> None:
+def test_concurrent_starts_create_one_stack(home: Path) -> None:
     stacks = [Stack.open(StackConfig(data_dir=home)) for _ in range(2)]
     with ThreadPoolExecutor() as pool:
         first, second = pool.map(lambda stack: stack.up(), stacks)
@@ -280,24 +280,27 @@ def test_two_starts_at_once_make_one_stack(home: Path) -> None:
     _assert_all_gone(seen)
 
 
-async def test_three_nodes_acknowledge_without_one_of_them(home: Path) -> None:
+async def test_three_nodes_acknowledge_writes_while_one_is_suspended(home: Path) -> None:
     own = Stack.open(StackConfig(data_dir=home, nodes=3))
     names = {process.name for process in own.up().processes}
     assert names == {"kafka-1", "kafka-2", "kafka-3", "opensearch-1", "opensearch-2", "opensearch-3", "redis"}
-    told = own.environment()
-    servers = told["FRESHLINE_KAFKA__BOOTSTRAP_SERVERS"]
-    assert (told["FRESHLINE_KAFKA__REPLICATION"], told["FRESHLINE_KAFKA__MIN_IN_SYNC_REPLICAS"]) == ("3", "2")
-    assert told["FRESHLINE_OPENSEARCH__REPLICAS"] == "1"
+    environment = own.environment()
+    servers = environment["FRESHLINE_KAFKA__BOOTSTRAP_SERVERS"]
+    assert (environment["FRESHLINE_KAFKA__REPLICATION"], environment["FRESHLINE_KAFKA__MIN_IN_SYNC_REPLICAS"]) == (
+        "3",
+        "2",
+    )
+    assert environment["FRESHLINE_OPENSEARCH__REPLICAS"] == "1"
     await _create_topic(Settings(kafka={"bootstrap_servers": servers, "replication": 3}), "documents")
 
-    # The one that another has to take over from, suspended rather than killed: nobody starts it again.
+    # The leader is suspended, not killed: the supervisor would restart a killed process.
     stopped = psutil.Process(own.pid(f"kafka-{await _leader_of(servers, 'documents')}"))
     stopped.suspend()
     try:
         assert await _send_until_acknowledged(servers, "documents") == 0
     finally:
         stopped.resume()
-    first, second = told["FRESHLINE_OPENSEARCH__URL"].split(",")
+    first, second = environment["FRESHLINE_OPENSEARCH__URL"].split(",")
     assert first != second
     async with httpx.AsyncClient(base_url=first, timeout=30) as client:
         created = await client.put("/kept?wait_for_active_shards=2", json={"settings": {"number_of_replicas": 1}})
@@ -309,9 +312,7 @@ async def test_three_nodes_acknowledge_without_one_of_them(home: Path) -> None:
     _assert_all_gone(seen)
 
 
-async def test_valkey_from_pypi_stands_in_for_a_redis_that_is_not_there(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+async def test_valkey_from_pypi_replaces_a_missing_redis(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     program = fetch.redis_server()
     assert program.is_relative_to(fetch.cache_dir())
@@ -319,15 +320,15 @@ async def test_valkey_from_pypi_stands_in_for_a_redis_that_is_not_there(
     plan = SimpleNamespace(programs=SimpleNamespace(redis_server=program))
     server = servers.Redis(plan, Home(tmp_path), {"redis": port})
     names = Names("valkey")
-    for promised in ({}, {3: 42}):
+    for acknowledged in ({}, {3: 42}):
         process = await asyncio.create_subprocess_exec(*server.prepare().argv, stdout=subprocess.DEVNULL)
         try:
             async with asyncio.timeout(30):
-                while await server.missing() is not None:  # noqa: ASYNC110 - a server does not tell
+                while await server.missing() is not None:  # noqa: ASYNC110 - servers send no notification
                     await asyncio.sleep(0.05)
             client = connect_redis(RedisSettings(url=server.address))
             cache = RedisAnswerCache(client, names)
-            assert await cache.positions("acme") == promised, "a killed server comes back with what it promised"
+            assert await cache.positions("acme") == acknowledged, "a killed server restarts with acknowledged data"
             await cache.apply("acme", {3: 42}, drop=True)
             await client.aclose()
         finally:

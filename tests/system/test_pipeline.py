@@ -1,4 +1,4 @@
-"""From upload to answer on real servers and real processes."""
+"""The pipeline from upload to answer, on real servers and processes."""
 
 import os
 import signal
@@ -44,7 +44,7 @@ def texts(answer: dict) -> str:
     return "\n".join(result["text"] for result in answer["results"])
 
 
-async def test_edit_changes_the_cached_answer_and_delete_removes_it(services):
+async def test_an_edit_changes_the_cached_answer_and_a_delete_removes_it(services):
     question = "How much may a hotel cost?"
     await put(services, "travel.md", PAGE.format("120 dollars"))
     first = await services.ask(question, generate=True)
@@ -63,7 +63,7 @@ async def test_edit_changes_the_cached_answer_and_delete_removes_it(services):
     assert (await services.document("travel.md"))["state"] == "deleted"
 
 
-async def test_every_stage_of_an_event_is_told(services):
+async def test_every_stage_of_an_event_is_reported(services):
     accepted = await put(services, "stages.md", "# Stages\n\nOne passage.\n")
     status = await services.ended(accepted["event_id"])
     times = [status["stages_ms"][stage] for stage in ("accepted", "chunked", "embedded", "searchable", "purged")]
@@ -71,7 +71,7 @@ async def test_every_stage_of_an_event_is_told(services):
     assert times[0] == 0
 
 
-async def test_deletion_is_followed_to_its_end_and_has_a_receipt(services, installation):
+async def test_a_deletion_has_an_outcome_and_a_receipt(services, installation):
     await put(services, "secret.md", "# Secret\n\nThe code is 4711.\n")
     assert "4711" in texts(await services.ask("What is the code?", filters={"document_id": "secret.md"}))
     deleted = await services.delete("secret.md")
@@ -87,7 +87,7 @@ async def test_deletion_is_followed_to_its_end_and_has_a_receipt(services, insta
         assert (await client.get(f"{path}/receipt")).status_code == 404
 
 
-async def test_older_revision_is_superseded_and_changes_nothing(services, installation):
+async def test_an_older_revision_is_superseded_and_changes_nothing(services, installation):
     async with httpx.AsyncClient(base_url=installation.ingest_url) as client:
         for revision, text, outcome in ((7, "seven", "done"), (6, "six", "superseded"), (7, "again", "superseded")):
             accepted = await client.put(
@@ -102,7 +102,7 @@ async def test_older_revision_is_superseded_and_changes_nothing(services, instal
     assert "six" not in texts(answer)
 
 
-async def test_document_that_cannot_be_read_is_a_dead_letter_and_its_next_version_passes(services):
+async def test_an_unreadable_document_is_a_dead_letter_and_its_next_version_is_indexed(services):
     accepted = await services.put("broken.pdf", b"%PDF-1.4 and nothing more", "application/pdf")
     status = await services.ended(accepted["event_id"])
     assert status["outcome"] == "dead_letter"
@@ -111,7 +111,7 @@ async def test_document_that_cannot_be_read_is_a_dead_letter_and_its_next_versio
     assert "zebras" in texts(await services.ask("zebras"))
 
 
-async def test_content_that_goes_back_is_embedded_once(services, installation):
+async def test_restored_content_is_embedded_once(services, installation):
     a, b = ("# Flip\n\nThe gate is open on weekdays.\n", "# Flip\n\nThe gate is closed for repairs.\n")
     await put(services, "flip.md", a)
     await put(services, "flip.md", b)
@@ -125,31 +125,31 @@ async def test_content_that_goes_back_is_embedded_once(services, installation):
 
 
 async def test_killed_workers_lose_nothing(stack):
-    """SIGKILL of every worker in the middle of a stream; new ones in the same groups finish it."""
-    async with installed(stack, {"FRESHLINE_KAFKA__PARTITIONS": "4"}) as doomed:
-        async with connect_services(doomed.settings) as services:
+    """SIGKILL of all workers while records wait; new workers of the same groups process the rest."""
+    async with installed(stack, {"FRESHLINE_KAFKA__PARTITIONS": "4"}) as installation:
+        async with connect_services(installation.settings) as services:
             events = [
                 (await services.put(f"doc-{number}.md", PAGE.format(number).encode(), "text/markdown"))["event_id"]
                 for number in range(40)
             ]
-            for name, pid in doomed.pids.items():
+            for name, pid in installation.pids.items():
                 if name.startswith("worker"):
                     os.kill(pid, signal.SIGKILL)
-            async with doomed.workers():
+            async with installation.workers():
                 outcomes = [(await services.ended(event))["outcome"] for event in events]
-                await doomed.caught_up(timeout_s=60)
+                await installation.caught_up(timeout_s=60)
             assert outcomes == ["done"] * 40
-        async with checking(doomed.settings, ClientHistory()) as checker:
+        async with checking(installation.settings, ClientHistory()) as checker:
             checker.observed.rested(await checker.check())
             assert checker.observed.violations == []
             assert len(checker.observed.accepted) == 40
-        report = await verify(doomed.settings, repair=False)
+        report = await verify(installation.settings, repair=False)
         assert report.ok, report
         assert report.documents == 40
 
 
 async def test_the_checker_reports_damage(installation, services):
-    """What finds nothing must be able to find something: a passage that is gone, one that came back, one too many."""
+    """The checker must detect a missing passage, a restored one and an additional one."""
     for name in ("gone.md", "back.md", "old.md"):
         await put(services, name, f"# Kept\n\nThe page {name} tells of storks.\n")
     await services.ended((await services.delete("back.md"))["event_id"])
@@ -172,7 +172,7 @@ async def test_the_checker_reports_damage(installation, services):
         assert sorted(found) == [(Harm.LOST, str(gone)), (Harm.RESURRECTED, str(back)), (Harm.STALE, str(old))]
 
 
-async def test_stream_and_index_agree_in_the_end(installation, services):
+async def test_the_index_agrees_with_the_stream(installation, services):
     await put(services, "last.md", "# Last\n\nThe last one.\n")
     await installation.caught_up(timeout_s=60)
     report = await verify(installation.settings, repair=False)

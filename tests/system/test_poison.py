@@ -1,4 +1,4 @@
-"""Poison on every stream of a real installation, and what is done about it: dead letters, replay, the limit."""
+"""Undecodable and failing records on every stream of a real installation: dead letters, replay and the rate limit."""
 
 import asyncio
 import json
@@ -35,7 +35,7 @@ LOST = ref_of(b"never stored")
 
 @pytest.fixture(scope="module")
 async def installation(stack: Stack) -> AsyncIterator[BenchInstallation]:
-    async with installed(stack, {"FRESHLINE_KAFKA__PARTITIONS": "3", "FRESHLINE_PARSE__WALL_S": "120"}) as running:
+    async with installed(stack, {"FRESHLINE_KAFKA__PARTITIONS": "3", "FRESHLINE_PARSE__TIMEOUT_S": "120"}) as running:
         yield running
 
 
@@ -67,17 +67,17 @@ def event(document_id: str, version: int, content: BlobRef = LOST, **fields: obj
 
 
 async def ended(services: Services, event_id: str) -> dict:
-    """As ``Services.ended``, for what may take long on a busy machine."""
+    """As ``Services.ended``, with a longer timeout."""
     async with asyncio.timeout(240):
-        while (status := await services.event(event_id))["outcome"] is None:  # noqa: ASYNC110 - as there
+        while (status := await services.event(event_id))["outcome"] is None:  # noqa: ASYNC110 - over HTTP
             await asyncio.sleep(0.1)
     return status
 
 
-async def dead_letters(installation: BenchInstallation) -> dict[str, object]:
+async def dead_letters_by_id(installation: BenchInstallation) -> dict[str, object]:
     """Open dead letters by id."""
     found = await open_dead_letters(partial(read_to_end, installation.settings))
-    return {dead_letter.dead_letter_id: dead_letter for dead_letter in found}
+    return {one.dead_letter_id: one for one in found}
 
 
 def freshline(installation: BenchInstallation, *arguments: str, status: int = 0) -> dict:
@@ -106,7 +106,7 @@ def poison(topic: str) -> list[tuple[bytes, Headers]]:
     ]
 
 
-async def test_every_step_survives_what_it_cannot_decode_and_goes_on(installation, services, producer):
+async def test_every_step_continues_after_records_that_it_cannot_decode(installation, services, producer):
     sent: dict[str, bytes] = {}
     for topic in (DOCUMENTS, CHUNKS, INDEX_CHANGES, EVENT_ENDS):
         for partition in range(3):
@@ -117,17 +117,17 @@ async def test_every_step_survives_what_it_cannot_decode_and_goes_on(installatio
         await services.put(f"after-{number}.md", b"# After\n\nPoison.\n", "text/markdown") for number in range(6)
     ]
     assert [(await services.ended(one["event_id"]))["outcome"] for one in accepted] == ["done"] * 6
-    found = await dead_letters(installation)
-    assert {name: dead_letter.value for name, dead_letter in found.items()} == sent
+    found = await dead_letters_by_id(installation)
+    assert {name: one.value for name, one in found.items()} == sent
     for dead_letter in found.values():
         assert dead_letter.kind == "undecodable"
         assert dead_letter.reason
         assert {name for name, _ in dead_letter.headers} >= set(DEAD_LETTER_HEADERS)
     assert (await installation_verified(installation)).ok
-    told = freshline(installation, "dead-letters", "list", "--kind", "undecodable")
-    assert (told["total"], told["by_step"]) == (36, {"prepare": 9, "index": 9, "invalidate": 9, "notify": 9})
+    listing = freshline(installation, "dead-letters", "list", "--kind", "undecodable")
+    assert (listing["total"], listing["by_step"]) == (36, {"prepare": 9, "index": 9, "invalidate": 9, "notify": 9})
     assert len(freshline(installation, "dead-letters", "drop", "--all")["dropped"]) == 36
-    assert await dead_letters(installation) == {}
+    assert await dead_letters_by_id(installation) == {}
 
 
 async def installation_verified(installation):
@@ -135,7 +135,7 @@ async def installation_verified(installation):
     return await verify(installation.settings, repair=False)
 
 
-async def test_parked_version_is_superseded_by_later_ones_also_when_it_is_replayed(installation, services, producer):
+async def test_a_dead_letter_is_superseded_by_later_versions_even_after_a_replay(installation, services, producer):
     placed = await producer.send(encode_event(event("lost.md", 5)))
     name = f"documents.v1-{placed.partition}:{placed.offset}"
     headers = {"content-type": "text/markdown", "freshline-revision": "6"}
@@ -153,49 +153,49 @@ async def test_parked_version_is_superseded_by_later_ones_also_when_it_is_replay
         assert shown["headers"]["ce_id"] == "lost.md-5"
         replayed = (await client.post(f"/v1/dead-letters/{name}/replay")).json()
     status = await services.ended(replayed["event_id"])
-    # Its content is still lost, so it may become a dead letter again; never does it stand in the way of version 6.
+    # Its content is still lost, so it may become a dead letter again. It never blocks version 6.
     assert status["outcome"] == "dead_letter"
     assert (await services.document("lost.md"))["version"] == 6
     assert "Six." in (await services.ask("Found", filters={"document_id": "lost.md"}))["results"][0]["text"]
     freshline(installation, "dead-letters", "drop", "--all")
 
 
-async def test_replay_of_a_mended_cause_succeeds_and_of_an_overtaken_version_is_superseded(
-    installation, services, producer
-):
+async def test_a_replay_succeeds_after_a_repair_and_is_superseded_by_a_newer_version(installation, services, producer):
     blob = ref_of(b"# Mended\n\nThe backup came back.\n")
-    for document_id in ("mended.md", "overtaken.md"):
+    for document_id in ("repaired.md", "superseded.md"):
         await producer.send(encode_event(event(document_id, 5, blob)))
     headers = {"content-type": "text/markdown", "freshline-revision": "6"}
     async with httpx.AsyncClient(base_url=installation.ingest_url) as client:
-        later = (await client.put("/v1/documents/overtaken.md", content=b"Newer.\n", headers=headers)).json()
+        later = (await client.put("/v1/documents/superseded.md", content=b"Newer.\n", headers=headers)).json()
         await services.ended(later["event_id"])
         await installation.caught_up(timeout_s=60)
         assert (await client.get("/v1/dead-letters")).json()["by_kind"] == {"content-lost": 2}
-        # What was missing is restored.
+        # Restore the missing content.
         restored = await services.put("other.md", b"# Mended\n\nThe backup came back.\n", "text/markdown")
         await services.ended(restored["event_id"])
     replayed = freshline(installation, "dead-letters", "replay", "--all", "--kind", "content-lost")["replayed"]
-    ends = {}
+    outcomes = {}
     for one in replayed:
         status = await services.ended(one["event_id"])
-        ends[status["document_id"]] = status["outcome"]
-    assert ends == {"mended.md": "done", "overtaken.md": "superseded"}
-    assert (await services.document("overtaken.md"))["version"] == 6
-    assert "backup" in (await services.ask("backup", filters={"document_id": "mended.md"}))["results"][0]["text"]
-    assert await dead_letters(installation) == {}
+        outcomes[status["document_id"]] = status["outcome"]
+    assert outcomes == {"repaired.md": "done", "superseded.md": "superseded"}
+    assert (await services.document("superseded.md"))["version"] == 6
+    assert "backup" in (await services.ask("backup", filters={"document_id": "repaired.md"}))["results"][0]["text"]
+    assert await dead_letters_by_id(installation) == {}
     report = await installation_verified(installation)
     assert (report.ok, report.rejected.count) == (True, 0)
 
 
-async def test_plan_whose_passages_are_lost_is_parked_and_its_document_goes_on(installation, services, producer):
+async def test_a_plan_without_its_passages_is_a_dead_letter_and_later_versions_are_indexed(
+    installation, services, producer
+):
     one = event("plan.md", 5)
     plan = ChunkPlan(event=one, position="documents.v1-0:999999", profile="p", chunked_ms=0, chunks_blob=LOST)
     await producer.send(encode_plan(plan, 0))
     accepted = await services.put("plan.md", b"# Plan\n\nA later one.\n", "text/markdown")
     assert (await services.ended(accepted["event_id"]))["outcome"] == "done"
     await installation.caught_up(timeout_s=60)
-    [dead_letter] = (await dead_letters(installation)).values()
+    [dead_letter] = (await dead_letters_by_id(installation)).values()
     assert (dead_letter.step, dead_letter.kind, dead_letter.event) == ("index", "content-lost", one)
     freshline(installation, "dead-letters", "drop", dead_letter.dead_letter_id)
 
@@ -211,7 +211,7 @@ async def test_plan_whose_passages_are_lost_is_parked_and_its_document_goes_on(i
         ("blank.md", b" \n\t\n", "done", None),
     ],
 )
-async def test_awkward_text_ends_and_the_next_version_passes(services, name, content, outcome, reason):
+async def test_awkward_text_has_an_outcome_and_the_next_version_is_indexed(services, name, content, outcome, reason):
     content_type = "text/markdown" if name.endswith(".md") else "text/plain"
     accepted = await services.put(name, content, content_type)
     status = await ended(services, accepted["event_id"])
@@ -223,7 +223,7 @@ async def test_awkward_text_ends_and_the_next_version_passes(services, name, con
     assert [result["text"].strip() for result in results] == [f"The next version of {name}."]
 
 
-async def test_worker_that_would_give_up_everything_ends_with_an_error_and_loses_nothing(settings: Settings):
+async def test_a_worker_above_the_dead_letter_rate_limit_stops_with_an_error_and_loses_nothing(settings: Settings):
     async with StreamAdmin(settings) as admin:
         await admin.create_topics()
     producer = await KafkaProducer.open(settings)
@@ -239,20 +239,20 @@ async def test_worker_that_would_give_up_everything_ends_with_an_error_and_loses
     assert "prepare would give up 3 of the last" in stopped.stderr.splitlines()[-1]
     assert "nothing is lost" in stopped.stderr
     read = partial(read_to_end, settings)
-    parked = len(await open_dead_letters(read))
-    assert parked <= 2
+    dead_letters = len(await open_dead_letters(read))
+    assert dead_letters <= 2
     async with StreamAdmin(settings) as admin:
         [lag, *_] = await admin.lag(DOCUMENTS, settings.names.group(StepName.PREPARE))
-    assert lag.committed == parked
-    # Whoever knows that it is no fault of the deployment switches the limit off.
-    environment["FRESHLINE_STREAMS__DEAD_LETTER_SHARE"] = "1"
+    assert lag.committed == dead_letters
+    # An operator may switch the limit off if the deployment is not at fault.
+    environment["FRESHLINE_STREAMS__DEAD_LETTER_RATE"] = "1"
     worker = await asyncio.create_subprocess_exec(*command, env=environment)
     try:
         async with asyncio.timeout(90):
-            while len(await open_dead_letters(read)) < 10:  # noqa: ASYNC110 - brokers do not tell
+            while len(await open_dead_letters(read)) < 10:  # noqa: ASYNC110 - brokers send no notification
                 await asyncio.sleep(0.2)
     finally:
         worker.terminate()
         assert await worker.wait() == 0
-    assert [dead_letter.offset for dead_letter in await open_dead_letters(read)] == list(range(10))
+    assert [one.offset for one in await open_dead_letters(read)] == list(range(10))
     assert len([one async for one in read_to_end(settings, DEAD_LETTERS)]) == 10

@@ -1,4 +1,4 @@
-"""The query service as it runs, on real OpenSearch and Redis, with a real embedding model, over HTTP."""
+"""The query service over HTTP, with real OpenSearch and Redis and a real embedding model."""
 
 import asyncio
 import os
@@ -45,7 +45,7 @@ def stack_settings(stack: Stack):
 
 
 class Writer:
-    """What the write path does to the stores, in its order: passages, manifest, applied."""
+    """Writes to the stores in the order of the write path: passages, manifest, applied positions."""
 
     def __init__(self, index, cache, embedder):
         self.index = index
@@ -117,7 +117,7 @@ async def service_of(settings):
 
 
 @pytest.fixture(scope="module")
-async def client(stack_settings, writer):  # noqa: ARG001 - the index is to be there first
+async def client(stack_settings, writer):  # noqa: ARG001 - the index must exist first
     async with service_of(stack_settings) as client:
         yield client
 
@@ -132,7 +132,7 @@ def documents(response):
     return [result.document_id for result in response.results]
 
 
-async def test_the_best_passage_comes_first_with_its_place_and_an_answer(client):
+async def test_the_best_passage_is_first_with_its_span_and_an_answer(client):
     answer = await ask(client, "How long is parental leave?", generate=True)
     assert documents(answer)[0] == "leave.md"
     best = answer.results[0]
@@ -141,7 +141,7 @@ async def test_the_best_passage_comes_first_with_its_place_and_an_answer(client)
     assert answer.citations[0].quote in answer.results[answer.citations[0].source - 1].text
 
 
-async def test_the_second_answer_is_cached_until_a_change_and_then_has_it(client, writer):
+async def test_an_answer_is_cached_until_a_change_and_then_reflects_it(client, writer):
     query = "How do I report a lost badge?"
     first, second = await ask(client, query), await ask(client, query)
     assert (first.cached, second.cached) == (False, True)
@@ -150,12 +150,12 @@ async def test_the_second_answer_is_cached_until_a_change_and_then_has_it(client
     after = await ask(client, query, min_position=badge.position)
     assert (after.cached, documents(after)[0]) == (False, "badges.md")
     assert after.as_of.positions[0] >= writer.offset
-    gone = await writer.write("badges.md", "Badges are orange.", remove=[badge.chunk_id])
-    after = await ask(client, query, min_position=gone.position)
+    replaced = await writer.write("badges.md", "Badges are orange.", remove=[badge.chunk_id])
+    after = await ask(client, query, min_position=replaced.position)
     assert badge.text not in [result.text for result in after.results]
 
 
-async def test_a_wait_ends_when_the_position_is_applied(client, writer):
+async def test_min_position_waits_until_the_position_is_applied(client, writer):
     chunk = await writer.make_searchable("soup.md", "Soup of the day is served at noon.")
     waiting = asyncio.create_task(ask(client, "When is the soup?", min_position=chunk.position))
     _, pending = await asyncio.wait([waiting], timeout=0.2)
@@ -168,7 +168,7 @@ async def test_a_wait_ends_when_the_position_is_applied(client, writer):
     assert answer.as_of.positions[0] == writer.offset
 
 
-async def test_a_position_not_reached_is_refused_with_the_current_ones(stack_settings, writer):
+async def test_a_position_not_reached_is_rejected_with_the_current_positions(stack_settings, writer):
     hasty = stack_settings.model_copy(update={"query": QuerySettings(port=0, min_position_wait_s=0.2)})
     async with service_of(hasty) as client:
         position = f"documents.v1-0:{writer.offset + 1_000}"
@@ -179,7 +179,7 @@ async def test_a_position_not_reached_is_refused_with_the_current_ones(stack_set
     assert int(response.headers["retry-after"]) >= 1
 
 
-async def test_a_tenant_sees_its_own_only(client, stack_settings):
+async def test_a_tenant_finds_only_its_own_documents(client, stack_settings):
     query = "May I work from another country?"
     assert "umbrella.md" not in documents(await ask(client, query, top_k=50))
     umbrella = stack_settings.model_copy(update={"tenant": TenantSettings(default="umbrella")})
@@ -197,7 +197,7 @@ async def test_a_passage_for_a_group_is_hidden_from_others(client, writer):
     assert documents(await ask(client, text, top_k=50))[0] == "merger.md"
 
 
-async def test_filters_hold_in_both_legs(client, writer):
+async def test_both_retrievers_apply_filters(client, writer):
     await writer.write("menu-1.md", "The menu has fish.", metadata={"year": 2024, "team": "kitchen"}, title="Menu")
     await writer.write("menu-2.md", "The menu has pasta.", metadata={"year": 2025, "team": "kitchen"}, title="Menu")
     for filters, expected in (
@@ -231,7 +231,7 @@ async def test_without_redis_questions_are_answered_uncached(stack_settings):
 
 
 @pytest.fixture
-async def audited(stack_settings, writer):  # noqa: ARG001 - the index is to be there first
+async def audited(stack_settings, writer):  # noqa: ARG001 - the index must exist first
     """A service that audits every cache hit."""
     every = QuerySettings(port=0, min_position_wait_s=WAIT_S, audit_sample_rate=1.0, audits_per_s=1_000.0)
     async with service_of(stack_settings.model_copy(update={"query": every})) as client:

@@ -1,4 +1,4 @@
-"""Traces of questions, as a collector gets them over HTTP."""
+"""Traces of questions, as a collector receives them over HTTP."""
 
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -19,7 +19,7 @@ QUESTION = "Where is the zebra?"
 
 @pytest.fixture
 def collector() -> Iterator[tuple[str, list[bytes]]]:
-    """URL of a collector, and the bodies it got."""
+    """URL of a collector, and the bodies that it received."""
     got: list[bytes] = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -53,14 +53,14 @@ def spans_of(bodies: list[bytes]) -> dict[str, object]:
 @pytest.mark.stack
 async def test_a_question_is_one_trace_through_its_stages(settings, collector):
     url, bodies = collector
-    told = settings.model_copy(
+    traced_settings = settings.model_copy(
         update={
             "query": QuerySettings(port=0),
             "telemetry": TelemetrySettings(otlp_endpoint=f"{url}/v1/traces", sample_ratio=0.0),
         }
     )
-    await create_indices(told)
-    async with serving(told) as address, httpx.AsyncClient(base_url=address, timeout=30) as client:
+    await create_indices(traced_settings)
+    async with serving(traced_settings) as address, httpx.AsyncClient(base_url=address, timeout=30) as client:
         sampled = {"traceparent": f"00-{TRACE_ID}-b7ad6b7169203331-01"}
         for path in ("/v1/query", "/v1/answers"):
             body = {"query": QUESTION, "generate": True} if path == "/v1/query" else {"query": f"{QUESTION} Where?"}

@@ -1,4 +1,4 @@
-"""On real servers: a hot answer that an edit drops is there again before anybody asks."""
+"""On real servers, a popular answer that an edit drops is filled by refresh-ahead without a request."""
 
 import asyncio
 
@@ -10,23 +10,23 @@ from freshline.services import connect_services
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(180)]
 
 LIMIT_S = 30
-HOT, COLD = "who booked the blue room", "who waters the plants"
+POPULAR, RARE = "who booked the blue room", "who waters the plants"
 
 
-async def test_a_hot_answer_is_filled_again_and_a_cold_one_is_not(stack):
-    told = {"FRESHLINE_KAFKA__PARTITIONS": "2", "FRESHLINE_QUERY__REFRESH_MIN_HITS": "3"}
-    async with installed(stack, told) as installation, connect_services(installation.settings) as services:
+async def test_popular_answers_are_refreshed_ahead_and_others_are_not(stack):
+    environment = {"FRESHLINE_KAFKA__PARTITIONS": "2", "FRESHLINE_QUERY__REFRESH_MIN_HITS": "3"}
+    async with installed(stack, environment) as installation, connect_services(installation.settings) as services:
         text = "# House\n\nTeam {} booked the blue room. Team {} waters the plants.\n"
         await services.ended((await services.put("a.md", text.format(1, 1).encode(), "text/markdown"))["event_id"])
-        for question, times in ((HOT, 6), (COLD, 2)):
+        for question, times in ((POPULAR, 6), (RARE, 2)):
             for _ in range(times):
                 await services.ask(question)
         await services.ended((await services.put("a.md", text.format(2, 2).encode(), "text/markdown"))["event_id"])
         async with asyncio.timeout(LIMIT_S):
-            while not (await services.explained(HOT))["near"]:  # noqa: ASYNC110 - in other processes
+            while not (await services.explained(POPULAR))["near"]:  # noqa: ASYNC110 - in other processes
                 await asyncio.sleep(0.05)
-        assert (await services.explained(HOT))["drops"], "it had been dropped"
-        assert (await services.explained(COLD))["stored"] is None
-        answer = await services.ask(HOT)
+        assert (await services.explained(POPULAR))["drops"], "the answer was dropped"
+        assert (await services.explained(RARE))["stored"] is None
+        answer = await services.ask(POPULAR)
         assert answer["cached"]
         assert "Team 2 booked" in answer["results"][0]["text"]

@@ -1,4 +1,4 @@
-"""What is stored after edits is what the last version says; damage is found by ``freshline verify`` and repaired."""
+"""Edits leave only the last version in the index; ``freshline verify`` finds and repairs damage."""
 
 from collections.abc import AsyncIterator
 
@@ -48,7 +48,7 @@ async def found(installation: BenchInstallation) -> set[str]:
 
 
 async def repaired(installation: BenchInstallation, services: Services) -> Report:
-    """Repair, and check that everything is as it was before the damage."""
+    """Repair, and check that the index is in the state before the damage."""
     report = await verify(installation.settings, repair=True)
     assert report.ok, report
     assert (report.documents, report.tombstones) == (7, 1)
@@ -63,7 +63,7 @@ async def repaired(installation: BenchInstallation, services: Services) -> Repor
 
 
 class Damage:
-    """What something else than Freshline may do to the index."""
+    """Damage to the index by programs other than Freshline."""
 
     def __init__(self, installation: BenchInstallation, index: httpx.AsyncClient) -> None:
         self._index = index
@@ -80,7 +80,7 @@ class Damage:
         (await self._index.delete(f"/{self.chunks}/_doc/{hit['_id']}", params=where)).raise_for_status()
 
     async def write(self, document_id: str, passage: str | None = None, **changes: object) -> None:
-        """Write over a passage of the document, or as another one."""
+        """Overwrite a passage of the document, or write it under another id."""
         hit = (await self.passages(document_id))[0]
         changed = hit["_source"] | {"chunk_id": passage or hit["_id"]} | changes
         where = {"routing": f"local/{document_id}", "refresh": "true"}
@@ -99,7 +99,7 @@ def damage(installation, index) -> Damage:
     return Damage(installation, index)
 
 
-async def test_missing_passages_are_written_anew_without_embedding(installation, services, damage):
+async def test_missing_passages_are_rewritten_without_embedding(installation, services, damage):
     before = await installation.embedded_count()
     await damage.remove("page-0.md")
     await damage.remove("page-1.md")
@@ -109,14 +109,14 @@ async def test_missing_passages_are_written_anew_without_embedding(installation,
     assert await installation.embedded_count() == before
 
 
-async def test_orphan_is_removed(installation, services, damage):
+async def test_an_orphaned_passage_is_removed(installation, services, damage):
     await damage.write("page-2.md", passage="stray")
     assert await found(installation) == {Kind.ORPHAN}
     assert (await repaired(installation, services)).repaired["passages removed"] == 1
 
 
-async def test_wrong_versions_are_set_right(installation, services, damage):
-    """A manifest that is behind the stream, and a passage that is ahead of its document."""
+async def test_wrong_versions_are_repaired(installation, services, damage):
+    """A manifest older than the stream, and a passage newer than its document."""
     await damage.manifest("page-3.md", version=1)
     assert Kind.OUTDATED in await found(installation)
     await repaired(installation, services)
@@ -125,7 +125,7 @@ async def test_wrong_versions_are_set_right(installation, services, damage):
     await repaired(installation, services)
 
 
-async def test_what_was_deleted_and_what_was_not_is_set_right(installation, services, damage):
+async def test_wrong_deletion_states_are_repaired(installation, services, damage):
     await damage.manifest("page-5.md", state="deleted")
     assert await found(installation) == {Kind.WRONGLY_DELETED}
     await repaired(installation, services)
@@ -134,13 +134,13 @@ async def test_what_was_deleted_and_what_was_not_is_set_right(installation, serv
     await repaired(installation, services)
 
 
-async def test_passage_that_more_people_could_read_is_set_right(installation, services, damage):
+async def test_a_passage_with_extended_access_is_repaired(installation, services, damage):
     await damage.write("page-6.md", groups=["legal"])
     assert await found(installation) == {Kind.OTHER_GROUPS}
     await repaired(installation, services)
 
 
-async def test_passages_that_are_not_what_their_content_makes_are_set_right(installation, services, damage):
+async def test_passages_that_differ_from_their_content_are_repaired(installation, services, damage):
     await damage.write("page-0.md", heading_path=["Another"])
     await damage.write("page-1.md", text="Not what was uploaded.")
     await damage.write("page-2.md", lexical="found by other words")
@@ -157,13 +157,13 @@ async def test_passages_that_are_not_what_their_content_makes_are_set_right(inst
     await repaired(installation, services)
 
 
-async def test_document_can_be_edited_after_all_of_this(installation, services):
+async def test_a_repaired_document_can_be_edited(installation, services):
     for number in range(7):
         await put(services, f"page-{number}.md", PAGE.format(number) + "\nOne line more.\n")
     assert await found(installation) == set()
 
 
-async def test_lost_content_is_reported_and_what_is_found_stays(installation, services, damage):
+async def test_lost_content_is_reported_and_searchable_passages_are_kept(installation, services, damage):
     lost = PAGE.format(0) + "\nOnly here.\n"
     await put(services, "page-0.md", lost)
     shelf = installation.settings.blobs.path
@@ -184,7 +184,7 @@ async def test_lost_content_is_reported_and_what_is_found_stays(installation, se
 
 
 class Edited:
-    """A document that is uploaded again and again with its attributes, and all that is found of it."""
+    """A document that is uploaded repeatedly with attributes, and its searchable passages."""
 
     def __init__(self, installation: BenchInstallation, services: Services, http: httpx.AsyncClient, name: str) -> None:
         self._installation, self._services, self._http, self._name = installation, services, http, name
@@ -208,7 +208,7 @@ def edited(installation, services, index):
 BODY = "\n\n".join(f"Sentence {number} has a word. " * 24 for number in range(8))
 
 
-async def test_renamed_heading_is_found_however_long_those_above_it_are(installation, edited):
+async def test_a_renamed_heading_is_found_below_long_headings(installation, edited):
     first, second = "# " + "F" * 125, "## " + "S" * 120
     document = edited("headings.md")
     await document.put(f"{first}\n\n{second}\n\n### {'t' * 54} old\n\n{BODY}")
@@ -227,10 +227,10 @@ async def test_renamed_heading_is_found_however_long_those_above_it_are(installa
     assert await found(installation) == set()
 
 
-async def test_each_attribute_is_found_as_last_told(installation, edited):
+async def test_each_attribute_is_that_of_the_last_upload(installation, edited):
     document = edited("attributes.md")
     text = f"# A > B\n\n{BODY}"
-    told = [
+    uploads = [
         {"title": "A"},
         {"title": "A > B"},
         {"title": "A", "source": "s3://old"},
@@ -238,13 +238,13 @@ async def test_each_attribute_is_found_as_last_told(installation, edited):
         {"title": "A", "source": "s3://new", "metadata": {"checked": 1}},
         {"title": "A", "source": "s3://new", "metadata": {"checked": True}},
     ]
-    for attributes in told:
+    for attributes in uploads:
         await document.put(text, **attributes)
         wanted = (attributes["title"], attributes.get("source"), attributes.get("metadata", {}))
         shown = [(one["title"], one["source"], one["metadata"]) for one in await document.passages()]
         assert str(shown) == str([wanted] * len(shown)), "1 is not True"
         assert len(shown) >= 8
-    # Joined by " > ", the headings of both are the same.
+    # Joined by " > ", the heading paths of both are equal.
     for headings in ("# A\n\n## B", "# A > B"):
         await document.put(f"{headings}\n\n{BODY}", title="T")
     assert {tuple(one["heading_path"]) for one in await document.passages()} <= {(), ("A > B",)}
@@ -255,7 +255,7 @@ async def test_each_attribute_is_found_as_last_told(installation, edited):
     assert await found(installation) == set()
 
 
-async def test_edit_at_the_top_leaves_what_is_below_as_it_was(edited):
+async def test_an_edit_at_the_top_keeps_the_passages_below(edited):
     document = edited("top.md")
     sections = "\n\n".join(f"## Part {number}\n\n{part}" for number, part in enumerate(BODY.split("\n\n")))
     first = f"# Top\n\nShort.\n\n{sections}\n"
@@ -271,4 +271,6 @@ async def test_edit_at_the_top_leaves_what_is_below_as_it_was(edited):
     versions = {before[result["text"]]["version"]: first for result in kept}
     for result in after:
         start, end = result["span"]
-        assert versions.get(result["version"], second)[start:end] == result["text"], "a place in its version's text"
+        assert versions.get(result["version"], second)[start:end] == result["text"], (
+            "spans refer to the text of their version"
+        )

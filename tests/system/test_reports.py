@@ -1,8 +1,8 @@
-"""Small inputs of the kinds that people report, from HTTP to what is found and answered.
+"""Small inputs of reported kinds, from upload to search and answer.
 
-Each row of a table is one document: how it is sent, a question, and what must hold of the passages found in it. The
-documents of ``../shared/corpora/reports`` are sent as their manifest says; those in ``MADE`` are of the same kinds. All
-go to one set of services, at once; a row more is a test more.
+Each row of a table is one document: how it is sent, a question, and conditions for its passages. The documents of
+``../shared/corpora/reports`` are sent as their manifest declares; those in ``MADE`` are of the same kinds. All are sent
+to one installation; each row is a test.
 """
 
 import asyncio
@@ -28,16 +28,16 @@ REPORTS = Path(__file__).parents[2].parent / "shared" / "corpora" / "reports"
 
 @dataclass(frozen=True)
 class Expected:
-    """What must hold at the end.
+    """Conditions for a processed document.
 
     Attributes:
-        question: that finds the document.
-        texts: what its passages hold.
-        titles: of which one is its title; any will do where there is none.
-        absent: what neither its passages nor its title hold.
-        metadata: filtering by each finds the document, by another value of that name does not.
-        passages: how many it has, where that matters.
-        reason: what the reason of its dead letter holds; it is to become none where that is empty.
+        question: a question that finds the document.
+        texts: texts that its passages contain.
+        titles: allowed titles; empty allows any.
+        absent: texts that neither its passages nor its title contain.
+        metadata: a filter by each value finds the document, by another value does not.
+        passages: number of passages, or None for any.
+        reason: text in the reason of its dead letter; empty if it must not become one.
     """
 
     question: str = ""
@@ -95,7 +95,7 @@ REPORTED = {
     "empty.md": Expected(passages=0),
     "blank.md": Expected(passages=0),
 }
-"""File of the collection → what must hold of it. The others of its manifest belong here once they hold."""
+"""File of the collection → conditions. The other files of its manifest are added once their conditions hold."""
 
 KOI8 = "Отпуск длится двадцать восемь дней."
 PLAIN_KOI8 = Expected("Сколько длится отпуск?", (KOI8,))
@@ -168,12 +168,12 @@ MADE = {
         Expected("When is the bilby fed?", ("The bilby is fed at five.",), (), ("k1:", "k29"), {"k0": "x" * 990}),
     ),
 }
-"""Name → an input, for where the collection is not."""
+"""Name → input. They do not require the collection."""
 
 
 @dataclass(frozen=True)
 class Sent:
-    """How a document ended, and what is searchable of it."""
+    """Outcome of a document and its searchable passages."""
 
     document_id: str
     ended: Mapping[str, Any]
@@ -205,7 +205,7 @@ async def services(installation: BenchInstallation) -> AsyncIterator[Services]:
 
 @pytest.fixture(scope="module")
 async def sent(installation: BenchInstallation) -> Mapping[str, Sent]:
-    """All documents of both tables, sent and followed to their ends."""
+    """All documents of both tables, sent and processed."""
     free = asyncio.Semaphore(8)
 
     async def follow(name: str, made: Made) -> Sent:
@@ -224,7 +224,7 @@ async def sent(installation: BenchInstallation) -> Mapping[str, Sent]:
 
 
 async def send(client: httpx.AsyncClient, name: str, made: Made) -> str:
-    """Upload it in its way; the event's id."""
+    """Upload the input; returns the id of the event."""
     path, declared = f"/v1/documents/{name}", {"Content-Type": made.send_as} if made.send_as else {}
     match made.way:
         case "form":
@@ -239,7 +239,7 @@ async def send(client: httpx.AsyncClient, name: str, made: Made) -> str:
             return response.json()["outcomes"][0]["accepted"]["event_id"]
         case _:
             response = await client.put(path, content=made.content, headers=declared | dict(made.headers))
-            if not made.content:  # refused unless it is said on purpose, so that none is emptied by mistake
+            if not made.content:  # an empty document must be declared, which protects against accidental emptying
                 assert response.status_code == 422, response.text
                 assert "empty=true" in response.text
                 response = await client.put(path, params={"empty": "true"}, headers=declared | dict(made.headers))
@@ -260,7 +260,7 @@ async def assert_holds(services: Services, name: str, expected: Expected, sent: 
     assert sent.ended["outcome"] == "done", sent.ended
     if expected.passages is not None:
         assert sent.state["chunks"] == sent.ended["passages"] == expected.passages
-        assert bool(sent.ended["reason"]) is (expected.passages == 0), "no passages, and whoever sent it is told why"
+        assert bool(sent.ended["reason"]) is (expected.passages == 0), "a document without passages has a reason"
     if not expected.question:
         return
     results = await found(services, name, expected)
@@ -292,7 +292,7 @@ async def test_reported_input(services: Services, sent: Mapping[str, Sent], name
 async def test_an_edit_of_front_matter_alone_changes_what_filters_find(
     installation: BenchInstallation, services: Services
 ):
-    """The passages' texts stay the same; what is stored with them does not."""
+    """The texts of the passages do not change, their attributes do."""
     async with httpx.AsyncClient(base_url=installation.ingest_url, timeout=60) as client:
         for tag, other in (("draft", "final"), ("final", "draft")):
             made = Made(f"---\ntags: [{tag}]\n---\nThe dingo fence is long.\n".encode(), "text/markdown", Expected())

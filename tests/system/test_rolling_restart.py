@@ -1,4 +1,4 @@
-"""Query processes are replaced one after the other under load, and no request fails."""
+"""Rolling restarts of query processes under load: no request fails."""
 
 import asyncio
 import itertools
@@ -18,31 +18,31 @@ pytestmark = pytest.mark.stack
 
 CLIENTS = 12
 WAIT_S = 60
-LOOK_S = 0.1
+CHECK_INTERVAL_S = 0.1
 DRAIN_S = 4
-"""Longer than the balancer needs to notice, on a machine that is busy with other things too."""
+"""Longer than the health checks of the balancer take on a busy machine."""
 
 
 class Balancer:
-    """Sends each request to a process that said it was ready when last looked at, as load balancers do."""
+    """Sends each request to a process that was ready at its last health check, as load balancers do."""
 
     def __init__(self, urls):
         self._urls = urls
         self._ready = dict.fromkeys(urls, False)
         self._next = itertools.count()
 
-    async def look(self):
-        async with httpx.AsyncClient(timeout=1) as client, asyncio.TaskGroup() as looks:
+    async def check(self):
+        async with httpx.AsyncClient(timeout=1) as client, asyncio.TaskGroup() as checks:
             for url in self._urls:
-                looks.create_task(self._look_at(url, client))
+                checks.create_task(self._check_one(url, client))
 
-    async def _look_at(self, url, client):
+    async def _check_one(self, url, client):
         while True:
             try:
                 self._ready[url] = (await client.get(f"{url}/ready")).is_success
             except httpx.TransportError:
                 self._ready[url] = False
-            await asyncio.sleep(LOOK_S)
+            await asyncio.sleep(CHECK_INTERVAL_S)
 
     def take(self):
         ready = [url for url in self._urls if self._ready[url]]
@@ -50,7 +50,7 @@ class Balancer:
 
     async def until(self, url, *, ready):
         async with asyncio.timeout(WAIT_S):
-            while self._ready[url] is not ready:  # noqa: ASYNC110 - it is looked at now and then
+            while self._ready[url] is not ready:  # noqa: ASYNC110 - set by the health checks
                 await asyncio.sleep(0.02)
 
 
@@ -63,7 +63,7 @@ def free_ports(count):
 
 
 async def load(balancer, outcomes, done):
-    """Questions over connections that are kept open, some new and some cached, until told to stop."""
+    """New and cached questions over persistent connections, until ``done`` is set."""
     async with httpx.AsyncClient(timeout=30) as client:
         for number in itertools.count():
             if done.is_set():
@@ -80,13 +80,13 @@ async def load(balancer, outcomes, done):
 
 
 async def test_no_request_fails_while_processes_are_replaced(stack):
-    told = {
+    options = {
         "FRESHLINE_OPENSEARCH__SHARDS": "1",
         "FRESHLINE_KAFKA__PARTITIONS": "1",
         "FRESHLINE_QUERY__DRAIN_S": str(DRAIN_S),
     }
-    async with installed(stack, told) as installation, AsyncExitStack() as ending:
-        # The installation's own process is not touched; two more of ours are replaced.
+    async with installed(stack, options) as installation, AsyncExitStack() as ending:
+        # The process of the installation keeps running; two more processes are replaced.
         ports = free_ports(2)
         urls = [f"http://127.0.0.1:{port}" for port in ports]
 
@@ -104,23 +104,23 @@ async def test_no_request_fails_while_processes_are_replaced(stack):
             return process
 
         balancer = Balancer(urls)
-        looking = asyncio.create_task(balancer.look())
-        ending.callback(looking.cancel)
+        checking = asyncio.create_task(balancer.check())
+        ending.callback(checking.cancel)
         processes = [await start(port) for port in ports]
         for url in urls:
             await balancer.until(url, ready=True)
 
         outcomes, done = [], asyncio.Event()
         clients = [asyncio.create_task(load(balancer, outcomes, done)) for _ in range(CLIENTS)]
-        for place, port in enumerate(ports):
-            processes[place].terminate()
+        for number, port in enumerate(ports):
+            processes[number].terminate()
             async with asyncio.timeout(WAIT_S):
-                assert await processes[place].wait() == 0
+                assert await processes[number].wait() == 0
             before = len(outcomes)
-            processes[place] = await start(port)
-            await balancer.until(urls[place], ready=False)
-            await balancer.until(urls[place], ready=True)
-            assert len(outcomes) > before  # the other one went on
+            processes[number] = await start(port)
+            await balancer.until(urls[number], ready=False)
+            await balancer.until(urls[number], ready=True)
+            assert len(outcomes) > before  # the other process continued
         done.set()
         await asyncio.gather(*clients)
         assert set(outcomes) == {200}
@@ -131,7 +131,7 @@ async def test_no_request_fails_while_processes_are_replaced(stack):
 
 
 class OneAddress:
-    """What stands behind one address is nobody's business: no balancer is needed."""
+    """Sends all requests to one address, behind which several processes serve."""
 
     def __init__(self, url):
         self._url = url
@@ -146,11 +146,11 @@ def children_of(process):
 
 async def until(condition):
     async with asyncio.timeout(WAIT_S):
-        while not condition():  # noqa: ASYNC110 - processes do not tell
+        while not condition():  # noqa: ASYNC110 - processes send no notification
             await asyncio.sleep(0.02)
 
 
-async def whoever_is_asked_tells_of_all(url, pids, *, questions=8):
+async def each_process_reports_metrics_of_all(url, pids, *, questions=8):
     counts = []
     for _ in range(2):
         async with httpx.AsyncClient(timeout=60) as client:  # a new connection, taken by either
@@ -169,16 +169,16 @@ async def whoever_is_asked_tells_of_all(url, pids, *, questions=8):
                 (await client.post(f"{url}/v1/query", json={"query": f"another {number}"})).raise_for_status()
     (filled_before, asked_before), (filled_after, asked_after) = counts
     assert filled_after - filled_before == questions
-    assert asked_after - asked_before >= questions  # hits before are counted a moment later
+    assert asked_after - asked_before >= questions  # earlier hits are counted with a delay
 
 
 async def test_no_request_fails_while_processes_of_one_address_are_replaced(stack):
-    told = {
+    options = {
         "FRESHLINE_OPENSEARCH__SHARDS": "1",
         "FRESHLINE_KAFKA__PARTITIONS": "1",
-        "FRESHLINE_QUERY__DRAIN_S": "1",  # for connections to end with a response
+        "FRESHLINE_QUERY__DRAIN_S": "1",  # connections are closed with a response
     }
-    async with installed(stack, told) as installation:
+    async with installed(stack, options) as installation:
         [port] = free_ports(1)
         environment = dict(installation.launcher.environment) | {"FRESHLINE_QUERY__PORT": str(port)}
         command = [sys.executable, "-m", "freshline", "serve", "query", "--processes", "2"]
@@ -198,9 +198,9 @@ async def test_no_request_fails_while_processes_of_one_address_are_replaced(stac
             done.set()
             await asyncio.gather(*clients)
             assert set(outcomes) == {200}
-            await whoever_is_asked_tells_of_all(f"http://127.0.0.1:{port}", children_of(process))
+            await each_process_reports_metrics_of_all(f"http://127.0.0.1:{port}", children_of(process))
 
-            # One that ends by itself is started again; the other goes on meanwhile.
+            # A process that exits is restarted; the other continues meanwhile.
             killed = min(children_of(process))
             psutil.Process(killed).kill()
             await until(lambda: len(children_of(process) - {killed}) == 2)

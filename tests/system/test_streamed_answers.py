@@ -1,4 +1,4 @@
-"""Answers as server-sent events, from the service as it runs, with a model behind a real connection."""
+"""Answers as server-sent events, from the running service with a model over a real connection."""
 
 import asyncio
 import json
@@ -61,8 +61,8 @@ def endpoint():
 @pytest.fixture
 async def client(settings, endpoint):
     generator = GenerationSettings(provider="openai", model=f"m-{uuid4().hex}", base_url=f"{endpoint.url}/v1")
-    told = settings.model_copy(update={"generator": generator})
-    async with serving(told) as url, httpx.AsyncClient(base_url=url, timeout=WAIT_S) as client:
+    with_generator = settings.model_copy(update={"generator": generator})
+    async with serving(with_generator) as url, httpx.AsyncClient(base_url=url, timeout=WAIT_S) as client:
         yield client
 
 
@@ -76,20 +76,20 @@ def events_of(text: str) -> list[tuple[str, dict]]:
     return found
 
 
-async def test_the_whole_stream(client, endpoint):
+async def test_the_events_of_a_complete_stream(client, endpoint):
     response = await client.post("/v1/answers", json={"query": ON_TOPIC, "top_k": 3})
     assert response.status_code == 200
     assert response.headers["content-type"] == "text/event-stream; charset=utf-8"
     assert response.headers["cache-control"] == "no-store"
-    told = events_of(response.text)
-    names = list(dict.fromkeys(name for name, _ in told))
+    events = events_of(response.text)
+    names = list(dict.fromkeys(name for name, _ in events))
     assert names == ["sources", "token", "citation", "usage", "as_of", "done"]
-    assert "".join(data["text"] for name, data in told if name == "token") == FACT
-    sources = dict(told)["sources"]["results"]
+    assert "".join(data["text"] for name, data in events if name == "token") == FACT
+    sources = dict(events)["sources"]["results"]
     assert {result["text"] for result in sources} == {*TEXTS, HOSTILE}
-    citation = dict(told)["citation"]
+    citation = dict(events)["citation"]
     assert citation["quote"] in sources[citation["source"] - 1]["text"]
-    # What a document says reaches the model as data, and no other message than ours does.
+    # The text of a document reaches the model as data, and the messages are only those of Freshline.
     [request] = endpoint.asked
     system, user = request["messages"]
     assert (system["role"], user["role"]) == ("system", "user")
@@ -101,7 +101,7 @@ async def test_the_whole_stream(client, endpoint):
     assert len(endpoint.asked) == 1
 
 
-async def test_tokens_come_while_the_model_writes(client, endpoint):
+async def test_tokens_arrive_while_the_model_generates(client, endpoint):
     endpoint.may_go_on.clear()
     async with asyncio.timeout(WAIT_S), client.stream("POST", "/v1/answers", json={"query": ON_TOPIC}) as response:
         lines = response.aiter_lines()
@@ -118,7 +118,7 @@ async def _until(lines, wanted):
             return
 
 
-async def test_a_client_that_goes_away_ends_the_models_work(client, endpoint):
+async def test_a_disconnected_client_cancels_the_generation(client, endpoint):
     endpoint.may_go_on.clear()
     async with asyncio.timeout(WAIT_S):
         async with client.stream("POST", "/v1/answers", json={"query": ON_TOPIC}) as response:
@@ -127,21 +127,21 @@ async def test_a_client_that_goes_away_ends_the_models_work(client, endpoint):
             await asyncio.sleep(0.02)
     endpoint.may_go_on.set()
     assert await asyncio.to_thread(endpoint.gone.wait, WAIT_S)
-    told = events_of((await client.post("/v1/answers", json={"query": ON_TOPIC})).text)
-    assert dict(told)["done"]["cached"] is False  # a piece of an answer is none
+    events = events_of((await client.post("/v1/answers", json={"query": ON_TOPIC})).text)
+    assert dict(events)["done"]["cached"] is False  # a partial answer is not stored
 
 
-async def test_a_model_that_is_down_leaves_the_sources(client, endpoint):
+async def test_without_the_model_the_sources_are_sent(client, endpoint):
     endpoint.status = 503
-    told = events_of((await client.post("/v1/answers", json={"query": ON_TOPIC})).text)
-    assert [name for name, _ in told] == ["sources", "unanswered", "as_of", "done"]
-    whole = (await client.post("/v1/query", json={"query": ON_TOPIC, "generate": True})).json()
-    assert (whole["answer"], whole["unanswered"], len(whole["results"])) == (None, "busy", 3)
+    events = events_of((await client.post("/v1/answers", json={"query": ON_TOPIC})).text)
+    assert [name for name, _ in events] == ["sources", "unanswered", "as_of", "done"]
+    answer = (await client.post("/v1/query", json={"query": ON_TOPIC, "generate": True})).json()
+    assert (answer["answer"], answer["unanswered"], len(answer["results"])) == (None, "busy", 3)
     endpoint.status = 200
-    whole = (await client.post("/v1/query", json={"query": ON_TOPIC, "generate": True})).json()
-    assert (whole["answer"], whole["cached"]) == (FACT, False)
+    answer = (await client.post("/v1/query", json={"query": ON_TOPIC, "generate": True})).json()
+    assert (answer["answer"], answer["cached"]) == (FACT, False)
 
 
-async def test_a_wrong_question_is_a_problem_and_no_stream(client):
+async def test_an_invalid_question_is_a_problem_and_no_stream(client):
     response = await client.post("/v1/answers", json={"query": ""})
     assert (response.status_code, response.headers["content-type"]) == (422, "application/problem+json")

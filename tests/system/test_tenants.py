@@ -1,4 +1,4 @@
-"""Tenants never meet (I7): every door of a running installation, tried with credentials of others."""
+"""Tenant isolation (I7): every endpoint of a running installation, called with credentials of other tenants."""
 
 import asyncio
 import json
@@ -32,8 +32,8 @@ NDJSON = {"content-type": "application/x-ndjson"}
 
 
 @dataclass(frozen=True)
-class Asker:
-    """Somebody with a key."""
+class Client:
+    """A client with a key."""
 
     key_id: str
     token: str
@@ -46,7 +46,7 @@ class Asker:
             return await client.request(method, url, headers=headers, **request)
 
     async def put(self, document_id: str, text: str, **headers: str) -> dict[str, Any]:
-        """Upload, and wait until it is searchable and answers are dropped."""
+        """Upload, and wait until the document is searchable and outdated answers are dropped."""
         headers = {"content-type": "text/markdown", **headers}
         response = await self.call("PUT", f"/v1/documents/{document_id}", content=text.encode(), headers=headers)
         assert response.status_code == 202, response.text
@@ -75,17 +75,17 @@ async def until(condition: Callable[[], Awaitable[bool]]) -> None:
             await asyncio.sleep(0.02)
 
 
-async def answers_with(asker: Asker, status: int) -> None:
+async def answers_with(client: Client, status: int) -> None:
     async def answers() -> bool:
-        return (await asker.ask()).status_code == status
+        return (await client.ask()).status_code == status
 
     await until(answers)
 
 
-def bearer(installation: BenchInstallation, issuer: str, **claims: Any) -> Asker:
-    """Somebody with a token of the issuer."""
-    told = {"iss": issuer, "aud": "freshline", "sub": "ada", "exp": time.time() + 60, "scope": "query"} | claims
-    return Asker("", jwt.encode({"alg": "RS256", "kid": "one"}, told, SIGNING), installation)
+def bearer(installation: BenchInstallation, issuer: str, **claims: Any) -> Client:
+    """A client with a token of the issuer."""
+    payload = {"iss": issuer, "aud": "freshline", "sub": "ada", "exp": time.time() + 60, "scope": "query"} | claims
+    return Client("", jwt.encode({"alg": "RS256", "kid": "one"}, payload, SIGNING), installation)
 
 
 def freshline(installation: BenchInstallation, *arguments: str) -> dict[str, Any]:
@@ -123,37 +123,37 @@ def issuer() -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 async def installation(stack: Stack, issuer: str) -> AsyncIterator[BenchInstallation]:
-    told = {
+    environment = {
         "FRESHLINE_JWT__ISSUER": issuer,
         "FRESHLINE_JWT__AUDIENCE": "freshline",
         "FRESHLINE_OPENSEARCH__SHARDS": "1",
         "FRESHLINE_KAFKA__PARTITIONS": "2",
-        "FRESHLINE_CREDENTIALS__ANONYMOUS": "refused",
+        "FRESHLINE_CREDENTIALS__ANONYMOUS": "rejected",
         "FRESHLINE_CREDENTIALS__REFRESH_S": "0.2",
         "FRESHLINE_CREDENTIALS__AUDIT": "all",
         "FRESHLINE_LOG_LEVEL": "info",
         "FRESHLINE_QUERY__MIN_POSITION_WAIT_S": "0.5",
     }
-    async with installed(stack, told) as running:
+    async with installed(stack, environment) as running:
         yield running
 
 
-async def issued(installation: BenchInstallation, *arguments: str) -> Asker:
-    """A key, once both services know it."""
-    told = await asyncio.to_thread(freshline, installation, "create", "a test", *arguments)
-    asker = Asker(told["key_id"], told["token"], installation)
+async def issued(installation: BenchInstallation, *arguments: str) -> Client:
+    """A client with a new key, once both services accept it."""
+    created = await asyncio.to_thread(freshline, installation, "create", "a test", *arguments)
+    client = Client(created["key_id"], created["token"], installation)
 
     async def is_known() -> bool:
-        answers = [await asker.ask(), await asker.call("GET", "/v1/events/none")]
+        answers = [await client.ask(), await client.call("GET", "/v1/events/none")]
         return all(answer.status_code != 401 for answer in answers)
 
     await until(is_known)
-    return asker
+    return client
 
 
 @pytest.fixture(scope="module")
 async def acme(installation):
-    """A content team of acme, its plain reader and a reader of its board; the documents are searchable."""
+    """A writer of acme, a reader without groups and a reader of its board; the documents are searchable."""
     writer = await issued(installation, "--tenant", "acme", "--scope", "ingest")
     reader = await issued(installation, "--tenant", "acme")
     board = await issued(installation, "--tenant", "acme", "--group", "board")
@@ -164,14 +164,14 @@ async def acme(installation):
 
 @pytest.fixture(scope="module")
 async def umbrella(installation):
-    """All that another tenant may have: every scope, and groups of the same names."""
+    """A client of another tenant with every scope and groups of the same names."""
     scopes = [part for scope in ("query", "ingest", "admin") for part in ("--scope", scope)]
-    asker = await issued(installation, "--tenant", "umbrella", *scopes, "--group", "board")
-    await asker.put("own.md", "Umbrella knows nothing of Zephyr.")
-    return asker
+    client = await issued(installation, "--tenant", "umbrella", *scopes, "--group", "board")
+    await client.put("own.md", "Umbrella knows nothing of Zephyr.")
+    return client
 
 
-async def test_questions_find_what_the_credential_may_see(acme, umbrella):
+async def test_questions_find_only_what_the_credential_may_read(acme, umbrella):
     _, reader, board, _ = acme
     for _ in range(2):  # retrieved, then cached
         assert await board.found() == {"tea.md", "merger.md"}
@@ -180,13 +180,13 @@ async def test_questions_find_what_the_credential_may_see(acme, umbrella):
     assert (await reader.ask()).json()["cached"]
 
 
-async def test_written_answers_and_cached_ones_stay_with_their_reader(acme, umbrella):
+async def test_generated_and_cached_answers_are_separate_for_each_access(acme, umbrella):
     _, reader, board, _ = acme
-    for asker in (board, reader, umbrella, reader, umbrella):
-        response = await asker.ask(generate=True)
-        assert ("ninth of March" in response.text) is (asker is board), response.text
-        stream = await asker.call("POST", "/v1/answers", query=True, json={"query": QUESTION, "top_k": 50})
-        assert ("ninth of March" in stream.text) is (asker is board), stream.text
+    for client in (board, reader, umbrella, reader, umbrella):
+        response = await client.ask(generate=True)
+        assert ("ninth of March" in response.text) is (client is board), response.text
+        stream = await client.call("POST", "/v1/answers", query=True, json={"query": QUESTION, "top_k": 50})
+        assert ("ninth of March" in stream.text) is (client is board), stream.text
         assert "event: done" in stream.text
 
 
@@ -199,7 +199,7 @@ async def test_written_answers_and_cached_ones_stay_with_their_reader(acme, umbr
         {"metadata.team": "kitchen"},
     ],
 )
-async def test_filters_narrow_and_never_widen(acme, umbrella, filters):
+async def test_filters_never_extend_access(acme, umbrella, filters):
     assert await umbrella.found(filters=filters) == set()
     assert "merger.md" not in await acme[1].found(filters=filters)
 
@@ -215,12 +215,12 @@ async def test_filters_narrow_and_never_widen(acme, umbrella, filters):
         {"filters": {"metadata.": "x"}},
     ],
 )
-async def test_a_request_cannot_say_who_it_speaks_for(umbrella, fields):
+async def test_a_request_body_cannot_set_tenant_or_groups(umbrella, fields):
     assert (await umbrella.ask(**fields)).status_code == 422
 
 
-async def test_a_group_named_like_everyone_is_its_members_alone(installation, issuer):
-    """Whichever door the name came in by, to the document or to the credential, and also from the cache."""
+async def test_a_group_named_everyone_has_only_its_members(installation, issuer):
+    """For each way to assign the name to a document or a credential, and for cached answers."""
     writer = await issued(installation, "--tenant", "orbit", "--scope", "ingest")
     members = await issued(installation, "--tenant", "orbit", "--group", " * ")
     strangers = [
@@ -241,9 +241,9 @@ async def test_a_group_named_like_everyone_is_its_members_alone(installation, is
     for one in accepted:
         await writer.ended(one["event_id"])
     refused = await writer.call("PUT", "/v1/documents/blank.md", json={"text": SECRET, "groups": [" "]})
-    assert refused.status_code == 422, "nobody's groups are not everyone's"
+    assert refused.status_code == 422, "an empty group name is not everyone"
     closed = {"header.md", "json.md", "form.md", "batch.md"}
-    for _ in range(2):  # then from the cache
+    for _ in range(2):  # retrieved, then cached
         assert await members.found() == {"open.md"} | closed
         for stranger in strangers:
             assert await stranger.found() == {"open.md"}
@@ -252,14 +252,14 @@ async def test_a_group_named_like_everyone_is_its_members_alone(installation, is
 
 
 @pytest.mark.parametrize("name", ["x-tenant", "x-tenant-id", "freshline-tenant", "x-forwarded-user", "x-groups"])
-async def test_nor_do_headers(umbrella, name):
+async def test_headers_cannot_set_tenant_or_groups(umbrella, name):
     response = await umbrella.call(
         "POST", "/v1/query", query=True, json={"query": QUESTION}, headers={name: "acme", "x-api-key": "acme"}
     )
     assert {result["document_id"] for result in response.json()["results"]} == {"own.md"}
 
 
-async def test_positions_tell_nothing_of_others(acme, umbrella):
+async def test_positions_do_not_reveal_events_of_other_tenants(acme, umbrella):
     position = acme[3]["position"]
     response = await umbrella.ask(min_position=position)
     own = (await umbrella.ask()).json()["as_of"]["positions"]
@@ -271,7 +271,7 @@ async def test_positions_tell_nothing_of_others(acme, umbrella):
     assert SECRET not in response.text
 
 
-async def test_documents_and_events_of_others_are_not_there(acme, umbrella):
+async def test_documents_and_events_of_other_tenants_are_not_found(acme, umbrella):
     writer, *_, accepted = acme
     assert (await writer.call("GET", "/v1/documents/merger.md")).status_code == 200
     for path in ("/v1/documents/merger.md", f"/v1/events/{accepted['event_id']}", "/v1/documents/acme%2Fmerger.md"):
@@ -279,7 +279,7 @@ async def test_documents_and_events_of_others_are_not_there(acme, umbrella):
         assert (await umbrella.call("GET", path.replace("/v1/", "/v1/../v1/"))).status_code == 404, path
 
 
-async def test_uploads_and_deletes_reach_the_own_tenant_only(acme, umbrella):
+async def test_uploads_and_deletes_affect_only_the_own_tenant(acme, umbrella):
     board = acme[2]
     await umbrella.put("merger.md", "Umbrella writes about Zephyr too.")
     lines = [{"document_id": "merger.md", "deleted": True}, {"document_id": "acme/merger.md", "text": "zephyr"}]
@@ -293,7 +293,7 @@ async def test_uploads_and_deletes_reach_the_own_tenant_only(acme, umbrella):
     assert SECRET in (await board.ask()).text
 
 
-async def test_scopes_are_apart(acme, umbrella):
+async def test_each_scope_allows_only_its_operations(acme, umbrella):
     writer, reader, *_ = acme
     refused = await writer.ask()
     assert (refused.status_code, refused.json()["type"]) == (403, "/problems/forbidden")
@@ -306,10 +306,10 @@ async def test_scopes_are_apart(acme, umbrella):
 
 
 @pytest.mark.parametrize("token", ["fl_", "wrong", "fl_0123456789abcdef_" + "0" * 64, "e30.e30.e30"])
-async def test_without_a_valid_credential_no_door_opens(installation, token):
-    nobody = Asker("", token, installation)
-    assert (await nobody.ask()).status_code == 401
-    assert (await nobody.call("POST", "/v1/answers", query=True, json={"query": QUESTION})).status_code == 401
+async def test_without_a_valid_credential_every_endpoint_is_401(installation, token):
+    unauthenticated = Client("", token, installation)
+    assert (await unauthenticated.ask()).status_code == 401
+    assert (await unauthenticated.call("POST", "/v1/answers", query=True, json={"query": QUESTION})).status_code == 401
     for method, path in (
         ("PUT", "/v1/documents/x.md"),
         ("GET", "/v1/documents/merger.md"),
@@ -317,13 +317,13 @@ async def test_without_a_valid_credential_no_door_opens(installation, token):
         ("GET", "/v1/events/x"),
         ("POST", "/v1/documents:batch"),
     ):
-        assert (await nobody.call(method, path)).status_code == 401, path
+        assert (await unauthenticated.call(method, path)).status_code == 401, path
     async with httpx.AsyncClient() as client:
         assert (await client.post(f"{installation.query_url}/v1/query", json={"query": "x"})).status_code == 401
 
 
 @pytest.mark.usefixtures("acme")
-async def test_a_token_finds_what_its_claims_say(installation, issuer, umbrella):
+async def test_a_token_finds_what_its_claims_allow(installation, issuer, umbrella):
     token = partial(bearer, installation, issuer)
     assert await token(tenant="acme", groups=["board"]).found() == {"tea.md", "merger.md"}
     assert await token(tenant="acme", groups=["staff"]).found() == {"tea.md"}
@@ -334,10 +334,10 @@ async def test_a_token_finds_what_its_claims_say(installation, issuer, umbrella)
     assert (await token(tenant="acme").call("PUT", "/v1/documents/x.md", content=b"x")).status_code == 403
 
 
-async def test_rotation_overlaps_and_revocation_ends_all(installation):
+async def test_rotated_keys_overlap_and_revocation_ends_all(installation):
     first = await issued(installation, "--tenant", "acme")
-    told = await asyncio.to_thread(freshline, installation, "rotate", first.key_id, "--overlap-hours", "1")
-    second = Asker(first.key_id, told["token"], installation)
+    created = await asyncio.to_thread(freshline, installation, "rotate", first.key_id, "--overlap-hours", "1")
+    second = Client(first.key_id, created["token"], installation)
     await answers_with(second, 200)
     assert (await first.ask()).status_code == 200
     await asyncio.to_thread(freshline, installation, "revoke", first.key_id)
@@ -349,14 +349,14 @@ async def test_rotation_overlaps_and_revocation_ends_all(installation):
     assert first.token.rpartition("_")[2] not in json.dumps(listed)
 
 
-async def test_the_audit_log_tells_who_and_never_what(installation, acme):
+async def test_the_audit_log_contains_the_subject_and_never_the_content(installation, acme):
     writer, reader, *_ = acme
     await reader.ask()
-    for service, asker in (("query", reader), ("ingest", writer)):
+    for service, client in (("query", reader), ("ingest", writer)):
         log = (installation.launcher.home / f"serve-{service}.log").read_text()
         lines = [orjson.loads(line) for line in log.splitlines() if line.startswith("{")]
         audited = [line for line in lines if line["logger"] == "audit"]
-        assert any(line["subject"] == f"key:{asker.key_id}" and line["tenant"] == "acme" for line in audited)
+        assert any(line["subject"] == f"key:{client.key_id}" and line["tenant"] == "acme" for line in audited)
         assert any(line["status"] == 401 and line["subject"] is None for line in audited)
         for word in ("Zephyr", "zephyr", "merger.md", writer.token.rpartition("_")[2], reader.token.rpartition("_")[2]):
             assert word not in log

@@ -1,4 +1,4 @@
-"""One trace from an upload to the answers that it drops, over all processes, as an OTLP endpoint receives it."""
+"""One trace from an upload to the dropped answers, over all processes, as an OTLP endpoint receives it."""
 
 import threading
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ SENDER = "b7ad6b7169203331"
 
 
 class Collector(ThreadingHTTPServer):
-    """Keeps the spans that are sent to it, with the name of the service that sent each."""
+    """Collects received spans with the name of their service."""
 
     def __init__(self) -> None:
         self.spans: list[tuple[str, Span]] = []
@@ -43,7 +43,7 @@ class Receive(BaseHTTPRequestHandler):
         self.send_response(200)
         self.end_headers()
 
-    def log_message(self, *_told: object) -> None:
+    def log_message(self, *_: object) -> None:
         pass
 
 
@@ -57,9 +57,9 @@ def collector() -> Iterator[Collector]:
         thread.join()
 
 
-async def test_each_upload_is_one_trace_also_where_it_fails(stack: Stack, collector: Collector) -> None:
-    told = {"FRESHLINE_KAFKA__PARTITIONS": "3", "FRESHLINE_TELEMETRY__OTLP_ENDPOINT": collector.url}
-    async with installed(stack, told) as installation, connect_services(installation.settings) as services:
+async def test_each_upload_is_one_trace_even_if_it_fails(stack: Stack, collector: Collector) -> None:
+    environment = {"FRESHLINE_KAFKA__PARTITIONS": "3", "FRESHLINE_TELEMETRY__OTLP_ENDPOINT": collector.url}
+    async with installed(stack, environment) as installation, connect_services(installation.settings) as services:
         async with httpx.AsyncClient(base_url=installation.ingest_url) as client:
             headers = {"traceparent": f"00-{TRACE}-{SENDER}-01", "content-type": "text/markdown"}
             accepted = (await client.put("/v1/documents/a.md", content=b"# A\n\nText.\n", headers=headers)).json()
@@ -67,7 +67,7 @@ async def test_each_upload_is_one_trace_also_where_it_fails(stack: Stack, collec
         broken = await services.put("broken.pdf", b"no PDF", "application/pdf")
         await services.ended(broken["event_id"])
         await installation.caught_up(timeout_s=60)
-    # Leaving ends the processes, which send what they still have.
+    # The context ends the processes, which send their remaining spans.
     mine = {span.name: (service, span) for service, span in collector.spans if span.trace_id.hex() == TRACE}
     assert {name: service for name, (service, _) in mine.items()} == {
         "accept": "ingest",
@@ -79,7 +79,7 @@ async def test_each_upload_is_one_trace_also_where_it_fails(stack: Stack, collec
     chain = [mine[name][1] for name in ("accept", "prepare", "index", "invalidate", "notify")]
     assert [span.parent_span_id.hex() for span in chain] == [SENDER, *(span.span_id.hex() for span in chain[:-1])]
     assert [span.start_time_unix_nano for span in chain] == sorted(span.start_time_unix_nano for span in chain)
-    # Questions, and looks at readiness, are traces of their own.
+    # Questions and readiness checks have their own traces.
     other = [span for service, span in collector.spans if span.trace_id.hex() != TRACE and service != "query"]
     assert len({span.trace_id for span in other}) == 1
     assert sorted(span.name for span in other) == ["accept", "index", "invalidate", "notify", "prepare"]

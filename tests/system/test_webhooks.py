@@ -1,4 +1,4 @@
-"""The ends of events are told by real workers to a real receiver, once at least, whoever dies or fails."""
+"""Real workers send the outcome of each event to a real receiver at least once, despite crashes and failures."""
 
 import asyncio
 import json
@@ -25,11 +25,11 @@ LIMIT_S = 60
 
 
 class Receiver:
-    """An HTTP server that notes what comes and answers as it is told.
+    """An HTTP server that records requests and answers with a configurable status.
 
     Attributes:
-        status: of its answers from now on.
-        requests: headers by lower-case name, and body.
+        status: status of its responses from now on.
+        requests: received requests, as headers by lower-case name, and body.
     """
 
     def __init__(self):
@@ -46,7 +46,7 @@ class Receiver:
                 self.send_header("content-length", "0")
                 self.end_headers()
 
-            def log_message(self, *_told):
+            def log_message(self, *_arguments):
                 pass
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
@@ -57,8 +57,8 @@ class Receiver:
         self._server.shutdown()
         self._server.server_close()
 
-    def told(self):
-        """How often each event was told."""
+    def deliveries(self):
+        """Number of messages received for each event."""
         return Counter(headers["webhook-id"] for headers, _ in self.requests)
 
 
@@ -94,7 +94,7 @@ def webhook(url):
         (500, NotDelivered("the receiver responded with 500")),
     ],
 )
-async def test_a_message_is_taken_with_a_status_of_success_and_redirects_are_not_followed(receiver, status, found):
+async def test_a_message_is_delivered_on_a_2xx_status_and_redirects_are_not_followed(receiver, status, found):
     receiver.status = status
     async with HttpSender(WebhookSettings(targets="local")) as sender:
         assert await sender.send(webhook(f"{receiver.url}/hook"), message()) == found
@@ -108,24 +108,24 @@ async def test_a_message_is_taken_with_a_status_of_success_and_redirects_are_not
 
 
 @pytest.mark.parametrize("targets", ["public", "private"])
-async def test_nothing_is_sent_to_loopback_unless_it_may(receiver, targets):
+async def test_nothing_is_sent_to_loopback_unless_allowed(receiver, targets):
     async with HttpSender(WebhookSettings(targets=targets)) as sender:
         assert "URL" in (await sender.send(webhook(receiver.url), message())).reason
     assert receiver.requests == []
 
 
 class Names:
-    """What the names of hosts lead to, in the place of the machine's resolver."""
+    """A resolver for host names that replaces the one of the machine."""
 
     def __init__(self, monkeypatch):
         self.addresses: list[str] = []
-        self.looks = 0
+        self.lookups = 0
         monkeypatch.setattr(socket, "getaddrinfo", self._found)
 
-    def _found(self, host, port, *_told, **_more):
+    def _found(self, host, port, *_arguments, **_more):
         if host[0].isdigit():
             return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (host, port))]
-        self.looks += 1
+        self.lookups += 1
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port)) for address in self.addresses]
 
 
@@ -139,7 +139,7 @@ class Names:
         ("public", ["93.184.215.14", "127.0.0.1"]),
     ],
 )
-async def test_a_name_that_leads_where_it_may_not_is_refused_before_any_connection(monkeypatch, targets, addresses):
+async def test_a_name_with_a_forbidden_address_is_rejected_before_any_connection(monkeypatch, targets, addresses):
     names = Names(monkeypatch)
     names.addresses = addresses
     with socket.create_server(("127.0.0.1", 0)) as listening:
@@ -149,10 +149,10 @@ async def test_a_name_that_leads_where_it_may_not_is_refused_before_any_connecti
             assert "not permitted" in (await sender.send(webhook(url), message())).reason
         with pytest.raises(BlockingIOError):
             listening.accept()
-    assert names.looks == 1
+    assert names.lookups == 1
 
 
-async def test_the_connection_goes_to_the_address_that_was_checked(monkeypatch):
+async def test_the_connection_uses_the_checked_address(monkeypatch):
     names = Names(monkeypatch)
     names.addresses = ["127.0.0.1"]
     with socket.create_server(("127.0.0.1", 0)) as listening:
@@ -163,32 +163,32 @@ async def test_the_connection_goes_to_the_address_that_was_checked(monkeypatch):
             with connection:
                 return connection.recv(4096)
 
-        asked = asyncio.create_task(asyncio.to_thread(first_bytes))
+        handshake = asyncio.create_task(asyncio.to_thread(first_bytes))
         url = f"https://hooks.example:{listening.getsockname()[1]}/"
         async with HttpSender(WebhookSettings(targets="local")) as sender:
-            assert "failed" in (await sender.send(webhook(url), message())).reason, "the other side is no TLS server"
-        assert b"hooks.example" in await asked, "the certificate is asked for by the name"
-    assert names.looks == 1, "a second look might lead elsewhere"
+            assert "failed" in (await sender.send(webhook(url), message())).reason, "the peer is no TLS server"
+        assert b"hooks.example" in await handshake, "the TLS handshake requests the name"
+    assert names.lookups == 1, "a second lookup might return another address"
 
 
-async def test_a_receiver_that_is_away_or_silent_is_told_as_such():
+async def test_an_unreachable_or_silent_receiver_is_reported():
     async with HttpSender(WebhookSettings(targets="local", timeout_s=0.3)) as sender:
         assert "failed" in (await sender.send(webhook("http://127.0.0.1:9/"), message())).reason
-        with socket.create_server(("127.0.0.1", 0)) as silent:  # takes connections, and never reads
+        with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts connections, and never reads
             port = silent.getsockname()[1]
             assert "within 0.3 s" in (await sender.send(webhook(f"http://127.0.0.1:{port}/"), message())).reason
 
 
 async def eventually(check):
     async with asyncio.timeout(LIMIT_S):
-        while not check():  # noqa: ASYNC110 - what is waited for is in other processes
+        while not check():  # noqa: ASYNC110 - the state is in other processes
             await asyncio.sleep(0.05)
 
 
 @pytest.mark.stack
 @pytest.mark.timeout(240)
-async def test_each_end_is_told_although_the_receiver_fails_and_the_worker_is_killed(stack, receiver):
-    told = {
+async def test_each_outcome_is_delivered_despite_receiver_failures_and_a_killed_worker(stack, receiver):
+    environment = {
         "FRESHLINE_KAFKA__PARTITIONS": "2",
         "FRESHLINE_WEBHOOKS__TARGETS": "local",
         "FRESHLINE_WEBHOOKS__REFRESH_S": "0",
@@ -196,13 +196,13 @@ async def test_each_end_is_told_although_the_receiver_fails_and_the_worker_is_ki
         "FRESHLINE_WEBHOOKS__RETRY_MAX_S": "1",
     }
     async with (
-        installed(stack, told) as installation,
+        installed(stack, environment) as installation,
         connect_services(installation.settings) as services,
         httpx.AsyncClient(base_url=installation.ingest_url, timeout=LIMIT_S) as ingest,
     ):
         made = (await ingest.post("/v1/webhooks", json={"url": f"{receiver.url}/hook"})).json()
         events = {(await services.put("travel.md", b"Hotels cost 120.", "text/markdown"))["event_id"]: "done"}
-        await eventually(lambda: receiver.told().keys() == events.keys())
+        await eventually(lambda: receiver.deliveries().keys() == events.keys())
         headers, body = receiver.requests[0]
         assert (
             headers["webhook-signature"]
@@ -230,16 +230,16 @@ async def test_each_end_is_told_although_the_receiver_fails_and_the_worker_is_ki
         another = await installation.launcher.start("worker", "notify")
         try:
             receiver.status = 204
-            await eventually(lambda: receiver.told().keys() == events.keys())
+            await eventually(lambda: receiver.deliveries().keys() == events.keys())
             await installation.caught_up(timeout_s=LIMIT_S)
         finally:
             another.terminate()
             await another.wait()
-        taken = {headers["webhook-id"]: json.loads(body) for headers, body in receiver.requests}
-        assert {event_id: one["data"]["outcome"] for event_id, one in taken.items()} == events
-        assert taken[broken["event_id"]]["data"]["reason"]
+        received = {headers["webhook-id"]: json.loads(body) for headers, body in receiver.requests}
+        assert {event_id: one["data"]["outcome"] for event_id, one in received.items()} == events
+        assert received[broken["event_id"]]["data"]["reason"]
         async with asyncio.timeout(LIMIT_S):
             while (await ingest.get("/v1/webhooks")).json()["webhooks"][0]["state"] != "active":  # noqa: ASYNC110
                 await asyncio.sleep(0.1)
-        gone = await ingest.delete(f"/v1/webhooks/{made['webhook']['webhook_id']}")
-        assert gone.status_code == 204
+        deleted = await ingest.delete(f"/v1/webhooks/{made['webhook']['webhook_id']}")
+        assert deleted.status_code == 204

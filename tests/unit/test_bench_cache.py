@@ -231,7 +231,7 @@ def test_figures_reveal_needless_invalidations():
 def test_flushing_is_never_stale_and_never_invalidating_never_drops():
     all_, none = figures(SIMPLE["all"]), figures(SIMPLE["none"])
     assert (all_["content_stale_rate"], all_["recall"], all_["rank_drift_rate"]) == (0, 1, 0)
-    assert all_["invalidations"] == all_["refills"] == 60 * 20
+    assert all_["invalidations"] == all_["replacements"] == 60 * 20
     assert all_["precision"] < 0.5
     assert (none["invalidations"], none["precision"], none["recall"]) == (0, None, 0)
     assert none["content_stale_rate"] > 0.5

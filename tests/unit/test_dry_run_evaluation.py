@@ -15,8 +15,9 @@ from schemas.search import Access, HybridSearch
 from streams.core.invalidation.change_log import encode_changes
 from streams.core.invalidation.entrants import entrant
 from streams.core.invalidation.evidence import Change, Evidence, Passage, Statistics, TermCounts
-from streams.dry_run import DryRun, DryRunUnavailable
-from streams.evaluation import FusionParameters, SliceEvaluators
+from streams.dry_run import DryRun, DryRunUnavailable, Preparation
+from streams.evaluation import EvaluationContext, FusionParameters
+from streams.slice_evaluators import SliceEvaluators
 from streams.steps.invalidate import Invalidate
 
 KEPT, FUSED = 12, 5
@@ -59,15 +60,9 @@ class World:
         index = self.bench.index
         return DryRun(
             index=index,
-            searches=index,
             terms=index,
-            slices=self.cache,
-            embedder=self.bench.embedder,
-            parsers=Parsers(),
-            splitter=Lines(),
-            profile="profile",
-            fusion=FUSION,
-            settings=self._settings,
+            preparation=Preparation(Parsers(), Lines(), "profile", self.bench.embedder),
+            context=EvaluationContext.of(self.cache, index, index, fusion=FUSION, settings=self._settings),
         )
 
     async def told(self, content):
@@ -144,14 +139,14 @@ async def test_an_index_that_fails_while_answers_are_read_is_no_all_clear(world,
 
 
 async def test_an_edit_of_more_passages_than_are_judged_drops_all():
-    world = World(AnswerSettings(judged_passages=1))
+    world = World(AnswerSettings(evaluated_passages=1))
     await world.fill()
     assert await world.told(None) == dict.fromkeys(QUESTIONS, "not_evaluated")
     assert await world.done(None) == set(QUESTIONS)
 
 
 async def test_changes_that_wait_and_are_too_many_are_said():
-    world = World(AnswerSettings(judged_passages=2))
+    world = World(AnswerSettings(evaluated_passages=2))
     await world.fill()
     for number in range(world.cache.count):
         await world.cache.append("acme", number, {0: 1}, encode_changes(world.changes))

@@ -1,7 +1,8 @@
 """The bundled models: their recipes, their files, and what the settings get wrong."""
 
 import asyncio
-import time
+import gc
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +49,14 @@ async def test_settings_open_a_working_embedder(name: str):
     await embedder.close()
 
 
+async def test_a_closed_embedder_frees_the_weights(name: str):
+    embedder = OnnxEmbedder(Settings().embedding.models_path, name, threads=1)
+    weights = weakref.ref(embedder._session)
+    await embedder.close()
+    gc.collect()
+    assert weights() is None
+
+
 async def test_only_questions_carry_the_prefix(name: str):
     embedder = OnnxEmbedder(Settings().embedding.models_path, name, threads=1)
     prefixed = (await embedder.embed_passages([RECIPES[name].query_prefix + "why is the sky blue"]))[0]
@@ -88,12 +97,13 @@ async def test_pooling_is_what_the_model_card_says(name: str):
 
 async def test_a_question_does_not_wait_behind_passages(name: str):
     embedder = OnnxEmbedder(Settings().embedding.models_path, name, threads=1)
+    embed, texts = embedder._lanes._embed, []
+    embedder._lanes._embed = lambda text: (texts.append(text), embed(text))[1]
     upload = asyncio.create_task(embedder.embed_passages(["a long passage of many words " * 30] * 100))
     await asyncio.sleep(0)
     await embedder.embed_query("why")
     assert not upload.done()
     upload.cancel()
     await asyncio.gather(upload, return_exceptions=True)
-    started = time.monotonic()
     await embedder.close()
-    assert time.monotonic() - started < 5, "cancelled passages were run all the same"
+    assert len(texts) < 50, "cancelled passages were run all the same"

@@ -79,7 +79,7 @@ async def ended(
     runner = Runner(step, streams, settings, on_finished=note)
     running = asyncio.create_task(runner.run())
     try:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             for offset, one in enumerate(records):
                 finish = lambda offset=offset: done.append(offset)  # noqa: E731
                 await runner.take(Delivery(0, offset, one.key, one.value, one.headers, finish))
@@ -254,7 +254,7 @@ async def test_nothing_counts_as_ended_before_the_broker_has_what_it_led_to():
     assert step.batches == [["d0"]], "the step is not run again for the broker's sake"
 
 
-LIMITED = SETTINGS.model_copy(update={"dead_letter_window": 10, "dead_letter_share": 0.3})
+LIMITED = SETTINGS.model_copy(update={"dead_letter_window": 10, "dead_letter_rate": 0.3})
 
 
 UNDECODABLE = Record("documents.v1", b"k", b"no JSON")

@@ -24,11 +24,12 @@ from schemas.topics import MAX_RECORD_BYTES
 from streams.core.outcomes import DeadLetter, Finished
 from streams.core.planned_chunks import load_chunks
 from streams.core.splitting import embedding_text
-from streams.evaluation import FusionParameters, SliceEvaluator, SliceEvaluators
+from streams.evaluation import FusionParameters, SliceEvaluator
 from streams.parsing.emptiness import why_empty
 from streams.parsing.parse import ParsedDocument
 from streams.parsing.sandbox import ParseFailed
 from streams.runner import Task
+from streams.slice_evaluators import SliceEvaluators
 from streams.steps.index import Index
 from streams.steps.invalidate import Invalidate, ended
 from streams.steps.prepare import Prepare

@@ -108,7 +108,7 @@ async def test_waiting_and_retries_and_lag_are_told():
         tracing=recorder()[0],
     )
     metrics.watch(StepName.PREPARE, runner)
-    metrics.lag(StepName.PREPARE, 7)
+    metrics.set_lag(StepName.PREPARE, 7)
     waiting = {"step": "prepare"}
     assert registry.get_sample_value(STEP_WAITING.name, waiting) == 0
     step.failures = [IndexUnavailable("down")]

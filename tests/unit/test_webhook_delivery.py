@@ -27,7 +27,7 @@ from streams.webhook_retries import BATCH, WebhookRetries
 
 SECRET = made_secret(bytes(range(32)))
 SETTINGS = WebhookSettings(
-    refresh_s=0, patience_s=0.05, timeout_s=5, retry_first_s=1, retry_max_s=60, give_up_s=600, max_waiting=20
+    refresh_s=0, receiver_wait_s=0.05, timeout_s=5, retry_first_s=1, retry_max_s=60, disable_after_s=600, max_pending=20
 )
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -367,7 +367,7 @@ async def test_one_that_is_gone_or_for_which_too_much_waits_is_disabled():
         ID: NotDelivered("the receiver responded with 410", is_gone=True),
         OTHER: NotDelivered("no answer"),
     }
-    await world.tell(*(end(number) for number in range(SETTINGS.max_waiting + 1)))
+    await world.tell(*(end(number) for number in range(SETTINGS.max_pending + 1)))
     assert world.state() is WebhookState.DISABLED
     assert world.state(1) is WebhookState.FAILING
     await world.look()

@@ -34,7 +34,8 @@ from streams.core.invalidation.compiled import (
 )
 from streams.core.invalidation.evidence import Change, Evaluation, Evidence, Passage, Statistics
 from streams.core.invalidation.fused import fused_top
-from streams.core.invalidation.rows import NO_ROWS, Postings, Rows, grown
+from streams.core.invalidation.rows import NO_ROWS, Rows, grown
+from streams.core.invalidation.source_table import SourceTable
 from streams.core.invalidation.sweep import (
     IN_LEXICAL,
     IN_VECTOR,
@@ -95,9 +96,7 @@ class Exact:
         self._free: list[int] = []
         self._questions = np.empty((0, dimension), dtype=np.float32)
         self._top_k = np.empty(0, dtype=np.int16)
-        self._sources = np.empty((0, 1), dtype=np.int32)
-        self._versions = np.empty((0, 1), dtype=np.int64)
-        self._citing = Postings(lambda number, rows: (self._sources[rows] == number).any(axis=1))
+        self._sources = SourceTable()
         self._readers = np.empty(0, dtype=np.int32)
         self._watched = np.empty(0, dtype=bool)  # evaluated at every change
         self._vector = VectorTable(kept)
@@ -133,7 +132,7 @@ class Exact:
         own.append(self._ends)
         tables = round(fraction * sum(table.nbytes for table in own))
         candidates = self._vector.size_bytes(fraction) + self._lexical.size_bytes(fraction)
-        return tables + candidates + self._citing.size_bytes
+        return tables + candidates + self._sources.postings_bytes
 
     def put(self, evidence: Evidence) -> None:
         """Store the evidence of an answer; replaces an earlier one with the same key."""
@@ -153,14 +152,8 @@ class Exact:
             self._depth = evidence.top_k
             self._scratch = allocate_scratch(self._kept, self._depth)
         self._readers[row] = self._reader(evidence.search)
-        count = len(evidence.sources)
-        if count > self._sources.shape[1]:
-            self._widen(count)
-        self._sources[row], self._versions[row] = EMPTY, EMPTY
-        sources = self._numbers(chunk_id for chunk_id, _ in evidence.sources)
-        self._sources[row, :count] = sources
-        self._citing.add_row(row, sources)
-        self._versions[row, :count] = [version for _, version in evidence.sources]
+        chunk_ids, versions = zip(*evidence.sources, strict=True) if evidence.sources else ((), ())
+        self._sources.put(row, self._numbers(chunk_ids), versions)
         vector = evidence.vector_candidates[: self._kept]
         self._vector.put(
             row,
@@ -188,7 +181,7 @@ class Exact:
             self._free.append(row)
             self._vector.clear(row)
             self._lexical.clear(row)
-            self._sources[row] = EMPTY
+            self._sources.clear(row)
             self._watched[row] = False
 
     def evaluate(self, change: Change, statistics: Statistics) -> Evaluation:
@@ -227,11 +220,7 @@ class Exact:
         row = self._rows.get(evidence.key)
         if row is None or len(evidence.terms) > MAX_TERMS:
             return None
-        current = {
-            (number, version)
-            for number, version in zip(self._sources[row].tolist(), self._versions[row].tolist(), strict=True)
-            if number != EMPTY
-        }
+        current = self._sources.of(row)
         if current != {(self._passages.get(chunk_id, EMPTY), version) for chunk_id, version in evidence.sources}:
             return None
         return self._vector.original(row), self._lexical.original(row)
@@ -261,7 +250,7 @@ class Exact:
         verdicts, removals = np.full(len(self._keys), KEEP, dtype=np.uint8), self._removals(change)
         if not self._rows:
             return verdicts
-        self._find_removed_sources(removals, verdicts)
+        verdicts[self._sources.take_changed(removals)] = DROP
         additions = self._additions(change.added)
         self._reserve(0, len(removals.by_vector.members) + len(removals.by_terms.members))
         count = find_removals(removals, self._updates)
@@ -292,17 +281,6 @@ class Exact:
         for row in self._overflowing_rows(change.added, additions):
             verdicts[row] = max(verdicts[row], SHORT)
         return verdicts
-
-    def _find_removed_sources(self, removals: Removals, verdicts: Verdicts) -> None:
-        """Set ``DROP`` for the rows that cite a removed or rewritten passage, whether or not it is a candidate."""
-        for number, version in zip(removals.numbers.tolist(), removals.versions.tolist(), strict=True):
-            rows = np.unique(self._citing.take(number))
-            citing = self._sources[rows] == number
-            changed = (citing & (self._versions[rows] != version)).any(axis=1)
-            verdicts[rows[changed]] = DROP
-            unchanged = rows[citing.any(axis=1) & ~changed]
-            if len(unchanged):
-                self._citing.add(number, unchanged)
 
     def _overflowing_rows(self, added: Sequence[Passage], additions: Additions) -> set[int]:
         """Rows whose score for an added passage is unknown, because a term exceeds the maximum frequency in it."""
@@ -392,7 +370,7 @@ class Exact:
             self._updates = RowUpdates(*(grown(table[:count], size) for table in self._updates))
 
     def _columns(self) -> AnswerColumns:
-        return AnswerColumns(self._sources, self._versions, self._top_k, self._readers, self._questions)
+        return AnswerColumns(self._sources.numbers, self._sources.versions, self._top_k, self._readers, self._questions)
 
     def _keys_of(self, rows: Any) -> frozenset[str]:
         return frozenset(key for row in rows if (key := self._keys[row]) is not None)
@@ -409,8 +387,7 @@ class Exact:
         self._keys += [None] * (rows - len(self._keys))
         self._questions = grown(self._questions, rows, 0)
         self._top_k = grown(self._top_k, rows, 1)
-        self._sources = grown(self._sources, rows, EMPTY)
-        self._versions = grown(self._versions, rows, EMPTY)
+        self._sources.grow(rows)
         self._readers = grown(self._readers, rows, 0)
         self._watched = grown(self._watched, rows, 0)
         self._sums = grown(self._sums, rows, 0)
@@ -418,11 +395,6 @@ class Exact:
         self._ends = grown(self._ends, rows)
         self._vector.grow(rows)
         self._lexical.grow(rows)
-
-    def _widen(self, sources: int) -> None:
-        more = ((0, 0), (0, sources - self._sources.shape[1]))
-        self._sources = np.pad(self._sources, more, constant_values=EMPTY)
-        self._versions = np.pad(self._versions, more, constant_values=EMPTY)
 
     def _number(self, chunk_id: str) -> int:
         number = self._passages.get(chunk_id)

@@ -43,7 +43,7 @@ public final class Documents {
         byte[] stream = ("# Stream\n\nThe " + mode + " heron signs.\n").getBytes(StandardCharsets.UTF_8);
         upload("stream", BodyPublishers.ofInputStream(() -> new ByteArrayInputStream(stream)), false);
         upload("waiting", BodyPublishers.ofString("# Waiting\n\nThe " + mode + " stoat signs.\n"), true);
-        String large = "# Large\n\n" + "Nobody signs this line.\n\n".repeat(4_000) + "The " + mode + " lynx signs.\n";
+        String large = "# Large\n\n" + "No bird signs this line.\n\n".repeat(4_000) + "The " + mode + " lynx signs.\n";
         String position = upload("large", BodyPublishers.ofString(large), false);
         exchange("empty", put("text", BodyPublishers.noBody(), false));
         exchange("empty-text", put("text", BodyPublishers.ofString(""), false));
