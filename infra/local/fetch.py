@@ -1,7 +1,7 @@
 """Download of external programs and models into a cache that all stacks of a user share.
 
-Downloads are pinned: for Maven by version in ``pom.xml`` and by content in ``checksums.sha256``; for pip by the versions
-below. A directory of the cache has its version in its name, and is renamed to this name when it is complete.
+Downloads are pinned: for Maven by version in ``pom.xml`` and by content in ``checksums.sha256``; for pip by version.
+A directory of the cache has its version in its name, and is renamed to this name when it is complete.
 """
 
 import contextlib

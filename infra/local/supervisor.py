@@ -1,7 +1,7 @@
 """Supervisor: the parent process of all processes of a stack.
 
 It starts the servers together, then the application processes together, and waits until all are ready. It restarts
-crashed processes, and stops all in reverse order on SIGTERM or when its caller ends. It publishes its state in the state
+crashed processes, and stops all in reverse order on SIGTERM or when its caller ends. It publishes its state in a
 file. A lock ensures that a data directory has one supervisor.
 """
 

@@ -36,7 +36,7 @@ _CLOSED: Final = cast("httptools.HttpRequestParser", _Closed())
 class HttpProtocol(HttpToolsProtocol):
     """HTTP protocol of all services.
 
-    An ``Upgrade`` header is ignored, as RFC 9110 section 7.8 permits: the request and its body are read as if the header
+    An ``Upgrade`` header is ignored, as RFC 9110 section 7.8 permits: request and body are read as if the header
     were missing. Because the parser interprets data after such a head as another protocol, the head is parsed again
     without the header.
 
