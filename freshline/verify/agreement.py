@@ -30,7 +30,7 @@ class Kind(StrEnum):
     FOREIGN = "passage of another document"
     OTHER_GROUPS = "passage with other groups than its document"
     NEWER = "passage of a later version than its document"
-    OTHER_PASSAGE = "passage that is not as its document's content says"
+    OTHER_PASSAGE = "passage that differs from its document's content"
 
 
 _REWRITE: Final = "--repair rewrites the document"
