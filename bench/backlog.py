@@ -154,7 +154,7 @@ async def _sampled(
                     maximum[name] = max(maximum[name], process.memory_info().rss)
                 for step, row in TOPOLOGY.items():
                     lags = await admin.lag(row.reads, installation.settings.names.group(step))
-                    max_lag[str(step)] = max(max_lag.get(str(step), 0), sum(lag.lag for lag in lags))
+                    max_lag[str(step)] = max(max_lag.get(str(step), 0), sum(lag.records for lag in lags))
                 await asyncio.sleep(_SAMPLED_S)
 
     sampling = asyncio.create_task(sample())

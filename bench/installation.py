@@ -81,7 +81,7 @@ class BenchInstallation:
             async with asyncio.timeout(timeout_s), StreamAdmin(self.settings) as admin:
                 for step, row in TOPOLOGY.items():
                     group = self.settings.names.group(step)
-                    while lag := sum(one.lag for one in await admin.lag(row.reads, group)):
+                    while lag := sum(one.records for one in await admin.lag(row.reads, group)):
                         on_lag(lag)
                         # Polling costs the brokers time: the interval grows with the lag.
                         await asyncio.sleep(min(_POLL_S * (1 + lag / 10), _POLL_MAX_S))

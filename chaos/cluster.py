@@ -104,7 +104,7 @@ class Cluster:
                 lags = [await admin.lag(row.reads, self.settings.names.group(step)) for step, row in TOPOLOGY.items()]
         except KafkaError as error:
             raise StreamUnavailable(str(error)) from error
-        return sum(one.lag for lag in lags for one in lag)
+        return sum(one.records for lag in lags for one in lag)
 
     async def wait_until_drained(self, *, timeout_s: float) -> None:
         """Wait until no step lags.

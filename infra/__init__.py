@@ -1,1 +1,1 @@
-"""Outside systems: one folder each, with its port, its client, its in-memory twin and its provisioning."""
+"""Clients of external systems. Each package has a port and its implementations, including an in-memory one."""

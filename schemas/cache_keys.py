@@ -26,10 +26,10 @@ class AnswerKeys:
     def state(self) -> str:
         """Hash with the applied positions and all sequence numbers of the slice.
 
-        ``positions``: last applied offset of each partition; ``whole``: no position is missing; ``epoch``: number of
-        the last change; ``judged``: epoch up to which answers are evaluated; ``floor``: answers of earlier epochs are
-        invalid; ``fills``: number of the last stored answer; ``told``: number of the last invalidation message. It is
-        a single key so that Redis can lose all of it, but never a part.
+        ``positions``: last applied offset of each partition; ``seeded``: no position is missing; ``epoch``: number of
+        the last change; ``evaluated``: epoch up to which answers are evaluated; ``pending``: number of later changes;
+        ``floor``: answers of earlier epochs are invalid; ``fills``: number of the last stored answer; ``sequence``:
+        number of the last invalidation message. It is a single key so that Redis can lose all of it, but never a part.
         """
         return f"{self.slice_key}:state"
 
@@ -45,7 +45,7 @@ class AnswerKeys:
 
     @property
     def drops(self) -> str:
-        """Stream of the latest evictions: ``keys`` of the answers, or ``*``, and the reason in ``why``."""
+        """Stream of the latest evictions: ``keys`` of the answers, or ``*``, and the ``reason``."""
         return f"{self.slice_key}:drops"
 
     @property

@@ -89,4 +89,4 @@ async def _lag(settings: Settings, step: WatchedStep) -> int | None:
     except StreamUnavailable as error:
         _log.warning("lag_not_read", reason=str(error))
         return None
-    return sum(one.lag for one in lags if one.partition in assigned)
+    return sum(one.records for one in lags if one.partition in assigned)

@@ -179,7 +179,7 @@ async def _lag(settings: "Settings") -> dict[str, dict[str, Any]]:
     async with StreamAdmin(settings) as admin:
         for step, row in TOPOLOGY.items():
             group = settings.names.group(step)
-            partitions = {lag.partition: lag.lag for lag in await admin.lag(row.reads, group)}
+            partitions = {lag.partition: lag.records for lag in await admin.lag(row.reads, group)}
             consumed = await admin.is_consumed(group)
             figures[str(step)] = {"behind": sum(partitions.values()), "consumed": consumed, "partitions": partitions}
     return figures

@@ -233,7 +233,7 @@ async def _lost(blobs: BlobStore, contents: Iterable[tuple[DocumentKey, BlobRef 
 async def _in_progress(settings: Settings) -> int:
     async with StreamAdmin(settings) as admin:
         lags = [await admin.lag(row.reads, settings.names.group(step)) for step, row in TOPOLOGY.items()]
-    return sum(one.lag for lag in lags for one in lag)
+    return sum(one.records for lag in lags for one in lag)
 
 
 async def _events(settings: Settings) -> dict[Position, DocumentEvent]:

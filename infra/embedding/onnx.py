@@ -119,7 +119,7 @@ class OnnxEmbedder(Embedder):
     @override
     async def close(self) -> None:
         await self._pools.close()
-        self._session = None  # whoever still refers to this object does not keep the weights in memory
+        self._session = None  # releases the weights, even if this object is still referenced
 
     def _embed(self, text: str) -> Vector:
         try:

@@ -45,7 +45,7 @@ class PartitionLag:
     end: int
 
     @property
-    def lag(self) -> int:
+    def records(self) -> int:
         """Number of records that are not committed."""
         return max(0, self.end - self.committed)
 

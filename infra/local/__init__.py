@@ -1,4 +1,4 @@
-"""The real stack on one machine, without containers: Kafka, OpenSearch and Redis as child processes."""
+"""Local stack without containers: Kafka, OpenSearch and Redis as child processes."""
 
 from infra.local.fetch import Say, models_dir
 from infra.local.stack import ProcessStatus, Stack, StackStatus

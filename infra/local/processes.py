@@ -1,4 +1,4 @@
-"""Start child processes that cannot outlive their parent, and end them for certain."""
+"""Child processes that cannot outlive their parent."""
 
 import asyncio
 import contextlib
@@ -21,25 +21,25 @@ _LIBC: Final = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else
 
 
 def _die_with(parent: int) -> Callable[[], None]:
-    """What a child runs before its program: ask the kernel for SIGKILL when the parent ends.
+    """A function for the child, which requests SIGKILL at the end of the parent.
 
-    The request is lost when the user changes, so it must come after that; the subprocess machinery calls this last. It
-    is tied to the thread that started the child: start children from the main thread. Elsewhere than on Linux the next
-    start ends what a killed supervisor left.
+    The request is reset when the user changes, so it must follow that; the subprocess module calls this function last.
+    It is bound to the thread that starts the child, so children must be started from the main thread. On other systems
+    than Linux, the next start kills processes that a killed supervisor has left.
     """
 
     def ask() -> None:
         if _LIBC is None:
             return
         _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-        if os.getppid() != parent:  # it ended before the request was made: nobody will tell us
+        if os.getppid() != parent:  # it ended before the request, so no signal will be sent
             os._exit(1)
 
     return ask
 
 
 async def spawn(command: Command, log: Path) -> asyncio.subprocess.Process:
-    """Start a command in a session of its own, its output appended to a log, bound to this process's life.
+    """Start a command in its own session, with output to a log. It ends with this process.
 
     Raises:
         OSError: the program cannot be started.
@@ -52,7 +52,7 @@ async def spawn(command: Command, log: Path) -> asyncio.subprocess.Process:
             stdin=asyncio.subprocess.DEVNULL,
             stdout=output,
             stderr=asyncio.subprocess.STDOUT,
-            start_new_session=True,  # a Ctrl-C at the terminal is for the caller, who ends us in order
+            start_new_session=True,  # Ctrl-C is handled by the caller, which stops the processes in order
             preexec_fn=_die_with(os.getpid()),
             user=account.pw_uid if account is not None else None,
             group=account.pw_gid if account is not None else None,
@@ -61,17 +61,17 @@ async def spawn(command: Command, log: Path) -> asyncio.subprocess.Process:
 
 
 async def end(process: asyncio.subprocess.Process, grace_s: float) -> None:
-    """Ask a process and its descendants to end, make them after a while, and wait until it has."""
+    """Send SIGTERM to a process and its descendants, SIGKILL after ``grace_s``, and wait for its end."""
     if process.returncode is None:
         _signal_group(process.pid, signal.SIGTERM)
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(process.wait(), grace_s)
-    _signal_group(process.pid, signal.SIGKILL)  # whatever of its session is left
+    _signal_group(process.pid, signal.SIGKILL)  # remaining processes of its session
     await process.wait()
 
 
 def end_leftover(identity: ProcessIdentity) -> None:
-    """Kill what a supervisor that is gone has left, if it is still that process."""
+    """Kill a process that an ended supervisor has left, if it is still the same process."""
     while identity.find() is not None:
         _signal_group(identity.pid, signal.SIGKILL)
         time.sleep(_POLL_INTERVAL_S)

@@ -1,4 +1,4 @@
-"""Show progress on a terminal, or as lines where there is none."""
+"""Display of progress on a terminal, or as lines."""
 
 import contextlib
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from infra.local.state import Phase
 
 @contextlib.contextmanager
 def shown(console: Console | None = None) -> Iterator[Say]:
-    """A function to hand to ``Stack.up`` or ``models_dir``; what it is told is shown while the context lasts."""
+    """A function for ``Stack.up`` or ``models_dir`` that displays progress within the context."""
     console = console or Console(stderr=True)
     if not console.is_terminal:
         yield _Lines(console)
@@ -35,7 +35,7 @@ def shown(console: Console | None = None) -> Iterator[Say]:
 
 
 class _Lines:
-    """One line for each new thing, without the many steps of a download."""
+    """Prints a line for each change, without the progress of downloads."""
 
     def __init__(self, console: Console) -> None:
         self._console = console

@@ -1,7 +1,7 @@
-"""The servers: their configuration files, their command lines, and when they are ready.
+"""Configuration, command lines and readiness checks of the servers.
 
-All of them listen on the loopback interface only. None of them forces each write to the disk, so a killed process
-loses nothing and a lost machine may lose the last second: fit for development, not for production.
+All of them listen on loopback only. None of them syncs each write to disk: a killed process loses nothing, but a power
+failure may lose the last second. This is suitable for development, not for production.
 """
 
 import base64
@@ -34,8 +34,8 @@ class Command:
     Attributes:
         argv: command line.
         env: its whole environment.
-        user: name of the user to become; None to stay.
-        first: a command line that must have succeeded before, such as formatting a new disk.
+        user: name of the user to run as; None for the current one.
+        first: command line that must succeed before, such as formatting a data directory.
     """
 
     argv: tuple[str, ...]
@@ -54,15 +54,15 @@ class Supervised(Protocol):
 
     @property
     def address(self) -> str | None:
-        """Where it is reached."""
+        """Address of the process."""
         ...
 
     def prepare(self) -> Command:
-        """Write the configuration for the coming start; harmless to repeat."""
+        """Write the configuration for the next start. Idempotent."""
         ...
 
     async def missing(self) -> str | None:
-        """What is missing until it is ready, None when nothing is. Answers within a few seconds."""
+        """Reason for which it is not ready; None if it is. Returns within a few seconds."""
         ...
 
 
@@ -74,7 +74,7 @@ def port_names(nodes: int) -> list[str]:
 
 
 def environment(state: StackState, home: Home) -> dict[str, str]:
-    """The ``FRESHLINE_`` variables that point ``Settings`` at a stack."""
+    """The ``FRESHLINE_`` variables for the use of a stack."""
     nodes, ports = state.nodes, state.ports
     brokers = ",".join(f"{HOST}:{ports[f'kafka-{i}']}" for i in range(1, nodes + 1))
     indexes = ",".join(f"http://{HOST}:{ports[f'opensearch-{i}']}" for i in range(1, _data_nodes(nodes) + 1))
@@ -101,7 +101,7 @@ def servers(plan: Plan, home: Home, ports: Mapping[str, int]) -> list[Supervised
 
 
 def _data_nodes(nodes: int) -> int:
-    """OpenSearch nodes with documents. One more of three only votes: any one of them can be lost."""
+    """Number of OpenSearch nodes with documents. A third node only votes, so that any one node may fail."""
     return min(nodes, 2)
 
 
@@ -110,7 +110,7 @@ def _min_in_sync(nodes: int) -> int:
 
 
 class Kafka:
-    """A broker that is a controller too (KRaft, no ZooKeeper)."""
+    """A Kafka broker that is also a controller (KRaft)."""
 
     def __init__(self, number: int, plan: Plan, home: Home, ports: Mapping[str, int]) -> None:
         self.name = f"kafka-{number}"
@@ -124,7 +124,7 @@ class Kafka:
         self._directory = home.path / self.name
 
     def prepare(self) -> Command:
-        """Write ``server.properties``; a new data directory is formatted first."""
+        """Write ``server.properties``. A new data directory is formatted first."""
         self._directory.mkdir(exist_ok=True, mode=0o700)
         properties = self._directory / "server.properties"
         text = "".join(f"{key}={value}\n" for key, value in self._properties().items())
@@ -137,7 +137,7 @@ class Kafka:
         )
 
     async def missing(self) -> str | None:
-        """Ready when its own metadata lists it, which Kafka does once the controller has unfenced it."""
+        """Ready when its metadata includes it, that is when the controller has unfenced it."""
         client = AIOKafkaClient(bootstrap_servers=self.address, request_timeout_ms=int(PROBE_TIMEOUT_S * 1000))
         try:
             await client.bootstrap()
@@ -147,12 +147,14 @@ class Kafka:
         finally:
             await client.close()
         return (
-            None if self._number in known else f"broker {self._number} is not yet among the live ones {sorted(known)}"
+            None
+            if self._number in known
+            else f"broker {self._number} is not among the live brokers {sorted(known)} yet"
         )
 
     def _java(self, *arguments: str) -> tuple[str, ...]:
         java = str(self._programs.kafka_java / "bin" / "java")
-        # The serial collector and the first compiler tier alone: least memory and fastest start on a small machine.
+        # Serial collector and first compiler tier only: least memory and fastest start on a small machine.
         tuning = ("-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1")
         logging = ("-Dorg.slf4j.simpleLogger.showDateTime=true", "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn")
         return (java, *tuning, *logging, "-cp", f"{self._programs.kafka_libs}/*", *arguments)
@@ -160,25 +162,28 @@ class Kafka:
     def _properties(self) -> dict[str, object]:
         controller = f"{HOST}:{self._ports[f'{self.name}-controller']}"
         numbers = range(1, self._nodes + 1)
-        more = [(one.name, one.ports[self.name], one.advertised_ports[self.name]) for one in self._listeners]
+        additional = [(one.name, one.ports[self.name], one.advertised_ports[self.name]) for one in self._listeners]
         return {
             "node.id": self._number,
             "process.roles": "broker,controller",
-            # A static voter list, unlike a dynamic one, is not kept in the log: ports may change between runs.
+            # Unlike a dynamic voter list, a static one is not stored in the log, so ports may change between runs.
             "controller.quorum.voters": ",".join(f"{i}@{HOST}:{self._ports[f'kafka-{i}-controller']}" for i in numbers),
             "controller.listener.names": "CONTROLLER",
             "listeners": ",".join(
                 (
                     f"PLAINTEXT://{self.address}",
                     f"CONTROLLER://{controller}",
-                    *(f"{name}://{HOST}:{port}" for name, port, _ in more),
+                    *(f"{name}://{HOST}:{port}" for name, port, _ in additional),
                 )
             ),
             "advertised.listeners": ",".join(
-                (f"PLAINTEXT://{self.address}", *(f"{name}://{HOST}:{told}" for name, _, told in more))
+                (
+                    f"PLAINTEXT://{self.address}",
+                    *(f"{name}://{HOST}:{advertised}" for name, _, advertised in additional),
+                )
             ),
             "listener.security.protocol.map": ",".join(
-                f"{name}:PLAINTEXT" for name in ("PLAINTEXT", "CONTROLLER", *(name for name, *_ in more))
+                f"{name}:PLAINTEXT" for name in ("PLAINTEXT", "CONTROLLER", *(name for name, *_ in additional))
             ),
             "log.dirs": self._directory / "data",
             "auto.create.topics.enable": "false",
@@ -190,13 +195,13 @@ class Kafka:
             "transaction.state.log.min.isr": _min_in_sync(self._nodes),
             "share.coordinator.state.topic.replication.factor": self._nodes,
             "share.coordinator.state.topic.min.isr": _min_in_sync(self._nodes),
-            # No wait for more members, and sessions short enough for tests of a lost worker.
+            # No rebalance delay, and sessions short enough for tests of a failed worker.
             "group.initial.rebalance.delay.ms": 0,
             "group.min.session.timeout.ms": 1000,
         }
 
     def _cluster_id(self) -> str:
-        """One id for all brokers of the data directory, made at the first need."""
+        """Cluster id of all brokers of the data directory, created on first use."""
         file = self._home.path / "kafka-cluster-id"
         if not file.exists():
             file.write_text(base64.urlsafe_b64encode(uuid.uuid4().bytes).rstrip(b"=").decode(), encoding="ascii")
@@ -204,7 +209,7 @@ class Kafka:
 
 
 class OpenSearch:
-    """A node with the k-NN plugin. Of three, all may lead, and the third holds no documents."""
+    """An OpenSearch node with the k-NN plugin. A third node is a cluster manager without documents."""
 
     def __init__(self, number: int, plan: Plan, home: Home, ports: Mapping[str, int]) -> None:
         self.name = f"opensearch-{number}"
@@ -220,7 +225,7 @@ class OpenSearch:
         self._scratch = self._directory / "tmp"
 
     def prepare(self) -> Command:
-        """Write the node's own configuration directory, and hand all of it to the user that OpenSearch runs as."""
+        """Write the configuration directory of the node, owned by the user that OpenSearch runs as."""
         for directory in (self._directory, self._config, self._data, self._scratch):
             directory.mkdir(exist_ok=True, mode=0o700)
         shutil.copy(self._programs.opensearch_home / "config" / "jvm.options", self._config)
@@ -228,9 +233,9 @@ class OpenSearch:
         (self._config / "opensearch.yml").write_text(settings, encoding="utf-8")
         (self._config / "jvm.options").write_text(self._jvm_options(), encoding="utf-8")
         (self._config / "log4j2.properties").write_text(_LOG_TO_CONSOLE, encoding="utf-8")
-        user = UNPRIVILEGED_USER if os.geteuid() == 0 else None  # OpenSearch refuses to run as root
+        user = UNPRIVILEGED_USER if os.geteuid() == 0 else None  # OpenSearch does not run as root
         if user is not None:
-            self._give_to(user)
+            self._change_owner(user)
         env = {name: value for name, value in os.environ.items() if not name.startswith(("OPENSEARCH_", "JAVA_"))}
         env |= {
             "OPENSEARCH_JAVA_HOME": str(self._programs.opensearch_java),
@@ -240,7 +245,7 @@ class OpenSearch:
         return Command(argv=(str(self._programs.opensearch_home / "bin" / "opensearch"),), env=env, user=user)
 
     async def missing(self) -> str | None:
-        """Ready when the cluster has a leader, all primary shards are served and the k-NN plugin is loaded."""
+        """Ready when the cluster has a manager, all primary shards are active and the k-NN plugin is loaded."""
         try:
             async with httpx.AsyncClient(base_url=self.address, timeout=PROBE_TIMEOUT_S, trust_env=False) as client:
                 health = (await client.get("/_cluster/health")).raise_for_status().json()
@@ -248,9 +253,9 @@ class OpenSearch:
         except httpx.HTTPError as error:
             return f"no health from {self.address}: {error!r}"
         if health["status"] == "red":
-            return f"{health['unassigned_shards']} shards are not served yet"
+            return f"{health['unassigned_shards']} shards are not active yet"
         loaded = [plugin["name"] for node in plugins["nodes"].values() for plugin in node["plugins"]]
-        return None if "opensearch-knn" in loaded else f"the k-NN plugin is not among the loaded ones {loaded}"
+        return None if "opensearch-knn" in loaded else f"the k-NN plugin is not among the loaded plugins {loaded}"
 
     def _settings(self) -> dict[str, object]:
         numbers = range(1, self._nodes + 1)
@@ -263,9 +268,9 @@ class OpenSearch:
             "network.host": HOST,
             "http.port": self._ports[self.name],
             "transport.port": self._ports[f"{self.name}-transport"],
-            # A misspelt index name is an error instead of a new index with guessed mappings.
+            # A misspelt index name must not create an index with dynamic mappings.
             "action.auto_create_index": '"false"',
-            # A developer's disk is often nearly full, and is no reason to refuse shards.
+            # The disk of a developer is often nearly full, which must not prevent shard allocation.
             "cluster.routing.allocation.disk.threshold_enabled": "false",
         }
         if self._nodes == 1:
@@ -277,7 +282,7 @@ class OpenSearch:
         }
 
     def _jvm_options(self) -> str:
-        """The distribution's options, less those that write beside the program or need a module that is missing."""
+        """The options of the distribution, without those that write to its directory or require a missing module."""
         unwanted = ["-Xms", "-Xmx", "-Xlog:gc", "HeapDump", "-XX:ErrorFile"]
         if not self._programs.vector_module:
             unwanted.append("jdk.incubator.vector")
@@ -287,7 +292,7 @@ class OpenSearch:
         own = [f"-Xms{heap}", f"-Xmx{heap}", f"-XX:ErrorFile={self._scratch / 'hs_err_pid%p.log'}"]
         return "\n".join([*kept, *own, ""])
 
-    def _give_to(self, user: str) -> None:
+    def _change_owner(self, user: str) -> None:
         for needed in (self._directory, self._programs.opensearch_home, self._programs.opensearch_java / "bin"):
             check_reachable(needed, user)
         account = pwd.getpwnam(user)
@@ -297,7 +302,7 @@ class OpenSearch:
 
 
 class Redis:
-    """Answers, watermarks and event states."""
+    """A Redis server."""
 
     name = "redis"
 
@@ -308,15 +313,15 @@ class Redis:
         self._directory = home.path / "redis"
 
     def prepare(self) -> Command:
-        """All options are on the command line."""
+        """Create the data directory. All options are on the command line."""
         self._directory.mkdir(exist_ok=True, mode=0o700)
         options = {
             "bind": HOST,
             "port": str(self._port),
             "protected-mode": "yes",
             "dir": str(self._directory),
-            # The append-only file, in order, has every command before its reply, so a killed Redis comes back with all
-            # it has promised. A snapshot would come back older than the watermarks that others have seen: none is made.
+            # Commands are appended to the file before their replies, so a killed Redis restores everything that it has
+            # acknowledged. A snapshot would restore positions older than those that clients have read.
             "appendonly": "yes",
             "appendfsync": "everysec",
             "save": "",
@@ -325,7 +330,7 @@ class Redis:
         return Command(argv=(str(self._program), *arguments))
 
     async def missing(self) -> str | None:
-        """Ready when it answers PING, which it does once its file is read."""
+        """Ready when it responds to PING, after it has loaded its file."""
         client = redis.asyncio.Redis.from_url(self.address, socket_timeout=PROBE_TIMEOUT_S)
         try:
             await client.ping()
@@ -337,7 +342,7 @@ class Redis:
 
 
 class App:
-    """A process of the application, as the caller described it."""
+    """A process of the application."""
 
     def __init__(self, process: AppProcess, stack_environment: Mapping[str, str]) -> None:
         self.name = process.name
@@ -346,19 +351,19 @@ class App:
         self._environment = stack_environment
 
     def prepare(self) -> Command:
-        """Nothing to write; the environment points at the stack."""
+        """Return the command with the environment of the stack. Nothing is written."""
         return Command(argv=self._process.argv, env={**os.environ, **self._environment, **self._process.env})
 
     async def missing(self) -> str | None:
-        """Ready when its URL answers 200."""
+        """Ready when its URL responds with 200."""
         if self._process.ready_url is None:
             return None
         try:
             async with httpx.AsyncClient(timeout=PROBE_TIMEOUT_S, trust_env=False) as client:
                 status = (await client.get(self._process.ready_url)).status_code
         except httpx.HTTPError as error:
-            return f"no answer from {self._process.ready_url}: {error!r}"
-        return None if status == httpx.codes.OK else f"{self._process.ready_url} answers {status}"
+            return f"no response from {self._process.ready_url}: {error!r}"
+        return None if status == httpx.codes.OK else f"{self._process.ready_url} responds with {status}"
 
 
 _LOG_TO_CONSOLE: Final = """\

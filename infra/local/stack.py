@@ -1,4 +1,4 @@
-"""The local stack as its users see it. All calls are synchronous."""
+"""Interface of the local stack. All calls are synchronous."""
 
 import subprocess
 import sys
@@ -15,19 +15,19 @@ from infra.local.state import Home, Phase, Plan, ProcessState, StackConfig, Stac
 
 POLL_INTERVAL_S: Final = 0.05
 STOP_TIMEOUT_S: Final = 60.0
-"""More than the supervisor takes when everything it ends has to be killed."""
+"""Longer than the supervisor takes if it has to kill every process."""
 
 
 class ProcessStatus(BaseModel):
     """One process of the stack.
 
     Attributes:
-        pid: None when it does not run.
-        address: where it is reached; None for a process without an address.
-        rss_bytes: resident memory; None when it does not run.
-        uptime_s: seconds since it was started; None when it does not run.
-        crashes: unexpected ends since the stack came up.
-        error: what happened at the last of them, with the end of its log.
+        pid: process id; None if it does not run.
+        address: address, if it has one.
+        rss_bytes: resident memory; None if it does not run.
+        uptime_s: seconds since its start; None if it does not run.
+        crashes: unexpected ends since the start of the stack.
+        error: description of the last crash, with the end of its log.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -43,12 +43,12 @@ class ProcessStatus(BaseModel):
 
 
 class StackStatus(BaseModel):
-    """The stack at one moment.
+    """State of the stack.
 
     Attributes:
-        state: ``ready`` when all of it was started; a process may have crashed since.
-        environment: as ``Stack.environment`` gives it; empty unless ready.
-        error: why the last start failed, or how the stack ended unasked.
+        state: ``ready`` once all processes were ready; one may have crashed since.
+        environment: as returned by ``Stack.environment``; empty unless ready.
+        error: reason for which the last start failed, or the stack ended unexpectedly.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -60,7 +60,7 @@ class StackStatus(BaseModel):
 
 
 class Stack:
-    """Kafka, OpenSearch and Redis with a data directory of their own, and application processes beside them."""
+    """Kafka, OpenSearch and Redis with a common data directory, and application processes."""
 
     def __init__(self, config: StackConfig) -> None:
         self.config: Final = config
@@ -69,20 +69,20 @@ class Stack:
 
     @classmethod
     def open(cls, config: StackConfig | None = None) -> "Stack":
-        """The stack of a data directory, whether it runs or not. Starts nothing."""
+        """The stack of a data directory, running or not. Starts nothing."""
         return cls(config or StackConfig())
 
     def up(self, *, detach: bool = False, fresh: bool = False, say: Say = quiet) -> StackStatus:
-        """Have the stack running, and return when it is ready; at once if it already is.
+        """Start the stack unless it runs, and wait until it is ready.
 
         Args:
-            detach: let it outlive this process. Otherwise it ends with this process, however that ends, or when this
-                object is let go.
-            fresh: begin with an empty data directory.
-            say: told of progress, of downloads too.
+            detach: the stack outlives this process. Otherwise it ends with this process, or when this object is
+                garbage-collected.
+            fresh: start with an empty data directory.
+            say: receives progress, including downloads.
 
         Raises:
-            StackError: it cannot start, and nothing of it is left running; or another one runs in its data directory.
+            StackError: it cannot start, and no process is left; or another stack runs in the data directory.
         """
         if (state := self._running()) is not None:
             self._check_same(state, fresh=fresh)
@@ -99,7 +99,7 @@ class Stack:
             raise
 
     def down(self) -> None:
-        """End the stack and wait until nothing of it runs. Harmless when it does not run."""
+        """Stop the stack and wait for the end of all processes. Idempotent."""
         state = self._home.read()
         if state is None:
             return
@@ -116,13 +116,13 @@ class Stack:
                 processes.end_leftover(left.identity)
 
     def wait(self) -> StackStatus:
-        """Wait until the stack has ended, in whatever way."""
+        """Wait until the stack has ended."""
         if (state := self._running()) is not None:
             _wait(state, None)
         return self.status()
 
     def status(self) -> StackStatus:
-        """What runs, as seen now."""
+        """Current state of the stack."""
         state = self._home.read()
         if state is None:
             return StackStatus(state=Phase.STOPPED)
@@ -135,7 +135,7 @@ class Stack:
         return StackStatus(state=phase, processes=seen, environment=environment, error=error)
 
     def environment(self) -> dict[str, str]:
-        """The ``FRESHLINE_`` variables that point ``Settings`` at this stack.
+        """The ``FRESHLINE_`` variables for the use of this stack.
 
         Raises:
             StackError: it is not ready.
@@ -149,7 +149,7 @@ class Stack:
         """Process id of a running process, such as ``kafka-1``.
 
         Raises:
-            StackError: no such process runs.
+            StackError: the process does not run.
         """
         for process in self.status().processes:
             if process.name == name and process.pid is not None:
@@ -157,10 +157,10 @@ class Stack:
         raise StackError(f"no process {name!r} runs in {self._home.path}")
 
     def restart(self, name: str) -> None:
-        """End one process in order and start it again; return when it is ready.
+        """Restart one process and wait until it is ready.
 
         Raises:
-            StackError: no such process runs, or it does not come back.
+            StackError: the process does not run, or does not become ready.
         """
         before = self.pid(name)
         state = self._running()
@@ -169,7 +169,7 @@ class Stack:
             raise StackError(f"the stack in {self._home.path} does not run")
         self._home.request_restart(name)
         supervising.send_signal(supervisor.RESTART_SIGNAL)
-        while True:  # bounded by the supervisor, which lets no start and no end take for ever
+        while True:  # bounded, because the supervisor limits the time of each start and stop
             current = next(process for process in self.status().processes if process.name == name)
             if current.state is Phase.READY and current.pid not in {before, None}:
                 return
@@ -185,21 +185,23 @@ class Stack:
         state = self._home.read()
         if state is not None and state.nodes != self.config.nodes and not fresh:
             raise StackError(
-                f"{self._home.path} holds the data of a stack with nodes={state.nodes}, not {self.config.nodes}; "
+                f"{self._home.path} contains the data of a stack with nodes={state.nodes}, not {self.config.nodes}; "
                 "start it fresh or choose another data directory"
             )
 
     def _check_same(self, state: StackState, *, fresh: bool) -> None:
         if fresh:
-            raise StackError(f"the stack in {self._home.path} is running; end it before it can start fresh")
+            raise StackError(f"the stack in {self._home.path} is running; stop it before a fresh start")
         self._check_layout(fresh=False)
         if self.config.ports.items() - state.ports.items():
-            raise StackError(f"the stack in {self._home.path} is running with other ports: {state.ports}; end it first")
+            raise StackError(
+                f"the stack in {self._home.path} is running with other ports: {state.ports}; stop it first"
+            )
         if missing := {app.name for app in self.config.apps} - {process.name for process in state.processes}:
-            raise StackError(f"the stack in {self._home.path} is running without {', '.join(missing)}; end it first")
+            raise StackError(f"the stack in {self._home.path} is running without {', '.join(missing)}; stop it first")
 
     def _launch(self, plan: Plan) -> bool:
-        """Start a supervisor; False where another one was faster."""
+        """Start a supervisor; False if another one is running already."""
         log_file = self._home.supervisor_log
         with log_file.open("w") as log:
             process = subprocess.Popen(
@@ -211,13 +213,13 @@ class Stack:
                 start_new_session=True,
             )
         if process.stdin is None or process.stdout is None:
-            raise AssertionError("both were asked for")
+            raise AssertionError("pipes are missing")
         process.stdin.write(f"{plan.model_dump_json()}\n")
         process.stdin.flush()
         with process.stdout:
             answer = process.stdout.readline().strip()
         if answer == supervisor.STARTED and not plan.detached:
-            self._supervisor = process  # its standard input stays open as long as we live
+            self._supervisor = process  # its standard input remains open until this process ends
             return True
         process.communicate()
         if answer not in {supervisor.STARTED, supervisor.TAKEN}:
@@ -225,20 +227,20 @@ class Stack:
         return answer == supervisor.STARTED
 
     def _await_ready(self, say: Say) -> StackStatus:
-        told: dict[str, Phase] = {}
-        while (state := self._running()) is not None:  # bounded by the supervisor, which lets no start take for ever
+        reported: dict[str, Phase] = {}
+        while (state := self._running()) is not None:  # bounded, because the supervisor limits the time of each start
             for process in state.processes:
-                if told.get(process.name) is not process.phase:
-                    told[process.name] = process.phase
+                if reported.get(process.name) is not process.phase:
+                    reported[process.name] = process.phase
                     say(process.name, process.phase)
             if state.phase is Phase.READY:
                 return self.status()
             time.sleep(POLL_INTERVAL_S)
-        raise StackError(self.status().error or f"the stack in {self._home.path} was ended while it started")
+        raise StackError(self.status().error or f"the stack in {self._home.path} was stopped during its start")
 
 
 def _wait(state: StackState, timeout_s: float | None) -> bool:
-    """Wait for a supervisor's end; False if it takes longer."""
+    """Wait for the end of a supervisor; False at the timeout."""
     deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
     while state.supervisor.find() is not None:
         if deadline_s is not None and time.monotonic() > deadline_s:

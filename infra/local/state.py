@@ -1,4 +1,4 @@
-"""The local stack's own words: what was asked for, where things lie, what is running."""
+"""Configuration, state and data directory of the local stack."""
 
 import os
 import shutil
@@ -15,13 +15,13 @@ LOG_TAIL_LINES: Final = 15
 
 
 class StackError(Exception):
-    """The stack cannot do what was asked. The message says why and what to do."""
+    """An operation of the stack failed. The message contains the reason and a remedy."""
 
 
 def default_data_dir() -> Path:
-    """``FRESHLINE_HOME``, else a per-user directory; for root a place that an unprivileged OpenSearch can enter."""
-    if told := os.environ.get("FRESHLINE_HOME"):
-        return Path(told)
+    """``FRESHLINE_HOME``, or a directory of the user; for root one that an unprivileged OpenSearch can enter."""
+    if configured := os.environ.get("FRESHLINE_HOME"):
+        return Path(configured)
     return Path("/var/lib/freshline") if os.geteuid() == 0 else Path(platformdirs.user_data_dir("freshline"))
 
 
@@ -34,15 +34,13 @@ class _Frozen(BaseModel):
 
 
 class AppProcess(_Frozen):
-    """A process of the application, run beside the servers.
+    """A process of the application. Its output is written to ``logs/NAME.log`` in the data directory.
 
     Attributes:
-        name: unique in the stack; names its log too.
+        name: unique name in the stack.
         argv: command line.
-        env: added to the caller's environment and to ``Stack.environment()``, and wins over both.
-        ready_url: ready when a GET answers 200; None means ready once it runs, so that an end right after is a crash.
-
-    Its output goes to ``logs/NAME.log`` in the data directory.
+        env: environment variables; override those of the caller and of ``Stack.environment()``.
+        ready_url: URL that responds with 200 once the process is ready; None: ready once it runs.
     """
 
     name: str = Field(pattern=r"^[a-z][a-z0-9-]*$")
@@ -52,15 +50,12 @@ class AppProcess(_Frozen):
 
 
 class Listener(_Frozen):
-    """One more way into the brokers.
-
-    A broker tells its clients where to connect. Whoever is to come through a proxy needs a listener of its own, whose
-    clients are told the proxy's ports.
+    """An additional listener of the brokers, for clients behind a proxy.
 
     Attributes:
-        name: unique among the listeners.
-        ports: broker name (``kafka-1``) → port that it listens on.
-        advertised_ports: broker name → port that its clients are told.
+        name: unique name of the listener.
+        ports: broker name (``kafka-1``) → port of the listener.
+        advertised_ports: broker name → advertised port, which is that of the proxy.
     """
 
     name: str = Field(pattern=r"^[A-Z][A-Z0-9]*$")
@@ -69,17 +64,17 @@ class Listener(_Frozen):
 
 
 class StackConfig(_Frozen):
-    """What to run.
+    """Configuration of a stack.
 
     Attributes:
         nodes: 1 for one server of each kind; 3 for three brokers, two OpenSearch nodes with documents, and one
             that only votes.
-        data_dir: everything the stack writes; kept between runs.
-        ports: ports that must be used, by name (``kafka-1``, ``kafka-1-controller``, ``opensearch-1``,
-            ``opensearch-1-transport``, ``redis``); others are remembered ones, defaults or free ones.
-        apps: application processes, started once the servers are ready.
-        listeners: more ways into the brokers.
-        start_timeout_s: longest wait for one process to become ready.
+        data_dir: directory of all data; kept between runs.
+        ports: required ports by name (``kafka-1``, ``kafka-1-controller``, ``opensearch-1``,
+            ``opensearch-1-transport``, ``redis``). Others are those of the previous run, defaults, or free ones.
+        apps: application processes, started after the servers are ready.
+        listeners: additional listeners of the brokers.
+        start_timeout_s: maximum time until a process is ready.
     """
 
     nodes: Literal[1, 3] = 1
@@ -91,7 +86,7 @@ class StackConfig(_Frozen):
 
 
 class Programs(_Frozen):
-    """Where the outside programs lie.
+    """Paths of the external programs and models.
 
     Attributes:
         vector_module: whether ``opensearch_java`` has ``jdk.incubator.vector``.
@@ -107,11 +102,11 @@ class Programs(_Frozen):
 
 
 class Plan(_Frozen):
-    """What the supervisor is told.
+    """Input of the supervisor.
 
     Attributes:
-        detached: outlive the caller; otherwise the stack ends with the caller.
-        fresh: wipe the data directory first.
+        detached: whether the stack outlives the caller.
+        fresh: whether to delete the data directory first.
     """
 
     config: StackConfig
@@ -121,10 +116,10 @@ class Plan(_Frozen):
 
 
 class ProcessIdentity(_Frozen):
-    """A process that cannot be mistaken for a later one with the same number.
+    """Process id and creation time, which distinguish a process from later ones with the same id.
 
     Attributes:
-        created_s: its creation time, epoch seconds.
+        created_s: creation time, epoch seconds.
     """
 
     pid: int
@@ -132,7 +127,7 @@ class ProcessIdentity(_Frozen):
 
     @classmethod
     def of(cls, pid: int) -> "ProcessIdentity | None":
-        """Identity of a running process, None if there is none."""
+        """Identity of a running process; None if it does not run."""
         try:
             return cls(pid=pid, created_s=psutil.Process(pid).create_time())
         except psutil.NoSuchProcess:
@@ -144,7 +139,7 @@ class ProcessIdentity(_Frozen):
         return cls(pid=os.getpid(), created_s=psutil.Process().create_time())
 
     def find(self) -> psutil.Process | None:
-        """The process, while it runs; a zombie does not."""
+        """The process, if it runs and is not a zombie."""
         try:
             process = psutil.Process(self.pid)
             same = abs(process.create_time() - self.created_s) < 0.01  # noqa: PLR2004  clock ticks are 10 ms
@@ -154,7 +149,7 @@ class ProcessIdentity(_Frozen):
 
 
 class Phase(StrEnum):
-    """Where a process, or the whole stack, is in its life."""
+    """Phase of a process or of the stack."""
 
     WAITING = "waiting"
     STARTING = "starting"
@@ -166,12 +161,12 @@ class Phase(StrEnum):
 
 
 class ProcessState(BaseModel):
-    """One process, as the supervisor last saw it.
+    """State of a process.
 
     Attributes:
-        since_s: when ``phase`` began, epoch seconds.
-        crashes: unexpected ends since the stack came up.
-        error: what happened at the last of them, with the end of its log.
+        since_s: start of ``phase``, epoch seconds.
+        crashes: unexpected ends since the start of the stack.
+        error: description of the last crash, with the end of its log.
     """
 
     name: str
@@ -184,13 +179,13 @@ class ProcessState(BaseModel):
     error: str | None = None
 
     def enter(self, phase: Phase) -> None:
-        """Note a change of phase and its time."""
+        """Enter a phase."""
         self.phase = phase
         self.since_s = time.time()
 
 
 class StackState(BaseModel):
-    """The state file: written by the supervisor only, read by everyone."""
+    """Content of the state file. Only the supervisor writes it."""
 
     nodes: Literal[1, 3]
     supervisor: ProcessIdentity
@@ -214,14 +209,14 @@ class Home:
         self.restarts: Final = path / "restart"
 
     def create(self) -> None:
-        """Make the directory; others may enter it, as OpenSearch may run as another user, but not list it."""
+        """Create the directory. Other users may enter it, for OpenSearch, but not list it."""
         self.path.mkdir(parents=True, exist_ok=True)
         self.path.chmod(0o711)
         for directory in (self.logs, self.blobs, self.restarts):
             directory.mkdir(exist_ok=True, mode=0o700)
 
     def wipe(self) -> None:
-        """Remove what stacks have written there, and nothing else: the directory may be anyone's."""
+        """Delete files of stacks only: the directory may contain other files."""
         for pattern in ("state.json", "kafka-*", "opensearch-*", "redis", "blobs", "restart"):
             for path in self.path.glob(pattern):
                 if path.is_dir():
@@ -230,25 +225,25 @@ class Home:
                     path.unlink()
 
     def request_restart(self, name: str) -> None:
-        """Leave a request for the supervisor, which looks when it gets its signal."""
+        """Write a restart request, which the supervisor reads when it receives ``RESTART_SIGNAL``."""
         (self.restarts / name).touch()
 
     def read(self) -> StackState | None:
-        """The state last written, None if there is none of use."""
+        """The state file; None if it is missing or unreadable."""
         try:
             return StackState.model_validate_json(self.state_file.read_bytes())
         except (FileNotFoundError, ValidationError):
             return None
 
     def write(self, state: StackState) -> None:
-        """Replace the state file in one step, so that a reader never sees half of one."""
+        """Replace the state file atomically."""
         partial = self.state_file.with_suffix(".partial")
         partial.write_text(state.model_dump_json(indent=1), encoding="utf-8")
         partial.replace(self.state_file)
 
 
 def log_tail(path: Path) -> str:
-    """The last lines of a log, for an error message; empty where there are none."""
+    """The last lines of a log, for an error message; empty without a log."""
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except FileNotFoundError:

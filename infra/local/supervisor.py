@@ -1,8 +1,8 @@
-"""The one process that owns all others of a stack.
+"""Supervisor: the parent process of all processes of a stack.
 
-It starts the servers together, then the application processes together, until all are ready; has what crashes later
-started again; and ends everything in the opposite order when told by SIGTERM or when its caller is gone. Its state file
-says all that is known. A lock on the data directory sees to it that there is one supervisor for each.
+It starts the servers together, then the application processes together, and waits until all are ready. It restarts
+crashed processes, and stops all in reverse order on SIGTERM or when its caller ends. It publishes its state in a
+file. A lock ensures that a data directory has one supervisor.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ from infra.local.state import Home, Phase, Plan, ProcessIdentity, ProcessState, 
 
 STARTED: Final = "started"
 TAKEN: Final = "taken"
-"""What the caller is told on standard output; nothing means failed, and the log says why."""
+"""Output to the caller on standard output. No output indicates a failure, which the log contains."""
 
 RESTART_SIGNAL: Final = signal.SIGHUP
 APP_GRACE_S: Final = 15.0
@@ -43,13 +43,13 @@ class Supervisor:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def run(self, started: Callable[[], None]) -> None:
-        """Run until told to stop. ``started`` is called once the state file is this supervisor's."""
-        remembered = self._take_over()
+        """Run until SIGTERM. ``started`` is called when the state file is that of this supervisor."""
+        previous_ports = self._take_over()
         self._publish()
         self._listen()
         started()
         stop = asyncio.ensure_future(self._stop.wait())
-        up = asyncio.ensure_future(self._bring_up(remembered))
+        up = asyncio.ensure_future(self._bring_up(previous_ports))
         try:
             await asyncio.wait({stop, up}, return_when=asyncio.FIRST_COMPLETED)
             if up.done():
@@ -75,7 +75,7 @@ class Supervisor:
         loop.add_signal_handler(signal.SIGTERM, self._stop.set)
         loop.add_signal_handler(RESTART_SIGNAL, self._restart_requested)
         if not self._plan.detached:
-            # The caller sends nothing after the plan; its end, however it comes about, is the end of the input.
+            # The caller sends nothing after the plan, so the end of the input is the end of the caller.
             loop.add_reader(sys.stdin.fileno(), self._caller_gone)
 
     def _caller_gone(self) -> None:
@@ -90,7 +90,7 @@ class Supervisor:
                 self._spawn(keepers[request.name].restart())
 
     def _take_over(self) -> dict[str, int]:
-        """Clear what an earlier supervisor left behind, and return the ports that it used."""
+        """Kill processes that an earlier supervisor has left; returns its ports."""
         earlier = self._home.read()
         for process in earlier.processes if earlier is not None else ():
             if process.identity is not None:
@@ -100,10 +100,10 @@ class Supervisor:
         self._home.create()
         return earlier.ports if earlier is not None else {}
 
-    async def _bring_up(self, remembered: dict[str, int]) -> None:
+    async def _bring_up(self, previous_ports: dict[str, int]) -> None:
         config = self._plan.config
-        async with _turn_to_choose_ports():
-            self._state.ports = ports.choose(servers.port_names(config.nodes), config.ports, remembered)
+        async with _port_lock():
+            self._state.ports = ports.choose(servers.port_names(config.nodes), config.ports, previous_ports)
             environment = servers.environment(self._state, self._home)
             for server in servers.servers(self._plan, self._home, self._state.ports):
                 self._servers.append(self._keeper(server, SERVER_GRACE_S))
@@ -151,11 +151,11 @@ async def _start_all(keepers: Sequence[Keeper]) -> None:
 
 
 @contextlib.asynccontextmanager
-async def _turn_to_choose_ports() -> AsyncIterator[None]:
-    """Only one stack of those that share a cache is between choosing ports and listening on them at a time."""
-    directory = os.open(cache_dir(), os.O_RDONLY)  # may be another user's, who lets us read it
+async def _port_lock() -> AsyncIterator[None]:
+    """Prevents that stacks with the same cache choose the same ports before they listen on them."""
+    directory = os.open(cache_dir(), os.O_RDONLY)  # may belong to another user
     try:
-        while not _lock(directory):  # noqa: ASYNC110  the holder is another process: no event tells of its end
+        while not _lock(directory):  # noqa: ASYNC110  no event for the release by another process
             await asyncio.sleep(LOCK_INTERVAL_S)
         yield
     finally:
@@ -173,14 +173,14 @@ def _lock(descriptor: int) -> bool:
 def main() -> None:
     """Read a plan, one line of JSON, from standard input and run it."""
     plan = Plan.model_validate_json(sys.stdin.readline())
-    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # a broker that is not up yet is no error
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # a broker that does not run yet is no error
     home = Home(plan.config.data_dir)
     with home.lock_file.open("a") as lock:
         if not _lock(lock.fileno()):
             sys.stdout.write(f"{TAKEN}\n")
             return
         if plan.detached and os.fork() > 0:
-            os._exit(0)  # the child goes on with the lock, and is nobody's child
+            os._exit(0)  # the child continues with the lock, detached from the caller
         asyncio.run(_run(plan, home))
 
 

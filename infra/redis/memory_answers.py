@@ -81,17 +81,17 @@ class MemoryAnswerCache(AnswerCache, AnswerSlices):
 
     @override
     async def lookup(self, tenant: str, key: str, *, lease_ms: int = 0, with_evidence: bool = False) -> Lookup:
-        place, now_us = self._slice(tenant, slice_of(key, self.count)), self._now_us()
-        answer = self._live_answer(place, key)
-        leased = answer is None and (not lease_ms or place.leases.get(key, now_us) <= now_us)
+        state, now_us = self._slice(tenant, slice_of(key, self.count)), self._now_us()
+        answer = self._live_answer(state, key)
+        leased = answer is None and (not lease_ms or state.leases.get(key, now_us) <= now_us)
         if lease_ms and leased:
-            place.leases[key] = now_us + lease_ms * 1_000
+            state.leases[key] = now_us + lease_ms * 1_000
         return Lookup(
-            epoch=place.epoch,
-            positions=dict(place.positions),
+            epoch=state.epoch,
+            positions=dict(state.positions),
             entry=answer.entry + (answer.evidence if with_evidence else b"") if answer is not None else None,
-            seeded=place.seeded,
-            sequence=place.sequence,
+            seeded=state.seeded,
+            sequence=state.sequence,
             ttl_ms=(answer.expires_us - now_us) // 1_000 if answer is not None else 0,
             leased=leased,
         )
@@ -101,22 +101,22 @@ class MemoryAnswerCache(AnswerCache, AnswerSlices):
         self, tenant: str, key: str, entry: bytes, *, epoch: int, ttl_s: int, evidence: bytes = b""
     ) -> bool:
         number = slice_of(key, self.count)
-        place = self._slice(tenant, number)
-        place.leases.pop(key, None)
-        if place.epoch != epoch:
+        state = self._slice(tenant, number)
+        state.leases.pop(key, None)
+        if state.epoch != epoch:
             return False
-        evicted = {key} if self._live_answer(place, key) is not None else set()
-        place.fill += 1
-        place.answers.pop(key, None)
-        place.answers[key] = _Answer(place.fill, epoch, entry, evidence, self._now_us() + ttl_s * 1_000_000)
-        for oldest in list(place.answers)[:4]:
-            if self._live_answer(place, oldest) is not None:
-                if len(place.answers) <= self._cache.per_slice:
+        evicted = {key} if self._live_answer(state, key) is not None else set()
+        state.fill += 1
+        state.answers.pop(key, None)
+        state.answers[key] = _Answer(state.fill, epoch, entry, evidence, self._now_us() + ttl_s * 1_000_000)
+        for oldest in list(state.answers)[:4]:
+            if self._live_answer(state, oldest) is not None:
+                if len(state.answers) <= self._cache.per_slice:
                     break
                 evicted.add(oldest)
-            del place.answers[oldest]
+            del state.answers[oldest]
         if evicted:
-            self._publish(tenant, number, place, {}, evicted)
+            self._publish(tenant, number, state, {}, evicted)
         return True
 
     @override
@@ -132,14 +132,14 @@ class MemoryAnswerCache(AnswerCache, AnswerSlices):
     async def positions(self, tenant: str) -> Mapping[int, int]:
         self._check_available()
         slices = (self._slices.get((tenant, number)) for number in range(self.count))
-        return reached_by_all([place.positions if place is not None else {} for place in slices])
+        return reached_by_all([state.positions if state is not None else {} for state in slices])
 
     @override
     async def seed(self, tenant: str, positions: Mapping[int, int]) -> None:
         for number in range(self.count):
-            place = self._slice(tenant, number)
-            if not place.seeded:
-                place.seeded = True
+            state = self._slice(tenant, number)
+            if not state.seeded:
+                state.seeded = True
                 self._drop(tenant, number, positions)
 
     @override
@@ -172,26 +172,26 @@ class MemoryAnswerCache(AnswerCache, AnswerSlices):
 
     @override
     async def append(self, tenant: str, number: int, positions: Mapping[int, int], change: bytes) -> Appended:
-        place = self._slice(tenant, number)
-        before = {partition: place.positions[partition] for partition in positions if partition in place.positions}
+        state = self._slice(tenant, number)
+        before = {partition: state.positions[partition] for partition in positions if partition in state.positions}
         return Appended(self._append(tenant, number, positions, change), before)
 
     @override
     async def pending(self, tenant: str, number: int, *, after_epoch: int, after_fill: int) -> Pending:
-        place = self._slice(tenant, number)
+        state = self._slice(tenant, number)
         return Pending(
-            epoch=place.epoch,
-            evaluated=place.evaluated,
-            floor=place.floor,
-            changes=tuple(change for change, _ in place.changes if change.epoch > after_epoch),
-            fills=tuple((answer.fill, key) for key, answer in place.answers.items() if answer.fill > after_fill),
-            oldest_fill=next((answer.fill for answer in place.answers.values()), None),
+            epoch=state.epoch,
+            evaluated=state.evaluated,
+            floor=state.floor,
+            changes=tuple(change for change, _ in state.changes if change.epoch > after_epoch),
+            fills=tuple((answer.fill, key) for key, answer in state.answers.items() if answer.fill > after_fill),
+            oldest_fill=next((answer.fill for answer in state.answers.values()), None),
         )
 
     @override
     async def entries(self, tenant: str, number: int, keys: Sequence[str]) -> list[StoredEntry | None]:
-        place = self._slice(tenant, number)
-        found = (self._live_answer(place, key) for key in keys)
+        state = self._slice(tenant, number)
+        found = (self._live_answer(state, key) for key in keys)
         return [
             StoredEntry(one.fill, one.epoch, one.entry + one.evidence) if one is not None else None for one in found
         ]
@@ -207,15 +207,15 @@ class MemoryAnswerCache(AnswerCache, AnswerSlices):
         drop: Sequence[tuple[int, str]],
         reason: bytes = b"",
     ) -> bool:
-        place = self._slice(tenant, number)
-        if place.evaluated != evaluated:
+        state = self._slice(tenant, number)
+        if state.evaluated != evaluated:
             return False
         for fill, key in drop:
-            if key in place.answers and place.answers[key].fill == fill:
-                del place.answers[key]
+            if key in state.answers and state.answers[key].fill == fill:
+                del state.answers[key]
         keys = frozenset(key for _, key in drop)
         if keys:
-            place.drops.append((keys, Dropped(self._now_us() // 1_000, whole_slice=False, reason=reason)))
+            state.drops.append((keys, Dropped(self._now_us() // 1_000, whole_slice=False, reason=reason)))
         self._set_evaluated(tenant, number, epoch, {}, keys)
         return True
 
@@ -238,61 +238,61 @@ class MemoryAnswerCache(AnswerCache, AnswerSlices):
             subscriber.put_nowait(None)
 
     def _append(self, tenant: str, number: int, positions: Mapping[int, int], change: bytes) -> bool:
-        place = self._slice(tenant, number)
-        if not change and place.evaluated == place.epoch:
-            self._set_evaluated(tenant, number, place.epoch, positions, ())
+        state = self._slice(tenant, number)
+        if not change and state.evaluated == state.epoch:
+            self._set_evaluated(tenant, number, state.epoch, positions, ())
             return False
-        pending = sum(one.epoch > place.evaluated for one, _ in place.changes)
-        if not place.answers or pending >= self._cache.changes:
+        pending = sum(one.epoch > state.evaluated for one, _ in state.changes)
+        if not state.answers or pending >= self._cache.changes:
             self._drop(tenant, number, positions)
             return False
-        previous, place.epoch = place.epoch, self._new_epoch()
-        place.changes.append((SliceChange(place.epoch, previous, change), dict(positions)))
-        del place.changes[: -self._cache.changes]
+        previous, state.epoch = state.epoch, self._new_epoch()
+        state.changes.append((SliceChange(state.epoch, previous, change), dict(positions)))
+        del state.changes[: -self._cache.changes]
         return True
 
     def _drop(self, tenant: str, number: int, positions: Mapping[int, int], reason: bytes = b"") -> None:
-        place = self._slice(tenant, number)
-        if place.answers:
-            place.drops.append((None, Dropped(self._now_us() // 1_000, whole_slice=True, reason=reason)))
-        place.epoch = place.floor = self._new_epoch()
-        place.answers.clear()
-        self._set_evaluated(tenant, number, place.epoch, positions, None)
-        place.changes.clear()
+        state = self._slice(tenant, number)
+        if state.answers:
+            state.drops.append((None, Dropped(self._now_us() // 1_000, whole_slice=True, reason=reason)))
+        state.epoch = state.floor = self._new_epoch()
+        state.answers.clear()
+        self._set_evaluated(tenant, number, state.epoch, positions, None)
+        state.changes.clear()
 
     def _set_evaluated(
         self, tenant: str, number: int, epoch: int, positions: Mapping[int, int], dropped: Iterable[str] | None
     ) -> None:
         """Advance by the changes up to ``epoch`` and by ``positions``, and publish."""
-        place = self._slice(tenant, number)
-        reflected = [positions for change, positions in place.changes if place.evaluated < change.epoch <= epoch]
-        place.evaluated = epoch
+        state = self._slice(tenant, number)
+        reflected = [positions for change, positions in state.changes if state.evaluated < change.epoch <= epoch]
+        state.evaluated = epoch
         published: dict[int, int] = {}
         for advanced in (*reflected, positions):
             for partition, offset in advanced.items():
                 published[partition] = max(offset, published.get(partition, offset))
-                place.positions[partition] = max(offset, place.positions.get(partition, offset))
-        self._publish(tenant, number, place, published, dropped)
+                state.positions[partition] = max(offset, state.positions.get(partition, offset))
+        self._publish(tenant, number, state, published, dropped)
 
     def _publish(
-        self, tenant: str, number: int, place: _Slice, positions: Mapping[int, int], dropped: Iterable[str] | None
+        self, tenant: str, number: int, state: _Slice, positions: Mapping[int, int], dropped: Iterable[str] | None
     ) -> None:
-        place.sequence += 1
+        state.sequence += 1
         keys = None if dropped is None else frozenset(dropped)
         for subscriber in self._subscribers:
-            subscriber.put_nowait(InvalidationMessage(tenant, number, place.sequence, dict(positions), keys))
+            subscriber.put_nowait(InvalidationMessage(tenant, number, state.sequence, dict(positions), keys))
 
-    def _live_answer(self, place: _Slice, key: str) -> _Answer | None:
-        answer = place.answers.get(key)
+    def _live_answer(self, state: _Slice, key: str) -> _Answer | None:
+        answer = state.answers.get(key)
         return answer if answer is not None and self._now_us() < answer.expires_us else None
 
     def _slice(self, tenant: str, number: int) -> _Slice:
         self._check_available()
-        place = self._slices.get((tenant, number))
-        if place is None:
+        state = self._slices.get((tenant, number))
+        if state is None:
             epoch = self._new_epoch()
-            place = self._slices[tenant, number] = _Slice(epoch, epoch, epoch, sequence=epoch)
-        return place
+            state = self._slices[tenant, number] = _Slice(epoch, epoch, epoch, sequence=epoch)
+        return state
 
     def _check_available(self) -> None:
         if not self.available:

@@ -22,7 +22,7 @@ class _Unreliable:
 
 
 class MemoryVersions(_Unreliable, Versions):
-    """See ``Versions``."""
+    """In-memory versions."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class MemoryVersions(_Unreliable, Versions):
 
 
 class MemoryEventStates(_Unreliable, EventStates):
-    """See ``EventStates``."""
+    """In-memory event states."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""One way to log: structured, to standard error, the libraries' lines included."""
+"""Structured logging to standard error, including log lines of libraries."""
 
 import logging
 import os
@@ -13,15 +13,15 @@ from infra.settings import Settings
 
 _log = structlog.get_logger(__name__)
 
-_TALKATIVE: Final = ("aiokafka", "opensearch", "botocore", "urllib3", "httpx", "httpcore", "uvicorn", "asyncio")
-"""Libraries that tell what each request or heartbeat did; from them only warnings are news."""
+_VERBOSE_LIBRARIES: Final = ("aiokafka", "opensearch", "botocore", "urllib3", "httpx", "httpcore", "uvicorn", "asyncio")
+"""Libraries that log each request or heartbeat. Only their warnings are logged."""
 
 
 def configure_logging(settings: Settings) -> None:
-    """Set up structlog and the standard library's logging for this process; calling it again replaces the set-up.
+    """Configure structlog and the standard library's logging for this process. Replaces an earlier configuration.
 
-    JSON lines have ``timestamp`` (UTC, ISO 8601), ``level``, ``logger``, ``event``, and whatever was bound to the
-    context or given by the caller. Tracebacks never show local variables, which may hold documents or keys.
+    JSON lines have ``timestamp`` (UTC, ISO 8601), ``level``, ``logger``, ``event``, and the fields of the context and
+    the caller. Tracebacks do not contain local variables, which may contain documents or keys.
     """
     level = logging.getLevelNamesMapping()[settings.log_level.upper()]
     shared: list[Processor] = [
@@ -49,7 +49,7 @@ def configure_logging(settings: Settings) -> None:
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(level)
-    for name in _TALKATIVE:
+    for name in _VERBOSE_LIBRARIES:
         logging.getLogger(name).setLevel(max(level, logging.WARNING))
     for variable, similar in unknown_variables(os.environ).items():
         _log.warning("unknown_setting", variable=variable, similar=similar)

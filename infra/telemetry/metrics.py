@@ -1,4 +1,4 @@
-"""Prometheus collectors from their declarations."""
+"""Prometheus collectors of declared metrics."""
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 

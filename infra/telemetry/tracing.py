@@ -1,7 +1,7 @@
-"""Traces: one from an upload to the last cached answer that it drops, over all processes.
+"""Distributed tracing: one trace includes an upload and the cached answers that it invalidates.
 
-The context travels in our own records, as a W3C ``traceparent`` header: instrumentation of Kafka clients keeps it in
-the running task, and a record goes through a queue and in batches.
+Records carry the context as a W3C ``traceparent`` header. Instrumentation of Kafka clients cannot be used, because it
+keeps the context in the current task, and records are queued and processed in batches.
 """
 
 import asyncio
@@ -24,14 +24,14 @@ _EXPORT_EVERY_MS: Final = 1_000
 _W3C: Final = TraceContextTextMapPropagator()
 
 NO_TRACER: Final[Tracer] = NoOpTracer()
-"""Makes spans that record nothing."""
+"""Creates spans that record nothing."""
 
 
 class OpenSpan:
-    """A span under way.
+    """A span in progress.
 
     Attributes:
-        traceparent: names it to whoever goes on with the trace; the parent's where nothing is recorded.
+        traceparent: context for child spans; that of the parent if nothing is recorded.
     """
 
     __slots__ = ("_span", "traceparent")
@@ -41,7 +41,7 @@ class OpenSpan:
         self.traceparent = traceparent
 
     def end(self, outcome: str, *, failed: bool = False) -> None:
-        """End it."""
+        """End the span."""
         if self._span is not None:
             self._span.set_attribute("freshline.outcome", outcome)
             if failed:
@@ -50,14 +50,14 @@ class OpenSpan:
 
 
 class Tracing:
-    """Spans of one process. Without a provider nothing is recorded, and traces of others pass through."""
+    """Spans of one process. Without a provider nothing is recorded, and contexts are passed on unchanged."""
 
     def __init__(self, provider: TracerProvider | None = None) -> None:
         self._provider = provider
         self._tracer = provider.get_tracer(TRACER) if provider else None
 
     def begin(self, name: str, parent: str | None, attributes: Mapping[str, str | int]) -> OpenSpan:
-        """Begin a span below ``parent``, a ``traceparent``; below none, or one that is malformed, a trace begins."""
+        """Begin a span with the ``traceparent`` of its parent. Without a valid one, a new trace begins."""
         if self._tracer is None:
             return OpenSpan(None, parent)
         context = _W3C.extract({_TRACEPARENT: parent} if parent else {})
@@ -68,23 +68,27 @@ class Tracing:
 
     @property
     def tracer(self) -> Tracer:
-        """For spans that follow a task, not a record."""
+        """Tracer for spans of tasks instead of records."""
         return self._tracer or NO_TRACER
 
     async def close(self) -> None:
-        """Send what is waiting."""
+        """Export pending spans."""
         if self._provider is not None:
             await asyncio.to_thread(self._provider.shutdown)
 
 
 def open_tracing(settings: Settings, service: str) -> Tracing:
-    """Tracing of a process, as the settings say: to an OTLP endpoint, or none."""
+    """Open the configured tracing of a process: to an OTLP endpoint, or none."""
     endpoint = settings.telemetry.otlp_endpoint
     if endpoint is None:
         return Tracing()
-    about = {"service.name": service, "service.namespace": SERVICE_NAMESPACE, "freshline.namespace": settings.namespace}
+    attributes = {
+        "service.name": service,
+        "service.namespace": SERVICE_NAMESPACE,
+        "freshline.namespace": settings.namespace,
+    }
     provider = TracerProvider(
-        resource=Resource.create(about),
+        resource=Resource.create(attributes),
         sampler=ParentBasedTraceIdRatio(settings.telemetry.sample_ratio),
         shutdown_on_exit=False,
     )

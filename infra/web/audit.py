@@ -1,4 +1,4 @@
-"""Who did what: one line for each request that is worth one, and never a word of its content."""
+"""Audit log of requests, without their content."""
 
 import time
 from typing import Final, Literal
@@ -16,14 +16,14 @@ _log = structlog.get_logger("audit")
 
 
 class AuditLog:
-    """ASGI middleware. A line has the subject, its tenant, method, route, status and, of an upload, the event's id.
+    """ASGI middleware. A line has subject, tenant, method, route, status and, for an upload, the id of the event.
 
-    No question, no text, no document id, no query string: the log may go where documents may not. Routes that ask for
-    no credential have no line.
+    It contains no question, text, document id or query string, because other people than those with access to the
+    documents may read the log. Routes without authentication are not logged.
 
     Args:
-        app: what is audited.
-        audited: ``all``, or ``changes`` for refusals and everything that is not a question.
+        app: application to audit.
+        audited: ``all``, or ``changes`` for rejected requests and all that are not questions.
     """
 
     def __init__(self, app: ASGIApp, *, audited: Literal["changes", "all"]) -> None:
@@ -31,7 +31,7 @@ class AuditLog:
         self._audited = audited
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on and tell of it."""
+        """Forward the request and log it."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -39,7 +39,7 @@ class AuditLog:
         status, event = 500, None
         state = scope.setdefault("state", {})
 
-        async def noting(message: Message) -> None:
+        async def observing(message: Message) -> None:
             nonlocal status, event
             if message["type"] == "http.response.start":
                 status = message["status"]
@@ -47,10 +47,10 @@ class AuditLog:
             await send(message)
 
         try:
-            await self._app(scope, receive, noting)
+            await self._app(scope, receive, observing)
         finally:
             principal: Principal | None = state.get("principal")
-            if status in _REFUSED or (principal is not None and self._is_told(state.get("scope"))):
+            if status in _REFUSED or (principal is not None and self._is_audited(state.get("scope"))):
                 _log.info(
                     "request",
                     subject=principal.subject if principal else None,
@@ -63,7 +63,7 @@ class AuditLog:
                     ms=round((time.perf_counter() - began_s) * 1_000, 3),
                 )
 
-    def _is_told(self, used: CredentialScope | None) -> bool:
+    def _is_audited(self, used: CredentialScope | None) -> bool:
         return self._audited == "all" or used is not CredentialScope.QUERY
 
 

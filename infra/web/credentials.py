@@ -1,4 +1,4 @@
-"""From a request's credential to what its sender may see and change (I7)."""
+"""Authentication and authorization of requests (I7)."""
 
 import ipaddress
 import secrets
@@ -21,14 +21,14 @@ from schemas.credentials import Scope
 from schemas.problems import ProblemType
 from schemas.search import Access
 
-REMEMBERED: Final = 10_000
-"""Credentials that need no second verification for a while."""
+MAX_CACHED: Final = 10_000
+"""Maximum number of verified credentials in the cache."""
 
 MAX_CREDENTIAL_CHARS: Final = 8_192
-"""Tokens with many claims fit."""
+"""Sufficient for tokens with many claims."""
 
 AccessOf = Callable[[Request], Awaitable[Access]]
-"""A FastAPI dependency that gives the access of a request, or ends it."""
+"""A FastAPI dependency that returns the access of a request, or rejects it."""
 
 _KEY_SETTING: Final = "FRESHLINE_TENANT__API_KEY"
 _ISSUER_SETTING: Final = "FRESHLINE_JWT__ISSUER"
@@ -38,23 +38,22 @@ _log = structlog.get_logger(__name__)
 
 
 class UnsafeBind(ValueError):
-    """A service that asks for no credential must not be reachable from other machines."""
+    """A service without authentication must not be reachable from other machines."""
 
 
 class Credentials:
-    """Who a request speaks for; the one place that makes an ``Access`` from a request.
+    """Authenticates requests. Every ``Access`` of a request is created here.
 
-    A credential comes as ``Authorization: Bearer CREDENTIAL`` or ``X-API-Key: CREDENTIAL``. It is the installation's
-    own key, an API key of the table, or a token of the issuer. Where neither that key nor an issuer is set, a request
-    without one is served as the default tenant, but from this machine only: the service then binds loopback
-    (``require_safe_bind``) and answers only requests that name it as such, so that a web page whose host name was
-    pointed at loopback gets nothing.
+    A credential is sent as ``Authorization: Bearer CREDENTIAL`` or ``X-API-Key: CREDENTIAL``. It is the key of the
+    installation, a stored API key, or a token of the issuer. Without a configured key or issuer, requests without a
+    credential are served as the default tenant, from this machine only: the service binds loopback
+    (``require_safe_bind``) and serves only requests with a loopback ``Host``, which prevents DNS rebinding.
 
     Args:
-        settings: the default tenant, the installation's key, and whether requests without a credential are served.
-        keys: the API keys.
-        tokens: verifies the issuer's tokens.
-        monotonic_s: a clock that only goes forward.
+        settings: default tenant, key of the installation, and whether requests without a credential are served.
+        keys: stored API keys.
+        tokens: verifier of the issuer's tokens.
+        monotonic_s: monotonic clock.
     """
 
     def __init__(
@@ -75,7 +74,7 @@ class Credentials:
         self._verified: OrderedDict[str, Verified] = OrderedDict()
 
     def requiring(self, scope: Scope) -> AccessOf:
-        """A FastAPI dependency: the access of a request whose sender has ``scope``."""
+        """A FastAPI dependency that returns the access of a request, and requires ``scope``."""
 
         async def access_of(request: Request) -> Access:
             principal = await self.identify(request.headers)
@@ -87,38 +86,38 @@ class Credentials:
         return access_of
 
     async def identify(self, headers: Mapping[str, str]) -> Principal:
-        """Whom a request with these headers (names in lower case, or any) speaks for.
+        """Authenticate a request by its headers, a case-insensitive mapping or one with names in lower case.
 
         Raises:
-            ProblemRaised: no valid credential, or an open service addressed by a foreign name.
-            CredentialsUnavailable: whether the credential is valid cannot be told now.
+            ProblemRaised: no valid credential; or, without authentication, a ``Host`` that is not loopback.
+            CredentialsUnavailable: the credential cannot be verified now.
         """
         presented = _presented(headers)
         if presented is None:
-            return self._unnamed(headers.get("host", ""))
-        known = self.known(presented)
-        if known is not None:
-            return known
+            return self._anonymous(headers.get("host", ""))
+        cached = self.cached(presented)
+        if cached is not None:
+            return cached
         try:
             verified = await self._verify(presented)
         except CredentialRefused as error:
             _log.info("credential_refused", reason=str(error))
             raise _unauthenticated() from error
-        self._remember(presented, verified)
+        self._cache(presented, verified)
         return verified.principal
 
     def identify_cached(self, headers: Mapping[str, str]) -> Principal | None:
-        """As ``identify``, for whoever can be told without waiting; None for all others, be they valid or not."""
+        """Like ``identify``, from the cache only; None if the request must be authenticated by ``identify``."""
         presented = _presented(headers)
         if presented is not None:
-            return self.known(presented)
+            return self.cached(presented)
         try:
-            return self._unnamed(headers.get("host", ""))
+            return self._anonymous(headers.get("host", ""))
         except ProblemRaised:
             return None
 
-    def known(self, presented: str) -> Principal | None:
-        """Whom a credential speaks for that was verified a moment ago: one look, and nothing to wait for."""
+    def cached(self, presented: str) -> Principal | None:
+        """The holder of a credential that was verified recently; None otherwise."""
         verified = self._verified.get(presented)
         if verified is None:
             return None
@@ -137,39 +136,39 @@ class Credentials:
             return self._keys.verify(token)
         if self._tokens is not None:
             return await self._tokens.verify(presented)
-        raise CredentialRefused("not the key of this installation, nor of a form that is known")
+        raise CredentialRefused("neither the key of this installation nor of a known format")
 
-    def _remember(self, presented: str, verified: Verified) -> None:
+    def _cache(self, presented: str, verified: Verified) -> None:
         self._verified[presented] = verified
         self._verified.move_to_end(presented)
-        if len(self._verified) > REMEMBERED:
+        if len(self._verified) > MAX_CACHED:
             self._verified.popitem(last=False)
 
-    def _unnamed(self, host: str) -> Principal:
+    def _anonymous(self, host: str) -> Principal:
         if not self._is_open:
             raise _unauthenticated()
         if not is_loopback(_host_name(host)):
-            detail = f"without an API key only requests to localhost are served; set {_KEY_SETTING} for others"
+            detail = f"without an API key only requests to localhost are served; set {_KEY_SETTING} to permit others"
             raise ProblemRaised(ProblemType.FORBIDDEN, detail)
         return self._installation
 
 
 def require_safe_bind(host: str, settings: Settings) -> None:
-    """Refuse to listen where others can reach a service that asks for no credential.
+    """Check that a service without authentication listens on loopback only.
 
     Raises:
-        UnsafeBind: ``host`` is not loopback and no credential is demanded.
+        UnsafeBind: ``host`` is not loopback and no credential is required.
     """
     if not settings.demands_credential and not is_loopback(host):
         raise UnsafeBind(
             f"cannot listen on {host} without an API key: set {_KEY_SETTING} or {_ISSUER_SETTING}, or "
-            "FRESHLINE_CREDENTIALS__ANONYMOUS=rejected where all have keys of their own, or bind 127.0.0.1"
+            "FRESHLINE_CREDENTIALS__ANONYMOUS=rejected if all clients have stored API keys, or bind 127.0.0.1"
         )
 
 
 @lru_cache(256)
 def is_loopback(host: str) -> bool:
-    """True for ``localhost`` and loopback addresses; a name that would have to be resolved is not."""
+    """Whether ``host`` is ``localhost`` or a loopback address. Other names are not resolved."""
     if host.lower() == "localhost":
         return True
     try:
@@ -179,7 +178,7 @@ def is_loopback(host: str) -> bool:
 
 
 def _presented(headers: Mapping[str, str]) -> str | None:
-    """The credential of a request; None where it has none, empty where it has one of another kind."""
+    """The credential of a request; None without one, empty if it has another scheme."""
     authorization = headers.get("authorization")
     if authorization is None:
         return headers.get("x-api-key")

@@ -1,4 +1,4 @@
-"""HTTP/1 on one connection: uvicorn's protocol, held to one response for each request and to whole bodies."""
+"""HTTP/1 protocol: uvicorn's, with exactly one response per request and complete bodies only."""
 
 import asyncio
 from http import HTTPStatus
@@ -14,8 +14,8 @@ from infra.web.problems import ProblemRaised, problem_response
 from schemas.problems import ProblemType
 
 
-class _Unacceptable(Exception):
-    """A head that parses, and is refused before the application sees it."""
+class _Rejected(Exception):
+    """A well-formed request head that is rejected before the application is called."""
 
     def __init__(self, status: HTTPStatus, detail: str) -> None:
         super().__init__(detail)
@@ -23,26 +23,26 @@ class _Unacceptable(Exception):
 
 
 class _Closed:
-    """Stands in for the parser once a request was malformed: where the next one begins cannot be known."""
+    """Replaces the parser after a malformed request, because the start of the next one is unknown."""
 
     @staticmethod
     def feed_data(_data: bytes) -> None:
-        """Drop it."""
+        """Discard data."""
 
 
 _CLOSED: Final = cast("httptools.HttpRequestParser", _Closed())
 
 
 class HttpProtocol(HttpToolsProtocol):
-    """uvicorn's protocol for all services.
+    """HTTP protocol of all services.
 
-    An offered upgrade is ignored, as RFC 9110 section 7.8 permits: the request is read, body and all, as if ``Upgrade``
-    were not in its head. The parser takes what follows such a head for another protocol, so the head is parsed again
-    without the offer.
+    An ``Upgrade`` header is ignored, as RFC 9110 section 7.8 permits: request and body are read as if the header
+    were missing. Because the parser interprets data after such a head as another protocol, the head is parsed again
+    without the header.
 
-    A malformed request gets its 400 in its turn, after the responses to the requests before it. If the application
-    already has its head, it sees a client that disconnected: never a body that is shorter than the one declared. After
-    that nothing is read from the connection, and it is closed.
+    The 400 response to a malformed request follows the responses to earlier requests. If the application has already
+    received its head, the application receives a disconnect, never a truncated body. Afterwards the connection is
+    closed without further reads.
     """
 
     def __init__(self, **uvicorns: Any) -> None:
@@ -53,8 +53,8 @@ class HttpProtocol(HttpToolsProtocol):
 
     @override
     def connection_lost(self, exc: Exception | None) -> None:
-        """See ``HttpToolsProtocol``, which tells only the last request; an earlier one may be under way."""
         super().connection_lost(exc)
+        # The base class notifies only the last request; an earlier one may be in progress.
         if self._running is not None and not self._running.response_complete:
             _disconnect(self._running)
 
@@ -64,7 +64,7 @@ class HttpProtocol(HttpToolsProtocol):
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as offered:
-            self._read_on(memoryview(data)[offered.args[0] :])
+            self._read_after_upgrade(memoryview(data)[offered.args[0] :])
         except httptools.HttpParserError as error:
             self.refuse(error)
 
@@ -80,7 +80,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._in_body = True
 
     def on_chunk_header(self) -> None:
-        """Part the headers from trailers, which must not count as headers (RFC 9110 section 6.5.1)."""
+        """Separate trailers from headers (RFC 9110 section 6.5.1)."""
         self.headers = []
 
     @override
@@ -90,12 +90,12 @@ class HttpProtocol(HttpToolsProtocol):
             super().on_message_complete()
 
     def refuse(self, error: httptools.HttpParserError) -> None:
-        """Answer the request that is being read with a problem, in its turn, and close the connection after that."""
+        """Send a problem for the request that is being read, after earlier responses, and close the connection."""
         self.parser = _CLOSED
         earlier = self._running
         if self._in_body:
             if self.cycle is not self._running:
-                self.pipeline.popleft()  # it waits behind others, as the last
+                self.pipeline.popleft()  # it is the last queued request
             elif self.cycle.response_started:
                 self.transport.close()
                 return
@@ -103,7 +103,7 @@ class HttpProtocol(HttpToolsProtocol):
                 _disconnect(self.cycle)
                 earlier = None
         self.cycle = RequestResponseCycle(
-            scope=cast("Any", {"type": "http", "method": "POST"}),  # of a method whose responses have bodies
+            scope=cast("Any", {"type": "http", "method": "POST"}),  # a method whose responses have bodies
             transport=self.transport,
             flow=self.flow,
             logger=self.logger,
@@ -129,12 +129,12 @@ class HttpProtocol(HttpToolsProtocol):
             app = _closing_unread(cycle, app)
         super()._start_asgi_task(cycle, app)
 
-    def _read_on(self, rest: memoryview) -> None:
-        """Read the request whose head offered an upgrade; ``rest`` has come after that head."""
+    def _read_after_upgrade(self, rest: memoryview) -> None:
+        """Read the body of a request with ``Upgrade``; ``rest`` is the data received after its head."""
         while True:
             self._upgrade_offered = False
             try:
-                self._parse_without_offer()
+                self._parse_without_upgrade()
                 self.parser.feed_data(rest)
             except httptools.HttpParserUpgrade as offered:  # by a later request
                 rest = rest[offered.args[0] :]
@@ -144,27 +144,27 @@ class HttpProtocol(HttpToolsProtocol):
             else:
                 return
 
-    def _parse_without_offer(self) -> None:
+    def _parse_without_upgrade(self) -> None:
         method = self.parser.get_method()
         if method == b"CONNECT":
-            detail = "CONNECT asks for a tunnel, and this is no proxy"
-            raise httptools.HttpParserCallbackError(detail) from _Unacceptable(HTTPStatus.NOT_IMPLEMENTED, detail)
+            detail = "CONNECT is not supported: this server is not a proxy"
+            raise httptools.HttpParserCallbackError(detail) from _Rejected(HTTPStatus.NOT_IMPLEMENTED, detail)
         head = [method, b" ", self.url, b" HTTP/", self.parser.get_http_version().encode(), b"\r\n"]
         for name, value in self.headers:
             if name != b"upgrade":
                 head += (name, b": ", value, b"\r\n")
         head.append(b"\r\n")
         self.parser = httptools.HttpRequestParser(self)
-        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as the parser in its place
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # like the replaced parser
         self.parser.feed_data(b"".join(head))
 
     def _check_older(self, version: str) -> None:
         if version != "1.0":
-            raise _Unacceptable(HTTPStatus.HTTP_VERSION_NOT_SUPPORTED, f"HTTP/{version}: use HTTP/1.1")
+            raise _Rejected(HTTPStatus.HTTP_VERSION_NOT_SUPPORTED, f"HTTP/{version}: use HTTP/1.1")
         if any(name == b"transfer-encoding" for name, _ in self.headers):
-            detail = "HTTP/1.0 has no Transfer-Encoding: use HTTP/1.1, or send Content-Length alone"
-            raise _Unacceptable(HTTPStatus.BAD_REQUEST, detail)
-        self.expect_100_continue = False  # a client of 1.0 would take it for the response
+            detail = "HTTP/1.0 has no Transfer-Encoding: use HTTP/1.1, or send Content-Length only"
+            raise _Rejected(HTTPStatus.BAD_REQUEST, detail)
+        self.expect_100_continue = False  # an HTTP/1.0 client would interpret it as the response
 
 
 def _disconnect(cycle: RequestResponseCycle) -> None:
@@ -174,7 +174,7 @@ def _disconnect(cycle: RequestResponseCycle) -> None:
 
 def _refusal(error: httptools.HttpParserError) -> Response:
     reason = error.__cause__ or error.__context__
-    if isinstance(reason, _Unacceptable):
+    if isinstance(reason, _Rejected):
         status, detail = reason.status, str(reason)
     else:
         status, detail = HTTPStatus.BAD_REQUEST, f"not an HTTP/1.1 request (RFC 9112): {error}"
@@ -182,9 +182,9 @@ def _refusal(error: httptools.HttpParserError) -> Response:
 
 
 def _closing_unread(cycle: RequestResponseCycle, app: ASGIApp) -> ASGIApp:
-    """``app``, whose connection ends if it answers a client that still waits for ``100 Continue``.
+    """``app``, with the connection closed after a response to a client that still waits for ``100 Continue``.
 
-    Such a client may send its body nevertheless or go on with its next request, and nothing tells which of them comes.
+    Such a client may send its body or its next request, and the two cannot be distinguished.
     """
 
     async def answering(scope: Scope, receive: Receive, send: Send) -> None:

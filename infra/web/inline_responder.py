@@ -1,7 +1,7 @@
-"""Responses that need no application: where all is at hand when the last byte of a request has come.
+"""Inline responses: sent by the HTTP protocol itself, without calling the application.
 
-A task, an ASGI scope and two messages cost more than looking an answer up. What is not answered at once takes the usual
-way, as if nothing had looked at it before.
+A task, an ASGI scope and two messages take more time than reading an answer from the near cache. Requests without an
+inline response are forwarded to the application unchanged.
 """
 
 import asyncio
@@ -15,11 +15,11 @@ from typing_extensions import override
 
 from infra.web.http_protocol import HttpProtocol
 
-_LONGEST_BYTES: Final = 16_384
+_MAX_BODY_BYTES: Final = 16_384
 
-_IN_A_TURN: Final = 256
-"""Requests answered in one turn of the loop. Clients who are answered while sockets are still read ask again in the
-same turn; without a bound, timers and all other work would wait for a second."""
+_MAX_PER_TURN: Final = 256
+"""Maximum number of responses per turn of the event loop. Clients may send their next request within the same turn;
+without a limit, timers and other tasks would be delayed by up to a second."""
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -32,34 +32,34 @@ class _Request(NamedTuple):
 
 @dataclass(slots=True)
 class InlineResponder:
-    """Answers POSTs of short JSON.
+    """Responds to POST requests with small JSON bodies.
 
     Attributes:
-        urls: as they stand in the request line.
-        answer: from URL, headers (names in lower case) and body to the JSON to answer with, status 200; None sends the
-            request the usual way. Must not block nor raise.
+        urls: URLs as in the request line.
+        answer: returns the JSON of a 200 response for URL, headers (names in lower case) and body; None forwards the
+            request to the application. Must not block or raise.
     """
 
     urls: frozenset[bytes]
     answer: Callable[[bytes, Headers, bytes], bytes | None]
     _waiting: "deque[InlineProtocol]" = field(default_factory=deque)
 
-    def add(self, asking: "InlineProtocol") -> None:
-        """Answer soon, in this turn of the loop or one of the next."""
+    def add(self, connection: "InlineProtocol") -> None:
+        """Respond on a connection in this turn of the event loop or a later one."""
         if not self._waiting:
-            asyncio.get_running_loop().call_soon(self._turn)
-        self._waiting.append(asking)
+            asyncio.get_running_loop().call_soon(self._respond)
+        self._waiting.append(connection)
 
-    def _turn(self) -> None:
-        for _ in range(min(_IN_A_TURN, len(self._waiting))):
+    def _respond(self) -> None:
+        for _ in range(min(_MAX_PER_TURN, len(self._waiting))):
             self._waiting[0].decide()
-            self._waiting.popleft()  # only now: whoever is added meanwhile must not begin a turn of its own
+            self._waiting.popleft()  # after decide(), so that add() does not schedule another call
         if self._waiting:
-            asyncio.get_running_loop().call_soon(self._turn)
+            asyncio.get_running_loop().call_soon(self._respond)
 
 
 class _Parsed:
-    """What a parser tells of every request that was held back."""
+    """Parser state of every held request."""
 
     @staticmethod
     def get_http_version() -> str:
@@ -82,14 +82,14 @@ _PARSED: Final = cast("Any", _Parsed())
 
 
 class InlineProtocol(HttpProtocol):
-    """The protocol of all services, with a look at each request before its task is begun.
+    """``HttpProtocol`` with inline responses.
 
-    The head of a request that may be answered at once is held back until its body is there. It is not held back while
-    an earlier request of the connection is under way, nor while its client does not read.
+    The head of a request that may get an inline response is held until its body is complete. It is not held while an
+    earlier request of the connection is in progress, or while the client does not read responses.
 
     Args:
-        inline: answers what it can.
-        uvicorns: what uvicorn hands to its protocols.
+        inline: creates inline responses.
+        uvicorns: arguments of uvicorn's protocols.
     """
 
     def __init__(self, *, inline: InlineResponder, **uvicorns: Any) -> None:
@@ -101,7 +101,7 @@ class InlineProtocol(HttpProtocol):
 
     @override
     def on_message_begin(self) -> None:
-        if self._request is not None:  # the next request has come in the same piece
+        if self._request is not None:  # the next request is in the same data
             self.decide()
         super().on_message_begin()
 
@@ -129,7 +129,7 @@ class InlineProtocol(HttpProtocol):
             return
         self._held.append(body)
         self._held_bytes += len(body)
-        if self._held_bytes > _LONGEST_BYTES:
+        if self._held_bytes > _MAX_BODY_BYTES:
             held, self._held = self._held, None
             super().on_headers_complete()
             super().on_body(b"".join(held))
@@ -145,13 +145,13 @@ class InlineProtocol(HttpProtocol):
         self._inline.add(self)
 
     def decide(self) -> None:
-        """Answer the request that waits, or let it go the usual way; nothing happens where none waits any more."""
+        """Respond to the held request or forward it to the application. Without a held request, do nothing."""
         request, self._request = self._request, None
         if request is None or self.transport.is_closing():
             return
         answer = self._inline.answer(*request)
         if answer is None:
-            self._let_go(request.body)
+            self._forward(request.body)
             return
         head = [b"HTTP/1.1 200 OK\r\n"]
         for name, value in self.server_state.default_headers:
@@ -162,19 +162,17 @@ class InlineProtocol(HttpProtocol):
 
     @override
     def refuse(self, error: httptools.HttpParserError) -> None:
-        """See ``HttpProtocol``. The request before comes first."""
         self._held = None
-        self.decide()
+        self.decide()  # the preceding request
         super().refuse(error)
 
     @override
     def shutdown(self) -> None:
-        """See ``HttpProtocol``. A request that waits is not dropped."""
-        self.decide()
+        self.decide()  # a held request is not dropped
         super().shutdown()
 
-    def _let_go(self, body: bytes) -> None:
-        # By now the parser may be at the next request, or gone.
+    def _forward(self, body: bytes) -> None:
+        # The parser may be at the next request already, or replaced.
         parser, self.parser = self.parser, _PARSED
         try:
             super().on_headers_complete()

@@ -1,4 +1,4 @@
-"""How much one tenant may ask of a process, so that the others get their share."""
+"""Rate limits per tenant."""
 
 import math
 import time
@@ -8,14 +8,14 @@ from limits import RateLimitItem, RateLimitItemPerMinute, RateLimitItemPerSecond
 from limits.storage import MemoryStorage
 from limits.strategies import SlidingWindowCounterRateLimiter
 
-_LEAST_RETRY_S: Final = 1.0
+_MIN_RETRY_S: Final = 1.0
 
 
 class OverLimit(Exception):
-    """A tenant has had its share for now.
+    """A tenant exceeds its rate limit.
 
     Attributes:
-        retry_after_s: when there may be more.
+        retry_after_s: seconds to wait.
     """
 
     def __init__(self, message: str, *, retry_after_s: float) -> None:
@@ -24,16 +24,16 @@ class OverLimit(Exception):
 
 
 class TenantLimit:
-    """A rate for each tenant, over a sliding window, in this process alone: no request waits for a store to be counted.
+    """Rate limit per tenant over a sliding window. Each process counts for itself, so no request waits for a store.
 
     Args:
-        what: is limited, for people.
-        per_second: how many; 0 sets no limit.
-        per_minute: the same for a minute; one of both.
+        unit: what is limited, for error messages.
+        per_second: limit per second; 0 for none.
+        per_minute: limit per minute instead; 0 for none.
     """
 
-    def __init__(self, what: str, *, per_second: int = 0, per_minute: int = 0) -> None:
-        self._what = what
+    def __init__(self, unit: str, *, per_second: int = 0, per_minute: int = 0) -> None:
+        self._unit = unit
         self._item: RateLimitItem | None = None
         if per_second:
             self._item = RateLimitItemPerSecond(per_second)
@@ -42,15 +42,15 @@ class TenantLimit:
         self._limiter = SlidingWindowCounterRateLimiter(MemoryStorage())
 
     def take(self, tenant: str, cost: int = 1) -> None:
-        """Count ``cost`` for the tenant.
+        """Count ``cost`` for a tenant.
 
         Raises:
-            OverLimit: that would be more than its share; nothing is counted.
+            OverLimit: the limit would be exceeded; nothing is counted.
         """
         if self._item is None or self._limiter.hit(self._item, tenant, cost=cost):
             return
         resets_s = self._limiter.get_window_stats(self._item, tenant).reset_time - time.time()
         raise OverLimit(
-            f"the limit of each tenant is {self._item.amount} {self._what}",
-            retry_after_s=math.ceil(max(_LEAST_RETRY_S, resets_s)),
+            f"the limit per tenant is {self._item.amount} {self._unit}",
+            retry_after_s=math.ceil(max(_MIN_RETRY_S, resets_s)),
         )

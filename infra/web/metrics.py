@@ -1,4 +1,4 @@
-"""How long requests take, and the page where Prometheus reads it."""
+"""Request durations, and the ``/metrics`` endpoint."""
 
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -16,13 +16,13 @@ from infra.web.peers import PeerProcesses
 from schemas.telemetry import HTTP_SECONDS
 
 METRICS: Final = "metrics"
-"""Under this name processes of one address ask each other for what is served at ``/metrics``."""
+"""Name of the peer request for the samples of a process."""
 
 _UNROUTED = "(none)"
 
 
 class HttpMetrics:
-    """ASGI middleware that times each request by route, so that document ids never become label values."""
+    """ASGI middleware that measures requests by route, so that document ids do not become label values."""
 
     def __init__(self, app: ASGIApp, *, service: str, seconds: Histogram) -> None:
         self._app = app
@@ -30,21 +30,21 @@ class HttpMetrics:
         self._seconds = seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on and observe how long it took."""
+        """Forward the request and observe its duration."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         began_s = time.perf_counter()
         status = 500
 
-        async def noting_status(message: Message) -> None:
+        async def observing(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
             await send(message)
 
         try:
-            await self._app(scope, receive, noting_status)
+            await self._app(scope, receive, observing)
         finally:
             route = getattr(scope.get("route"), "path", _UNROUTED)
             method = scope["method"] if route != _UNROUTED else _UNROUTED
@@ -53,7 +53,7 @@ class HttpMetrics:
 
 
 def http_seconds(registry: CollectorRegistry) -> Histogram:
-    """The times of requests, by service, method, route and status; once for each registry."""
+    """Durations of requests, by service, method, route and status. Registered once per registry."""
     return histogram(HTTP_SECONDS, registry)
 
 
@@ -65,17 +65,17 @@ def install_metrics(
     seconds: Histogram | None = None,
     peers: PeerProcesses | None = None,
 ) -> None:
-    """Time every request of ``app``, and serve ``registry`` at ``/metrics``.
+    """Measure every request of ``app``, and serve ``registry`` at ``/metrics``.
 
-    Where several processes serve the address, samples of all of them are served, each with its ``process``: a number
-    that goes up and down with whoever answers would look like restarts.
+    If several processes share the address, the response has the samples of all of them with a label ``process``. With
+    the samples of one process only, counters would decrease between scrapes, which indicates restarts.
 
     Args:
         app: the application.
-        service: its name.
-        registry: what is served.
-        seconds: where times go, if others note there too; by default made and registered here.
-        peers: other processes of the address; they answer ``METRICS`` by ``generate_latest``.
+        service: name of the service.
+        registry: registry to serve.
+        seconds: histogram of durations, if shared; default: registered here.
+        peers: other processes of the address, which handle ``METRICS`` by ``generate_latest``.
     """
     app.add_middleware(HttpMetrics, service=service, seconds=seconds or http_seconds(registry))
     peers = peers or PeerProcesses()
@@ -89,10 +89,10 @@ def install_metrics(
 
 
 def page_of_all(pages: Mapping[int, bytes]) -> bytes:
-    """One page of the samples of several processes, each with a label ``process``.
+    """Merge the samples of several processes, with a label ``process``.
 
     Args:
-        pages: of each process, in the text format.
+        pages: process id → samples in the text format.
     """
     families: dict[tuple[str, str], Metric] = {}
     for process, page in pages.items():
@@ -107,7 +107,7 @@ def page_of_all(pages: Mapping[int, bytes]) -> bytes:
 
 
 class _Merged(Collector):
-    """Families that are there already, as what ``generate_latest`` takes."""
+    """Existing metric families as a collector."""
 
     def __init__(self, families: Iterable[Metric]) -> None:
         self._families = families

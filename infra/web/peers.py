@@ -1,7 +1,7 @@
-"""Processes that serve one address tell each other what each of them knows.
+"""Requests between processes that share an address.
 
-Whoever asks that address, for metrics say, is answered by any of them. So each listens on a Unix socket in a directory
-that is theirs alone, and the one that was asked asks the others. A request is one line, and its answer all that comes
+Any of the processes may receive a request, such as one for metrics. Each listens on a Unix socket in a common
+directory, and the one that receives the request queries its peers. A peer request is one line; its response is all data
 until the end of the connection.
 """
 
@@ -17,23 +17,23 @@ import structlog
 from infra.coalescing import gather_all
 
 PEERS_DIR: Final = "FRESHLINE_PEERS_DIR"
-"""Variable of a process that shares an address: the directory, which its parent makes and removes."""
+"""Environment variable of a process that shares an address: the directory, created and removed by the parent."""
 
-_WAIT_S: Final = 1.0
+_TIMEOUT_S: Final = 1.0
 _SUFFIX: Final = ".sock"
 
 _log = structlog.get_logger(__name__)
 
-Told = Callable[[str], bytes]
-"""What this process answers: given what follows the name of a request."""
+PeerHandler = Callable[[str], bytes]
+"""Returns the response to a peer request, given its argument."""
 
 
 class PeerProcesses:
     """The processes of one address.
 
     Args:
-        directory: where their sockets are; None where there is one process only.
-        pid: of this one.
+        directory: directory of their sockets; None for a single process.
+        pid: id of this process.
     """
 
     def __init__(self, directory: Path | None = None, pid: int | None = None) -> None:
@@ -42,21 +42,21 @@ class PeerProcesses:
 
     @classmethod
     def of_this_process(cls) -> "PeerProcesses":
-        """As its parent says; none where it was started alone."""
+        """The peers of this process, as its parent specifies; none for a single process."""
         directory = os.environ.pop(PEERS_DIR, None)
         return cls(Path(directory) if directory else None)
 
     @property
     def shares(self) -> bool:
-        """Whether other processes serve the same address."""
+        """Whether other processes share the address."""
         return self._directory is not None
 
     @asynccontextmanager
-    async def listening(self, told: Mapping[str, Told]) -> AsyncIterator[None]:
-        """Answer the others meanwhile.
+    async def listening(self, handlers: Mapping[str, PeerHandler]) -> AsyncIterator[None]:
+        """Respond to peers within the context.
 
         Args:
-            told: for each name of a request what answers it.
+            handlers: handler by name of the request.
         """
         if self._directory is None:
             yield
@@ -64,17 +64,17 @@ class PeerProcesses:
 
         async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             with _closing(writer), suppress(OSError, TimeoutError):
-                async with asyncio.timeout(_WAIT_S):
-                    name, _, rest = (await reader.readline()).decode(errors="replace").strip().partition(" ")
-                    if name in told:
-                        writer.write(told[name](rest))
+                async with asyncio.timeout(_TIMEOUT_S):
+                    name, _, argument = (await reader.readline()).decode(errors="replace").strip().partition(" ")
+                    if name in handlers:
+                        writer.write(handlers[name](argument))
                         await writer.drain()
 
         own = _socket(self._directory, self.pid)
         try:
             server = await asyncio.start_unix_server(answer, own)
-        except OSError as error:  # as where the name of the directory for temporary files is too long for a socket
-            _log.warning("siblings_not_told", socket=str(own), reason=str(error))
+        except OSError as error:  # for example if the path of the directory is too long for a socket
+            _log.warning("peer_socket_failed", socket=str(own), reason=str(error))
             yield
             return
         try:
@@ -83,27 +83,27 @@ class PeerProcesses:
             server.close()
             _remove(own)
 
-    async def ask(self, name: str, rest: str = "") -> dict[int, bytes]:
-        """What each of the others answers, by process; who does not within a second is left out."""
+    async def ask(self, name: str, argument: str = "") -> dict[int, bytes]:
+        """Process id → response of each peer; without peers that do not respond within a second."""
         if self._directory is None:
             return {}
         others = [int(path.stem) for path in self._directory.glob(f"*{_SUFFIX}") if path.stem.isdigit()]
         others = sorted(pid for pid in others if pid != self.pid)
-        answers = await gather_all([_ask(_socket(self._directory, pid), f"{name} {rest}\n") for pid in others])
+        answers = await gather_all([_ask(_socket(self._directory, pid), f"{name} {argument}\n") for pid in others])
         return {pid: answer for pid, answer in zip(others, answers, strict=True) if answer}
 
 
-async def _ask(sibling: Path, request: str) -> bytes:
+async def _ask(peer: Path, request: str) -> bytes:
     try:
-        async with asyncio.timeout(_WAIT_S):
-            reader, writer = await asyncio.open_unix_connection(sibling)
+        async with asyncio.timeout(_TIMEOUT_S):
+            reader, writer = await asyncio.open_unix_connection(peer)
             with _closing(writer):
                 writer.write(request.encode())
                 return await reader.read()
     except ConnectionRefusedError:
-        _remove(sibling)  # it was killed, and could not take its socket along
+        _remove(peer)  # the process was killed and could not remove its socket
     except (OSError, TimeoutError) as error:
-        _log.warning("sibling_silent", socket=str(sibling), reason=str(error) or type(error).__name__)
+        _log.warning("peer_not_responding", socket=str(peer), reason=str(error) or type(error).__name__)
     return b""
 
 

@@ -1,4 +1,4 @@
-"""Listening on a port, and stopping without dropping what is under way."""
+"""HTTP server with graceful shutdown."""
 
 import asyncio
 import os
@@ -20,23 +20,23 @@ from infra.web.http_protocol import HttpProtocol
 from infra.web.inline_responder import InlineProtocol, InlineResponder
 
 GRACE_S: Final = 10
-"""Time that requests under way have to finish after the process was told to stop."""
+"""Time for requests in progress to finish at a shutdown."""
 
 _BACKLOG: Final = 4_096
-"""Connections that wait to be taken: thousands of users may come back at once."""
+"""Connections that wait to be accepted. Thousands of users may reconnect at the same time."""
 
 _KEEP_ALIVE_S: Final = 75
-"""Idle connections stay open for longer than load balancers keep theirs (60 s), so no request meets a closing one."""
+"""Longer than load balancers keep idle connections (60 s), so that they do not send requests on closing ones."""
 
 
 LISTEN_FD: Final = "FRESHLINE_LISTEN_FD"
-"""Variable of a process that shares an address: the descriptor of the socket that listens there."""
+"""Environment variable of a process that shares an address: descriptor of the listening socket."""
 
 READY_FD: Final = "FRESHLINE_READY_FD"
-"""Variable of such a process: the descriptor to which it writes once it takes requests."""
+"""Environment variable of such a process: descriptor to which it writes when it accepts requests."""
 
 _ACCEPTS: Final = 64
-"""Connections taken in one turn of the loop; more wait for the next, or for another process."""
+"""Connections accepted per turn of the event loop. Others wait for the next turn or another process."""
 
 _PAUSE_S: Final = 0.5
 
@@ -44,38 +44,38 @@ _log = structlog.get_logger(__name__)
 
 
 class CannotListen(OSError):
-    """The address is taken or is not ours."""
+    """The address is in use or not available on this machine."""
 
 
 class _Acceptor:
-    """Takes connections many at a time.
+    """Accepts many connections per turn of the event loop.
 
-    uvloop takes one for each turn of the loop. While a turn answers thousands of requests, those who come then would
-    wait for minutes; that is how some of 5,000 connections had no answer within ten seconds.
+    uvloop accepts one per turn. If a turn handles thousands of requests, new connections would wait for minutes; in a
+    test with 5,000 connections, some had no response within ten seconds.
 
     Args:
-        bound: listens, and is not closed here: other processes may take connections from it too.
-        protocol: makes what handles one connection.
+        bound: listening socket. It is not closed, because other processes may share it.
+        protocol: creates the protocol of a connection.
     """
 
     def __init__(self, bound: socket.socket, protocol: Callable[[], asyncio.Protocol]) -> None:
         self._bound = bound
         self._protocol = protocol
         self._loop = asyncio.get_running_loop()
-        self._handing: set[asyncio.Task[None]] = set()
+        self._connecting: set[asyncio.Task[None]] = set()
         self._closed = False
-        bound.setblocking(False)  # noqa: FBT003 - the only form there is
+        bound.setblocking(False)  # noqa: FBT003 - positional only
         self._loop.add_reader(bound, self._accept)
 
     def close(self) -> None:
-        """Take no more."""
+        """Accept no more connections."""
         if not self._closed:
             self._closed = True
             self._loop.remove_reader(self._bound)
 
     async def wait_closed(self) -> None:
-        """Wait until those that were taken are handed on."""
-        await asyncio.gather(*self._handing, return_exceptions=True)
+        """Wait until accepted connections have a protocol."""
+        await asyncio.gather(*self._connecting, return_exceptions=True)
 
     def _accept(self) -> None:
         for _ in range(_ACCEPTS):
@@ -84,47 +84,47 @@ class _Acceptor:
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
                 return
             except OSError as error:
-                # No descriptors are left. The queue keeps who waits; asking again at once would only burn the core.
+                # No descriptors are left. Connections wait in the backlog; an immediate retry would only use the core.
                 _log.error("cannot_accept", reason=str(error), pause_s=_PAUSE_S)
                 self._loop.remove_reader(self._bound)
                 self._loop.call_later(_PAUSE_S, self._resume)
                 return
-            handing = self._loop.create_task(self._hand_on(connection))
-            self._handing.add(handing)
-            handing.add_done_callback(self._handing.discard)
+            connecting = self._loop.create_task(self._connect(connection))
+            self._connecting.add(connecting)
+            connecting.add_done_callback(self._connecting.discard)
 
     def _resume(self) -> None:
         if not self._closed:
             self._loop.add_reader(self._bound, self._accept)
 
-    async def _hand_on(self, connection: socket.socket) -> None:
+    async def _connect(self, connection: socket.socket) -> None:
         connection.setblocking(False)  # noqa: FBT003 - as above
         try:
-            # Nagle's delays are 40 ms for a small response.
+            # Nagle's algorithm would delay small responses by 40 ms.
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             await self._loop.connect_accepted_socket(self._protocol, connection)
-        except OSError:  # the other side is gone already
+        except OSError:  # the client has disconnected
             connection.close()
 
 
 class _Server(uvicorn.Server):
-    """uvicorn without its signal handlers: it re-raises a signal after serving, before its owner could clean up."""
+    """uvicorn without its signal handlers, which raise the signal again before the caller can clean up."""
 
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
-        self.began = asyncio.Event()
+        self.ready = asyncio.Event()
 
     @override
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets=[])
-        self.servers = [_Acceptor(one, self._protocol) for one in sockets or ()]  # type: ignore[misc]  # as servers are used
-        self.began.set()
+        self.servers = [_Acceptor(one, self._protocol) for one in sockets or ()]  # type: ignore[misc]  # has the methods that uvicorn uses
+        self.ready.set()
 
     def _protocol(self) -> asyncio.Protocol:
-        made: asyncio.Protocol = self.config.http_protocol_class(  # type: ignore[call-arg]
+        protocol: asyncio.Protocol = self.config.http_protocol_class(  # type: ignore[call-arg]
             config=self.config, server_state=self.server_state, app_state=self.lifespan.state
         )
-        return made
+        return protocol
 
     @contextmanager
     @override
@@ -136,13 +136,13 @@ class _Server(uvicorn.Server):
 async def listening(
     app: ASGIApp, http: HttpSettings, settings: Settings, *, inline: InlineResponder | None = None
 ) -> AsyncIterator[str]:
-    """Serve ``app``; yields its base URL once requests are taken. ``inline`` is asked before ``app``.
+    """Serve ``app``; yields its base URL once requests are accepted. ``inline`` handles requests before ``app``.
 
-    Leaving the context stops taking connections and waits for requests under way, at most ``GRACE_S``; what ``app``
-    uses may be closed after that. ASGI lifespan events are not sent: who builds the parts of ``app`` also ends them.
+    On exit, no more connections are accepted, and requests in progress have ``GRACE_S`` to finish; afterwards resources
+    of ``app`` may be closed. ASGI lifespan events are not sent: the caller owns the resources.
 
     Raises:
-        UnsafeBind: the address is reachable from elsewhere and no credential is demanded.
+        UnsafeBind: the address is reachable from other machines and no credential is required.
         CannotListen: the address cannot be bound.
     """
     config = uvicorn.Config(
@@ -159,13 +159,13 @@ async def listening(
         timeout_keep_alive=_KEEP_ALIVE_S,
         backlog=_BACKLOG,
     )
-    bound = _given() or bind(http, settings)
+    bound = _inherited_socket() or bind(http, settings)
     server = _Server(config)
     serving = asyncio.create_task(server.serve(sockets=[bound]), name="http-server")
     try:
-        await server.began.wait()
+        await server.ready.wait()
         host, port = bound.getsockname()[:2]
-        _tell_ready()
+        _notify_parent()
         yield f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     finally:
         server.should_exit = True
@@ -176,24 +176,24 @@ async def listening(
 async def wait_for_shutdown() -> None:
     """Wait for SIGTERM or SIGINT."""
     loop = asyncio.get_running_loop()
-    told = asyncio.Event()
+    received = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, told.set)
+        loop.add_signal_handler(number, received.set)
     try:
-        await told.wait()
+        await received.wait()
     finally:
-        # From here on a second signal has its usual effect and ends a shutdown that hangs.
+        # Now a second signal has its default effect, and ends a shutdown that hangs.
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.remove_signal_handler(number)
 
 
-def _given() -> socket.socket | None:
-    """The socket of whoever started this process to share its address."""
+def _inherited_socket() -> socket.socket | None:
+    """The listening socket of the parent, if the address is shared."""
     descriptor = os.environ.pop(LISTEN_FD, None)
     return None if descriptor is None else socket.socket(fileno=int(descriptor))
 
 
-def _tell_ready() -> None:
+def _notify_parent() -> None:
     descriptor = os.environ.pop(READY_FD, None)
     if descriptor is not None:
         os.write(int(descriptor), b"1")
@@ -201,13 +201,14 @@ def _tell_ready() -> None:
 
 
 def bind(http: HttpSettings, settings: Settings) -> socket.socket:
-    """A socket that listens where the settings say.
+    """A socket that listens at the configured address.
 
     Raises:
-        UnsafeBind, CannotListen: see ``listening``.
+        UnsafeBind: the address is reachable from other machines and no credential is required.
+        CannotListen: the address cannot be bound.
     """
     require_safe_bind(http.host, settings)
-    # asyncio switches Nagle's delays off (40 ms for a small response) only where the protocol is named as TCP.
+    # asyncio disables Nagle's algorithm only for sockets with an explicit TCP protocol.
     family = socket.AF_INET6 if ":" in http.host else socket.AF_INET
     bound = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:

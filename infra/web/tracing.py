@@ -1,4 +1,4 @@
-"""A span for each request, as part of its sender's trace."""
+"""Spans of HTTP requests, as part of the client's trace."""
 
 from typing import Final
 
@@ -25,11 +25,11 @@ class _HeaderGetter(Getter[Headers]):
 
 
 class Traced:
-    """ASGI middleware. Spans have method, route and status, and nothing of what was asked.
+    """ASGI middleware. Spans have method, route and status, and no content of the request.
 
     Args:
-        app: what is traced.
-        tracer: makes the spans.
+        app: application to trace.
+        tracer: creates the spans.
     """
 
     def __init__(self, app: ASGIApp, *, tracer: Tracer) -> None:
@@ -37,18 +37,18 @@ class Traced:
         self._tracer = tracer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on in a span."""
+        """Forward the request within a span."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         parent = _TRACE_CONTEXT.extract(Headers(scope=scope), getter=_HeaderGetter())
         method = scope["method"]
-        # Without exceptions: their messages may hold what was asked.
+        # Without exceptions: their messages may contain content of the request.
         with self._tracer.start_as_current_span(
             method, parent, SpanKind.SERVER, record_exception=False, set_status_on_exception=False
         ) as span:
 
-            async def noting(message: Message) -> None:
+            async def observing(message: Message) -> None:
                 if message["type"] == "http.response.start":
                     route = getattr(scope.get("route"), "path", None)
                     span.set_attribute("http.request.method", method)
@@ -60,10 +60,10 @@ class Traced:
                         span.set_status(StatusCode.ERROR)
                 await send(message)
 
-            await self._app(scope, receive, noting)
+            await self._app(scope, receive, observing)
 
 
 def install_tracing(app: FastAPI, tracer: Tracer) -> None:
-    """Trace every request of ``app``; without a tracer that does anything, nothing is added."""
+    """Trace every request of ``app``. Does nothing with a no-op tracer."""
     if not isinstance(tracer, NoOpTracer):
         app.add_middleware(Traced, tracer=tracer)

@@ -1,1 +1,1 @@
-"""Webhooks: where they may lead, how they are signed, sent and kept."""
+"""Webhooks: permitted targets, signatures, sending and storage."""

@@ -1,4 +1,4 @@
-"""In-memory twin of the store of webhooks."""
+"""In-memory webhook store, for tests and simulation."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -11,7 +11,7 @@ from schemas.webhooks import KeptWebhook, WaitingMessage
 
 
 class MemoryWebhooks(WebhookStore):
-    """See ``WebhookStore``.
+    """In-memory webhook store.
 
     Attributes:
         available: while False, every method raises ``IndexUnavailable``.
@@ -39,7 +39,7 @@ class MemoryWebhooks(WebhookStore):
     async def remove(self, webhook_id: str) -> None:
         self._check_available()
         self._webhooks.pop(webhook_id, None)
-        self._waiting = {place: one for place, one in self._waiting.items() if place[0] != webhook_id}
+        self._waiting = {key: one for key, one in self._waiting.items() if key[0] != webhook_id}
 
     @override
     async def webhooks(self) -> Sequence[KeptWebhook]:
@@ -60,8 +60,8 @@ class MemoryWebhooks(WebhookStore):
     @override
     async def oldest(self, webhook_id: str, limit: int) -> Sequence[WaitingMessage]:
         self._check_available()
-        mine = [one for one in self._waiting.values() if one.webhook_id == webhook_id]
-        return sorted(mine, key=lambda one: (one.ended_ms, one.message_id))[:limit]
+        own = [one for one in self._waiting.values() if one.webhook_id == webhook_id]
+        return sorted(own, key=lambda one: (one.ended_ms, one.message_id))[:limit]
 
     @override
     async def forget(self, messages: Sequence[WaitingMessage]) -> None:
@@ -71,4 +71,4 @@ class MemoryWebhooks(WebhookStore):
 
     def _check_available(self) -> None:
         if not self.available:
-            raise IndexUnavailable("switched off")
+            raise IndexUnavailable("the store was made unavailable")

@@ -1,4 +1,4 @@
-"""What is asked of the store of webhooks and of whoever sends their messages."""
+"""Ports of the webhook store and the webhook sender."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,22 +8,22 @@ from schemas.webhooks import KeptWebhook, WaitingMessage
 
 
 class WebhookStore(Protocol):
-    """Webhooks, and the messages that wait. Its failures are ``IndexUnavailable``."""
+    """Webhooks and their waiting messages. Methods may raise ``IndexUnavailable``."""
 
     async def add(self, webhook: KeptWebhook) -> None:
-        """Keep a new webhook; when this returns, ``webhooks`` of every process has it."""
+        """Store a new webhook. After the call, ``webhooks`` includes it in every process."""
         ...
 
     async def change(self, webhook_id: str, change: Callable[[KeptWebhook], KeptWebhook | None]) -> KeptWebhook | None:
-        """Put what ``change`` makes of a webhook in its place, and return it.
+        """Replace a webhook by ``change(webhook)``, and return the new one.
 
-        None where there is no such webhook, or ``change`` leaves it as it is by giving None. ``change`` may be called
-        several times: nothing that another process wrote meanwhile is lost.
+        None if the webhook does not exist, or ``change`` returns None to keep it. Concurrent changes are not lost:
+        ``change`` is called again after a conflict.
         """
         ...
 
     async def remove(self, webhook_id: str) -> None:
-        """Forget a webhook and the messages that wait for it."""
+        """Delete a webhook and its waiting messages."""
         ...
 
     async def webhooks(self) -> Sequence[KeptWebhook]:
@@ -31,29 +31,29 @@ class WebhookStore(Protocol):
         ...
 
     async def keep(self, messages: Sequence[WaitingMessage]) -> None:
-        """Keep messages to be sent again; one that is there already stays as it is."""
+        """Store messages for retries. A message that exists already is unchanged."""
         ...
 
     async def waiting(self) -> Mapping[str, int]:
-        """Webhook id → messages that wait for it, where there are any; those kept in the last second may be missing."""
+        """Webhook id → number of waiting messages, if any. Messages stored within the last second may be missing."""
         ...
 
     async def oldest(self, webhook_id: str, limit: int) -> Sequence[WaitingMessage]:
-        """The first of a webhook's messages by time, with the same reservation."""
+        """The oldest waiting messages of a webhook. Messages stored within the last second may be missing."""
         ...
 
     async def forget(self, messages: Sequence[WaitingMessage]) -> None:
-        """Messages that are delivered; ``oldest`` has none of them any more when this returns."""
+        """Delete delivered messages. After the call, ``oldest`` does not include them."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class NotDelivered:
-    """A receiver did not take a message.
+    """A receiver did not accept a message.
 
     Attributes:
-        reason: for people; holds neither the URL nor anything that the receiver said beside its status.
-        is_gone: the receiver says that it wants nothing any more.
+        reason: description for people, without the URL and without content of the response.
+        is_gone: whether the receiver responded with 410, so that no further messages are to be sent.
     """
 
     reason: str
@@ -61,8 +61,8 @@ class NotDelivered:
 
 
 class Sender(Protocol):
-    """Posts signed messages."""
+    """Sends signed messages."""
 
     async def send(self, webhook: KeptWebhook, message: WaitingMessage) -> NotDelivered | None:
-        """Post a message, once; None when the receiver has taken it. Never raises, and ends within its time limit."""
+        """Send a message once; None if the receiver accepted it. Does not raise, and ends within a timeout."""
         ...

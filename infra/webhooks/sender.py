@@ -1,4 +1,4 @@
-"""Posting messages: to an address that was looked at, without redirects, within a time limit."""
+"""Sending of webhook messages to verified addresses, without redirects, within a timeout."""
 
 import asyncio
 import ipaddress
@@ -22,15 +22,15 @@ _HTTP_PORT: Final = 80
 
 
 class HttpSender(Sender):
-    """See ``Sender``.
+    """Sends webhook messages over HTTP.
 
-    The receiver's name is looked up here, and the connection goes to the address that was found permitted: a name that
-    leads elsewhere at the second look gains nothing. Redirects are failures. Of the answer only the status is read.
+    It resolves the host name once and connects to the verified address, which prevents DNS rebinding. Redirects are
+    failures. Only the status of the response is read.
     """
 
     def __init__(self, settings: WebhookSettings) -> None:
         self._settings = settings
-        # The environment's proxies are not asked: they may reach what we must not.
+        # Without proxies of the environment, which may reach forbidden addresses.
         self._http = httpx.AsyncClient(follow_redirects=False, trust_env=False, timeout=settings.timeout_s)
 
     async def __aenter__(self) -> Self:
@@ -51,17 +51,17 @@ class HttpSender(Sender):
             async with asyncio.timeout(self._settings.timeout_s):
                 status = await self._post(webhook, message)
         except TimeoutError:
-            return NotDelivered(f"no answer within {self._settings.timeout_s:g} s")
+            return NotDelivered(f"no response within {self._settings.timeout_s:g} s")
         except TargetRefused as error:
             return NotDelivered(f"the URL {error}")
         except OSError as error:
-            return NotDelivered(f"the host's name is not found ({type(error).__name__})")
+            return NotDelivered(f"the host name cannot be resolved ({type(error).__name__})")
         except (httpx.HTTPError, httpx.InvalidURL) as error:
-            # Without the message, which may hold the URL.
+            # The message may contain the URL.
             return NotDelivered(f"the request failed ({type(error).__name__})")
         if HTTPStatus(200) <= status < HTTPStatus.MULTIPLE_CHOICES:
             return None
-        return NotDelivered(f"it answered {status}", is_gone=status == HTTPStatus.GONE)
+        return NotDelivered(f"the receiver responded with {status}", is_gone=status == HTTPStatus.GONE)
 
     async def _post(self, webhook: KeptWebhook, message: WaitingMessage) -> int:
         url = checked_url(webhook.url, self._settings.targets)
@@ -73,17 +73,19 @@ class HttpSender(Sender):
             "host": url.netloc.decode("ascii"),
             **signed(webhook.secret, message.message_id, int(time.time()), body),
         }
-        # Certificates are checked for the name, though the connection goes to the address.
+        # Certificates are verified for the host name, although the URL contains the address.
         extensions = {"sni_hostname": url.host} if url.scheme == "https" else {}
-        there = url.copy_with(host=address)
-        async with self._http.stream("POST", there, content=body, headers=headers, extensions=extensions) as response:
+        resolved = url.copy_with(host=address)
+        async with self._http.stream(
+            "POST", resolved, content=body, headers=headers, extensions=extensions
+        ) as response:
             return response.status_code
 
     async def _permitted_address(self, url: httpx.URL) -> str:
         port = url.port or (_HTTPS_PORT if url.scheme == "https" else _HTTP_PORT)
         found: Any = await asyncio.get_running_loop().getaddrinfo(url.host, port, type=socket.SOCK_STREAM)
         addresses = [str(one[4][0]).partition("%")[0] for one in found]
-        # One that is not permitted among others is a name that somebody plays with.
+        # All addresses must be permitted: a mixture indicates an attack.
         if not addresses or not all(permitted(ipaddress.ip_address(one), self._settings.targets) for one in addresses):
-            raise TargetRefused("leads to an address that is not permitted (FRESHLINE_WEBHOOKS__TARGETS)")
+            raise TargetRefused("resolves to an address that is not permitted (FRESHLINE_WEBHOOKS__TARGETS)")
         return addresses[0]

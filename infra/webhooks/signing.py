@@ -1,4 +1,4 @@
-"""Signatures of webhooks, after Standard Webhooks (https://www.standardwebhooks.com). Pure."""
+"""Webhook signatures according to Standard Webhooks (https://www.standardwebhooks.com). Pure."""
 
 import base64
 import binascii
@@ -9,12 +9,12 @@ from typing import Final
 PREFIX: Final = "whsec_"
 SECRET_BYTES: Final = 32
 
-_SHORTEST_BYTES: Final = 24
-_LONGEST_BYTES: Final = 64
+_MIN_BYTES: Final = 24
+_MAX_BYTES: Final = 64
 
 
 def made_secret(random: bytes) -> str:
-    """A secret of these bytes, ``SECRET_BYTES`` of them, as receivers write it."""
+    """The text form of a secret of ``SECRET_BYTES`` random bytes."""
     return PREFIX + base64.b64encode(random).decode()
 
 
@@ -22,19 +22,19 @@ def key_of(secret: str) -> bytes:
     """The bytes of a secret.
 
     Raises:
-        ValueError: it is none; the message says why, without it.
+        ValueError: the text is not a valid secret. The message does not contain it.
     """
     try:
         key = base64.b64decode(secret.removeprefix(PREFIX), validate=True)
     except binascii.Error:
         key = b""
-    if not secret.startswith(PREFIX) or not _SHORTEST_BYTES <= len(key) <= _LONGEST_BYTES:
-        raise ValueError(f"must be {PREFIX} and {_SHORTEST_BYTES} to {_LONGEST_BYTES} bytes in base64")
+    if not secret.startswith(PREFIX) or not _MIN_BYTES <= len(key) <= _MAX_BYTES:
+        raise ValueError(f"must be {PREFIX} and {_MIN_BYTES} to {_MAX_BYTES} bytes in base64")
     return key
 
 
 def signed(secret: str, message_id: str, sent_s: int, body: bytes) -> Mapping[str, str]:
-    """The three headers of a message. The time is signed too, so that an old message cannot be sent again by others."""
+    """Signature headers of a message. The time is signed too, which prevents replay attacks."""
     content = f"{message_id}.{sent_s}.".encode() + body
     signature = base64.b64encode(hmac.digest(key_of(secret), content, "sha256")).decode()
     return {

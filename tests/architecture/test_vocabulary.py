@@ -77,7 +77,7 @@ FORMS = {
     ),
     "overtaken": Forms(r"overtak(?:en|es?|ing)|overtook"),
     "refill": Forms(r"refill(?:s|ed|ing)?"),
-    "letter": Forms(r"(?<!dead )letters?"),
+    "letter": Forms(r"(?<!dead )letters?(?! spacing)"),
     "parked": Forms(r"park(?:ed|s)?"),
     "News": Forms(r"news"),
     "Lexicon": Forms(r"lexicons?"),
@@ -141,6 +141,8 @@ ALLOWED = (
         "of an alphabet",
     ),
     Allowed("letter", r"letters?", "of an alphabet", where="streams/parsing/charsets.py"),
+    Allowed("tells", r"t tell than", "a stop word", where="infra/generation/sentences.py"),
+    Allowed("nobody", r"nobody", "a user of the system", where="infra/local/servers.py"),
 )
 
 

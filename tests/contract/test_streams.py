@@ -253,7 +253,7 @@ async def test_lag_counts_the_records_that_a_group_has_not_committed(settings):
         producer = await KafkaProducer.open(settings)
         await producer.send_all([Record(CHUNKS.name, b"k", b"v", (), 1)] * 5)
         await producer.close()
-        assert [one.lag for one in await admin.lag(CHUNKS, group)] == [0, 5, 0]
+        assert [one.records for one in await admin.lag(CHUNKS, group)] == [0, 5, 0]
         topic = settings.names.topic(CHUNKS.name)
         consumer = AIOKafkaConsumer(
             topic, bootstrap_servers=settings.kafka.bootstrap_servers, group_id=group, enable_auto_commit=False

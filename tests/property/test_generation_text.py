@@ -51,7 +51,7 @@ def test_picks_are_few_exact_and_relevant(question: str, sources: tuple[SourceTe
     texts = {source.number: source.text for source in sources}
     picks = choose_sentences(rank_sentences(question, sources))
     assert len(picks) <= MAX_SENTENCES
-    assert len({(pick.source, pick.place) for pick in picks}) == len(picks)
+    assert len({(pick.source, pick.index) for pick in picks}) == len(picks)
     for pick in picks:
         assert pick.quote in texts[pick.source]
         assert pick.shared

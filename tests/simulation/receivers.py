@@ -69,7 +69,7 @@ class Receivers:
         world = self._world
         await world.faults.before()
         if not world.faults.calm and world.rng.random() < 0.3:
-            return NotDelivered("it answered 500")
+            return NotDelivered("the receiver responded with 500")
         body = json.loads(message.body)
         assert (body["tenant"], body["data"]["event_id"]) == (webhook.tenant, message.message_id)
         self.received.add((webhook.tenant, message.message_id))

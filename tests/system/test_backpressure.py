@@ -94,7 +94,7 @@ async def waiting_records(installation, *steps):
     """Number of waiting records of the steps."""
     async with StreamAdmin(installation.settings) as admin:
         lags = [await admin.lag(TOPOLOGY[one].reads, installation.settings.names.group(one)) for one in steps]
-        return sum(lag.lag for some in lags for lag in some)
+        return sum(lag.records for some in lags for lag in some)
 
 
 async def until(check):

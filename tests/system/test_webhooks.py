@@ -89,9 +89,9 @@ def webhook(url):
     [
         (200, None),
         (204, None),
-        (302, NotDelivered("it answered 302")),
-        (410, NotDelivered("it answered 410", is_gone=True)),
-        (500, NotDelivered("it answered 500")),
+        (302, NotDelivered("the receiver responded with 302")),
+        (410, NotDelivered("the receiver responded with 410", is_gone=True)),
+        (500, NotDelivered("the receiver responded with 500")),
     ],
 )
 async def test_a_message_is_delivered_on_a_2xx_status_and_redirects_are_not_followed(receiver, status, found):

@@ -102,7 +102,12 @@ async def test_a_tenant_has_so_many_at_most(world):
 
 async def test_one_that_is_disabled_is_taken_into_service_again(world):
     name = (await world.add()).json()["webhook"]["webhook_id"]
-    fields = {"failures": 9, "failing_since_ms": 1.0, "disabled_ms": 2.0, "last_failure": "it answered 500"}
+    fields = {
+        "failures": 9,
+        "failing_since_ms": 1.0,
+        "disabled_ms": 2.0,
+        "last_failure": "the receiver responded with 500",
+    }
     await world.store.change(name, lambda known: known.model_copy(update=fields))
     assert (await world.http.get(f"/v1/webhooks/{name}")).json()["state"] == "disabled"
     resumed = await world.http.post(f"/v1/webhooks/{name}/resume")

@@ -101,7 +101,7 @@ def test_clients_of_a_listener_are_reported_its_own_ports(tmp_path: Path) -> Non
 def test_what_faults_need_is_named_where_it_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FRESHLINE_CACHE", str(tmp_path))
     monkeypatch.setattr(fetch.shutil, "which", lambda *_, **__: None)
-    monkeypatch.setattr(fetch, "FAKETIME_PLACES", (tmp_path,))
+    monkeypatch.setattr(fetch, "FAKETIME_DIRECTORIES", (tmp_path,))
     with pytest.raises(StackError, match=r"Install Go .* or put a toxiproxy-server on the PATH"):
         fetch.toxiproxy()
     with pytest.raises(StackError, match="apt-get install libfaketime"):
@@ -118,7 +118,7 @@ def _jdk(home: Path, version: str, modules: str) -> Path:
 class TestJava:
     @pytest.fixture(autouse=True)
     def nothing_installed(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-        monkeypatch.setattr(java, "SYSTEM_PLACES", ((tmp_path / "jvm", "*"),))
+        monkeypatch.setattr(java, "SYSTEM_DIRECTORIES", ((tmp_path / "jvm", "*"),))
         monkeypatch.setenv("PATH", str(tmp_path))
         monkeypatch.delenv("JAVA_HOME", raising=False)
         monkeypatch.delenv("OPENSEARCH_JAVA_HOME", raising=False)

@@ -331,13 +331,13 @@ async def test_a_wrong_credential_is_no_anonymous_one(keyed):
 
 async def test_a_verified_key_needs_one_lookup_until_it_is_read_again(keyed):
     app, store, table, clock, credentials, token = keyed
-    assert credentials.known(token) is None
+    assert credentials.cached(token) is None
     principal = await credentials.identify({"x-api-key": token})
-    assert credentials.known(token) is principal
+    assert credentials.cached(token) is principal
     await store.change(principal.subject.removeprefix("key:"), lambda key: revoked(key, now_ms=1))
     await table.refresh()
     clock.s += RECHECK_S
-    assert credentials.known(token) is None
+    assert credentials.cached(token) is None
     async with client_of(app) as client:
         assert (await client.get("/query/x", headers={"X-API-Key": token})).status_code == 401
 

@@ -43,7 +43,7 @@ async def test_one_process_alone_asks_no_caller():
 
 
 async def test_who_was_killed_is_forgotten_and_who_is_stuck_is_left_out(directory, monkeypatch):
-    monkeypatch.setattr(module, "_WAIT_S", 0.2)
+    monkeypatch.setattr(module, "_TIMEOUT_S", 0.2)
     with socket.socket(socket.AF_UNIX) as killed:
         killed.bind(str(directory / "7.sock"))
     stuck = socket.socket(socket.AF_UNIX)

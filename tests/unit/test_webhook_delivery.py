@@ -155,7 +155,9 @@ def test_pauses_double_up_to_a_bound():
 
 def test_a_webhook_fails_recovers_and_is_given_up():
     def failing(one, now_ms):
-        return webhook_health.failed(one, "it answered 500", now_ms=now_ms, pause_ms=1_000, give_up_ms=60_000)
+        return webhook_health.failed(
+            one, "the receiver responded with 500", now_ms=now_ms, pause_ms=1_000, give_up_ms=60_000
+        )
 
     first = failing(webhook(), 1_000)
     assert (first.state, first.failures, first.next_try_ms) == (WebhookState.FAILING, 1, 2_000)
@@ -273,7 +275,7 @@ async def test_nothing_is_sent_where_no_caller_asked():
 
 async def test_what_a_receiver_does_not_take_waits_and_holds_back_no_caller():
     world = World(webhook(), webhook(1))
-    world.receivers.wrong[ID] = NotDelivered("it answered 500")
+    world.receivers.wrong[ID] = NotDelivered("the receiver responded with 500")
     assert await world.report(*(end(number) for number in range(5))) == [Finished()] * 5
     assert len(world.receivers.taken[OTHER]) == 5
     assert world.receivers.requests == 5 + 1, "one that is away costs one request, not many"
@@ -296,7 +298,7 @@ async def test_what_a_receiver_does_not_take_waits_and_holds_back_no_caller():
 async def test_a_slow_receiver_keeps_neither_the_stream_nor_other_receivers_waiting():
     world = World(webhook(), webhook(1), webhook(2))
     answers = world.receivers.slow[ID] = asyncio.Event()
-    world.receivers.wrong[OTHER] = NotDelivered("it answered 500")
+    world.receivers.wrong[OTHER] = NotDelivered("the receiver responded with 500")
     assert await world.report(end(1), end(2)) == [Finished()] * 2
     assert await world.store.waiting() == {ID: 2, OTHER: 2}
     assert world.state() is WebhookState.ACTIVE, "slow is not failing"
@@ -361,7 +363,10 @@ async def test_pauses_grow_while_it_fails_and_it_is_given_up_in_the_end():
 
 async def test_one_that_is_gone_or_for_which_too_much_waits_is_disabled():
     world = World(webhook(), webhook(1))
-    world.receivers.wrong = {ID: NotDelivered("it answered 410", is_gone=True), OTHER: NotDelivered("no answer")}
+    world.receivers.wrong = {
+        ID: NotDelivered("the receiver responded with 410", is_gone=True),
+        OTHER: NotDelivered("no answer"),
+    }
     await world.report(*(end(number) for number in range(SETTINGS.max_pending + 1)))
     assert world.state() is WebhookState.DISABLED
     assert world.state(1) is WebhookState.FAILING
