@@ -99,28 +99,28 @@ def stack() -> Iterator[Stack]:
         stack.environment()  # raises where it is not ready
         yield stack
         return
-    told = os.environ.get("FRESHLINE_TEST_HOME")
-    home = Path(told or tempfile.mkdtemp(prefix=f"freshline-tests-{os.geteuid()}-", dir="/var/tmp"))
+    reported = os.environ.get("FRESHLINE_TEST_HOME")
+    home = Path(reported or tempfile.mkdtemp(prefix=f"freshline-tests-{os.geteuid()}-", dir="/var/tmp"))
     stack = Stack.open(StackConfig(data_dir=home))
     try:
         stack.up(fresh=True)
         yield stack
     finally:
         stack.down()
-        if told is None:
+        if reported is None:
             shutil.rmtree(home)
 
 
 @pytest.fixture
 async def settings(stack: Stack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Settings]:
     """Settings of the stack with a namespace that no other test has; in the environment too, for child processes."""
-    told = stack.environment() | {
+    reported = stack.environment() | {
         "FRESHLINE_NAMESPACE": f"t-{secrets.token_hex(4)}",
         "FRESHLINE_KAFKA__PARTITIONS": "3",
         "FRESHLINE_OPENSEARCH__SHARDS": "2",
         "FRESHLINE_BLOBS__PATH": str(tmp_path / "blobs"),
     }
-    for name, value in told.items():
+    for name, value in reported.items():
         monkeypatch.setenv(name, value)
     settings = Settings()
     yield settings

@@ -1,4 +1,4 @@
-"""A model that knows one fact, behind real connections: OpenAI's and Bedrock's protocol, whole and streamed."""
+"""A model with one fact, behind real connections: OpenAI's and Bedrock's protocol, whole and streamed."""
 
 import json
 import struct
@@ -20,7 +20,7 @@ class ModelEndpoint:
     """What the model does.
 
     Attributes:
-        fault: how a stream goes wrong after its first piece: ``cut``, ``throttled`` or ``withheld``.
+        fault: how a stream fails after its first piece: ``cut``, ``throttled`` or ``withheld``.
         status: of the response.
         may_go_on: a stream waits for it after its first piece.
         gone: set when the client has closed its connection before the end.
@@ -66,7 +66,7 @@ class ModelHandler(BaseHTTPRequestHandler):
     def streamed(self, content_type: str, pieces: Iterator[bytes]) -> None:
         self.send_response(200)
         self.send_header("content-type", content_type)
-        # Said, and not only done: a client that does not know of it may send its next request on what is being closed.
+        # Stated in a header: a client that is not informed may send its next request on what is being closed.
         self.send_header("connection", "close")
         self.send_header("transfer-encoding", "chunked")
         self.end_headers()
@@ -158,10 +158,10 @@ def bedrock_frames(text: str, fault: str | None) -> Iterator[bytes]:
 def frame(name: str, payload: dict, *, kind: str = "event") -> bytes:
     """A message of AWS's event stream: lengths and their checksum, headers, payload, checksum of all of it."""
     body = json.dumps(payload).encode()
-    told = {":message-type": kind, f":{kind}-type": name, ":content-type": "application/json"}
+    reported = {":message-type": kind, f":{kind}-type": name, ":content-type": "application/json"}
     headers = b"".join(
         struct.pack("!B", len(key)) + key.encode() + struct.pack("!BH", 7, len(value)) + value.encode()
-        for key, value in told.items()
+        for key, value in reported.items()
     )
     prelude = struct.pack("!II", 16 + len(headers) + len(body), len(headers))
     message = prelude + struct.pack("!I", crc32(prelude)) + headers + body

@@ -341,8 +341,8 @@ def _progress_shown(total: int | None, endless: "EventOutcomes | None" = None) -
                 new = summary.failed[failures:]
                 show_lines([rejected(failure.document_id, failure.reason) for failure in new], style="red")
                 failures = len(summary.failed)
-                show_lines([skipped(*item) for item in summary.passed_over.items() if item[0] not in printed])
-                printed.update(summary.passed_over)
+                show_lines([skipped(*item) for item in summary.ignored_files.items() if item[0] not in printed])
+                printed.update(summary.ignored_files)
                 if not err.is_terminal and (now := counts(summary)) != last:
                     err.print(now)
                     last = now

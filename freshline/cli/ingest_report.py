@@ -41,24 +41,24 @@ class Report:
         return len(self.summary.failed) + len(self.findings.failed)
 
     @property
-    def under_way(self) -> Sequence[SentEvent]:
+    def in_progress(self) -> Sequence[SentEvent]:
         """Events without an outcome at the timeout."""
-        return self.outcomes.under_way
+        return self.outcomes.in_progress
 
     @property
     def is_searchable(self) -> bool:
         """Whether everything that this run sent is known to be searchable. Skipped files do not count."""
         findings = self.findings
-        unknown = self.wait_s is None or self.error is not None or self.under_way
+        unknown = self.wait_s is None or self.error is not None or self.in_progress
         return not (unknown or self.failed or findings.superseded or findings.empty)
 
     def exit_code(self, *, allow_partial: bool = False) -> int:
         """Exit code, as documented in ``freshline ingest --help``."""
         if self.failed:
             return FAILED
-        if self.under_way:
+        if self.in_progress:
             return UNFINISHED
-        omitted = self.findings.superseded or self.findings.empty or self.summary.passed_over
+        omitted = self.findings.superseded or self.findings.empty or self.summary.ignored_files
         return INCOMPLETE if omitted and not allow_partial else 0
 
     def as_json(self) -> dict[str, Any]:
@@ -80,10 +80,10 @@ class Report:
             "without_passages": [_ended(end) for end in findings.empty],
             "superseded": [_ended(end) for end in findings.superseded],
             "replaced": len(findings.replaced),
-            "passed_over": [{"path": path, "reason": reason} for path, reason in summary.passed_over.items()],
-            "under_way": [
+            "ignored_files": [{"path": path, "reason": reason} for path, reason in summary.ignored_files.items()],
+            "in_progress": [
                 {"document_id": event.document_id, "event_id": event.event_id, "position": str(event.position)}
-                for event in self.under_way
+                for event in self.in_progress
             ],
         }
 
@@ -92,20 +92,20 @@ class Report:
         summary = self.summary
         show_lines([rejected(failure.document_id, failure.reason) for failure in summary.failed], style="red")
         show_ended(self.outcomes.ended)
-        show_lines([skipped(path, reason) for path, reason in summary.passed_over.items()])
+        show_lines([skipped(path, reason) for path, reason in summary.ignored_files.items()])
         show_lines(
             [
                 f"in progress: {event.document_id}: event {event.event_id} at {event.position}"
-                for event in self.under_way
+                for event in self.in_progress
             ]
         )
         if self.findings.failed:
             text = "could not be processed: see `freshline dead-letters list`"
             err.print(f"{len(self.findings.failed)} {text}", style="red")
-        if self.under_way:
+        if self.in_progress:
             why = self.outcomes.problem or f"timeout of {self.wait_s or 0:g} s"
             err.print(
-                f"{len(self.under_way)} events have no known outcome yet ({why}). They are durable in the stream: "
+                f"{len(self.in_progress)} events have no known outcome yet ({why}). They are durable in the stream: "
                 "check for active workers with `freshline lag`, and for failures with `freshline dead-letters list`",
                 style="red",
             )
@@ -123,7 +123,7 @@ class Report:
             return "; the rest was not sent"
         if self.is_searchable:
             return "; everything sent is searchable"
-        return f"; {len(self.under_way)} in progress" if self.under_way else "; not everything sent is searchable"
+        return f"; {len(self.in_progress)} in progress" if self.in_progress else "; not everything sent is searchable"
 
 
 def counts(summary: Summary, findings: Findings | None = None) -> str:
@@ -134,7 +134,7 @@ def counts(summary: Summary, findings: Findings | None = None) -> str:
         parts += [f"{len(findings.empty)} without passages"] if findings.empty else []
         parts += [f"{len(findings.superseded)} superseded"] if findings.superseded else []
         parts += [f"{len(findings.replaced)} replaced by later versions"] if findings.replaced else []
-    parts += [f"{len(summary.passed_over)} skipped"] if summary.passed_over else []
+    parts += [f"{len(summary.ignored_files)} skipped"] if summary.ignored_files else []
     return ", ".join(parts)
 
 

@@ -146,7 +146,10 @@ def verify(
         )
         for kind, finding in report.findings.items():
             more = " …" if finding.count > len(finding.examples) else ""
-            out.print(f"{kind}: {finding.count}, such as {', '.join(finding.examples[:3])}{more}", style="red")
+            out.print(
+                f"{kind.replace('_', ' ')}: {finding.count}, such as {', '.join(finding.examples[:3])}{more}",
+                style="red",
+            )
             out.print(f"  {finding.advice}", style="dim")
         if report.rejected.count:
             out.print(
@@ -161,8 +164,8 @@ def verify(
             out.print(f"  {report.not_compared.advice}", style="dim")
         if report.repaired:
             out.print(f"repaired: {', '.join(f'{action} {count}' for action, count in report.repaired.items())}")
-        if report.under_way:
-            out.print(f"{report.under_way} events are in progress: verify again when `freshline lag` shows no lag")
+        if report.in_progress:
+            out.print(f"{report.in_progress} events are in progress: verify again when `freshline lag` shows no lag")
         out.print("consistent" if report.ok else "inconsistent", style="green" if report.ok else "red")
     if not report.ok:
         raise typer.Exit(FAILED)

@@ -182,8 +182,8 @@ class _Demo:
         report.show_findings()
         if report.error is not None:
             raise report.error
-        if report.under_way:
-            raise ServiceFailed(f"{len(report.under_way)} events have not ended within {_INGEST_TIMEOUT_S:g} s")
+        if report.in_progress:
+            raise ServiceFailed(f"{len(report.in_progress)} events have not ended within {_INGEST_TIMEOUT_S:g} s")
         return await self._documents()
 
     async def _questions(self, services: Services) -> Sequence[str]:

@@ -16,6 +16,7 @@ from streams.core.chunk_identity import attributes_sha256, content_sha256
 class Kind(StrEnum):
     """Kinds of inconsistency. The last ones refer to passages, the others to documents."""
 
+<<<<<<< HEAD
     NOT_INDEXED = "not indexed"
     OUTDATED = "older than the stream"
     UNFINISHED = "unfinished change"
@@ -31,6 +32,23 @@ class Kind(StrEnum):
     OTHER_GROUPS = "passage with other groups than its document"
     NEWER = "passage of a later version than its document"
     OTHER_PASSAGE = "passage that differs from its document's content"
+=======
+    NOT_INDEXED = "not_indexed"
+    OUTDATED = "outdated"
+    UNFINISHED = "unfinished_change"
+    UNKNOWN = "unknown_document"
+    AHEAD = "unknown_version"
+    NOT_DELETED = "not_deleted"
+    WRONGLY_DELETED = "wrongly_deleted"
+    OTHER_CONTENT = "document_differs"
+    CONTENT_LOST = "content_lost"
+    MISSING_PASSAGES = "missing_passages"
+    ORPHAN = "orphaned_passage"
+    FOREIGN = "passage_of_other_document"
+    OTHER_GROUPS = "passage_groups_differ"
+    NEWER = "newer_passage"
+    OTHER_PASSAGE = "passage_differs"
+>>>>>>> main
 
 
 _REWRITE: Final = "--repair rewrites the document"

@@ -69,7 +69,7 @@ class Report(BaseModel):
         documents: number of searchable documents.
         tombstones: number of deleted documents.
         chunks: number of searchable passages.
-        under_way: records that a step has not finished; each may be the cause of a finding.
+        in_progress: records that a step has not finished; each may be the cause of a finding.
         rejected: documents whose newest version could not be processed. They correctly keep the previous one.
         not_compared: documents whose passages were not compared with their content.
         findings: kind of inconsistency → finding.
@@ -82,7 +82,7 @@ class Report(BaseModel):
     documents: int
     tombstones: int
     chunks: int
-    under_way: int
+    in_progress: int
     rejected: Finding
     not_compared: Finding
     findings: dict[str, Finding]
@@ -122,9 +122,9 @@ async def verify(settings: Settings, *, repair: bool) -> Report:
     for _ in range(_ROUNDS if repair else 0):
         if not check.rewrites and not check.orphans:
             break
-        if check.report.under_way:
+        if check.report.in_progress:
             raise EventsUnderWay(
-                f"{check.report.under_way} events are in progress: repair when `freshline lag` shows no lag"
+                f"{check.report.in_progress} events are in progress: repair when `freshline lag` shows no lag"
             )
         repaired.update(await _repair(settings, check))
         await _until_processed(settings)
@@ -133,7 +133,7 @@ async def verify(settings: Settings, *, repair: bool) -> Report:
 
 
 async def _check(settings: Settings) -> _Check:
-    under_way, events, outcomes = await asyncio.gather(_under_way(settings), _events(settings), _outcomes(settings))
+    in_progress, events, outcomes = await asyncio.gather(_in_progress(settings), _events(settings), _outcomes(settings))
     index = OpenSearchIndex.open(settings)
     blobs = open_blob_store(settings.blobs)
     try:
@@ -165,7 +165,7 @@ async def _check(settings: Settings) -> _Check:
         documents=live,
         tombstones=len(manifests) - live,
         chunks=len(chunks),
-        under_way=under_way,
+        in_progress=in_progress,
         rejected=_finding(
             rejected(events, outcomes), "`GET /v1/events/ID` returns the reason; upload a readable version"
         ),
@@ -210,7 +210,7 @@ async def _until_processed(settings: Settings) -> None:
     """Wait until no step has lag."""
     try:
         async with asyncio.timeout(_PROCESSED_S):
-            while await _under_way(settings):  # noqa: ASYNC110 - lag can only be polled
+            while await _in_progress(settings):  # noqa: ASYNC110 - lag can only be polled
                 await asyncio.sleep(_POLL_S)
     except TimeoutError:
         raise EventsUnderWay(
@@ -230,7 +230,7 @@ async def _lost(blobs: BlobStore, contents: Iterable[tuple[DocumentKey, BlobRef 
     return sorted(lost)
 
 
-async def _under_way(settings: Settings) -> int:
+async def _in_progress(settings: Settings) -> int:
     async with StreamAdmin(settings) as admin:
         lags = [await admin.lag(row.reads, settings.names.group(step)) for step, row in TOPOLOGY.items()]
     return sum(one.records for lag in lags for one in lag)

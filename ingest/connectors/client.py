@@ -87,7 +87,7 @@ class Summary:
         skipped: number of unchanged documents.
         deleted: number of accepted deletions.
         failed: rejected or unreadable documents. They do not block others.
-        passed_over: files that are not sent: id or path → reason.
+        ignored_files: files that are not sent: id or path → reason.
         positions: partition → highest accepted offset.
         events: accepted events, in order of acceptance.
     """
@@ -96,7 +96,7 @@ class Summary:
     skipped: int = 0
     deleted: int = 0
     failed: list[Failure] = field(default_factory=list)
-    passed_over: dict[str, str] = field(default_factory=dict)
+    ignored_files: dict[str, str] = field(default_factory=dict)
     positions: dict[int, int] = field(default_factory=dict)
     events: list[SentEvent] = field(default_factory=list)
 

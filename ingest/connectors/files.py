@@ -39,13 +39,13 @@ class Listing:
 
     Attributes:
         files: name relative to the root → path of every document, sorted by name, readable or not.
-        passed_over: printable name → why the file is not a document. Hidden files are not included.
+        ignored_files: printable name → why the file is not a document. Hidden files are not included.
         problems: printable name → why the folder could not be listed.
         unlisted: names of folders that could not be listed. Documents in them may still exist.
     """
 
     files: dict[str, Path] = field(default_factory=dict)
-    passed_over: dict[str, str] = field(default_factory=dict)
+    ignored_files: dict[str, str] = field(default_factory=dict)
     problems: dict[str, str] = field(default_factory=dict)
     unlisted: set[str] = field(default_factory=set)
 
@@ -169,7 +169,7 @@ def _add_file(listing: Listing, root: Path, path: Path, name: str) -> None:
     if reason is None:
         listing.files[name] = path
     else:
-        listing.passed_over[shown(name)] = reason
+        listing.ignored_files[shown(name)] = reason
 
 
 def _open_regular(path: Path) -> BufferedReader:

@@ -174,9 +174,9 @@ class _Folder:
             listing = list_folder(self._root, path)
             merged.files |= listing.files
             merged.problems |= listing.problems
-            merged.passed_over |= listing.passed_over
+            merged.ignored_files |= listing.ignored_files
             merged.unlisted |= listing.unlisted
-        self._summary.passed_over |= merged.passed_over
+        self._summary.ignored_files |= merged.ignored_files
         self._summary.failed += [Failure(name, reason) for name, reason in merged.problems.items()]
         return merged
 

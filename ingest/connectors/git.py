@@ -91,11 +91,11 @@ class _Tree(NamedTuple):
 
     Attributes:
         blobs: path → blob of every document, sorted.
-        passed_over: path → why the file is not a document. Hidden files are not included.
+        ignored_files: path → why the file is not a document. Hidden files are not included.
     """
 
     blobs: dict[str, str]
-    passed_over: dict[str, str]
+    ignored_files: dict[str, str]
 
 
 class GitObjects:
@@ -149,7 +149,7 @@ class _SentTree:
 
     async def changes_to(self, tree: _Tree) -> AsyncIterator[Outgoing]:
         """Uploads and deletions that change the sent state to ``tree``."""
-        self._summary.passed_over = tree.passed_over
+        self._summary.ignored_files = tree.ignored_files
         blobs = {self._source.document_id(path): blob for path, blob in tree.blobs.items()}
         deleted = [document_id for document_id in self._blobs if document_id not in blobs]
         present = set(blobs.values())
@@ -210,13 +210,13 @@ async def _tree(repository: Path, commit: str) -> _Tree:
         mode, _, blob = head.partition(b" blob ")
         path = os.fsdecode(raw_path)
         if head.startswith(_SUBMODULE):
-            tree.passed_over[shown(path)] = "a submodule: send it as a source of its own"
+            tree.ignored_files[shown(path)] = "a submodule: send it as a source of its own"
         if mode not in _FILE_MODES:
             continue
         if (reason := why_no_document(path)) is None:
             tree.blobs[path] = blob.decode()
         elif not any(part.startswith(".") for part in PurePosixPath(path).parts):
-            tree.passed_over[shown(path)] = reason
+            tree.ignored_files[shown(path)] = reason
     return tree
 
 

@@ -66,7 +66,7 @@ class EventOutcomes:
         return not self._pending
 
     @property
-    def under_way(self) -> list[SentEvent]:
+    def in_progress(self) -> list[SentEvent]:
         """Events without an outcome, ordered by position."""
         return sorted(self._pending, key=lambda event: event.position)
 
@@ -116,7 +116,7 @@ async def wait_for_outcomes(
 ) -> None:
     """Wait until all events have an outcome, the timeout, or a permanent failure of the service.
 
-    Events without an outcome stay in ``outcomes.under_way``; ``outcomes.problem`` has the failure.
+    Events without an outcome stay in ``outcomes.in_progress``; ``outcomes.problem`` has the failure.
 
     Args:
         reader: reads statuses.

@@ -58,9 +58,9 @@ class SourceRun:
     def report(self, summary: Summary) -> None:
         """Add a note to the summary if deletions may have been missed. The next run lists again."""
         subject = f"source {self._source.name}"
-        summary.passed_over.pop(subject, None)
+        summary.ignored_files.pop(subject, None)
         if not self.log.complete:
-            summary.passed_over[subject] = (
+            summary.ignored_files[subject] = (
                 "accepted documents are not indexed yet, so deletions may have been missed. Check for active workers "
                 "with `freshline lag`, and run this again when there is no lag"
             )

@@ -61,7 +61,7 @@ class Noted:
     """What a page did.
 
     Attributes:
-        troubles: dialogs, uncaught errors, and errors and warnings of the browser's console, where it also tells of
+        troubles: dialogs, uncaught errors, and errors and warnings of the browser's console, which also lists
             breaches of the content security policy.
         requested: addresses of all requests.
     """
@@ -88,8 +88,10 @@ async def page(browser: Browser, noted: Noted) -> AsyncIterator[Page]:
         page.on("pageerror", lambda error: noted.troubles.append(f"error: {error}"))
         page.on(
             "console",
-            lambda said: (
-                noted.troubles.append(f"{said.type}: {said.text}") if said.type in {"error", "warning"} else None
+            lambda message: (
+                noted.troubles.append(f"{message.type}: {message.text}")
+                if message.type in {"error", "warning"}
+                else None
             ),
         )
         context.on("request", lambda request: noted.requested.append(request.url))

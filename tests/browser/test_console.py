@@ -116,7 +116,7 @@ async def _ask(page, question):
     await expect(page.get_by_role("button", name="Ask")).to_be_enabled()
 
 
-async def test_an_answer_comes_with_its_sources_and_positions_and_then_from_the_cache(console, noted):
+async def test_an_answer_arrives_with_its_sources_and_positions_and_then_from_the_cache(console, noted):
     await _ask(console, "How long is parental leave?")
     await expect(console.locator("#answer")).to_contain_text("sixteen weeks")
     first = console.locator("#sources > li").first
@@ -132,7 +132,7 @@ async def test_an_answer_comes_with_its_sources_and_positions_and_then_from_the_
     assert noted.troubles == []
 
 
-async def test_a_key_behind_the_hash_is_taken_over_and_leaves_the_address_bar(page, address):
+async def test_a_key_in_the_fragment_is_taken_over_and_leaves_the_address_bar(page, address):
     sent = []
     page.on("request", lambda request: sent.append((request.url, request.headers.get("x-api-key"))))
     await page.goto(f"{address}/#key=fl_a%2Bb")
@@ -141,7 +141,7 @@ async def test_a_key_behind_the_hash_is_taken_over_and_leaves_the_address_bar(pa
     await page.reload()
     await page.fill("#question", "anything")
     await page.keyboard.press("Enter")
-    await page.wait_for_selector("#status.problem")  # this service knows no such key
+    await page.wait_for_selector("#status.problem")  # the key does not exist
     assert (f"{address}/v1/query", "fl_a+b") in sent
     assert not any("fl_a" in url for url, _ in sent)
 
@@ -219,7 +219,7 @@ async def test_the_keyboard_is_enough(console):
     await expect(console.locator("#written")).to_be_hidden()
 
 
-async def test_a_problem_is_told_and_the_old_answer_is_taken_away(console):
+async def test_a_problem_is_reported_and_the_old_answer_is_taken_away(console):
     await _ask(console, "How long is parental leave?")
     await expect(console.locator("#output")).to_be_visible()
     await console.get_by_label("Not before").fill("yesterday")
@@ -248,11 +248,11 @@ async def test_all_text_is_readable_in_both_schemes(console, scheme):
     paper = _luminance((await console.locator("body").evaluate(COLOURS))[1])
     assert (paper < 0.1) if scheme == "dark" else (paper > 0.9)
 
-    async def check(places):
-        for place in places:
-            ink, ground = map(_luminance, await console.locator(place).first.evaluate(COLOURS))
+    async def check(positions):
+        for position in positions:
+            ink, ground = map(_luminance, await console.locator(position).first.evaluate(COLOURS))
             contrast = (max(ink, ground) + 0.05) / (min(ink, ground) + 0.05)
-            assert contrast >= READABLE, (place, contrast)
+            assert contrast >= READABLE, (position, contrast)
 
     await check(("h1", "h2", "label", "#question", "#send", "#answer", "#answer a", "#facts", "#facts b"))
     await check((".where", ".where strong", ".text", "blockquote", "#as_of code"))

@@ -243,7 +243,7 @@ class Load:
             status, head, body = await connection.post("/v1/query", message)
             if status != 503:
                 break
-            # An overloaded service rejects a question and says when to repeat it, as on a machine with busy cores.
+            # An overloaded service rejects a question with the time to repeat it, as on a machine with busy cores.
             self.rejected += 1
             await asyncio.sleep(int(head.partition("\r\nretry-after:")[2].partition("\r\n")[0]))
         assert status == 200, body

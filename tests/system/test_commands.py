@@ -175,8 +175,8 @@ def test_an_orphaned_passage_is_found_and_removed_with_its_answers(settings: Set
     question = "For how many days may I be abroad?"
     assert "stray.md" in [result["document_id"] for result in output("ask", question)["results"]]
     report = output("verify", status=1)
-    assert report["findings"].keys() == {"orphaned passage"}
-    assert report["findings"]["orphaned passage"]["examples"] == ["local/stray.md stray"]
+    assert report["findings"].keys() == {"orphaned_passage"}
+    assert report["findings"]["orphaned_passage"]["examples"] == ["local/stray.md stray"]
     assert output("verify", "--repair")["repaired"] == {"passages removed": 1, "events sent again": 0}
     assert output("verify")["ok"]
     answer = output("ask", question)

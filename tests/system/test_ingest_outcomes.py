@@ -128,8 +128,8 @@ async def test_the_report_lists_every_document_that_is_not_searchable(services, 
     why = {one["document_id"]: one["reason"] for one in report["without_passages"]}
     assert why.pop("a-scan.pdf").startswith("no text layer")
     assert why == {"blank.md": "no text", "empty.txt": "the document is empty"}
-    assert report["passed_over"] == [{"path": "photo.png", "reason": "files named .png are not supported"}]
-    assert report["under_way"] == report["superseded"] == []
+    assert report["ignored_files"] == [{"path": "photo.png", "reason": "files named .png are not supported"}]
+    assert report["in_progress"] == report["superseded"] == []
     for line in ("a-scan.pdf: 0 passages: no text layer", "not processed: broken-3.pdf: ", "skipped: photo.png: "):
         assert line in stderr
     answers = set(await found(services, "How many chairs has the room?"))
@@ -158,7 +158,7 @@ def test_omitted_documents_have_an_exit_code_that_can_be_allowed(freshline, fold
     report, _ = freshline("ingest", folder, "--wait", status=4)
     assert (report["failed"], report["searchable"], names(report["without_passages"])) == (0, False, ["blank-2.md"])
     report, _ = freshline("ingest", folder, "--wait", "--allow-partial", status=0)
-    assert [one["path"] for one in report["passed_over"]] == ["sheet.numbers"]
+    assert [one["path"] for one in report["ignored_files"]] == ["sheet.numbers"]
 
 
 def test_without_wait_the_exit_code_reflects_acceptance(freshline, folder):
@@ -213,13 +213,13 @@ async def test_events_without_an_outcome_at_the_timeout_are_listed_and_continue(
         (folder / f"late-{number}.md").write_text(f"# Late {number}\n\nThe heron number {number} waits.\n")
     with stopped(installation, "prepare"):
         report, stderr = freshline("ingest", folder, "--wait", "--timeout", "0.5", status=3)
-    assert names(report["under_way"]) == ["late-0.md", "late-1.md", "late-2.md"]
+    assert names(report["in_progress"]) == ["late-0.md", "late-1.md", "late-2.md"]
     assert (report["searchable"], report["outcomes"], report["failed"]) == (False, {}, 0)
     assert "3 events have no known outcome yet (timeout of 0.5 s)" in stderr
     assert "freshline lag" in stderr
-    for one in report["under_way"]:
+    for one in report["in_progress"]:
         assert (await services.ended(one["event_id"], one["position"]))["passages"] == 1
-    assert set(names(report["under_way"])) <= set(await found(services, "Which heron waits?"))
+    assert set(names(report["in_progress"])) <= set(await found(services, "Which heron waits?"))
 
 
 async def state_of(store, namespace: str, document_id: str) -> bytes | None:
@@ -237,7 +237,7 @@ async def test_outcomes_are_found_after_redis_lost_the_event_states(installation
     async with redis.asyncio.Redis.from_url(installation.settings.redis.url) as store:
         with stopped(installation, "prepare"):
             report, _ = freshline("ingest", folder, "--wait", "--timeout", "0", status=3)
-            for one in report["under_way"]:
+            for one in report["in_progress"]:
                 assert await store.delete(f"{namespace}:{{local}}:event:{one['event_id']}")
             other = folder.with_name("other")
             other.mkdir()
@@ -249,7 +249,7 @@ async def test_outcomes_are_found_after_redis_lost_the_event_states(installation
         stdout, stderr = running.communicate(timeout=200)
         assert running.returncode == 0, stderr
         assert json.loads(stdout)["outcomes"] == {"done": 1}
-        requests = [{"event_id": one["event_id"], "position": one["position"]} for one in report["under_way"]]
+        requests = [{"event_id": one["event_id"], "position": one["position"]} for one in report["in_progress"]]
         async with httpx.AsyncClient(base_url=installation.ingest_url, timeout=60) as client:
             for one in requests:
                 await services.ended(one["event_id"], one["position"])

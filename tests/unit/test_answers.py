@@ -561,7 +561,7 @@ async def test_top_k_above_the_number_of_candidates_increases_it(service):
     assert len((await service.ask(top_k=25)).results) == 25
 
 
-async def test_an_unreadable_entry_is_refilled(service):
+async def test_an_unreadable_entry_is_replaced(service):
     await service.ask()
     [(key, answer)] = service.cache._slices["acme", 0].answers.items()
     answer.entry = answer.entry[:-1]

@@ -254,7 +254,7 @@ class SingleQuestion:
         self.born = {("p", self.number): self.number}
         fresh, number = {"q": (("p", self.number),)}, self.number
 
-        def evidence(key, _windows):
+        def evidence(key, _candidates):
             search = HybridSearch(key, unit(1), ACCESS, 1)
             return DocumentEvidence(key, search, {}, 1, (("p", number),), (), (), frozenset(("d",)))
 
@@ -288,7 +288,7 @@ def test_a_hit_violates_the_slo_when_its_answer_has_been_stale_for_longer_than_t
     assert results.ask(3.1, 9.0) == (4, 2, 2)
 
 
-def test_an_invalidation_takes_effect_after_its_delay_and_the_next_question_fills_again():
+def test_an_invalidation_takes_effect_after_its_delay_and_the_next_question_fills_the_answer():
     results = SingleQuestion("cited_chunk", invalidation_delay_s=0.2, fill_s=0.01)
     results.ask(1.0)
     results.change(2.0)

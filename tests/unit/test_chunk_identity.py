@@ -86,7 +86,7 @@ def test_headings_that_are_embedded_alike_have_ids_of_their_own():
     assert sorted(named.values()) == sorted(paths)
 
 
-def test_which_write_it_was_and_where_it_stood_is_not_in_the_id():
+def test_which_write_it_was_and_where_it_was_is_not_in_the_id():
     moved = passage("a", start=7, end=8)
     assert ids(plan(version=2, offset=9), moved) == ids(plan())
     [one] = stored_chunks(plan(version=2, offset=9), [moved])

@@ -45,12 +45,12 @@ PROBLEM = {
 
 
 class Service(ThreadingHTTPServer):
-    """A service that says what a test wants, and remembers what it was asked."""
+    """A service with scripted responses that records its requests."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.asked: list[tuple[str, str | None, dict]] = []
-        self.says: tuple[int, dict] = (200, ANSWER)
+        self.states: tuple[int, dict] = (200, ANSWER)
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -59,7 +59,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
         self.server.asked.append((self.path, self.headers["authorization"], body))
-        status, answer = self.server.says
+        status, answer = self.server.states
         self.send_response(status)
         self.end_headers()
         self.wfile.write(json.dumps(answer).encode())
@@ -119,10 +119,10 @@ def test_help_imports_nothing_heavy() -> None:
         (["nosuch"], "nosuch"),
     ],
 )
-def test_wrong_usage_exits_with_two(arguments: list[str], said: str) -> None:
+def test_wrong_usage_exits_with_two(arguments: list[str], message: str) -> None:
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 2
-    assert said in result.stderr
+    assert message in result.stderr
 
 
 def test_answer_for_a_person(elsewhere: Service) -> None:
@@ -162,7 +162,7 @@ def test_an_answer_is_explained_by_the_options_that_it_is_asked_with(elsewhere: 
 
 
 def test_refusal_is_one_line_that_names_the_field(elsewhere: Service) -> None:
-    elsewhere.says = (422, PROBLEM)
+    elsewhere.states = (422, PROBLEM)
     ended = run("ask", "x")
     assert ended.returncode == 1
     assert ended.stdout == ""

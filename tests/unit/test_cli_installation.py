@@ -74,7 +74,7 @@ def test_settings_of_its_start_are_followed(tmp_path: Path, monkeypatch: pytest.
     assert find(tmp_path).namespace == "handbook"
 
 
-def test_nothing_running_says_how_to_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_running_explains_how_to_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(NotRunning, match=f"freshline up --data {tmp_path}"):
         find(tmp_path)
     monkeypatch.setenv("FRESHLINE_HOME", str(tmp_path))
@@ -104,7 +104,7 @@ def test_key_and_ports_reach_the_processes(tmp_path: Path, monkeypatch: pytest.M
     assert plan(tmp_path, servers_only=True)[0].apps == ()
 
 
-def test_default_ports_that_are_taken_are_passed_over(tmp_path: Path) -> None:
+def test_default_ports_that_are_taken_are_ignored_files(tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()

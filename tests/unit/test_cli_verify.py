@@ -27,7 +27,7 @@ def blob(number: int) -> BlobRef:
 
 def event(version: int, **fields: Any) -> DocumentEvent:
     deleted = fields.get("change") is Change.DELETED
-    told = {
+    reported = {
         "event_id": f"e{version}",
         "tenant": KEY.tenant,
         "document_id": KEY.document_id,
@@ -36,7 +36,7 @@ def event(version: int, **fields: Any) -> DocumentEvent:
         "accepted_ms": 0,
         "content": None if deleted else blob(version),
     }
-    return DocumentEvent(**told | fields)
+    return DocumentEvent(**reported | fields)
 
 
 def manifest(version: int, **fields: Any) -> Manifest:
@@ -52,7 +52,7 @@ def manifest(version: int, **fields: Any) -> Manifest:
 
 
 def chunk(chunk_id: str, **fields: Any) -> StoredChunk:
-    told = {
+    reported = {
         "tenant": KEY.tenant,
         "document_id": KEY.document_id,
         "version": 1,
@@ -62,7 +62,7 @@ def chunk(chunk_id: str, **fields: Any) -> StoredChunk:
         "start": 0,
         "end": 1,
     }
-    return StoredChunk(chunk_id=chunk_id, **told | fields)
+    return StoredChunk(chunk_id=chunk_id, **reported | fields)
 
 
 def planned(**fields: Any) -> ChunkPlan:
@@ -75,36 +75,36 @@ def stream(*ends: tuple[DocumentEvent, Outcome | None]) -> tuple[dict, dict]:
     return events, outcomes
 
 
-def standing_version(*ends: tuple[DocumentEvent, Outcome | None]) -> int | None:
-    standing = expected(*stream(*ends))[KEY]
-    return standing.version if standing else None
+def current_version(*ends: tuple[DocumentEvent, Outcome | None]) -> int | None:
+    current = expected(*stream(*ends))[KEY]
+    return current.version if current else None
 
 
 def found(wanted: DocumentEvent | None, there: Manifest | None, *chunks: StoredChunk) -> dict[Kind, list[str]]:
     return compare({KEY: wanted}, {} if there is None else {KEY: there}, chunks)
 
 
-def test_newest_version_stands_whatever_the_order() -> None:
-    assert standing_version((event(1), DONE), (event(3), DONE), (event(2), SUPERSEDED)) == 3
-    assert standing_version((event(1), None), (event(2), None)) == 2
+def test_newest_version_remains_whatever_the_order() -> None:
+    assert current_version((event(1), DONE), (event(3), DONE), (event(2), SUPERSEDED)) == 3
+    assert current_version((event(1), None), (event(2), None)) == 2
 
 
-def test_first_of_equal_versions_stands() -> None:
+def test_first_of_equal_versions_remains() -> None:
     events, outcomes = stream((event(1, content=blob(7)), DONE), (event(1, content=blob(8)), SUPERSEDED))
     assert expected(events, outcomes)[KEY].content == blob(7)
 
 
 def test_refused_version_leaves_the_one_before() -> None:
-    assert standing_version((event(1), DONE), (event(2), DEAD)) == 1
-    assert standing_version((event(1), DEAD)) is None
+    assert current_version((event(1), DONE), (event(2), DEAD)) == 1
+    assert current_version((event(1), DEAD)) is None
 
 
-def test_version_that_gave_way_to_a_refused_one_does_not_stand() -> None:
-    assert standing_version((event(1), DONE), (event(2), SUPERSEDED), (event(3), DEAD)) == 1
+def test_version_that_gave_way_to_a_refused_one_does_not_remain() -> None:
+    assert current_version((event(1), DONE), (event(2), SUPERSEDED), (event(3), DEAD)) == 1
 
 
 def test_version_that_gave_way_to_nothing_refused_is_still_expected() -> None:
-    assert standing_version((event(1), DONE), (event(2), SUPERSEDED)) == 2
+    assert current_version((event(1), DONE), (event(2), SUPERSEDED)) == 2
 
 
 def test_refused_documents_are_those_whose_newest_version_was() -> None:
@@ -120,11 +120,11 @@ def test_version_that_was_replayed_with_success_is_refused_no_more() -> None:
     assert rejected(*stream((event(1), DEAD), (again, DEAD))) == ["local/travel.md"]
 
 
-def test_rewrite_that_was_refused_leaves_its_version_standing() -> None:
-    assert standing_version((event(1), SUPERSEDED), (event(1, rewrite=True), DEAD)) == 1
+def test_rewrite_that_was_refused_leaves_its_version_current() -> None:
+    assert current_version((event(1), SUPERSEDED), (event(1, rewrite=True), DEAD)) == 1
 
 
-def test_documents_are_written_anew_unless_their_content_is_lost() -> None:
+def test_documents_are_written_again_unless_their_content_is_lost() -> None:
     other = DocumentKey("local", "a b.md")
     wanted = {KEY: event(1), other: event(1, document_id="a b.md"), DocumentKey("local", "c"): None}
     findings = {
@@ -188,7 +188,7 @@ def test_a_copy_is_compared_as_what_it_is_a_copy_of() -> None:
         (event(1, content_type="text/plain"), manifest(1), Kind.OTHER_CONTENT),
     ],
 )
-def test_document_that_is_not_as_the_stream_says(
+def test_document_that_is_not_as_the_stream_states(
     wanted: DocumentEvent | None, there: Manifest | None, kind: Kind
 ) -> None:
     chunks = [] if there is None else [chunk("c1"), chunk("c2")]
@@ -216,7 +216,7 @@ def test_passages_that_the_manifest_does_not_have_so(
     assert found(event(1), manifest(1), *chunks) == findings
 
 
-def test_every_kind_comes_with_advice() -> None:
+def test_every_kind_arrives_with_advice() -> None:
     assert ADVICE.keys() == set(Kind)
 
 

@@ -27,7 +27,7 @@ def coalescer(store, max_calls=1, max_items=3):
     return Coalescer(store, max_calls=max_calls, max_items=max_items)
 
 
-async def test_alone_nobody_waits_and_together_one_call_is_made():
+async def test_alone_no_caller_waits_and_together_one_call_is_made():
     store = Store()
     asked = coalescer(store)
     assert await asked.submit("a") == "A"
@@ -35,7 +35,7 @@ async def test_alone_nobody_waits_and_together_one_call_is_made():
     assert store.asked == [["a"], ["b", "c"]]
 
 
-async def test_what_comes_meanwhile_makes_the_next_calls_of_bounded_size():
+async def test_what_arrives_meanwhile_makes_the_next_calls_of_bounded_size():
     store = Store()
     store.let.clear()
     asked = coalescer(store)
@@ -51,7 +51,7 @@ async def test_what_comes_meanwhile_makes_the_next_calls_of_bounded_size():
     assert store.asked == [["a"], ["b", "c", "d"], ["e", "f"]]
 
 
-async def test_several_calls_are_under_way_where_that_is_allowed():
+async def test_several_calls_are_in_progress_where_that_is_allowed():
     store = Store()
     store.let.clear()
     asked = coalescer(store, max_calls=2, max_items=1)
@@ -71,7 +71,7 @@ async def test_one_that_fails_does_not_fail_its_neighbours():
     assert found[2] == "C"
 
 
-async def test_a_call_that_fails_is_told_to_all_of_it_and_the_next_is_made_all_the_same():
+async def test_a_call_that_fails_is_reported_to_all_of_it_and_the_next_is_made_all_the_same():
     asked = coalescer(Store(), max_items=2)
     found = await asyncio.gather(*(asked.submit(thing) for thing in ("a", "broken", "c")), return_exceptions=True)
     assert [type(one) for one in found] == [OSError, OSError, str]

@@ -1,4 +1,4 @@
-"""API keys: what opens them, for how long, and what a process knows while their store is away."""
+"""API keys: scopes, expiry, and the keys of a process while their store is unavailable."""
 
 import pytest
 from pydantic import ValidationError
@@ -63,7 +63,7 @@ def test_a_rotation_overlaps_and_a_second_one_ends_the_first_secret():
     assert opening == [False, True, True]
 
 
-def test_a_revocation_ends_every_secret_and_stands():
+def test_a_revocation_ends_every_secret_and_remains():
     key, first = issued()
     key, second = rotated(key, b"\2" * SECRET_BYTES, now_ms=0, overlap_ms=HOUR_MS)
     ended = revoked(revoked(key, now_ms=5), now_ms=9)
@@ -99,7 +99,7 @@ def table(store, clock):
     return KeyTable(store, refresh_s=5, stale_s=60, monotonic_s=clock.monotonic_s, now_ms=clock.now_ms)
 
 
-async def test_the_table_says_whom_a_token_speaks_for(store, table, clock):
+async def test_the_table_states_whom_a_token_speaks_for(store, table, clock):
     key, token = issued(scopes=(Scope.QUERY, Scope.INGEST))
     await store.add(key)
     await table.refresh()
@@ -132,7 +132,7 @@ async def test_a_revocation_is_known_with_the_next_reading(store, table):
         table.verify(token)
 
 
-async def test_the_last_table_goes_on_for_a_while_and_no_longer(store, table, clock):
+async def test_the_last_table_continues_on_for_a_while_and_no_longer(store, table, clock):
     key, token = issued()
     await store.add(key)
     await table.refresh()
@@ -148,7 +148,7 @@ async def test_the_last_table_goes_on_for_a_while_and_no_longer(store, table, cl
     table.verify(token)
 
 
-async def test_before_the_first_reading_nobody_is_let_in_or_turned_away(store, table):
+async def test_before_the_first_reading_no_caller_is_let_in_or_rejected(store, table):
     key, token = issued()
     await store.add(key)
     store.available = False

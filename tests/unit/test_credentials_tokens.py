@@ -74,7 +74,7 @@ async def verifier(issuer):
 
 
 def token(issuer, key=KEYS["one"], *, algorithm="RS256", **claims) -> str:
-    told = {
+    reported = {
         "iss": issuer.url,
         "aud": "freshline",
         "sub": "ada",
@@ -83,11 +83,11 @@ def token(issuer, key=KEYS["one"], *, algorithm="RS256", **claims) -> str:
         "groups": ["staff", "board"],
         "scope": "openid query ingest",
     } | claims
-    present = {name: value for name, value in told.items() if value is not None}
+    present = {name: value for name, value in reported.items() if value is not None}
     return jwt.encode({"alg": algorithm, "kid": key.kid}, present, key, algorithms=[algorithm])
 
 
-async def test_a_token_says_who_asks(issuer, verifier):
+async def test_a_token_states_who_asks(issuer, verifier):
     verified = await verifier.verify(token(issuer))
     assert verified.principal.subject == "token:ada"
     assert verified.principal.access == Access("acme", ("staff", "board"))

@@ -1,4 +1,4 @@
-"""Dry runs tell what the step then does, also where the step cannot judge; and what they cannot tell is an error."""
+"""Dry runs report what the step does, also if it cannot evaluate; an undetermined result is an error."""
 
 import numpy as np
 import pytest
@@ -33,7 +33,7 @@ class World:
     """An installation of twins in which two questions were asked.
 
     Attributes:
-        changes: that the index has told of the documents.
+        changes: index changes of the documents.
     """
 
     def __init__(self, settings, candidates=KEPT):
@@ -52,11 +52,11 @@ class World:
             [(chunk_id, found)] = (await self.bench.index.fetch([hit])).items()
             sources = ((chunk_id, found.version),)
             entry = Entry(b"{}", search, 1, sources, candidates.vector, candidates.lexical, 1.0, {})
-            look = await self.cache.lookup("acme", text)
+            found = await self.cache.lookup("acme", text)
             first, evidence = entry.encode()
-            assert await self.cache.store("acme", text, first, epoch=look.epoch, ttl_s=600, evidence=evidence)
+            assert await self.cache.store("acme", text, first, epoch=found.epoch, ttl_s=600, evidence=evidence)
 
-    def rehearsal(self):
+    def new_dry_run(self):
         index = self.bench.index
         return DryRun(
             index=index,
@@ -65,9 +65,9 @@ class World:
             context=EvaluationContext.of(self.cache, index, index, fusion=FUSION, settings=self._settings),
         )
 
-    async def told(self, content):
-        """Question → why, as a dry run tells it."""
-        found = await self.rehearsal().run(event(9, content), content or b"")
+    async def reported(self, content):
+        """Question → reason, as a dry run reports it."""
+        found = await self.new_dry_run().run(event(9, content), content or b"")
         assert found.answers == len(QUESTIONS)
         return {one.question: one.reason for one in found.affected}
 
@@ -106,14 +106,14 @@ async def world():
     ],
     ids=["delete", "a passage goes", "nothing near", "a passage comes in"],
 )
-async def test_what_is_told_is_what_the_step_does(world, content, why):
-    assert await world.told(content) == why
+async def test_what_is_reported_is_what_the_step_does(world, content, why):
+    assert await world.reported(content) == why
     assert await world.done(content) == set(why)
 
 
-async def test_the_passage_that_comes_in_is_told_with_its_places(world):
+async def test_an_entering_passage_is_reported_with_its_ranks(world):
     content = b"blue room booked\ngreen room plants\nred chairs\ncoffee machine"
-    [one] = (await world.rehearsal().run(event(9, content), content)).affected
+    [one] = (await world.new_dry_run().run(event(9, content), content)).affected
     assert (one.passage, one.vector_rank, one.lexical_rank) == ("coffee machine", 1, 1)
 
 
@@ -132,43 +132,43 @@ async def test_an_index_that_fails_while_answers_are_read_is_no_all_clear(world,
 
     world.bench.index.term_counts = fails_once
     with pytest.raises(IndexUnavailable):
-        await world.told(None)
+        await world.reported(None)
     assert failed
     assert await world.there() == set(QUESTIONS)
-    assert await world.told(None) == {"blue room": "source_changed"}
+    assert await world.reported(None) == {"blue room": "source_changed"}
 
 
-async def test_an_edit_of_more_passages_than_are_judged_drops_all():
+async def test_an_edit_of_more_passages_than_are_evaluated_drops_all():
     world = World(AnswerSettings(evaluated_passages=1))
     await world.fill()
-    assert await world.told(None) == dict.fromkeys(QUESTIONS, "not_evaluated")
+    assert await world.reported(None) == dict.fromkeys(QUESTIONS, "not_evaluated")
     assert await world.done(None) == set(QUESTIONS)
 
 
-async def test_changes_that_wait_and_are_too_many_are_said():
+async def test_changes_that_wait_and_are_too_many_are_stated():
     world = World(AnswerSettings(evaluated_passages=2))
     await world.fill()
     for number in range(world.cache.count):
         await world.cache.append("acme", number, {0: 1}, encode_changes(world.changes))
     with pytest.raises(DryRunUnavailable, match="3 passages changed at once"):
-        await world.told(None)
+        await world.reported(None)
     assert await world.there() == set(QUESTIONS)
 
 
 @pytest.mark.parametrize(("rechecks", "why"), [(64, "uncertain"), (0, "not_evaluated")])
-async def test_answers_that_had_to_be_retrieved_again_are_told_as_such(rechecks, why):
-    # When a passage that is no source goes, a window that did not hold all there is has nothing for its place.
+async def test_answers_that_had_to_be_retrieved_again_are_reported_as_such(rechecks, why):
+    # If a passage that is not a source is removed, an incomplete candidate list has no replacement for it.
     world = World(AnswerSettings(rechecks=rechecks), candidates=2)
     await world.fill()
     content = b"blue room booked\nred chairs"
-    told, dropped = await world.told(content), await world.done(content)
-    assert told
-    assert set(told.values()) == {why}
+    reported, dropped = await world.reported(content), await world.done(content)
+    assert reported
+    assert set(reported.values()) == {why}
     # What is unclear the step retrieves again; what is too much it drops.
-    assert dropped == (told.keys() if why == "not_evaluated" else set())
+    assert dropped == (reported.keys() if why == "not_evaluated" else set())
 
 
-# Which passage comes in
+# Which passage enters
 
 
 def passage(name, vector, *, groups=(), **terms):
@@ -201,13 +201,13 @@ def evidence(vector_candidates, lexical_candidates, top_k=2, **terms):
     )
 
 
-def test_the_newcomer_with_the_best_place_of_both_legs_is_told():
-    standing = evidence((("a", 0.9), ("b", 0.8)), (("a", TermCounts({"tea": 1}, 4)),), tea=1)
+def test_the_entering_passage_with_the_best_rank_of_both_retrievers_is_reported():
+    current = evidence((("a", 0.9), ("b", 0.8)), (("a", TermCounts({"tea": 1}, 4)),), tea=1)
     near, full = passage("near", (1, 0), cake=1), passage("full", (0.9, 0.1), tea=3)
     hidden = passage("hidden", (1, 0), groups=("hr",), tea=9)
     change = Change(frozenset({"b"}), (near, full, hidden))
     statistics = Statistics(100, 400, {"tea": 3})
-    found = entrant(standing, change, statistics, fused=FUSED, rrf_k=60)
+    found = entrant(current, change, statistics, fused=FUSED, rrf_k=60)
     assert (found.passage.chunk.chunk_id, found.vector_rank, found.lexical_rank) == ("full", 2, 1)
     unlike = Change(frozenset(), (passage("far", (-1, 0), cake=1),))
-    assert entrant(standing, unlike, statistics, fused=FUSED, rrf_k=60) is None
+    assert entrant(current, unlike, statistics, fused=FUSED, rrf_k=60) is None

@@ -12,7 +12,7 @@ from infra.embedding.port import EmbeddingError, EmbeddingThrottled, Matrix
 
 
 class Puppet(HashingEmbedder):
-    """Records each go, waits to be let through, and fails as told."""
+    """Records each batch, waits for permission, and fails on request."""
 
     def __init__(self, failing: dict[str, Exception] | None = None) -> None:
         super().__init__(dimension=16)
@@ -39,7 +39,7 @@ class Puppet(HashingEmbedder):
         self.is_closed = True
 
 
-async def settle() -> None:
+async def commit() -> None:
     for _ in range(20):
         await asyncio.sleep(0)
 
@@ -48,25 +48,25 @@ def start(embedder: BatchingEmbedder, *texts: str) -> asyncio.Task[Matrix]:
     return asyncio.create_task(embedder.embed_passages(texts))
 
 
-async def test_idle_starts_at_once_and_what_comes_meanwhile_goes_together():
+async def test_idle_starts_at_once_and_what_arrives_meanwhile_continues_together():
     puppet = Puppet()
     embedder = BatchingEmbedder(puppet, batch_size=3, batches=1)
     calls = [start(embedder, "a")]
-    await settle()
+    await commit()
     assert puppet.batches == [("a",)]
     calls += [start(embedder, "bb", "cccc"), start(embedder, "ddd"), start(embedder, "e")]
-    await settle()
+    await commit()
     puppet.let_through.set()
     await asyncio.gather(*calls)
     # A turn each, then the first again; longest first within a go.
     assert puppet.batches == [("a",), ("ddd", "bb", "e"), ("cccc",)]
 
 
-async def test_goes_and_their_size_are_bounded():
+async def test_continues_and_their_size_are_bounded():
     puppet = Puppet()
     embedder = BatchingEmbedder(puppet, batch_size=4, batches=2)
     calls = [start(embedder, *(f"{call}-{text}" for text in range(7))) for call in range(9)]
-    await settle()
+    await commit()
     puppet.let_through.set()
     await asyncio.gather(*calls)
     assert puppet.most_at_a_time == 2
@@ -74,14 +74,14 @@ async def test_goes_and_their_size_are_bounded():
     assert sum(map(len, puppet.batches)) == 63
 
 
-async def test_equal_texts_are_embedded_once_even_while_under_way():
+async def test_equal_texts_are_embedded_once_even_while_in_progress():
     puppet = Puppet()
     embedder = BatchingEmbedder(puppet, batch_size=2, batches=1)
     first = start(embedder, "a", "b", "a")
-    await settle()
+    await commit()
     second = start(embedder, "b", "c")
     third = start(embedder, "c", "a")
-    await settle()
+    await commit()
     puppet.let_through.set()
     one, two, three = await asyncio.gather(first, second, third)
     assert sorted(text for go in puppet.batches for text in go) == ["a", "b", "c"]
@@ -91,13 +91,13 @@ async def test_equal_texts_are_embedded_once_even_while_under_way():
     assert np.array_equal(three, [expected["c"], expected["a"]])
 
 
-async def test_an_edit_overtakes_an_upload():
+async def test_an_edit_supersedes_an_upload():
     puppet = Puppet()
     embedder = BatchingEmbedder(puppet, batch_size=2, batches=1)
     upload = start(embedder, *(f"text {number}" for number in range(100)))
-    await settle()
+    await commit()
     edit = start(embedder, "edit")
-    await settle()
+    await commit()
     puppet.let_through.set()
     await edit
     assert len(puppet.batches) <= 3
@@ -108,9 +108,9 @@ async def test_a_failing_text_fails_only_the_calls_that_want_it():
     puppet = Puppet({"bad": EmbeddingError("not this one")})
     embedder = BatchingEmbedder(puppet, batch_size=8, batches=1)
     busy = start(embedder, "busy")
-    await settle()
+    await commit()
     calls = [start(embedder, "x", "y"), start(embedder, "y", "bad"), start(embedder, "bad")]
-    await settle()
+    await commit()
     puppet.let_through.set()
     good, bad, also_bad = await asyncio.gather(*calls, return_exceptions=True)
     assert set(puppet.batches[1]) == {"x", "y", "bad"}, "they were to travel together"
@@ -131,16 +131,16 @@ async def test_throttling_is_not_answered_with_more_calls():
     assert len(puppet.batches) == 1
 
 
-async def test_a_cancelled_call_takes_back_what_nobody_else_wants():
+async def test_a_cancelled_call_takes_back_what_no_caller_else_wants():
     puppet = Puppet()
     embedder = BatchingEmbedder(puppet, batch_size=1, batches=1)
     busy = start(embedder, "busy")
-    await settle()
+    await commit()
     cancelled = start(embedder, "mine", "shared")
     other = start(embedder, "shared")
-    await settle()
+    await commit()
     cancelled.cancel()
-    await settle()
+    await commit()
     puppet.let_through.set()
     await asyncio.gather(busy, other)
     assert puppet.batches == [("busy",), ("shared",)]
@@ -148,13 +148,13 @@ async def test_a_cancelled_call_takes_back_what_nobody_else_wants():
     assert np.array_equal(await embedder.embed_passages(["mine"]), [puppet._embed("mine")])
 
 
-async def test_cancelling_a_call_under_way_leaves_the_others_their_vectors():
+async def test_cancelling_a_call_in_progress_leaves_the_others_their_vectors():
     puppet = Puppet()
     embedder = BatchingEmbedder(puppet, batch_size=1, batches=1)
     first, second = start(embedder, "same"), start(embedder, "same")
-    await settle()
+    await commit()
     first.cancel()
-    await settle()
+    await commit()
     puppet.let_through.set()
     assert np.array_equal(await second, [puppet._embed("same")])
 
@@ -163,7 +163,7 @@ async def test_callers_beyond_the_limit_wait_at_the_door():
     puppet = Puppet()
     embedder = BatchingEmbedder(puppet, batch_size=8, batches=8, max_calls=1)
     first, second = start(embedder, "a"), start(embedder, "b")
-    await settle()
+    await commit()
     assert puppet.batches == [("a",)]
     puppet.let_through.set()
     await asyncio.gather(first, second)
@@ -174,7 +174,7 @@ async def test_questions_pass_a_full_queue():
     puppet = Puppet()
     embedder = BatchingEmbedder(puppet, batch_size=1, batches=1)
     upload = start(embedder, "a", "b", "c")
-    await settle()
+    await commit()
     assert np.array_equal(await embedder.embed_query("why"), puppet._embed("why"))
     puppet.let_through.set()
     await upload
@@ -184,7 +184,7 @@ async def test_closing_fails_what_waits_and_closes_the_model():
     puppet = Puppet()
     embedder = BatchingEmbedder(puppet, batch_size=1, batches=1)
     call = start(embedder, "a", "b")
-    await settle()
+    await commit()
     await embedder.close()
     with pytest.raises(EmbeddingError, match="closed"):
         await call

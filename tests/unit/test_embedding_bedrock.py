@@ -66,7 +66,7 @@ async def test_a_long_text_is_cut_to_what_titan_takes(stubber: Stubber):
 
 @pytest.mark.parametrize(("headers", "retry_after_s"), [({"retry-after": "9"}, 9.0), ({}, 1.0)])
 @pytest.mark.parametrize("code", ["ThrottlingException", "ServiceUnavailableException", "ModelNotReadyException"])
-async def test_busy_is_told_apart(stubber: Stubber, code: str, headers: dict[str, str], retry_after_s: float):
+async def test_busy_is_distinguished(stubber: Stubber, code: str, headers: dict[str, str], retry_after_s: float):
     stubber.add_client_error("invoke_model", code, response_meta={"HTTPHeaders": headers})
     embedder = BedrockEmbedder(stubber.client, dimension=256)
     with pytest.raises(EmbeddingThrottled) as raised:
@@ -75,7 +75,7 @@ async def test_busy_is_told_apart(stubber: Stubber, code: str, headers: dict[str
     await embedder.close()
 
 
-async def test_a_refusal_says_why(stubber: Stubber):
+async def test_a_refusal_gives_the_reason(stubber: Stubber):
     stubber.add_client_error("invoke_model", "ValidationException", "too many tokens")
     embedder = BedrockEmbedder(stubber.client, dimension=256)
     with pytest.raises(EmbeddingError, match="too many tokens") as raised:

@@ -28,7 +28,7 @@ def test_missing_files_are_named_with_the_setting(tmp_path: Path):
         open_embedder(settings(provider="onnx", model="bge-small-en-v1.5", models_path=tmp_path))
 
 
-def test_an_unknown_model_is_told_which_there_are(tmp_path: Path):
+def test_an_unknown_model_is_reported_which_there_are(tmp_path: Path):
     with pytest.raises(ValueError, match=r"bundled models are .*bge-small"):
         open_embedder(settings(provider="onnx", model="word2vec", models_path=tmp_path))
 
@@ -81,7 +81,7 @@ def test_the_tokenizer_for_counting_neither_pads_nor_cuts(name: str):
     assert len(tokenizer.encode("day " * 1_000).ids) == 1_002
 
 
-async def test_pooling_is_what_the_model_card_says(name: str):
+async def test_pooling_is_what_the_model_card_states(name: str):
     pool = {"all-minilm-l6-v2": lambda states: states.mean(axis=0), "bge-small-en-v1.5": lambda states: states[0]}[name]
     text = "A man is playing a guitar."
     path = Settings().embedding.models_path
@@ -95,10 +95,10 @@ async def test_pooling_is_what_the_model_card_says(name: str):
     await embedder.close()
 
 
-async def test_a_question_does_not_wait_behind_passages(name: str):
+async def test_a_question_does_not_wait_for_passages(name: str):
     embedder = OnnxEmbedder(Settings().embedding.models_path, name, threads=1)
-    embed, texts = embedder._lanes._embed, []
-    embedder._lanes._embed = lambda text: (texts.append(text), embed(text))[1]
+    embed, texts = embedder._pools._embed, []
+    embedder._pools._embed = lambda text: (texts.append(text), embed(text))[1]
     upload = asyncio.create_task(embedder.embed_passages(["a long passage of many words " * 30] * 100))
     await asyncio.sleep(0)
     await embedder.embed_query("why")

@@ -26,7 +26,7 @@ async def test_after_a_failure_what_has_not_begun_never_begins():
         await lanes.passages(["bad", *(f"text {number}" for number in range(50))])
     may_go_on.set()
     await lanes.passages(["next"])
-    # The thread may have taken one text before it was told.
+    # The thread may have taken one text before the cancellation.
     assert len(begun) <= 3
     assert begun[-1] == "next"
     await lanes.close()

@@ -57,7 +57,7 @@ async def test_the_prompt_is_sent_and_all_blocks_of_the_reply_are_read(stubber: 
 
 
 @pytest.mark.parametrize("code", ["ThrottlingException", "ServiceUnavailableException", "ModelNotReadyException"])
-async def test_busy_is_told_apart(stubber: Stubber, code: str):
+async def test_busy_is_distinguished(stubber: Stubber, code: str):
     stubber.add_client_error("converse", code)
     generator = BedrockGenerator(stubber.client, "some.model", max_tokens=100)
     with pytest.raises(GenerationThrottled) as raised:
@@ -66,7 +66,7 @@ async def test_busy_is_told_apart(stubber: Stubber, code: str):
     await generator.close()
 
 
-async def test_a_refusal_says_why(stubber: Stubber):
+async def test_a_refusal_gives_the_reason(stubber: Stubber):
     stubber.add_client_error("converse", "AccessDeniedException", "no access to this model")
     generator = BedrockGenerator(stubber.client, "some.model", max_tokens=100)
     with pytest.raises(GenerationError, match="no access to this model"):

@@ -84,7 +84,7 @@ async def test_the_prompt_is_sent_and_the_reply_is_read(endpoint: Endpoint):
 
 @pytest.mark.parametrize("status", [429, 503])
 @pytest.mark.parametrize(("headers", "retry_after_s"), [({"retry-after": "9"}, 9.0), ({}, 1.0)])
-async def test_busy_is_told_apart(endpoint: Endpoint, status: int, headers: dict[str, str], retry_after_s: float):
+async def test_busy_is_distinguished(endpoint: Endpoint, status: int, headers: dict[str, str], retry_after_s: float):
     endpoint.status, endpoint.headers = status, headers
     generator = connect(endpoint)
     with pytest.raises(GenerationThrottled) as raised:
@@ -119,7 +119,7 @@ async def test_silence_ends_at_the_time_limit(endpoint: Endpoint):
     await generator.close()
 
 
-async def test_nobody_there_is_an_error():
+async def test_no_caller_there_is_an_error():
     generator = OpenAIGenerator("http://127.0.0.1:1/v1", "tiny", api_key=None, max_tokens=16, timeout_s=1)
     with pytest.raises(GenerationError, match="ConnectError"):
         await generator.answer("q", SOURCES)

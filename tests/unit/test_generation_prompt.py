@@ -1,4 +1,4 @@
-"""What a model is told, and what is made of its answer."""
+"""Prompts, and the processing of answers."""
 
 import re
 
@@ -103,7 +103,7 @@ def test_a_hostile_document_stays_data(text: str):
     code = hostile.user.splitlines()[0].rpartition(" ")[2]
     lines = hostile.user.splitlines()
     marks = [number for number, line in enumerate(lines) if code in line]
-    # Whatever it says stands between the two lines of its source, and no line of ours is missing or in another place.
+    # Its text is between the two lines of its source, and all lines of the prompt are present in order.
     assert [lines[number].removesuffix(f" {code}") for number in marks] == [
         "BEGIN SOURCE 1",
         "END SOURCE 1",

@@ -45,14 +45,14 @@ class Index:
 
 
 class Streams(MemoryStreams):
-    """The twin, which can be down or slow, and which looks at the blobs when a record comes."""
+    """The twin, which can be down or slow, and which inspects the blobs when it receives a record."""
 
     def __init__(self, blobs):
         super().__init__(partitions=3)
         self.blobs = blobs
         self.failing = False
         self.sends = 0
-        self.under_way = self.most_under_way = 0
+        self.in_progress = self.most_in_progress = 0
 
     async def send(self, record):
         self.sends += 1
@@ -60,10 +60,10 @@ class Streams(MemoryStreams):
             raise StreamUnavailable("off")
         event = decode(DocumentEvent, record.value, record.headers)
         assert event.content is None or await self.blobs.exists(event.content), "the event came before its content"
-        self.under_way += 1
-        self.most_under_way = max(self.most_under_way, self.under_way)
+        self.in_progress += 1
+        self.most_in_progress = max(self.most_in_progress, self.in_progress)
         await asyncio.sleep(0)
-        self.under_way -= 1
+        self.in_progress -= 1
         return await super().send(record)
 
     @property
@@ -102,7 +102,7 @@ def upload(document_id="a/b.md", content=b"# Text", **attributes):
     return Upload(document_id, content, "text/markdown", DocumentAttributes(**attributes), "b.md")
 
 
-async def test_upload_becomes_an_event_with_everything_the_sender_said(world):
+async def test_upload_becomes_an_event_with_everything_the_sender_stated(world):
     request = upload(title="T", source="https://x", groups=("g",), metadata={"n": 1, "ok": True})
     before_ms = time.time() * 1000
     accepted = await world.accept(request, TRACE)
@@ -234,7 +234,7 @@ async def test_batch_keeps_the_order_of_each_document(world):
 
 async def test_batch_runs_documents_side_by_side_within_bounds(world):
     await world.acceptance.accept_many(TENANT, [upload(f"doc-{number}") for number in range(200)])
-    assert 1 < world.streams.most_under_way <= PARALLEL_ITEMS
+    assert 1 < world.streams.most_in_progress <= PARALLEL_ITEMS
 
 
 async def test_one_bad_item_is_its_own_outcome(world):

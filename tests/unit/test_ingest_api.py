@@ -236,9 +236,9 @@ async def test_the_same_groups_are_stored_whichever_door_they_come_in_by(world, 
 @pytest.mark.parametrize("door", ["header", "form", "json", "batch"])
 async def test_groups_that_are_all_blank_do_not_make_a_document_everyones(world, client, door):
     response = await sent_through(door, client, [" ", ""])
-    told = response.json() if door != "batch" else response.json()["outcomes"][0]["problem"]
-    assert told["status"] == 422
-    [error] = told["errors"]
+    reported = response.json() if door != "batch" else response.json()["outcomes"][0]["problem"]
+    assert reported["status"] == 422
+    [error] = reported["errors"]
     assert error["field"].lower() in {"groups", "freshline-groups"}
     assert "every group name is blank" in error["message"]
     assert world.records == []
@@ -307,14 +307,14 @@ EMPTY = {
 
 
 @pytest.mark.parametrize("kind", EMPTY)
-async def test_empty_document_is_a_document_where_that_is_said(world, client, kind):
+async def test_empty_document_is_a_document_where_that_is_stated(world, client, kind):
     response = await client.put("/v1/documents/a.md", **EMPTY[kind], params={"empty": "true"})
     assert response.status_code == 202, response.text
     assert await world.content() == b""
 
 
 @pytest.mark.parametrize("kind", EMPTY)
-async def test_empty_upload_is_refused_where_nobody_says_that_it_is_meant(world, client, kind):
+async def test_empty_upload_is_refused_where_no_caller_states_that_it_is_meant(world, client, kind):
     for params in ({}, {"empty": "false"}):
         problem = problem_of(await client.put("/v1/documents/a.md", **EMPTY[kind], params=params), 422)
         assert [error.field for error in problem.errors] == ["body"]
@@ -325,12 +325,12 @@ async def test_empty_upload_is_refused_where_nobody_says_that_it_is_meant(world,
 @pytest.mark.parametrize(
     "request_of", [{"content": b"x"}, {"json": {"text": "x"}}, {"files": {"file": ("a.md", b"x")}}]
 )
-async def test_content_of_a_document_that_is_said_to_be_empty_is_refused(world, client, request_of):
+async def test_content_of_a_document_that_is_stated_to_be_empty_is_refused(world, client, request_of):
     problem_of(await client.put("/v1/documents/a.md", **request_of, params={"empty": "true"}), 422)
     assert world.records == []
 
 
-async def test_empty_line_of_a_batch_says_that_it_is_meant(world, client):
+async def test_empty_line_of_a_batch_states_that_it_is_meant(world, client):
     lines = [
         {"document_id": "a.md", "text": ""},
         {"document_id": "b.md", "content_b64": ""},
@@ -405,7 +405,7 @@ async def test_content_at_the_limit_is_taken(world, client):
     assert len(world.records) == 3
 
 
-async def test_form_far_beyond_the_limit_leaves_no_temporary_file_behind(client):
+async def test_form_far_beyond_the_limit_leaves_no_temporary_file(client):
     # An unclosed one would be a ResourceWarning, which is an error here.
     response = await client.put("/v1/documents/a", files={"file": ("a.md", b"x" * 3_000_000)})
     assert problem_of(response, 413).errors[0].field == "body"
@@ -595,7 +595,7 @@ async def test_batch_must_be_declared_as_ndjson(world, client):
     assert world.records == []
 
 
-async def test_document_state_comes_from_the_manifest(world, client):
+async def test_document_state_arrives_from_the_manifest(world, client):
     key = DocumentKey("local", "a/b.md")
     manifest = Manifest(
         tenant="local",
@@ -636,7 +636,7 @@ async def accepted_unrecorded(world, client):
     return accepted
 
 
-async def tell_end(world, accepted, outcome, reason=None, *, event_id=None, tenant="local", passages=None):
+async def report_end(world, accepted, outcome, reason=None, *, event_id=None, tenant="local", passages=None):
     status = EventStatus(
         event_id=event_id or accepted["event_id"],
         document_id="a.md",
@@ -653,12 +653,12 @@ async def tell_end(world, accepted, outcome, reason=None, *, event_id=None, tena
     await world.streams.send(encode_ended(EventEnded(tenant=tenant, status=status), partition, None))
 
 
-async def test_an_end_that_was_not_recorded_is_the_first_that_the_stream_tells(world, client):
+async def test_an_end_that_was_not_recorded_is_the_first_that_the_stream_reports(world, client):
     accepted = await accepted_unrecorded(world, client)
-    await tell_end(world, accepted, Outcome.DEAD_LETTER, "another", event_id="another")
-    await tell_end(world, accepted, Outcome.DEAD_LETTER, "another tenant's", tenant="umbrella")
-    await tell_end(world, accepted, Outcome.DONE)
-    await tell_end(world, accepted, Outcome.SUPERSEDED, "told again")
+    await report_end(world, accepted, Outcome.DEAD_LETTER, "another", event_id="another")
+    await report_end(world, accepted, Outcome.DEAD_LETTER, "another tenant's", tenant="umbrella")
+    await report_end(world, accepted, Outcome.DONE)
+    await report_end(world, accepted, Outcome.SUPERSEDED, "told again")
     status = (await client.get(f"/v1/events/{accepted['event_id']}")).json()
     assert (status["outcome"], status["reason"], status["stage"]) == ("done", None, "purged")
     assert status["stages_ms"]["searchable"] == 40.0
@@ -667,19 +667,19 @@ async def test_an_end_that_was_not_recorded_is_the_first_that_the_stream_tells(w
     assert (again["outcome"], again["stage"]) == ("done", "purged"), "it is recorded now"
 
 
-async def test_a_recorded_end_comes_before_one_of_the_stream(world, client):
+async def test_a_recorded_end_arrives_before_one_of_the_stream(world, client):
     accepted = await accepted_unrecorded(world, client)
-    await tell_end(world, accepted, Outcome.DONE)
+    await report_end(world, accepted, Outcome.DONE)
     recorded = Progress("local", accepted["event_id"], Stage.CHUNKED, 9.0, Outcome.SUPERSEDED, "recorded")
     await world.states.advance([recorded])
     status = (await client.get(f"/v1/events/{accepted['event_id']}")).json()
     assert (status["outcome"], status["reason"]) == ("superseded", "recorded")
 
 
-async def test_an_end_that_nothing_tells_stays_open(world, client):
+async def test_an_end_that_nothing_reports_stays_open(world, client):
     accepted = await accepted_unrecorded(world, client)
     assert (await client.get(f"/v1/events/{accepted['event_id']}")).json()["outcome"] is None
-    await tell_end(world, accepted, Outcome.DONE)
+    await report_end(world, accepted, Outcome.DONE)
     world.read_fails = True
     assert (await client.get(f"/v1/events/{accepted['event_id']}")).json()["outcome"] is None
     world.read_fails = False
@@ -697,13 +697,13 @@ async def read_many(client, *events):
     return response.json()
 
 
-async def test_many_events_are_told_in_the_order_in_which_they_are_asked_for(world, client):
+async def test_many_events_are_reported_in_the_order_in_which_they_are_asked_for(world, client):
     accepted = [(await client.put(f"/v1/documents/{n}.md", content=b"x")).json() for n in range(3)]
     other = accepted[0] | {"event_id": "other"}
-    told = await read_many(client, accepted[2], other, accepted[0], accepted[2])
-    assert [one["document_id"] for one in told["events"]] == ["2.md", "0.md"]
-    assert [one["outcome"] for one in told["events"]] == [None, None]
-    assert told["unknown"] == ["other"]
+    reported = await read_many(client, accepted[2], other, accepted[0], accepted[2])
+    assert [one["document_id"] for one in reported["events"]] == ["2.md", "0.md"]
+    assert [one["outcome"] for one in reported["events"]] == [None, None]
+    assert reported["unknown"] == ["other"]
     world.states.available = False
     failing = await client.post("/v1/events:batch-get", json={"events": [{"event_id": "a"}]})
     assert problem_of(failing, 503)
@@ -714,24 +714,24 @@ async def test_the_end_of_an_event_of_which_redis_has_lost_everything_is_found_b
     accepted = [(await client.put("/v1/documents/a.md", content=b"x")).json() for _ in range(3)]
     world.states._fields.clear()
     assert (await read_many(client, *accepted))["unknown"] == [one["event_id"] for one in accepted]
-    await tell_end(world, accepted[0], Outcome.DONE, passages=4)
-    await tell_end(world, accepted[1], Outcome.DEAD_LETTER, "another tenant's", tenant="umbrella")
-    await tell_end(world, accepted[2], Outcome.DEAD_LETTER, "torn")
-    told = await read_many(client, *accepted)
-    assert [(one["outcome"], one["reason"], one["passages"]) for one in told["events"]] == [
+    await report_end(world, accepted[0], Outcome.DONE, passages=4)
+    await report_end(world, accepted[1], Outcome.DEAD_LETTER, "another tenant's", tenant="umbrella")
+    await report_end(world, accepted[2], Outcome.DEAD_LETTER, "torn")
+    reported = await read_many(client, *accepted)
+    assert [(one["outcome"], one["reason"], one["passages"]) for one in reported["events"]] == [
         ("done", None, 4),
         ("dead_letter", "torn", None),
     ]
-    assert told["unknown"] == [accepted[1]["event_id"]]
+    assert reported["unknown"] == [accepted[1]["event_id"]]
     world.streams.log.clear()
-    assert (await read_many(client, *accepted)) == told, "it is recorded again"
-    assert (await client.get(f"/v1/events/{accepted[0]['event_id']}")).json() == told["events"][0]
+    assert (await read_many(client, *accepted)) == reported, "it is recorded again"
+    assert (await client.get(f"/v1/events/{accepted[0]['event_id']}")).json() == reported["events"][0]
 
 
 async def test_a_tenant_reads_the_stream_of_ends_once_at_a_time(world, client):
     accepted = (await client.put("/v1/documents/a.md", content=b"x")).json()
     world.states._fields.clear()
-    await tell_end(world, accepted, Outcome.DONE)
+    await report_end(world, accepted, Outcome.DONE)
     world.reading, world.may_read = asyncio.Event(), asyncio.Event()
     first = asyncio.create_task(read_many(client, accepted))
     await asyncio.wait_for(world.reading.wait(), 5)
@@ -780,13 +780,13 @@ async def test_event_is_followed_until_it_has_ended(world, client):
     response = await client.get(f"/v1/events/{event_id}", headers={"accept": "text/event-stream"})
     await going
     assert response.headers["content-type"].startswith("text/event-stream")
-    told = events_of(response.text)
-    assert [(name, status["stage"]) for name, status in told] == [
+    reported = events_of(response.text)
+    assert [(name, status["stage"]) for name, status in reported] == [
         ("stage", "accepted"),
         ("stage", "chunked"),
         ("ended", "purged"),
     ]
-    assert told[-1][1] == (await client.get(f"/v1/events/{event_id}")).json()
+    assert reported[-1][1] == (await client.get(f"/v1/events/{event_id}")).json()
     problem_of(await client.get("/v1/events/other", headers={"accept": "text/event-stream"}), 404)
 
 
@@ -817,9 +817,9 @@ async def test_deletion_has_a_receipt_once_it_is_done(world, client):
         updated_ms=0,
     )
     world.index.known[key] = tombstone
-    told = (await client.get(receipt)).json()
-    assert (told["document_id"], told["position"], told["passages"]) == ("a.md", accepted["position"], 0)
-    assert told["accepted_ms"] < told["purged_ms"] == pytest.approx(purged_ms)
+    reported = (await client.get(receipt)).json()
+    assert (reported["document_id"], reported["position"], reported["passages"]) == ("a.md", accepted["position"], 0)
+    assert reported["accepted_ms"] < reported["purged_ms"] == pytest.approx(purged_ms)
     world.index.found[key] = 2
     assert "2 deleted passages" in problem_of(await client.get(receipt), 503).detail
     world.index.known[key] = tombstone.model_copy(update={"version": tombstone.version + 1})
@@ -848,7 +848,11 @@ async def test_openapi_describes_bodies_headers_and_problems(client):
 TENANT = "local"
 
 
+<<<<<<< HEAD
 async def add_dead_letter(world: World, version: int = 3, offset: int = 7, tenant: str = TENANT) -> DocumentEvent:
+=======
+async def dead_letter(world: World, version: int = 3, offset: int = 7, tenant: str = TENANT) -> DocumentEvent:
+>>>>>>> main
     event = DocumentEvent(
         event_id=f"e{version}",
         tenant=tenant,
@@ -858,8 +862,8 @@ async def add_dead_letter(world: World, version: int = 3, offset: int = 7, tenan
         accepted_ms=0,
     )
     record = Record(DEAD_LETTERS.name, b"k", encode_event(event).value, encode_event(event).headers, 0)
-    told = {"topic": DOCUMENTS, "offset": offset, "step": "prepare", "kind": "failed", "reason": "why"}
-    await world.streams.send(encode_dead_letter(record, **told))
+    reported = {"topic": DOCUMENTS, "offset": offset, "step": "prepare", "kind": "failed", "reason": "why"}
+    await world.streams.send(encode_dead_letter(record, **reported))
     return event
 
 
@@ -871,7 +875,11 @@ async def test_dead_letters_are_listed_counted_and_shown(world, client):
         "dead_letters": [],
     }
     for offset in range(3):
+<<<<<<< HEAD
         await add_dead_letter(world, offset=offset)
+=======
+        await dead_letter(world, offset=offset)
+>>>>>>> main
     listed = (await client.get("/v1/dead-letters", params={"limit": 2})).json()
     assert (listed["total"], listed["by_kind"], listed["by_step"]) == (3, {"failed": 3}, {"prepare": 3})
     assert [one["dead_letter_id"] for one in listed["dead_letters"]] == ["documents.v1-0:0", "documents.v1-0:1"]
@@ -883,7 +891,11 @@ async def test_dead_letters_are_listed_counted_and_shown(world, client):
 
 
 async def test_dead_letter_that_is_replayed_is_a_new_event_of_its_version(world, client):
+<<<<<<< HEAD
     event = await add_dead_letter(world)
+=======
+    event = await dead_letter(world)
+>>>>>>> main
     replayed = await client.post("/v1/dead-letters/documents.v1-0:7/replay")
     assert replayed.status_code == 202
     [again] = [
@@ -899,14 +911,22 @@ async def test_dead_letter_that_is_replayed_is_a_new_event_of_its_version(world,
 
 
 async def test_dead_letter_that_is_dropped_is_closed_and_nothing_else(world, client):
+<<<<<<< HEAD
     await add_dead_letter(world)
+=======
+    await dead_letter(world)
+>>>>>>> main
     assert (await client.delete("/v1/dead-letters/documents.v1-0:7")).status_code == 204
     problem_of(await client.get("/v1/dead-letters/documents.v1-0:7"), 404)
     assert {record.topic for record in world.records} == {DEAD_LETTERS.name}
 
 
 async def test_dead_letters_of_others_are_not_there(world, client):
+<<<<<<< HEAD
     await add_dead_letter(world, tenant="acme")
+=======
+    await dead_letter(world, tenant="acme")
+>>>>>>> main
     assert (await client.get("/v1/dead-letters")).json()["total"] == 0
     for call in (
         client.get("/v1/dead-letters/documents.v1-0:7"),
@@ -944,9 +964,9 @@ async def test_document_of_another_connector_is_refused_with_the_ways_out(world,
     know(world, owned("a.md", "ours"))
     if method == "batch":
         lines = b'{"document_id": "a.md", "text": "x", "connector": "theirs"}\n{"document_id": "b.md", "text": "x"}\n'
-        told = (await client.post("/v1/documents:batch", content=lines, headers={"Content-Type": NDJSON})).json()
-        assert (told["accepted"], told["rejected"]) == (1, 1)
-        problem = Problem.model_validate(told["outcomes"][0]["problem"])
+        reported = (await client.post("/v1/documents:batch", content=lines, headers={"Content-Type": NDJSON})).json()
+        assert (reported["accepted"], reported["rejected"]) == (1, 1)
+        problem = Problem.model_validate(reported["outcomes"][0]["problem"])
     else:
         headers = {"Freshline-Connector": "theirs"}
         response = await client.request(method, "/v1/documents/a.md", content=b"x", headers=headers)
@@ -962,7 +982,7 @@ async def test_document_of_another_connector_is_refused_with_the_ways_out(world,
     [{}, {"Freshline-Connector": "ours"}, {"Freshline-Connector": "theirs", "Freshline-Take-Over": "true"}],
 )
 @pytest.mark.parametrize("method", ["PUT", "DELETE"])
-async def test_owner_person_and_whoever_means_it_are_let_in(world, client, method, given):
+async def test_owner_person_and_who_means_it_are_let_in(world, client, method, given):
     know(world, owned("a.md", "ours"))
     response = await client.request(method, "/v1/documents/a.md", content=b"x", headers=given)
     assert response.status_code == 202
@@ -971,11 +991,11 @@ async def test_owner_person_and_whoever_means_it_are_let_in(world, client, metho
 
 
 async def test_connector_travels_with_json_form_and_batch(world, client):
-    told = {"connector": "ours", "take_over": True}
-    await client.put("/v1/documents/a.md", json={"text": "x", **told})
+    reported = {"connector": "ours", "take_over": True}
+    await client.put("/v1/documents/a.md", json={"text": "x", **reported})
     form = {"connector": "ours", "take_over": "true"}
     await client.put("/v1/documents/b.md", data=form, files={"file": ("b.md", b"x")})
-    lines = orjson.dumps({"document_id": "c.md", "deleted": True, **told})
+    lines = orjson.dumps({"document_id": "c.md", "deleted": True, **reported})
     await client.post("/v1/documents:batch", content=lines, headers={"Content-Type": NDJSON})
     events = [decode(DocumentEvent, record.value, record.headers) for record in world.records]
     assert [(event.connector, event.take_over) for event in events] == [("ours", True)] * 3
@@ -1023,6 +1043,6 @@ async def test_owner_is_shown_and_titles_are_not_listed(world, client):
     assert "secret" not in (await client.get("/v1/documents")).text
 
 
-async def test_installation_is_told_with_the_tenant(world, client):
-    told = (await client.get("/v1/installation")).json()
-    assert told == {"installation_id": world.streams.id, "tenant": "local"}
+async def test_installation_is_reported_with_the_tenant(world, client):
+    reported = (await client.get("/v1/installation")).json()
+    assert reported == {"installation_id": world.streams.id, "tenant": "local"}

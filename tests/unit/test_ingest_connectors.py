@@ -64,14 +64,14 @@ class Service:
         self.conflicts: set[str] = set()
         self.busy: dict[str, int] = {}
         self.most_lines = 1_000
-        self.under_way = self.most_under_way = 0
+        self.in_progress = self.most_in_progress = 0
         self.changed = asyncio.Condition()
 
     async def __call__(self, request: httpx.Request) -> httpx.Response:
-        self.under_way += 1
-        self.most_under_way = max(self.most_under_way, self.under_way)
+        self.in_progress += 1
+        self.most_in_progress = max(self.most_in_progress, self.in_progress)
         await asyncio.sleep(0)
-        self.under_way -= 1
+        self.in_progress -= 1
         if self.answers:
             answer = self.answers.pop(0)
             if isinstance(answer, Exception):
@@ -178,8 +178,8 @@ class Service:
 
 
 def problem(status, detail):
-    told = {"type": "/problems/some", "title": "Too large" if status == 413 else "Busy", "status": status}
-    return httpx.Response(status, json=told | {"detail": f"body: {detail}"})
+    reported = {"type": "/problems/some", "title": "Too large" if status == 413 else "Busy", "status": status}
+    return httpx.Response(status, json=reported | {"detail": f"body: {detail}"})
 
 
 def as_given(headers):
@@ -329,9 +329,9 @@ async def test_retry_after_is_obeyed(service, client):
 @pytest.mark.parametrize(
     ("answer", "told"), [(httpx.ConnectError("no"), "is the service running"), (httpx.Response(503), "HTTP 503")]
 )
-async def test_service_that_stays_away_ends_it(service, client, answer, told):
+async def test_service_that_stays_away_ends_it(service, client, answer, reported):
     service.answers = [answer] * 10
-    with stamina.set_testing(True, attempts=3), pytest.raises(ServiceUnavailable, match=told):
+    with stamina.set_testing(True, attempts=3), pytest.raises(ServiceUnavailable, match=reported):
         await client.send(upload())
 
 
@@ -339,7 +339,7 @@ async def test_refusal_is_not_tried_again(service, client):
     service.refuse = {"a"}
     with pytest.raises(Rejected, match="Too large: body: less"):
         await client.send(upload())
-    assert service.most_under_way == 1
+    assert service.most_in_progress == 1
 
 
 async def send_all(client, log_path, *events):
@@ -347,10 +347,10 @@ async def send_all(client, log_path, *events):
         for request in events:
             yield Outgoing(request, None if isinstance(request, Removal) else "1")
 
-    summary, told = Summary(), []
+    summary, reported = Summary(), []
     with SentLog(log_path, IDENTITY) as log:
-        await client.send_all(outgoing(), log, summary, lambda so_far: told.append(so_far.sent + so_far.deleted))
-    return summary, told
+        await client.send_all(outgoing(), log, summary, lambda so_far: reported.append(so_far.sent + so_far.deleted))
+    return summary, reported
 
 
 async def test_events_share_requests_and_keep_their_order(service, client, log_path):
@@ -360,10 +360,10 @@ async def test_events_share_requests_and_keep_their_order(service, client, log_p
         else upload(f"doc-{number % 20}", b"x", revision=number)
         for number in range(3 * ROUND_EVENTS)
     ]
-    summary, told = await send_all(client, log_path, *events)
+    summary, reported = await send_all(client, log_path, *events)
     assert [service.given[f"doc-{document}"]["revision"] for document in range(20)] == list(range(580, 600))
     assert (summary.sent, summary.deleted, summary.failed) == (588, 12, [])
-    assert told == [ROUND_EVENTS, 2 * ROUND_EVENTS, 3 * ROUND_EVENTS]
+    assert reported == [ROUND_EVENTS, 2 * ROUND_EVENTS, 3 * ROUND_EVENTS]
     assert summary.positions == {partition: offset - 1 for partition, offset in service.offsets.items()}
     assert [event.document_id for event in summary.events] == [request.document_id for request in events]
     assert [event.event_id for event in summary.events] == [
@@ -375,13 +375,13 @@ async def test_events_share_requests_and_keep_their_order(service, client, log_p
 async def test_without_revisions_a_document_has_one_event_in_a_round(service, client, log_path):
     service.busy = {"a": 1}
     with stamina.set_testing(True, attempts=3):
-        _, told = await send_all(client, log_path, upload("a", b"1"), upload("b", b"1"), upload("a", b"2"))
+        _, reported = await send_all(client, log_path, upload("a", b"1"), upload("b", b"1"), upload("a", b"2"))
     assert [(document_id, content) for _, document_id, content in service.log] == [
         ("b", b"1"),
         ("a", b"1"),
         ("a", b"2"),
     ]
-    assert told == [2, 3]
+    assert reported == [2, 3]
 
 
 async def test_only_what_was_not_taken_is_sent_again(service, client, log_path):
@@ -418,12 +418,12 @@ async def test_unauthorised_batch_is_a_refusal_of_each(service, client, log_path
 
 async def test_large_contents_travel_alone_and_side_by_side(service, client, log_path):
     large = b"x" * ALONE_BYTES
-    summary, told = await send_all(
+    summary, reported = await send_all(
         client, log_path, upload("a", large), upload("b"), upload("c", large), upload("d", b"x" * ROUND_BYTES)
     )
     assert summary.sent == 4
-    assert service.most_under_way == 3
-    assert told == [3, 4]
+    assert service.most_in_progress == 3
+    assert reported == [3, 4]
 
 
 async def test_outcomes_are_asked_of_the_service_by_id_and_position(service, client, log_path):
@@ -449,10 +449,10 @@ async def test_a_service_that_does_not_know_the_request_ends_the_wait(service, c
     outcomes.expect(summary.events)
     service.answers = [httpx.Response(404, json={})]
     await wait_for_outcomes(client, outcomes, timeout_s=WAIT_S)
-    assert (outcomes.ended, outcomes.under_way, outcomes.problem) == ([], summary.events, "HTTP 404")
+    assert (outcomes.ended, outcomes.in_progress, outcomes.problem) == ([], summary.events, "HTTP 404")
 
 
-async def test_what_is_passed_over_is_named_with_the_reason(client, folder, log_path):
+async def test_what_is_ignored_files_is_named_with_the_reason(client, folder, log_path):
     (folder / "photo.PNG").write_bytes(b"x")
     (folder / "LICENSE").write_bytes(b"x")
     (folder / ".hidden.png").write_bytes(b"x")
@@ -460,7 +460,7 @@ async def test_what_is_passed_over_is_named_with_the_reason(client, folder, log_
     (folder / "out.md").symlink_to(log_path)
     log_path.parent.mkdir()
     summary = await ingest_folder(client, folder, log_path=log_path)
-    assert {name: reason for name, reason in summary.passed_over.items() if name != "c.exe"} == {
+    assert {name: reason for name, reason in summary.ignored_files.items() if name != "c.exe"} == {
         "photo.PNG": "files named .PNG are not supported",
         "LICENSE": "files without a suffix are not supported",
         "caf\\xe9.md": "its name is not UTF-8: rename it",
@@ -524,7 +524,7 @@ def test_log_keeps_names_with_every_line_end_of_unicode(log_path, name):
 @pytest.mark.parametrize(
     "whose", [{"kind": "git"}, {"installation": "two"}, {"tenant": "u"}, {"source": "other"}, {"format": 1}]
 )
-def test_log_of_somebody_else_is_not_read(log_path, whose):
+def test_log_of_another_client_else_is_not_read(log_path, whose):
     with SentLog(log_path, IDENTITY) as log:
         log.note("a", "1")
         log.note_listed({}, complete=True)
@@ -628,7 +628,7 @@ async def test_moved_folder_is_no_mass_deletion(service, client, folder, log_pat
     assert set(service.contents) == {f"new/{number}.md" for number in range(20)}
 
 
-async def test_links_that_lead_out_are_passed_over(service, client, folder, log_path, tmp_path):
+async def test_links_that_lead_out_are_ignored_files(service, client, folder, log_path, tmp_path):
     (tmp_path / "secret.md").write_text("secret")
     write(folder, a_md="A")
     (folder / "out.md").symlink_to(tmp_path / "secret.md")
@@ -650,15 +650,15 @@ async def test_refused_document_does_not_stop_the_others_and_is_tried_in_the_nex
     assert (summary.sent, summary.skipped) == (1, 1)
 
 
-async def test_broken_run_goes_on_where_it_was(service, client, folder, log_path):
+async def test_broken_run_continues_on_where_it_was(service, client, folder, log_path):
     write(folder, **{f"{number}_md": str(number) for number in range(ROUND_EVENTS + 50)})
 
-    def told(summary):
+    def reported(summary):
         if summary.sent == ROUND_EVENTS:
             service.answers = [httpx.ConnectError("gone")] * 200
 
     with stamina.set_testing(True, attempts=2), pytest.raises(ServiceUnavailable):
-        await ingest_folder(client, folder, log_path=log_path, progress=told)
+        await ingest_folder(client, folder, log_path=log_path, progress=reported)
     service.answers = []
     assert len(service.contents) == ROUND_EVENTS
     service.log.clear()
@@ -667,7 +667,7 @@ async def test_broken_run_goes_on_where_it_was(service, client, folder, log_path
     assert len(service.contents) == ROUND_EVENTS + 50
 
 
-async def test_service_set_up_anew_gets_everything_again(service, client, folder, log_path):
+async def test_service_set_up_again_gets_everything_again(service, client, folder, log_path):
     write(folder, a_md="A", b_md="B")
     await ingest_folder(client, folder, log_path=log_path)
     service.contents.clear()
@@ -712,11 +712,11 @@ async def test_list_that_may_lack_something_is_no_evidence_and_is_asked_for_agai
     service.complete = False
     summary = await ingest_folder(client, folder, log_path=log_path)
     assert service.sent[-1] == ("DELETE", "a.md")  # what is listed is there
-    [reason] = summary.passed_over.values()
+    [reason] = summary.ignored_files.values()
     assert "are not indexed yet" in reason
     service.contents["c.md"], service.complete = hidden, True
     summary = await ingest_folder(client, folder, log_path=log_path)
-    assert (service.sent[-1], summary.failed, summary.passed_over) == (("DELETE", "c.md"), [], {})
+    assert (service.sent[-1], summary.failed, summary.ignored_files) == (("DELETE", "c.md"), [], {})
 
 
 @pytest.mark.parametrize("kind", ["folder", "git"])
@@ -742,7 +742,7 @@ async def test_what_is_listed_only_when_all_is_sent_is_found_gone_in_the_same_ru
 
     service._list = indexed
     summary = await ingest()
-    assert (summary.failed, summary.passed_over, service.sent[-1]) == ([], {}, ("DELETE", "a.md"))
+    assert (summary.failed, summary.ignored_files, service.sent[-1]) == ([], {}, ("DELETE", "a.md"))
     assert service.contents == {"b.md": b"B", "c.md": b"C"}
 
 
@@ -812,7 +812,7 @@ async def test_take_over_sends_again_what_another_source_owns_by_now(service, cl
     assert service.given["a.md"]["take_over"] is True
 
 
-async def test_bad_source_name_is_said(client, folder, log_path):
+async def test_bad_source_name_is_stated(client, folder, log_path):
     with pytest.raises(BadSourceName, match="'a b' is not a valid source name"):
         await ingest_folder(client, folder, SourceOptions(name="a b"), log_path=log_path)
 
@@ -842,7 +842,7 @@ async def test_what_is_no_ordinary_file_is_named_never_waited_for_and_no_deletio
         summary = await ingest_folder(client, folder, log_path=log_path)
     reasons = {failure.document_id: failure.reason for failure in summary.failed}
     assert reasons.keys() == names
-    assert summary.passed_over == {
+    assert summary.ignored_files == {
         "caf\\xe9.md": "its name is not UTF-8: rename it",
         "leads_out.md": "it is a link to a target outside the folder",
         "sub/round": "files without a suffix are not supported",
@@ -869,7 +869,7 @@ async def test_file_that_changes_each_time_it_is_read_is_named(service, client, 
     assert "changed while it was read" in failure.reason
 
 
-def test_that_a_place_is_gone_says_nothing_when_its_root_is_gone_too(folder):
+def test_that_a_place_is_gone_states_nothing_when_its_root_is_gone_too(folder):
     root = folder.resolve()
     write(root, a_md="A")
     (root / "a.md").unlink()
@@ -912,7 +912,7 @@ async def test_folder_that_may_not_be_listed_is_no_deletion(service, client, fol
     assert service.contents == {"a.md": b"A"}
 
 
-async def test_no_folder_is_said(client, folder, log_path):
+async def test_no_folder_is_stated(client, folder, log_path):
     with pytest.raises(NotADirectoryError, match=re.escape("nowhere is not a folder")):
         await ingest_folder(client, folder / "nowhere", log_path=log_path)
 
@@ -1016,7 +1016,9 @@ async def test_rewritten_branch_replaces_what_was_sent(service, client, reposito
     assert service.contents == {"a.md": b"A1"}
 
 
-async def test_shallow_clone_is_sent_and_says_why_it_lacks_a_revision(service, client, repository, log_path, tmp_path):
+async def test_shallow_clone_is_sent_and_gives_the_reason_it_lacks_a_revision(
+    service, client, repository, log_path, tmp_path
+):
     first = repository.commit(a_md="A1")
     repository.commit(a_md="A2", b_md="B")
     shallow = tmp_path / "shallow"
@@ -1036,7 +1038,7 @@ async def test_git_names_what_it_cannot_send_and_deletes_nothing_for_it(service,
     (repository.path / ".git/objects" / blob[:2] / blob[2:]).unlink()
     summary = await ingest_git(client, repository.path, log_path=log_path)
     assert [failure.document_id for failure in summary.failed] == ["b.md"]
-    assert summary.passed_over == {"caf\\xe9.md": "its name is not UTF-8: rename it"}
+    assert summary.ignored_files == {"caf\\xe9.md": "its name is not UTF-8: rename it"}
     assert service.contents == {"a.md": b"A2", "b.md": b"B", "c.md": b"C"}
 
 
@@ -1085,7 +1087,7 @@ async def test_git_guard(service, client, repository, log_path):
     assert service.contents == {}
 
 
-async def test_git_errors_are_said(client, repository, log_path, tmp_path):
+async def test_git_errors_are_stated(client, repository, log_path, tmp_path):
     repository.commit(a_md="A")
     with pytest.raises(GitFailed, match="has no commit '--no-such'"):
         await ingest_git(client, repository.path, start="--no-such", log_path=log_path)
@@ -1147,7 +1149,7 @@ async def test_event_file_without_its_log_sends_only_what_is_newer(service, clie
     assert service.contents == {"1": b"A2", "2": b"B"}
 
 
-async def test_resumed_rename_knows_content_sent_by_the_run_before(service, client, tmp_path, log_path):
+async def test_resumed_rename_has_content_sent_by_the_run_before(service, client, tmp_path, log_path):
     created = {"type": "created", "doc_id": "1", "content": "A"}
     path = event_file(tmp_path / "events.jsonl", created)
     await ingest_event_file(client, path, log_path=log_path)
@@ -1157,7 +1159,7 @@ async def test_resumed_rename_knows_content_sent_by_the_run_before(service, clie
     assert service.given["1"]["source"] == "b.md"
 
 
-async def test_bad_line_is_named_and_what_comes_before_is_sent(service, client, tmp_path, log_path):
+async def test_bad_line_is_named_and_what_arrives_before_is_sent(service, client, tmp_path, log_path):
     path = tmp_path / "events.jsonl"
     event_file(path, {"type": "created", "doc_id": "1", "content": "A"})
     with path.open("ab") as file:

@@ -20,7 +20,7 @@ def ended(number: int, document_id: str, outcome: Outcome, passages: int | None 
 
 
 class Reader:
-    """Knows of the outcomes that a test names; all others are under way."""
+    """Outcomes that a test sets; all other events are in progress."""
 
     def __init__(self, done):
         self.done = set(done)
@@ -59,12 +59,12 @@ async def test_thousands_that_have_ended_cost_a_request_for_each_thousand():
     assert reader.requests == [MAX_EVENTS_PER_REQUEST] * 3
 
 
-async def test_events_that_stand_still_hide_no_other():
+async def test_events_that_remain_still_hide_no_other():
     events = [event(number) for number in range(MANY)]
     still = events[: MAX_EVENTS_PER_REQUEST + 7]
     outcomes = await waited(Reader(one.event_id for one in events[len(still) :]), events, 0.1)
     assert {one.event for one in outcomes.ended} == set(events[len(still) :])
-    assert outcomes.under_way == sorted(still, key=lambda one: one.position)
+    assert outcomes.in_progress == sorted(still, key=lambda one: one.position)
 
 
 async def test_a_wait_of_no_time_asks_for_every_event_once():
@@ -74,7 +74,7 @@ async def test_a_wait_of_no_time_asks_for_every_event_once():
     assert [one.event for one in outcomes.ended] == [events[-1]]
 
 
-async def test_of_nothing_nobody_is_asked():
+async def test_of_nothing_no_caller_is_asked():
     reader = Reader([])
     await waited(reader, [], 10)
     assert reader.requests == []
@@ -111,12 +111,12 @@ BROKEN = ended(2, "b.md", Outcome.DEAD_LETTER)
 EMPTY = ended(3, "c.md", Outcome.DONE, 0)
 OLD = ended(4, "d.md", Outcome.SUPERSEDED)
 REFUSED = {"failed": [Failure("e.md", "too large")]}
-PICTURE = {"passed_over": {"f.png": "files named .png are not supported"}}
+PICTURE = {"ignored_files": {"f.png": "files named .png are not supported"}}
 OPEN = [event(9)]
 
 
 @pytest.mark.parametrize(
-    ("known", "under_way", "summary", "code", "searchable"),
+    ("known", "in_progress", "summary", "code", "searchable"),
     [
         ([FOUND], [], {}, 0, True),
         ([], [], {}, 0, True),
@@ -129,9 +129,9 @@ OPEN = [event(9)]
         ([FOUND], [], PICTURE, 4, True),
     ],
 )
-def test_exit_code_and_claim_follow_from_what_happened(known, under_way, summary, code, searchable):
+def test_exit_code_and_claim_follow_from_what_happened(known, in_progress, summary, code, searchable):
     outcomes = EventOutcomes(list(known))
-    outcomes.expect(under_way)
+    outcomes.expect(in_progress)
     report = Report(Summary(sent=2, **summary), outcomes, 10.0)
     assert report.exit_code() == code
     assert report.exit_code(allow_partial=True) == (0 if code == 4 else code)
@@ -150,7 +150,7 @@ def test_a_long_list_is_cut_on_the_terminal_and_whole_in_the_json(capsys):
     broken = [ended(number, f"{number}.pdf", Outcome.DEAD_LETTER) for number in range(30)]
     report = Report(Summary(sent=30), EventOutcomes(broken), 10.0)
     report.show_findings()
-    said = capsys.readouterr().err
-    assert said.count("not processed: ") == 20
-    assert "… and 10 more" in said
+    message = capsys.readouterr().err
+    assert message.count("not processed: ") == 20
+    assert "… and 10 more" in message
     assert len(report.as_json()["failures"]) == report.as_json()["failed"] == 30

@@ -27,8 +27,8 @@ class World:
         app.include_router(webhook_routes(TenantWebhooks(self.store, WebhookSettings()), admin))
         self.http = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://ingest")
 
-    async def add(self, **told):
-        return await self.http.post("/v1/webhooks", json={"url": URL} | told)
+    async def add(self, **reported):
+        return await self.http.post("/v1/webhooks", json={"url": URL} | reported)
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ async def test_a_webhook_is_made_with_a_secret_that_is_shown_once(world):
     assert (kept.secret, kept.tenant) == (secret, "acme")
 
 
-async def test_a_given_secret_is_taken_and_all_outcomes_are_told_by_default(world):
+async def test_a_given_secret_is_taken_and_all_outcomes_are_reported_by_default(world):
     secret = "whsec_" + "QUFB" * 11
     made = await world.add(secret=secret)
     assert made.json()["secret"] == secret
@@ -75,15 +75,15 @@ async def test_a_given_secret_is_taken_and_all_outcomes_are_told_by_default(worl
         ({"description": "x" * 201}, "description"),
     ],
 )
-async def test_what_is_wrong_is_refused_by_its_field(world, told, field):
-    refused = await world.add(**told)
+async def test_what_is_wrong_is_refused_by_its_field(world, reported, field):
+    refused = await world.add(**reported)
     assert refused.status_code == 422
     assert any(error["field"].split(".")[0] == field for error in refused.json()["errors"]), refused.json()
     assert "whsec_" + "a" * 33 not in refused.text
     assert await world.store.webhooks() == []
 
 
-async def test_nobody_sees_or_touches_those_of_another_tenant(world):
+async def test_no_caller_sees_or_touches_those_of_another_tenant(world):
     name = (await world.add()).json()["webhook"]["webhook_id"]
     world.tenant = "umbrella"
     assert (await world.http.get("/v1/webhooks")).json() == {"webhooks": []}
@@ -121,7 +121,7 @@ async def test_a_removed_one_is_gone(world):
     assert (await world.http.get(f"/v1/webhooks/{'x' * 16}")).status_code == 422
 
 
-async def test_a_store_that_is_out_is_told(world):
+async def test_a_store_that_is_out_is_reported(world):
     world.store.available = False
     refused = await world.add()
     assert refused.status_code == 503

@@ -1,4 +1,4 @@
-"""What is no message is told from what is, with the field that is wrong."""
+"""Invalid messages are rejected with the name of the field."""
 
 import orjson
 import pytest
@@ -43,10 +43,10 @@ def with_fields(**fields) -> bytes:
     ],
     ids=range(15),
 )
-def test_what_is_no_message_is_refused_with_the_reason(value, headers, said):
+def test_what_is_no_message_is_refused_with_the_reason(value, headers, message):
     with pytest.raises(Undecodable) as refused:
         decode(DocumentEvent, value, headers)
-    assert said in str(refused.value)
+    assert message in str(refused.value)
     assert len(str(refused.value)) < 1_000
 
 

@@ -51,7 +51,7 @@ class TestPorts:
         chosen = ports.choose(["kafka-1", "kafka-2", "kafka-3"], {}, {})
         assert len(set(chosen.values())) == 3
 
-    def test_told_port_in_use_is_an_error_that_names_it(self, listener: int) -> None:
+    def test_reported_port_in_use_is_an_error_that_names_it(self, listener: int) -> None:
         with pytest.raises(StackError, match=f"port {listener} for redis is in use"):
             ports.choose(["redis"], {"redis": listener}, {})
 
@@ -59,7 +59,7 @@ class TestPorts:
         with pytest.raises(StackError, match="no port named reddis; this stack has redis"):
             ports.choose(["redis"], {"reddis": 1}, {})
 
-    def test_no_server_takes_the_port_told_for_another(self) -> None:
+    def test_no_server_takes_the_port_reported_for_another(self) -> None:
         chosen = ports.choose(["kafka-1", "kafka-2"], {"kafka-2": 7655}, {"kafka-1": 7655})
         assert chosen["kafka-2"] == 7655
         assert chosen["kafka-1"] != 7655
@@ -88,7 +88,7 @@ def _kafka(home: Path, listeners: tuple[Listener, ...]) -> dict[str, object]:
     return Kafka(1, plan, Home(home), {"kafka-1": 9092, "kafka-1-controller": 19092})._properties()
 
 
-def test_clients_of_a_listener_are_told_its_own_ports(tmp_path: Path) -> None:
+def test_clients_of_a_listener_are_reported_its_own_ports(tmp_path: Path) -> None:
     properties = _kafka(
         tmp_path, (Listener(name="SLOW", ports={"kafka-1": 23001}, advertised_ports={"kafka-1": 23002}),)
     )
@@ -123,7 +123,7 @@ class TestJava:
         monkeypatch.delenv("JAVA_HOME", raising=False)
         monkeypatch.delenv("OPENSEARCH_JAVA_HOME", raising=False)
 
-    def test_none_for_kafka_is_an_error_that_says_how_to_get_one(self) -> None:
+    def test_none_for_kafka_is_an_error_that_explains_how_to_get_one(self) -> None:
         with pytest.raises(StackError, match=r"(?s)Java 17 or newer.*apt-get install"):
             java.for_kafka()
 
@@ -134,7 +134,9 @@ class TestJava:
         right = _jdk(tmp_path / "jvm" / "right", "21", "java.base jdk.incubator.vector")
         assert java.for_opensearch() == java.Java(right, 21, vector_module=True)
 
-    def test_environment_comes_before_the_systems_newest(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_environment_arrives_before_the_systems_newest(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         _jdk(tmp_path / "jvm" / "newest", "30", "jdk.incubator.vector")
         named = _jdk(tmp_path / "named", "21.0.2", "jdk.incubator.vector")
         monkeypatch.setenv("OPENSEARCH_JAVA_HOME", str(named))
@@ -193,7 +195,7 @@ class TestCache:
             thread.join()
         assert len(builds) == 1
 
-    def test_missing_maven_is_an_error_that_says_how_to_get_it(
+    def test_missing_maven_is_an_error_that_explains_how_to_get_it(
         self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:
         monkeypatch.setenv("PATH", str(tmp_path))
@@ -244,7 +246,7 @@ class TestIdentity:
             assert identity is not None
             assert identity.find() is not None
             child.kill()
-            os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # it has ended, and nobody has collected it
+            os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # it has ended, and is not collected
             assert identity.find() is None
 
     def test_leftover_is_killed_and_a_stranger_with_its_number_is_not(self) -> None:

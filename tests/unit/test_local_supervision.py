@@ -77,7 +77,7 @@ async def test_end_during_the_start_is_an_error_with_the_log(tmp_path: Path) -> 
     assert watched.state.phase is Phase.FAILED
 
 
-async def test_start_that_takes_too_long_is_an_error_that_says_what_is_missing(tmp_path: Path) -> None:
+async def test_start_that_takes_too_long_is_an_error_that_names_what_is_missing(tmp_path: Path) -> None:
     silent = "import signal; signal.pause()"
     watched = Watched(silent, tmp_path / "script.log", start_timeout_s=0.2)
     with pytest.raises(StackError, match=r"not ready after 0.2 s: it has not said that it runs"):

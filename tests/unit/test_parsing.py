@@ -1,4 +1,4 @@
-"""What each type of document yields, and how failures are told. No child process here."""
+"""Text of each document type, and failures. Without child processes."""
 
 import io
 import json
@@ -172,7 +172,7 @@ def test_encodings(content: bytes, charset: str | None, text: str):
     assert decode(content, charset) == text
 
 
-def test_bytes_that_are_no_text_are_told():
+def test_bytes_that_are_no_text_are_reported():
     with pytest.raises(ParseFailed, match="send it as UTF-8") as failed:
         parse(bytes(range(256)) * 4, PLAIN)
     assert failed.value.kind == "broken"
@@ -180,7 +180,7 @@ def test_bytes_that_are_no_text_are_told():
 
 @pytest.mark.parametrize(("content", "charset"), [(b"Z\xfcrich", "utf-8"), (b"\x81", "gbk"), (b"a\0b", "utf-16le")])
 @pytest.mark.parametrize("media_type", [PLAIN, MARKDOWN, HTML, CSV, XML])
-def test_content_that_is_not_in_its_declared_charset_is_told(content: bytes, charset: str, media_type: str):
+def test_content_that_is_not_in_its_declared_charset_is_reported(content: bytes, charset: str, media_type: str):
     with pytest.raises(ParseFailed, match=f"are not {charset}") as failed:
         parse(content, media_type, charset)
     assert failed.value.kind == "broken"
@@ -199,7 +199,7 @@ def test_html_names_its_own_encoding():
 @pytest.mark.parametrize(
     ("page", "encoding"),
     [
-        ('<meta charset="utf-16"><p>Łódź', "utf-8"),  # nobody could have read it there
+        ('<meta charset="utf-16"><p>Łódź', "utf-8"),  # it could not have been read as UTF-16
         ('<meta charset="no-such"><p>Łódź', "utf-8"),
         ('<meta charset="us-ascii"><p>Łódź', "utf-8"),
         ('<meta charset="shift_jis"><p>日本語の文書', "cp932"),
@@ -281,7 +281,7 @@ def test_mail_in_html_only():
 
 
 @pytest.mark.parametrize("declared", ["", "; charset=us-ascii", "; charset=no-such", "; charset=utf-8"])
-def test_mail_in_eight_bits_that_says_nothing_true(declared: str):
+def test_mail_in_eight_bits_that_states_nothing_true(declared: str):
     mail = f"Subject: x\nContent-Type: text/plain{declared}\nContent-Transfer-Encoding: 8bit\n\nGrüße aus Zürich.\n"
     assert "Grüße aus Zürich." in parse(mail.encode("latin-1"), EMAIL).text
     if declared != "; charset=utf-8":
@@ -302,7 +302,7 @@ def test_mail_in_eight_bits_that_says_nothing_true(declared: str):
         (b"<rss>", RSS),
     ],
 )
-def test_broken_documents_are_told(content: bytes, media_type: str):
+def test_broken_documents_are_reported(content: bytes, media_type: str):
     with pytest.raises(ParseFailed) as failed:
         parse(content, media_type)
     assert failed.value.kind == "broken"

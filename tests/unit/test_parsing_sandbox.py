@@ -49,7 +49,7 @@ def parsers_of(parent: int) -> list[psutil.Process]:
 
 async def until(condition: Callable[[], bool], seconds: float = 10) -> None:
     async with asyncio.timeout(seconds):
-        while not condition():  # noqa: ASYNC110 - nobody tells of what other processes do
+        while not condition():  # noqa: ASYNC110 - other processes send no notification
             await asyncio.sleep(0.01)
 
 
@@ -148,7 +148,7 @@ async def test_a_child_that_dies_fails_its_document_only(pool_with):
     await assert_works(pool)
 
 
-async def test_a_child_that_somebody_kills_costs_nothing(pool_with):
+async def test_a_child_that_another_client_kills_costs_nothing(pool_with):
     pool = await pool_with()
     await assert_works(pool)
     parsers_of(os.getpid())[0].kill()

@@ -43,7 +43,7 @@ def test_a_window_counts_only_its_seconds():
     assert stats.window(10, now_s=200).cache_hit_rate is None
 
 
-def test_an_hour_later_a_second_is_counted_anew():
+def test_an_hour_later_a_second_is_counted_again():
     stats = RollingStats()
     stats.record_request(RequestOutcome.ANSWERED, 10.0, now_s=5)
     stats.record_request(RequestOutcome.INTERNAL, 10.0, now_s=5 + MAX_WINDOW_S)

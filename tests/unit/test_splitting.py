@@ -85,7 +85,7 @@ def test_closing_marks_are_not_part_of_a_heading(line: str, heading: str):
     assert splitter().split(text, None)[-1].heading_path == (heading,)
 
 
-def test_what_looks_like_a_heading_in_code_is_none():
+def test_what_lookups_like_a_heading_in_code_is_none():
     text = f"# Real\n\n```sh\n# comment\n{paragraph('code')}\n```\n\n{paragraph('after')}\n\n{paragraph('last')}"
     assert {heading for chunk in splitter().split(text, None) for heading in chunk.heading_path} == {"Real"}
 
@@ -99,7 +99,7 @@ def test_identity_is_the_hash_of_what_is_embedded():
     assert renamed.text_sha256 != last.text_sha256
 
 
-def test_a_title_that_is_also_the_heading_is_said_once():
+def test_a_title_that_is_also_the_heading_is_stated_once():
     chunk = PlannedChunk(text="t", heading_path=("Pay", "Raises"), start=0, end=1, text_sha256="")
     assert embedding_text("Pay", chunk) == "Pay > Raises\nt"
     assert embedding_text(None, chunk) == "Pay > Raises\nt"
@@ -148,7 +148,7 @@ def test_inserting_early_in_one_endless_section_keeps_nearly_all_passages():
 def test_no_shape_of_text_takes_more_than_linear_time(text: str):
     """Each is compared with its own quarter: a quadratic step would take 16 times as long, not 4 times.
 
-    The collector is off, as in `timeit`: it goes over what all tests before left, which the shape does not cause.
+    The collector is off, as in `timeit`: it scans the objects of all earlier tests, which the shape does not cause.
     """
     subject = splitter(200)
 

@@ -84,7 +84,7 @@ async def test_partitions_that_never_appear_are_an_error(admin_of, settings, mon
 
 async def test_another_partition_count_is_an_error_at_once(admin_of):
     async with admin_of(LateMetadata(late=0, partitions=5)) as admin:
-        with pytest.raises(TopicMismatch, match="has 5 partitions where 3 are set"):
+        with pytest.raises(TopicMismatch, match="has 5 partitions, 3 are configured"):
             await admin.create_topics()
 
 

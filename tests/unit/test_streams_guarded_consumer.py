@@ -89,7 +89,7 @@ async def test_a_commit_that_fails_is_tried_again(consumers):
     assert ours._new_offset(LANE) is None, "and once it is taken, there is nothing left to commit"
 
 
-async def test_records_that_end_while_a_commit_is_under_way_are_in_the_next(consumers):
+async def test_records_that_end_while_a_commit_is_in_progress_are_in_the_next(consumers):
     _, ours = consumers
     deliver(ours, range(4))
     ack(ours, [0, 1])

@@ -20,7 +20,7 @@ SETTINGS = StreamSettings(retry_first_ms=1, retry_max_ms=2, attempts=3, batch_ev
 
 
 class Fake:
-    """A step that fails as told, by document id."""
+    """A step that fails by document id."""
 
     name = StepName.PREPARE
 
@@ -46,7 +46,7 @@ class Fake:
     def _outcome(self, task):
         return Finished((Record(CHUNKS.name, b"k", task.message.document_id.encode(), (), 0),))
 
-    async def close(self, task, kind, reason):  # noqa: ARG002 - nobody asks
+    async def close(self, task, kind, reason):  # noqa: ARG002 - unused
         self.closed.append((task.message.document_id, kind))
         if self.closing:
             raise self.closing.pop(0)
@@ -136,9 +136,9 @@ async def test_one_poisonous_record_costs_only_itself():
     step.failures["bad"] = [POISON]
     streams, done, _ = await ended(step, [record(name) for name in ("d0", "bad", "d2")])
     assert done == [0, 1, 2]
-    told = values(streams, CHUNKS.name)
-    assert (told[0], told[2]) == ("d0", "d2")
-    assert told[1].startswith("gave up bad: failed 3 times, last error: ValueError: this document is poison")
+    reported = values(streams, CHUNKS.name)
+    assert (reported[0], reported[2]) == ("d0", "d2")
+    assert reported[1].startswith("gave up bad: failed 3 times, last error: ValueError: this document is poison")
     [dead_letter] = streams.log[DEAD_LETTERS.name, 0]
     headers = dict(dead_letter.headers)
     assert headers["__connect.errors.topic"] == b"documents.v1"

@@ -123,18 +123,18 @@ async def prepared(prepare, *events):
 
 
 class SlowParsers(Parsers):
-    """Reads what begins with "slow" when it is told to."""
+    """Parses content that begins with "slow" when the test permits it."""
 
     def __init__(self):
-        self.told = asyncio.Event()
+        self.reported = asyncio.Event()
 
     async def parse(self, content, content_type, file_name):
         if content.startswith(b"slow"):
-            await self.told.wait()
+            await self.reported.wait()
         return await super().parse(content, content_type, file_name)
 
 
-async def test_what_was_read_goes_on_while_the_rest_is_read(blobs):
+async def test_what_was_read_continues_on_while_the_rest_is_read(blobs):
     for content in (b"text", b"slow"):
         await blobs.put(content)
     parsers = SlowParsers()
@@ -145,7 +145,7 @@ async def test_what_was_read_goes_on_while_the_rest_is_read(blobs):
         while len(outcomes) < 2:
             outcomes += await anext(results)
         assert [plan.event.version for outcome in outcomes for plan in plans_in(outcome)] == [1, 2]
-        parsers.told.set()
+        parsers.reported.set()
         assert len([outcome async for some in results for outcome in some]) == 2
 
 
@@ -166,25 +166,25 @@ async def test_no_version_gives_way_to_one_that_the_index_may_still_refuse(prepa
     for one in (b"text", b"broken"):
         await blobs.put(one)
     events = (event(1), event(3), event(2, None), event(4, b"broken"), event(7, document_id="other.md"))
-    told = await prepared(prepare, *events)
-    assert [type(outcome) for outcome, _ in told] == [Finished, Finished, Finished, DeadLetter, Finished]
-    assert [plan.outcome for _, plan in told] == [None, None, None, Outcome.DEAD_LETTER, None]
-    assert (told[3][0].kind, told[3][1].reason) == ("broken", "it has no end")
-    assert [[plan.event.version for plan in plans_in(outcome)] for outcome, _ in told] == [[1], [3], [2], [4], [7]]
-    assert [plan.position for _, plan in told] == [f"documents.v1-1:{offset}" for offset in (1, 3, 2, 4, 7)]
-    assert all(record.partition == 1 for outcome, _ in told for record in outcome.emit)
+    reported = await prepared(prepare, *events)
+    assert [type(outcome) for outcome, _ in reported] == [Finished, Finished, Finished, DeadLetter, Finished]
+    assert [plan.outcome for _, plan in reported] == [None, None, None, Outcome.DEAD_LETTER, None]
+    assert (reported[3][0].kind, reported[3][1].reason) == ("broken", "it has no end")
+    assert [[plan.event.version for plan in plans_in(outcome)] for outcome, _ in reported] == [[1], [3], [2], [4], [7]]
+    assert [plan.position for _, plan in reported] == [f"documents.v1-1:{offset}" for offset in (1, 3, 2, 4, 7)]
+    assert all(record.partition == 1 for outcome, _ in reported for record in outcome.emit)
 
 
-async def test_a_plan_without_passages_says_why(prepare, blobs):
+async def test_a_plan_without_passages_gives_the_reason(prepare, blobs):
     for content in (b"", b"text"):
         await blobs.put(content)
-    told = await prepared(prepare, event(1, b""), event(2, b"text", "b.md"), event(3, None, "c.md"))
-    assert [plan.outcome for _, plan in told] == [None] * 3
-    assert [plan.reason for _, plan in told] == ["the document is empty", None, None]
+    reported = await prepared(prepare, event(1, b""), event(2, b"text", "b.md"), event(3, None, "c.md"))
+    assert [plan.outcome for _, plan in reported] == [None] * 3
+    assert [plan.reason for _, plan in reported] == ["the document is empty", None, None]
 
 
 @pytest.mark.parametrize(
-    ("content", "media_type", "said"),
+    ("content", "media_type", "expected"),
     [
         (b"%PDF-", "application/pdf", "no text layer"),
         (
@@ -196,8 +196,8 @@ async def test_a_plan_without_passages_says_why(prepare, blobs):
         (b"", "application/pdf", "is empty"),
     ],
 )
-def test_why_a_document_has_no_passages_depends_on_its_kind(content, media_type, said):
-    assert said in why_empty(content, media_type)
+def test_why_a_document_has_no_passages_depends_on_its_kind(content, media_type, expected):
+    assert expected in why_empty(content, media_type)
 
 
 async def test_content_that_is_lost_is_a_dead_letter_with_advice(prepare):
@@ -250,8 +250,8 @@ class Bench:
     async def run(self, *plans):
         """Each plan's outcome, and the change that it led to."""
         outcomes = await outcomes_of(self.step, *plans)
-        told = {change.position: change for outcome in outcomes for change in changes_in(outcome)}
-        return [(one, told[plan.position]) for one, plan in zip(outcomes, plans, strict=True)]
+        reported = {change.position: change for outcome in outcomes for change in changes_in(outcome)}
+        return [(one, reported[plan.position]) for one, plan in zip(outcomes, plans, strict=True)]
 
     async def refuse(self, changes):
         """What ``apply`` does where the index takes none of the passages."""
@@ -290,8 +290,8 @@ def plan(version, *lines, deleted=False, position=None, **fields):
     )
 
 
-async def test_a_version_that_another_worker_completes_meanwhile_is_told_as_done(bench):
-    """Told as superseded, its change would drop no cached answer."""
+async def test_a_version_that_another_worker_completes_meanwhile_is_reported_as_done(bench):
+    """Reported as superseded, its change would drop no cached answer."""
     one = plan(1, "a")
 
     async def other_worker():
@@ -303,14 +303,14 @@ async def test_a_version_that_another_worker_completes_meanwhile_is_told_as_done
     assert change.added == (await bench.manifest()).chunks != ()
 
 
-async def test_a_version_that_a_newer_one_overtakes_is_told_as_superseded(bench):
+async def test_a_version_that_a_newer_one_supersedes_is_reported_as_superseded(bench):
     async def other_worker():
         await bench.run(plan(2, "b"))
 
     bench.before_write = [other_worker]
-    told = await bench.run(plan(1, "a"), plan(5, "z", document_id="other.md"))
-    assert [change.outcome for _, change in told] == [Outcome.SUPERSEDED, Outcome.DONE]
-    assert told[0][1].reason == "version 1 is not newer than version 2"
+    reported = await bench.run(plan(1, "a"), plan(5, "z", document_id="other.md"))
+    assert [change.outcome for _, change in reported] == [Outcome.SUPERSEDED, Outcome.DONE]
+    assert reported[0][1].reason == "version 1 is not newer than version 2"
     assert await bench.texts() == ["b", "z"]
 
 
@@ -386,10 +386,10 @@ async def test_of_versions_that_come_together_the_newest_that_does_not_fail_is_d
     monkeypatch.setattr(bench.index, "apply", refuse_third)
     together = [plan(version, f"text {version}", position=first * version) for version in (0, 1, 2)]
     together.insert(len(together) if first == 1 else 0, plan(3, "text 3", position=99))
-    told = {change.version: change for _, change in await bench.run(*together)}
-    outcomes = [told[version].outcome for version in range(4)]
+    reported = {change.version: change for _, change in await bench.run(*together)}
+    outcomes = [reported[version].outcome for version in range(4)]
     assert outcomes == [Outcome.SUPERSEDED, Outcome.SUPERSEDED, Outcome.DONE, Outcome.DEAD_LETTER]
-    assert told[1].reason == "version 1 is not newer than version 2"
+    assert reported[1].reason == "version 1 is not newer than version 2"
     assert await bench.texts() == ["text 2"]
 
 
@@ -403,7 +403,7 @@ async def test_what_is_refused_for_its_owner_supersedes_nothing_and_the_next_run
         return await (bench.refuse if changes[0].put and changes[0].put[0].chunk.version == 2 else apply)(changes)
 
     monkeypatch.setattr(bench.index, "apply", refuse_second)
-    told = await bench.run(
+    reported = await bench.run(
         plan(1, "a", connector="mine"),
         plan(2, "b", connector="mine"),
         plan(3, "c", connector="other"),
@@ -411,7 +411,7 @@ async def test_what_is_refused_for_its_owner_supersedes_nothing_and_the_next_run
         plan(5, "e", connector="other", take_over=True),
         plan(6, "f", connector="mine"),
     )
-    assert [getattr(outcome, "kind", None) for outcome, _ in told] == [
+    assert [getattr(outcome, "kind", None) for outcome, _ in reported] == [
         None,
         "refused",
         "owned-by-other",
@@ -419,14 +419,14 @@ async def test_what_is_refused_for_its_owner_supersedes_nothing_and_the_next_run
         None,
         "owned-by-other",
     ]
-    assert [change.outcome for _, change in told if change.outcome is not Outcome.DEAD_LETTER] == [Outcome.DONE] * 2
+    assert [change.outcome for _, change in reported if change.outcome is not Outcome.DEAD_LETTER] == [Outcome.DONE] * 2
     assert await bench.texts() == ["e"]
     manifest = await bench.manifest()
     assert (manifest.version, manifest.connector) == (5, "other")
     assert await bench.index.positions(KEY.tenant) == {1: 6}
 
 
-async def test_who_is_refused_by_a_claim_that_comes_to_nothing_is_not_refused(bench):
+async def test_who_is_refused_by_a_claim_that_arrives_to_nothing_is_not_refused(bench):
     await bench.run(plan(1, "a", connector="mine"))
 
     async def stop():
@@ -442,7 +442,7 @@ async def test_who_is_refused_by_a_claim_that_comes_to_nothing_is_not_refused(be
     assert (change.outcome, await bench.texts()) == (Outcome.DONE, ["c"])
 
 
-async def test_an_older_version_that_comes_after_a_failed_one_is_done(bench, monkeypatch):
+async def test_an_older_version_that_arrives_after_a_failed_one_is_done(bench, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(bench.index, "apply", bench.refuse)
         await bench.run(plan(5, "a"))
@@ -503,8 +503,8 @@ async def test_a_refusal_after_a_stopped_update_takes_nothing_from_the_version_t
     assert [one for one in bench.index._written.values() if not isinstance(one, _Deleted)] == []
 
 
-async def test_another_workers_claim_supersedes_nothing_and_is_settled(bench):
-    """Its writer has stopped: what it had begun is told by nobody."""
+async def test_another_workers_claim_supersedes_nothing_and_is_committed(bench):
+    """Its writer has stopped, and reports nothing of what it began."""
     await bench.run(plan(1, "a"))
     other = replace(bench.step, writer="another")
 
@@ -541,10 +541,10 @@ async def test_giving_up_closes_the_claim_and_advances_the_position(bench, monke
     assert (again.kind, await bench.texts()) == ("failed", ["a"])
 
 
-async def test_giving_up_what_is_done_after_all_tells_that(bench):
+async def test_giving_up_what_is_done_after_all_reports_that(bench):
     await bench.run(plan(1, "a"))
-    told = await bench.step.close(task(plan(1, "a")), "failed", "failed 5 times")
-    [change] = changes_in(told)
+    reported = await bench.step.close(task(plan(1, "a")), "failed", "failed 5 times")
+    [change] = changes_in(reported)
     assert (change.outcome, change.added) == (Outcome.DONE, (await bench.manifest()).chunks)
 
 
@@ -571,7 +571,7 @@ async def test_a_delete_after_an_upload_over_a_lost_manifest_leaves_nothing(benc
     assert bench.searchable() == {}
 
 
-async def test_a_version_older_than_what_stands_without_a_manifest_is_superseded(bench):
+async def test_a_version_older_than_what_remains_without_a_manifest_is_superseded(bench):
     await bench.run(plan(5, "a"))
     del bench.index._manifests[KEY]
     [(_, change)] = await bench.run(plan(4, "b", position=9))
@@ -599,7 +599,7 @@ async def test_content_refused_upon_a_claim_left_half_done_hides_nothing_from_th
     assert await bench.texts() == ["b", "c"]
 
 
-async def test_an_event_that_ended_before_is_told_onward_untouched(bench):
+async def test_an_event_that_ended_before_is_reported_onward_untouched(bench):
     ended = plan(3).model_copy(update={"outcome": Outcome.DEAD_LETTER, "reason": "it has no end"})
     [(outcome, change)] = await bench.run(ended)
     assert isinstance(outcome, Finished), "its dead letter was written by the step that gave it up"
@@ -620,7 +620,7 @@ async def test_a_vector_that_is_no_number_is_never_written(bench, monkeypatch):
 
 async def test_a_version_that_cannot_be_embedded_leaves_the_document_as_it_was(bench, monkeypatch):
     await bench.run(plan(1, "a"))
-    standing = await bench.index.manifests([KEY])
+    current = await bench.index.manifests([KEY])
 
     async def refusing(_texts):
         raise EmbeddingError("the model refuses this text")
@@ -629,10 +629,10 @@ async def test_a_version_that_cannot_be_embedded_leaves_the_document_as_it_was(b
     with pytest.raises(EmbeddingError):
         await bench.run(plan(2, "b"))
     assert await bench.texts() == ["a"]
-    assert await bench.index.manifests([KEY]) == standing
+    assert await bench.index.manifests([KEY]) == current
 
 
-async def test_one_group_is_embedded_while_another_is_written_and_each_is_told_when_searchable(bench, monkeypatch):
+async def test_one_group_is_embedded_while_another_is_written_and_each_is_reported_when_searchable(bench, monkeypatch):
     """Groups of at most 8 passages here: the first two documents, then the third."""
     plans = [plan(1, *lines, document_id=f"{lines}.md") for lines in ("abc", "defgh", "ijklmnop")]
 
@@ -677,19 +677,19 @@ async def test_outcomes_that_are_known_are_returned_while_others_are_written(ben
     assert returned == [[[1], [5]], [[3], [2]]]
 
 
-async def test_an_event_that_comes_twice_is_told_once_and_does_not_supersede_itself(bench):
+async def test_an_event_that_arrives_twice_is_reported_once_and_does_not_supersede_itself(bench):
     twice = plan(1, "a"), plan(1, "a")
     outcomes = [outcome async for some in bench.step.run([task(one) for one in twice]) for outcome in some]
-    told = [[change.outcome for change in changes_in(one)] for one in outcomes]
-    assert told == [[Outcome.DONE], []]
+    reported = [[change.outcome for change in changes_in(one)] for one in outcomes]
+    assert reported == [[Outcome.DONE], []]
 
 
-async def test_news_that_comes_twice_is_told_once_and_ends(bench):
-    """An event that ended before this step; left without an outcome, the batch would be tried for ever."""
+async def test_report_that_arrives_twice_is_reported_once_and_ends(bench):
+    """An event that ended before this step; left without an outcome, the batch would be retried without end."""
     ended = plan(3).model_copy(update={"outcome": Outcome.DEAD_LETTER, "reason": "broken"})
     outcomes = [outcome async for some in bench.step.run([task(ended), task(ended)]) for outcome in some]
-    told = [[change.outcome for change in changes_in(one)] for one in outcomes]
-    assert told == [[Outcome.DEAD_LETTER], []]
+    reported = [[change.outcome for change in changes_in(one)] for one in outcomes]
+    assert reported == [[Outcome.DEAD_LETTER], []]
 
 
 async def test_replacing_a_version_without_an_index_change_also_names_the_passages_that_it_removed(bench):
@@ -755,7 +755,7 @@ async def test_a_delete_takes_away_the_passages_of_a_document_whose_manifest_was
 
 
 async def test_a_delete_counts_as_a_change_though_nothing_is_known_of_the_document(bench):
-    """Where index and manifest were lost, cached answers may stand on what the delete cannot name."""
+    """Where index and manifest were lost, cached answers may be based on passages that the delete cannot name."""
     for again in range(2):
         [(_, change)] = await bench.run(plan(5, deleted=True))
         assert (change.outcome, change.removed, change.changes_answers) == (Outcome.DONE, (), True), again
@@ -767,8 +767,10 @@ async def test_a_delete_counts_as_a_change_though_nothing_is_known_of_the_docume
 async def test_an_end_has_the_passages_of_the_version_and_why_there_are_none(bench):
     first, second = plan(1, "a", "b", "c"), plan(2, "a", "b", "d")
     empty = plan(3).model_copy(update={"reason": "no text"})
-    told = [(await bench.run(one))[0][1] for one in (first, second, second, empty, empty, first, plan(4, deleted=True))]
-    assert [(change.outcome, change.passages, change.reason) for change in told] == [
+    reported = [
+        (await bench.run(one))[0][1] for one in (first, second, second, empty, empty, first, plan(4, deleted=True))
+    ]
+    assert [(change.outcome, change.passages, change.reason) for change in reported] == [
         (Outcome.DONE, 3, None),
         (Outcome.DONE, 3, None),  # all that can be found, not what was added
         (Outcome.DONE, 3, None),
@@ -798,14 +800,14 @@ def changed(offset, outcome=Outcome.DONE, *, tenant="acme", added=("x",), partit
 
 def invalidating(cache, states):
     index = MemoryIndex(DIMENSION)
-    judges = SliceEvaluators(
+    evaluators = SliceEvaluators(
         cache, index, index, fusion=FusionParameters(DIMENSION, 12, 5, 60), settings=AnswerSettings()
     )
-    return Invalidate(cache, judges, states)
+    return Invalidate(cache, evaluators, states)
 
 
 def ends(outcome):
-    """What a record of an end tells."""
+    """The status in a record of an end."""
     [record] = outcome.emit
     end = decode(EventEnded, record.value, record.headers)
     return end.tenant, end.status.position, end.status.outcome, end.status.stage
@@ -834,7 +836,7 @@ async def test_answers_are_dropped_where_something_changed_and_positions_advance
     assert (umbrella.entry, umbrella.positions) == (b"answer", {0: 7})
 
 
-async def test_an_event_that_did_not_become_searchable_is_not_told_as_purged():
+async def test_an_event_that_did_not_become_searchable_is_not_reported_as_purged():
     states = MemoryEventStates()
     await outcomes_of(invalidating(MemoryAnswerCache(), states), changed(1, Outcome.DEAD_LETTER), changed(2))
     recorded = [states._fields["acme", f"acme-{offset}"] for offset in (1, 2)]
@@ -842,7 +844,7 @@ async def test_an_event_that_did_not_become_searchable_is_not_told_as_purged():
     assert Stage.PURGED in str(recorded[1])
 
 
-async def test_the_passages_of_a_version_are_told_to_those_who_ask_and_to_the_stream():
+async def test_the_passages_of_a_version_are_reported_to_those_who_ask_and_to_the_stream():
     states = MemoryEventStates()
     done = changed(1).model_copy(update={"passages": 0, "reason": "no text"})
     status = ended(done, 9.0).status
@@ -854,8 +856,8 @@ async def test_the_passages_of_a_version_are_told_to_those_who_ask_and_to_the_st
     assert (recorded.passages, recorded.reason) == (0, "no text")
 
 
-async def test_an_event_that_is_told_twice_ended_as_it_was_told_first():
-    """A worker that dies after it has told of a change leaves it to another, which finds a newer version there."""
+async def test_an_event_that_is_reported_twice_ended_as_it_was_reported_first():
+    """A worker that dies after it has produced a change leaves it to another, which finds a newer version."""
     states = MemoryEventStates()
     step = invalidating(MemoryAnswerCache(), states)
     done = changed(4)
@@ -867,7 +869,7 @@ async def test_an_event_that_is_told_twice_ended_as_it_was_told_first():
 
 
 async def test_states_out_of_reach_do_not_hold_back_invalidation():
-    """What was not recorded is left to the stream of ends: told again, it may be told otherwise."""
+    """Unrecorded outcomes are read from the stream of ends: reported again, they may differ."""
     cache, states = MemoryAnswerCache(), MemoryEventStates()
     step, done = invalidating(cache, states), changed(1)
     status = ended(done, 9.0).status
@@ -882,30 +884,30 @@ async def test_states_out_of_reach_do_not_hold_back_invalidation():
 
 async def test_evidence_is_read_ahead_also_after_a_mistake(monkeypatch):
     index = MemoryIndex(DIMENSION)
-    judges = SliceEvaluators(
+    evaluators = SliceEvaluators(
         MemoryAnswerCache(), index, index, fusion=FusionParameters(DIMENSION, 12, 5, 60), settings=AnswerSettings()
     )
-    await judges.catch_up("acme", 0)
-    looks, went_on = [], asyncio.Event()
+    await evaluators.catch_up("acme", 0)
+    lookups, went_on = [], asyncio.Event()
 
-    async def looked(_judge):
-        looks.append(True)
-        if len(looks) == 1:
+    async def looked(_evaluator):
+        lookups.append(True)
+        if len(lookups) == 1:
             raise ValueError("a mistake")
         went_on.set()
 
     monkeypatch.setattr(SliceEvaluator, "catch_up", looked)
-    following = asyncio.create_task(judges.follow())
+    following = asyncio.create_task(evaluators.follow())
     try:
         async with asyncio.timeout(5):
             await went_on.wait()
     finally:
         following.cancel()
         await asyncio.gather(following, return_exceptions=True)
-        await judges.close()
+        await evaluators.close()
 
 
-# writing a version anew
+# rewriting a version
 
 
 def lose(bench, text):
@@ -916,7 +918,7 @@ def lose(bench, text):
     return chunk_id
 
 
-async def test_version_that_is_written_anew_has_all_its_passages_again(bench):
+async def test_version_that_is_written_again_has_all_its_passages_again(bench):
     await bench.run(plan(1, "a", "b", position=5))
     lost = lose(bench, "a")
     [(_, change)] = await bench.run(plan(1, "a", "b", position=9, rewrite=True))
@@ -935,7 +937,7 @@ async def test_version_that_is_written_anew_has_all_its_passages_again(bench):
 
 
 @pytest.mark.parametrize("writes", range(8))
-async def test_rewrite_that_is_stopped_before_any_write_is_made_good_when_it_comes_again(bench, writes):
+async def test_rewrite_that_is_stopped_before_any_write_is_made_good_when_it_arrives_again(bench, writes):
     await bench.run(plan(1, "a", "b", position=5))
     lose(bench, "a")
 
@@ -948,15 +950,15 @@ async def test_rewrite_that_is_stopped_before_any_write_is_made_good_when_it_com
     bench.before_write = []
     # The whole log again, from its beginning.
     [(_, first)] = await bench.run(plan(1, "a", "b", position=5))
-    stood = (await bench.manifest()).position
+    was = (await bench.manifest()).position
     [(_, second)] = await bench.run(plan(1, "a", "b", position=9, rewrite=True))
     assert second.outcome is Outcome.DONE
-    assert first.outcome is (Outcome.SUPERSEDED if stood.endswith(":9") else Outcome.DONE)
+    assert first.outcome is (Outcome.SUPERSEDED if was.endswith(":9") else Outcome.DONE)
     assert await bench.texts() == ["a", "b"]
     assert (await bench.manifest()).position == "documents.v1-1:9"
 
 
-async def test_of_several_rewrites_the_last_stands_and_a_newer_version_supersedes_all(bench):
+async def test_of_several_rewrites_the_last_remains_and_a_newer_version_supersedes_all(bench):
     await bench.run(plan(1, "a", position=5))
     await bench.run(plan(1, "a", position=9, rewrite=True))
     await bench.run(plan(1, "a", position=12, rewrite=True))
@@ -969,7 +971,7 @@ async def test_of_several_rewrites_the_last_stands_and_a_newer_version_supersede
     assert await bench.texts() == []
 
 
-async def test_refused_version_is_taken_when_it_is_written_anew(bench, monkeypatch):
+async def test_refused_version_is_taken_when_it_is_written_again(bench, monkeypatch):
     await bench.run(plan(1, "a"))
     with monkeypatch.context() as patched:
         patched.setattr(bench.index, "apply", bench.refuse)
@@ -1001,37 +1003,37 @@ async def test_plan_whose_passages_are_lost_is_a_dead_letter(bench):
 async def test_an_event_of_another_connector_is_a_dead_letter_and_supersedes_nothing(bench):
     first = plan(1, "a", connector="first")
     second = plan(2, "b", connector="second")
-    told = await bench.run(first, second)
-    assert [change.outcome for _, change in told] == [Outcome.DONE, Outcome.DEAD_LETTER]
-    assert told[1][0].kind == "owned-by-other"
+    reported = await bench.run(first, second)
+    assert [change.outcome for _, change in reported] == [Outcome.DONE, Outcome.DEAD_LETTER]
+    assert reported[1][0].kind == "owned-by-other"
     for way in ("'first'", "--prefix", "--name", "--take-over"):
-        assert way in told[1][1].reason
+        assert way in reported[1][1].reason
     assert (await bench.texts(), (await bench.manifest()).connector) == (["a"], "first")
-    told = await bench.run(plan(3, deleted=True, connector="second"))
-    assert (told[0][1].outcome, await bench.texts()) == (Outcome.DEAD_LETTER, ["a"])
+    reported = await bench.run(plan(3, deleted=True, connector="second"))
+    assert (reported[0][1].outcome, await bench.texts()) == (Outcome.DEAD_LETTER, ["a"])
     # Again, as after a crash: the same.
-    told = await bench.run(first, second)
-    assert [change.outcome for _, change in told] == [Outcome.DONE, Outcome.DEAD_LETTER]
+    reported = await bench.run(first, second)
+    assert [change.outcome for _, change in reported] == [Outcome.DONE, Outcome.DEAD_LETTER]
 
 
 async def test_each_event_of_a_batch_meets_the_owner_that_those_before_it_left(bench):
     await bench.run(plan(1, "a", connector="first"))
-    told = await bench.run(
+    reported = await bench.run(
         plan(2, "b", connector="second", take_over=True), plan(3, "c", connector="second"), plan(4, "d")
     )
-    assert [change.outcome for _, change in told] == [Outcome.DONE] * 3
+    assert [change.outcome for _, change in reported] == [Outcome.DONE] * 3
     assert (await bench.texts(), (await bench.manifest()).connector) == (["d"], None)
 
 
 async def test_a_later_version_does_not_give_way_for_one_between_that_is_refused(bench):
     """Were the first superseded by the third unseen, the second would find no owner, and own the document."""
-    told = await bench.run(
+    reported = await bench.run(
         plan(1, "a", connector="first"),
         plan(2, "b", connector="second"),
         plan(3, "c", connector="first"),
         plan(4, "d", connector="first"),
     )
-    assert [change.outcome for _, change in told] == [
+    assert [change.outcome for _, change in reported] == [
         Outcome.DONE,
         Outcome.DEAD_LETTER,
         Outcome.SUPERSEDED,
@@ -1047,12 +1049,12 @@ async def test_who_may_change_an_owned_document(bench, fields):
     assert (change.outcome, (await bench.manifest()).connector) == (Outcome.DONE, fields.get("connector"))
     [(_, change)] = await bench.run(plan(3, deleted=True, **fields))
     assert (change.outcome, await bench.texts()) == (Outcome.DONE, [])
-    # A deleted document is nobody's.
+    # A deleted document has no owner.
     [(_, change)] = await bench.run(plan(4, "c", connector="third"))
     assert (change.outcome, (await bench.manifest()).connector) == (Outcome.DONE, "third")
 
 
 async def test_events_of_two_connectors_are_both_prepared(prepare, blobs):
     await blobs.put(b"text")
-    told = await prepared(prepare, event(1, connector="first"), event(2, connector="second"), event(3))
-    assert [plan.outcome for _, plan in told] == [None, None, None]
+    reported = await prepared(prepare, event(1, connector="first"), event(2, connector="second"), event(3))
+    assert [plan.outcome for _, plan in reported] == [None, None, None]

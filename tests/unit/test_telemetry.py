@@ -94,7 +94,7 @@ def test_context_that_is_malformed_begins_a_trace():
     assert span.parent is None
 
 
-async def test_waiting_and_retries_and_lag_are_told():
+async def test_waiting_and_retries_and_lag_are_reported():
     registry = CollectorRegistry()
     metrics = WorkerMetrics(registry)
     step = Step()

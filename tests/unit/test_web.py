@@ -268,7 +268,7 @@ async def test_stopping_lets_a_request_finish_and_takes_no_more():
             await client.get(f"{url}/slow")
 
 
-async def test_taken_port_is_said():
+async def test_taken_port_is_stated():
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(CannotListen, match=f"cannot listen on 127.0.0.1 port {port}"):
@@ -329,7 +329,7 @@ async def test_a_wrong_credential_is_no_anonymous_one(keyed):
         assert (await client.get("/query/x", headers={"X-API-Key": "fl_wrong"})).status_code == 401
 
 
-async def test_a_verified_key_needs_one_look_until_it_is_looked_at_again(keyed):
+async def test_a_verified_key_needs_one_lookup_until_it_is_read_again(keyed):
     app, store, table, clock, credentials, token = keyed
     assert credentials.cached(token) is None
     principal = await credentials.identify({"x-api-key": token})
@@ -361,8 +361,8 @@ async def test_the_audit_log_has_refusals_and_changes_and_no_content(keyed):
             await client.get("/ingest/plans?q=plans")
             await client.get("/query/plans", headers={"X-API-Key": "wrong"})
     audited = [line for line in lines if line["event"] == "request"]
-    told = [(line["subject"], line["tenant"], line["route"], line["status"]) for line in audited]
-    assert told == [
+    reported = [(line["subject"], line["tenant"], line["route"], line["status"]) for line in audited]
+    assert reported == [
         ("key:0001020304050607", "acme", "/ingest/{name}", 403),
         ("installation", "local", "/ingest/{name}", 200),
         (None, None, "/query/{name}", 401),

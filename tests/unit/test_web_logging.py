@@ -20,7 +20,7 @@ def lines(capsys):
     structlog.reset_defaults()
 
 
-def test_own_and_foreign_lines_look_alike(lines):
+def test_own_and_foreign_lines_are_alike(lines):
     configure_logging(Settings(log_format="json"))
     structlog.get_logger("ingest.main").info("listening", port=8081)
     logging.getLogger("some.library").warning("slow %s", "disk", extra={"took_ms": 3})

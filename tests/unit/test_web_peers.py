@@ -25,7 +25,7 @@ def directory():
         yield Path(name)
 
 
-async def test_each_is_told_what_the_others_know(directory):
+async def test_each_is_reported_what_the_others_know(directory):
     own = [PeerProcesses(directory, pid) for pid in (1, 2, 3)]
     async with AsyncExitStack() as ending:
         for one in own:
@@ -36,7 +36,7 @@ async def test_each_is_told_what_the_others_know(directory):
     assert await own[0].ask("say") == {}
 
 
-async def test_one_process_alone_asks_nobody():
+async def test_one_process_alone_asks_no_caller():
     alone = PeerProcesses()
     async with alone.listening({}):
         assert (alone.shares, await alone.ask("say")) == (False, {})

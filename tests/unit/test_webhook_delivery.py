@@ -1,4 +1,4 @@
-"""Webhooks: signatures, where they may lead, how they are doing, and that each end is told once at least."""
+"""Webhooks: signatures, permitted addresses, health, and delivery at least once."""
 
 import asyncio
 import ipaddress
@@ -45,7 +45,7 @@ def test_signatures_are_those_of_the_standard():
 @pytest.mark.parametrize(
     "secret", ["", "whsec_", "whsec_!!!", "whsec_c2hvcnQ=", SECRET.removeprefix("whsec_"), SECRET * 2]
 )
-def test_what_is_no_secret_is_refused_without_being_told(secret):
+def test_what_is_no_secret_is_refused_without_being_reported(secret):
     with pytest.raises(ValueError, match="whsec_ and 24 to 64 bytes") as refused:
         key_of(secret)
     assert not secret or secret == "whsec_" or secret not in str(refused.value)
@@ -54,12 +54,12 @@ def test_what_is_no_secret_is_refused_without_being_told(secret):
 def is_genuine(*request):
     """The lines that the documentation gives to receivers."""
     [code] = re.findall(r"```python\n(.*?)```", (DOCS / "webhooks.md").read_text(encoding="utf-8"), re.DOTALL)
-    told: dict = {}
-    exec(code, told)
-    return told["is_genuine"](*request)
+    reported: dict = {}
+    exec(code, reported)
+    return reported["is_genuine"](*request)
 
 
-def test_the_documented_lines_tell_genuine_messages_from_others(monkeypatch):
+def test_the_documented_lines_report_genuine_messages_from_others(monkeypatch):
     monkeypatch.setattr("time.time", lambda: 1_000_000.0)
     body = b'{"type":"event.done"}'
     headers = dict(signed(SECRET, "e1", 1_000_000, body))
@@ -121,7 +121,7 @@ def test_a_webhook_may_not_lead_there(url, targets):
         checked_url(url, targets)
 
 
-def test_names_are_judged_by_the_addresses_that_they_lead_to():
+def test_names_are_evaluated_by_the_addresses_that_they_lead_to():
     assert permitted(ipaddress.ip_address("93.184.216.34"), "public")
     for address in ("10.1.2.3", "192.168.0.1", "127.0.0.1", "::1", "169.254.169.254", "fd00::1", "224.0.0.1"):
         assert not permitted(ipaddress.ip_address(address), "public")
@@ -130,19 +130,19 @@ def test_names_are_judged_by_the_addresses_that_they_lead_to():
 # How they are doing
 
 
-def webhook(number=0, tenant="acme", **told):
+def webhook(number=0, tenant="acme", **reported):
     return KeptWebhook(
         webhook_id=f"{number:016x}",
         tenant=tenant,
         url="https://example.com/",
         secret=SECRET,
-        outcomes=told.pop("outcomes", tuple(Outcome)),
+        outcomes=reported.pop("outcomes", tuple(Outcome)),
         created_ms=number,
-        **told,
+        **reported,
     )
 
 
-def test_a_secret_is_not_told_by_accident():
+def test_a_secret_is_not_reported_by_accident():
     assert SECRET not in repr(webhook())
     assert SECRET not in webhook().shown(0).model_dump_json()
 
@@ -203,17 +203,17 @@ class World:
         self.store, self.receivers, self.now_ms = MemoryWebhooks(), Receivers(), 1_000_000.0
         self.store._webhooks = {one.webhook_id: one for one in webhooks}
         self.counted: dict[str, int] = {}
-        self.courier = WebhookDelivery(self.store, self.receivers, SETTINGS, self._count, now_ms=lambda: self.now_ms)
-        self.step, self.redelivery = Notify(self.courier), WebhookRetries(self.courier)
+        self.sender = WebhookDelivery(self.store, self.receivers, SETTINGS, self._count, now_ms=lambda: self.now_ms)
+        self.step, self.redelivery = Notify(self.sender), WebhookRetries(self.sender)
 
     def _count(self, result, count):
         self.counted[result] = self.counted.get(result, 0) + count
 
-    async def tell(self, *ends):
+    async def report(self, *ends):
         tasks = [Task(end, 0, at, None) for at, end in enumerate(ends)]
         return [outcome async for some in self.step.run(tasks) for outcome in some]
 
-    async def look(self):
+    async def lookup(self):
         await self.redelivery.start_due()
         await self.redelivery.wait()
 
@@ -239,10 +239,10 @@ ID = f"{0:016x}"
 OTHER = f"{1:016x}"
 
 
-async def test_each_end_is_told_to_the_webhooks_of_its_tenant_that_want_it():
+async def test_each_end_is_reported_to_the_webhooks_of_its_tenant_that_want_it():
     world = World(webhook(), webhook(1, tenant="umbrella"), webhook(2, outcomes=(Outcome.DEAD_LETTER,)))
     ends = [end(1), end(2, outcome=Outcome.DEAD_LETTER), end(3, tenant="umbrella"), end(1)]
-    assert await world.tell(*ends) == [Finished()] * 4
+    assert await world.report(*ends) == [Finished()] * 4
     assert {name: sorted(taken) for name, taken in world.receivers.taken.items()} == {
         ID: ["e1", "e2"],
         OTHER: ["e3"],
@@ -251,7 +251,7 @@ async def test_each_end_is_told_to_the_webhooks_of_its_tenant_that_want_it():
     assert await world.store.waiting() == {}
 
 
-async def test_a_message_says_what_the_events_status_says():
+async def test_a_message_names_what_the_events_status_states():
     world = World(webhook())
     sent = []
 
@@ -259,7 +259,7 @@ async def test_a_message_says_what_the_events_status_says():
         sent.append(json.loads(message.body))
 
     world.receivers.send = send
-    await world.tell(end(7))
+    await world.report(end(7))
     [message] = sent
     assert message["type"] == "event.done"
     assert message["timestamp"] == "1970-01-01T00:00:07.125+00:00"
@@ -267,28 +267,33 @@ async def test_a_message_says_what_the_events_status_says():
     assert EventStatus.model_validate(message["data"]) == end(7).status
 
 
-async def test_nothing_is_sent_where_nobody_asked():
+async def test_nothing_is_sent_where_no_caller_asked():
     world = World()
-    assert await world.tell(end(1)) == [Finished()]
+    assert await world.report(end(1)) == [Finished()]
     assert world.receivers.requests == 0
 
 
-async def test_what_a_receiver_does_not_take_waits_and_holds_back_nobody():
+async def test_what_a_receiver_does_not_take_waits_and_holds_back_no_caller():
     world = World(webhook(), webhook(1))
+<<<<<<< HEAD
     world.receivers.wrong[ID] = NotDelivered("the receiver responded with 500")
     assert await world.tell(*(end(number) for number in range(5))) == [Finished()] * 5
+=======
+    world.receivers.wrong[ID] = NotDelivered("it answered 500")
+    assert await world.report(*(end(number) for number in range(5))) == [Finished()] * 5
+>>>>>>> main
     assert len(world.receivers.taken[OTHER]) == 5
     assert world.receivers.requests == 5 + 1, "one that is away costs one request, not many"
     assert await world.store.waiting() == {ID: 5}
     assert world.state() is WebhookState.FAILING
-    await world.tell(end(9))
+    await world.report(end(9))
     assert await world.store.waiting() == {ID: 6}
     assert world.receivers.requests == 7
-    await world.look()
+    await world.lookup()
     assert world.receivers.requests == 7, "its pause is not over"
     del world.receivers.wrong[ID]
     world.now_ms += 1_001
-    await world.look()
+    await world.lookup()
     assert sorted(world.receivers.taken[ID]) == ["e0", "e1", "e2", "e3", "e4", "e9"]
     assert await world.store.waiting() == {}
     assert world.state() is WebhookState.ACTIVE
@@ -298,12 +303,17 @@ async def test_what_a_receiver_does_not_take_waits_and_holds_back_nobody():
 async def test_a_slow_receiver_keeps_neither_the_stream_nor_other_receivers_waiting():
     world = World(webhook(), webhook(1), webhook(2))
     answers = world.receivers.slow[ID] = asyncio.Event()
+<<<<<<< HEAD
     world.receivers.wrong[OTHER] = NotDelivered("the receiver responded with 500")
     assert await world.tell(end(1), end(2)) == [Finished()] * 2
+=======
+    world.receivers.wrong[OTHER] = NotDelivered("it answered 500")
+    assert await world.report(end(1), end(2)) == [Finished()] * 2
+>>>>>>> main
     assert await world.store.waiting() == {ID: 2, OTHER: 2}
     assert world.state() is WebhookState.ACTIVE, "slow is not failing"
     requests = world.receivers.requests
-    await world.tell(end(3))
+    await world.report(end(3))
     assert world.receivers.requests == requests + 1, "only the third is asked while something waits"
     assert await world.store.waiting() == {ID: 3, OTHER: 3}
 
@@ -322,22 +332,22 @@ async def test_a_slow_receiver_keeps_neither_the_stream_nor_other_receivers_wait
     await world.redelivery.wait()
     assert sorted(world.receivers.taken[ID]) == ["e1", "e2", "e3"]
     assert await world.store.waiting() == {}
-    await world.tell(end(4))
+    await world.report(end(4))
     assert await world.store.waiting() == {}, "it is told by the stream again"
 
 
 async def test_all_that_waits_for_a_receiver_is_sent_in_one_go():
     world = World(webhook())
     answers = world.receivers.slow[ID] = asyncio.Event()
-    await world.tell(*(end(number) for number in range(3 * BATCH)))
+    await world.report(*(end(number) for number in range(3 * BATCH)))
     answers.set()
-    await world.look()
+    await world.lookup()
     assert len(world.receivers.taken[ID]) == 3 * BATCH
 
 
 async def test_a_receiver_gets_several_requests_at_a_time_but_not_too_many():
     world = World(webhook())
-    await world.tell(*(end(number) for number in range(40)))
+    await world.report(*(end(number) for number in range(40)))
     assert len(world.receivers.taken[ID]) == 40
     assert 1 < world.receivers.most <= PARALLEL
 
@@ -345,57 +355,62 @@ async def test_a_receiver_gets_several_requests_at_a_time_but_not_too_many():
 async def test_pauses_grow_while_it_fails_and_it_is_given_up_in_the_end():
     world = World(webhook())
     world.receivers.wrong[ID] = NotDelivered("no answer")
-    await world.tell(end(1))
+    await world.report(end(1))
     tries = []
     while world.state() is WebhookState.FAILING:
         before = world.receivers.requests
         world.now_ms += 100
-        await world.look()
+        await world.lookup()
         if world.receivers.requests > before:
             tries.append(world.now_ms)
     pauses = [later - earlier for earlier, later in pairwise(tries)]
     assert pauses[0] < 3_000 < max(pauses) <= 60_100
     assert tries[-1] - 1_000_000 >= 600_000
-    await world.tell(end(2))
+    await world.report(end(2))
     assert await world.store.waiting() == {ID: 1}, "nothing is kept for one that is disabled"
     assert world.counted["dropped"] == 1
 
 
 async def test_one_that_is_gone_or_for_which_too_much_waits_is_disabled():
     world = World(webhook(), webhook(1))
+<<<<<<< HEAD
     world.receivers.wrong = {
         ID: NotDelivered("the receiver responded with 410", is_gone=True),
         OTHER: NotDelivered("no answer"),
     }
     await world.tell(*(end(number) for number in range(SETTINGS.max_pending + 1)))
+=======
+    world.receivers.wrong = {ID: NotDelivered("it answered 410", is_gone=True), OTHER: NotDelivered("no answer")}
+    await world.report(*(end(number) for number in range(SETTINGS.max_pending + 1)))
+>>>>>>> main
     assert world.state() is WebhookState.DISABLED
     assert world.state(1) is WebhookState.FAILING
-    await world.look()
+    await world.lookup()
     assert world.state(1) is WebhookState.DISABLED
 
 
 async def test_what_waits_for_a_webhook_that_was_removed_is_removed():
     world = World(webhook())
     world.receivers.wrong[ID] = NotDelivered("no answer")
-    await world.tell(end(1))
+    await world.report(end(1))
     del world.store._webhooks[ID]
-    await world.look()
+    await world.lookup()
     assert await world.store.waiting() == {}
 
 
 async def test_only_one_of_several_workers_tries_a_webhook():
     world = World(webhook())
     world.receivers.wrong[ID] = NotDelivered("no answer")
-    await world.tell(end(1))
+    await world.report(end(1))
     del world.receivers.wrong[ID]
     world.now_ms += 1_001
-    several = [WebhookRetries(world.courier) for _ in range(4)]
+    several = [WebhookRetries(world.sender) for _ in range(4)]
     await asyncio.gather(*(one.start_due() for one in several))
     await asyncio.gather(*(one.wait() for one in several))
     assert world.receivers.taken[ID] == ["e1"]
 
 
-async def test_a_store_that_fails_ends_nothing_and_nobody_is_told_twice_by_the_same_worker():
+async def test_a_store_that_fails_ends_nothing_and_no_caller_is_reported_twice_by_the_same_worker():
     world = World(webhook(), webhook(1))
     world.receivers.wrong[ID] = NotDelivered("no answer")
     keep = world.store.keep
@@ -405,15 +420,15 @@ async def test_a_store_that_fails_ends_nothing_and_nobody_is_told_twice_by_the_s
 
     world.store.keep = fail
     with pytest.raises(IndexUnavailable):
-        await world.tell(end(1))
+        await world.report(end(1))
     assert world.receivers.taken[OTHER] == ["e1"]
     world.store.keep = keep
-    assert await world.tell(end(1)) == [Finished()]
+    assert await world.report(end(1)) == [Finished()]
     assert world.receivers.taken[OTHER] == ["e1"]
     assert await world.store.waiting() == {ID: 1}
 
 
-def test_tries_tell_the_reason_once():
+def test_tries_report_the_reason_once():
     tried = webhook_health.failed(webhook(), "no answer", now_ms=1, pause_ms=1, give_up_ms=9)
     assert tried.shown(3).last_failure == "no answer"
     assert tried.shown(3).waiting == 3
