@@ -16,23 +16,6 @@ from streams.core.chunk_identity import attributes_sha256, content_sha256
 class Kind(StrEnum):
     """Kinds of inconsistency. The last ones refer to passages, the others to documents."""
 
-<<<<<<< HEAD
-    NOT_INDEXED = "not indexed"
-    OUTDATED = "older than the stream"
-    UNFINISHED = "unfinished change"
-    UNKNOWN = "unknown to the stream"
-    AHEAD = "version that the stream does not have"
-    NOT_DELETED = "not deleted"
-    WRONGLY_DELETED = "wrongly deleted"
-    OTHER_CONTENT = "other content or attributes than the stream's"
-    CONTENT_LOST = "content lost"
-    MISSING_PASSAGES = "missing passages"
-    ORPHAN = "orphaned passage"
-    FOREIGN = "passage of another document"
-    OTHER_GROUPS = "passage with other groups than its document"
-    NEWER = "passage of a later version than its document"
-    OTHER_PASSAGE = "passage that differs from its document's content"
-=======
     NOT_INDEXED = "not_indexed"
     OUTDATED = "outdated"
     UNFINISHED = "unfinished_change"
@@ -48,7 +31,6 @@ class Kind(StrEnum):
     OTHER_GROUPS = "passage_groups_differ"
     NEWER = "newer_passage"
     OTHER_PASSAGE = "passage_differs"
->>>>>>> main
 
 
 _REWRITE: Final = "--repair rewrites the document"

@@ -163,7 +163,9 @@ async def test_drops_are_recorded_with_their_reason(cache):
 
 
 async def test_append_returns_the_positions_reached_before_it(cache):
-    assert await cache.append("acme", 0, {0: 1, 7: 4}, b"change") == Appended(needs_evaluation=False, positions_before={})
+    assert await cache.append("acme", 0, {0: 1, 7: 4}, b"change") == Appended(
+        needs_evaluation=False, positions_before={}
+    )
     assert (await cache.append("acme", 0, {7: 6, 0: 1, 2: 9}, b"change")).positions_before == {0: 1, 7: 4}
     epoch = (await cache.lookup("acme", "a")).epoch
     assert await cache.store("acme", "a", b"answer", epoch=epoch, ttl_s=60)

@@ -201,11 +201,7 @@ def _fingerprint(world):
     """Equal for states that differ only in absolute times and sequence numbers."""
     near = world.near
     stored = world.cache._slices.get((TENANT, 0))
-<<<<<<< HEAD
     sequence = stored.sequence if stored else 0
-=======
-    sequence = stored.reported if stored else 0
->>>>>>> main
     state = near._slices.get((TENANT, 0))
     entry = near._entries.get(KEY)
     return repr(

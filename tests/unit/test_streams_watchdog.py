@@ -28,11 +28,7 @@ class Admin:
         answer = Admin.answers.pop(0) if len(Admin.answers) > 1 else Admin.answers[0]
         if isinstance(answer, Exception):
             raise answer
-<<<<<<< HEAD
         return [SimpleNamespace(partition=partition, records=lag) for partition, lag in answer.items()]
-=======
-        return [SimpleNamespace(partition=partition, lag=lag) for partition, lag in answer.items()]
->>>>>>> main
 
 
 async def test_an_unknown_lag_is_not_reported_as_zero(monkeypatch):

@@ -19,13 +19,8 @@ async def deaf(cancellations, most):
 
 async def test_what_takes_no_notice_of_the_first_cancellation_is_ended_all_the_same(monkeypatch):
     monkeypatch.setattr(tasks, "_RETRY_S", 0.01)
-<<<<<<< HEAD
-    heard = [[], []]
-    running = [asyncio.create_task(deaf(cancellations, most)) for most, cancellations in enumerate(heard)]
-=======
     received = [[], []]
     running = [asyncio.create_task(deaf(cancellations, most)) for most, cancellations in enumerate(received)]
->>>>>>> main
     await asyncio.sleep(0)
     async with asyncio.timeout(10):
         await cancel_and_wait(*running)

@@ -275,13 +275,8 @@ async def test_nothing_is_sent_where_no_caller_asked():
 
 async def test_what_a_receiver_does_not_take_waits_and_holds_back_no_caller():
     world = World(webhook(), webhook(1))
-<<<<<<< HEAD
     world.receivers.wrong[ID] = NotDelivered("the receiver responded with 500")
-    assert await world.tell(*(end(number) for number in range(5))) == [Finished()] * 5
-=======
-    world.receivers.wrong[ID] = NotDelivered("it answered 500")
     assert await world.report(*(end(number) for number in range(5))) == [Finished()] * 5
->>>>>>> main
     assert len(world.receivers.taken[OTHER]) == 5
     assert world.receivers.requests == 5 + 1, "one that is away costs one request, not many"
     assert await world.store.waiting() == {ID: 5}
@@ -303,13 +298,8 @@ async def test_what_a_receiver_does_not_take_waits_and_holds_back_no_caller():
 async def test_a_slow_receiver_keeps_neither_the_stream_nor_other_receivers_waiting():
     world = World(webhook(), webhook(1), webhook(2))
     answers = world.receivers.slow[ID] = asyncio.Event()
-<<<<<<< HEAD
     world.receivers.wrong[OTHER] = NotDelivered("the receiver responded with 500")
-    assert await world.tell(end(1), end(2)) == [Finished()] * 2
-=======
-    world.receivers.wrong[OTHER] = NotDelivered("it answered 500")
     assert await world.report(end(1), end(2)) == [Finished()] * 2
->>>>>>> main
     assert await world.store.waiting() == {ID: 2, OTHER: 2}
     assert world.state() is WebhookState.ACTIVE, "slow is not failing"
     requests = world.receivers.requests
@@ -373,16 +363,11 @@ async def test_pauses_grow_while_it_fails_and_it_is_given_up_in_the_end():
 
 async def test_one_that_is_gone_or_for_which_too_much_waits_is_disabled():
     world = World(webhook(), webhook(1))
-<<<<<<< HEAD
     world.receivers.wrong = {
         ID: NotDelivered("the receiver responded with 410", is_gone=True),
         OTHER: NotDelivered("no answer"),
     }
-    await world.tell(*(end(number) for number in range(SETTINGS.max_pending + 1)))
-=======
-    world.receivers.wrong = {ID: NotDelivered("it answered 410", is_gone=True), OTHER: NotDelivered("no answer")}
     await world.report(*(end(number) for number in range(SETTINGS.max_pending + 1)))
->>>>>>> main
     assert world.state() is WebhookState.DISABLED
     assert world.state(1) is WebhookState.FAILING
     await world.lookup()
