@@ -163,12 +163,14 @@ async def test_drops_are_recorded_with_their_reason(cache):
 
 
 async def test_append_returns_the_positions_reached_before_it(cache):
-    assert await cache.append("acme", 0, {0: 1, 7: 4}, b"change") == Appended(waits=False, reached={})
+    assert await cache.append("acme", 0, {0: 1, 7: 4}, b"change") == Appended(
+        needs_evaluation=False, positions_before={}
+    )
     assert (await cache.append("acme", 0, {7: 6, 0: 1, 2: 9}, b"change")).positions_before == {0: 1, 7: 4}
     epoch = (await cache.lookup("acme", "a")).epoch
     assert await cache.store("acme", "a", b"answer", epoch=epoch, ttl_s=60)
     # A change that waits for its evaluation is not reached yet.
-    assert await cache.append("acme", 0, {7: 8}, b"change") == Appended(waits=True, reached={7: 6})
+    assert await cache.append("acme", 0, {7: 8}, b"change") == Appended(needs_evaluation=True, positions_before={7: 6})
     assert (await cache.append("acme", 0, {7: 8}, b"change")).positions_before == {7: 6}
 
 

@@ -784,7 +784,7 @@ async def test_an_index_with_another_layout_is_rejected(settings):
 @pytest.mark.stack
 async def test_an_index_of_another_model_is_not_written(settings):
     await create_indices(small(settings))
-    with pytest.raises(IndexMismatch, match="length 8, the model makes 384"):
+    with pytest.raises(IndexMismatch, match="length 8, the model produces 384"):
         await create_indices(settings)
 
 

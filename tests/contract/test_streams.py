@@ -239,7 +239,9 @@ async def test_topics_with_another_partition_count_are_rejected_with_advice(sett
         await admin.create_topics()
     other = settings.model_copy(update={"kafka": settings.kafka.model_copy(update={"partitions": 5})})
     async with StreamAdmin(other) as admin:
-        with pytest.raises(TopicMismatch, match=r"has 3 partitions where 5 are set: set FRESHLINE_KAFKA__PARTITIONS"):
+        with pytest.raises(
+            TopicMismatch, match=r"has 3 partitions, 5 are configured: change FRESHLINE_KAFKA__PARTITIONS"
+        ):
             await admin.create_topics()
 
 

@@ -848,7 +848,7 @@ async def test_openapi_describes_bodies_headers_and_problems(client):
 TENANT = "local"
 
 
-async def add_dead_letter(world: World, version: int = 3, offset: int = 7, tenant: str = TENANT) -> DocumentEvent:
+async def dead_letter(world: World, version: int = 3, offset: int = 7, tenant: str = TENANT) -> DocumentEvent:
     event = DocumentEvent(
         event_id=f"e{version}",
         tenant=tenant,
@@ -871,7 +871,7 @@ async def test_dead_letters_are_listed_counted_and_shown(world, client):
         "dead_letters": [],
     }
     for offset in range(3):
-        await add_dead_letter(world, offset=offset)
+        await dead_letter(world, offset=offset)
     listed = (await client.get("/v1/dead-letters", params={"limit": 2})).json()
     assert (listed["total"], listed["by_kind"], listed["by_step"]) == (3, {"failed": 3}, {"prepare": 3})
     assert [one["dead_letter_id"] for one in listed["dead_letters"]] == ["documents.v1-0:0", "documents.v1-0:1"]
@@ -883,7 +883,7 @@ async def test_dead_letters_are_listed_counted_and_shown(world, client):
 
 
 async def test_dead_letter_that_is_replayed_is_a_new_event_of_its_version(world, client):
-    event = await add_dead_letter(world)
+    event = await dead_letter(world)
     replayed = await client.post("/v1/dead-letters/documents.v1-0:7/replay")
     assert replayed.status_code == 202
     [again] = [
@@ -899,14 +899,14 @@ async def test_dead_letter_that_is_replayed_is_a_new_event_of_its_version(world,
 
 
 async def test_dead_letter_that_is_dropped_is_closed_and_nothing_else(world, client):
-    await add_dead_letter(world)
+    await dead_letter(world)
     assert (await client.delete("/v1/dead-letters/documents.v1-0:7")).status_code == 204
     problem_of(await client.get("/v1/dead-letters/documents.v1-0:7"), 404)
     assert {record.topic for record in world.records} == {DEAD_LETTERS.name}
 
 
 async def test_dead_letters_of_others_are_not_there(world, client):
-    await add_dead_letter(world, tenant="acme")
+    await dead_letter(world, tenant="acme")
     assert (await client.get("/v1/dead-letters")).json()["total"] == 0
     for call in (
         client.get("/v1/dead-letters/documents.v1-0:7"),

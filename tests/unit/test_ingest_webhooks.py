@@ -62,7 +62,7 @@ async def test_a_given_secret_is_taken_and_all_outcomes_are_reported_by_default(
 
 
 @pytest.mark.parametrize(
-    ("told", "field"),
+    ("reported", "field"),
     [
         ({"url": "http://example.com/"}, "url"),
         ({"url": "https://169.254.169.254/"}, "url"),

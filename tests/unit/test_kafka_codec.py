@@ -23,7 +23,7 @@ def with_fields(**fields) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("value", "headers", "said"),
+    ("value", "headers", "message"),
     [
         (None, (), "the record has no value"),
         (b"", (), "DocumentEvent: value: Invalid JSON"),

@@ -26,8 +26,8 @@ CHANGE = IndexChange(
 
 
 def dead_letter(record: Record, topic: Topic = DOCUMENTS, offset: int = 7) -> Record:
-    failed = Record(DEAD_LETTERS.name, record.key, record.value, record.headers, 0)
-    return encode_dead_letter(failed, topic=topic, offset=offset, step="prepare", kind="failed", reason="why")
+    dead_lettered = Record(DEAD_LETTERS.name, record.key, record.value, record.headers, 0)
+    return encode_dead_letter(dead_lettered, topic=topic, offset=offset, step="prepare", kind="failed", reason="why")
 
 
 def closing(open_dead_letter) -> Record:
@@ -37,7 +37,7 @@ def closing(open_dead_letter) -> Record:
     return encode_resolution(open_dead_letter, resolved)
 
 
-async def test_a_dead_letter_is_open_until_it_is_closed_and_after_another_failure():
+async def test_dead_letter_is_open_until_it_is_closed_and_again_when_it_arrives_back():
     streams = MemoryStreams(1)
     await streams.send_all(
         [dead_letter(encode_event(EVENT)), dead_letter(encode_event(EVENT)), dead_letter(encode_event(EVENT), offset=8)]
@@ -58,7 +58,7 @@ async def test_a_dead_letter_is_open_until_it_is_closed_and_after_another_failur
         (encode_change(CHANGE, 0), INDEX_CHANGES, None),
     ],
 )
-async def test_a_dead_letter_contains_its_document(record, topic, event):
+async def test_dead_letter_reports_of_its_document(record, topic, event):
     streams = MemoryStreams(1)
     await streams.send(dead_letter(record, topic))
     [found] = await open_dead_letters(streams.read_to_end)
@@ -69,30 +69,34 @@ async def test_a_dead_letter_contains_its_document(record, topic, event):
     assert (found.topic, found.step, found.kind, found.reason) == (topic.name, "prepare", "failed", "why")
 
 
-async def test_a_dead_letter_that_cannot_be_decoded_has_no_document():
+async def test_record_that_cannot_be_decoded_is_a_dead_letter_of_no_document():
     streams = MemoryStreams(1)
     await streams.send(dead_letter(Record("documents.v1", b"\xff", b"\x00\xff", (("ce_type", b"\xff"),))))
     [found] = await open_dead_letters(streams.read_to_end)
     assert (found.message, found.document, found.value) == (None, None, b"\x00\xff")
 
 
-async def test_foreign_records_are_no_dead_letters():
+async def test_what_strangers_write_is_no_dead_letter():
     streams = MemoryStreams(1)
     resolved = (("ce_type", b"freshline.dead-letter.resolved.v1"),)
-    described = tuple((name, b"x") for name in DEAD_LETTER_HEADERS)
-    for headers in ((), resolved, described, (("__connect.errors.topic", b"documents.v1"),)):
+    reported = tuple((name, b"x") for name in DEAD_LETTER_HEADERS)
+    for headers in ((), resolved, reported, (("__connect.errors.topic", b"documents.v1"),)):
         await streams.send(Record(DEAD_LETTERS.name, b"k", b"no JSON", headers, 0))
     assert await open_dead_letters(streams.read_to_end) == []
 
 
-def test_a_dead_letter_of_any_record_fits_and_contains_the_reason():
-    own_headers = (("__connect.errors.topic", b"mine"), ("note", b"kept"), ("huge", b"h" * 200_000), ("small", b"s"))
-    huge = Record(DOCUMENTS.name, b"k" * 500_000, b"v" * 2_000_000, own_headers, 0)
-    failed = dead_letter(huge)
-    size = len(failed.key) + len(failed.value) + sum(len(name) + len(value) for name, value in failed.headers)
+def test_dead_letter_of_a_record_of_any_shape_fits_and_gives_the_reason():
+    reported = (("__connect.errors.topic", b"mine"), ("note", b"kept"), ("huge", b"h" * 200_000), ("small", b"s"))
+    huge = Record(DOCUMENTS.name, b"k" * 500_000, b"v" * 2_000_000, reported, 0)
+    dead_lettered = dead_letter(huge)
+    size = (
+        len(dead_lettered.key)
+        + len(dead_lettered.value)
+        + sum(len(name) + len(value) for name, value in dead_lettered.headers)
+    )
     assert size < MAX_RECORD_BYTES + 100_000  # what topics take
-    assert len(failed.value) == MAX_RECORD_BYTES
-    headers = dict(failed.headers)
+    assert len(dead_lettered.value) == MAX_RECORD_BYTES
+    headers = dict(dead_lettered.headers)
     assert headers["__connect.errors.topic"] == b"documents.v1"
     assert headers["note"] == b"kept"
     assert "huge" not in headers
