@@ -102,7 +102,7 @@ def test_help_imports_nothing_heavy() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["ingest"], "give one source"),
         (["ingest", ".", "--events", __file__], "give one source"),

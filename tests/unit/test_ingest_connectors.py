@@ -327,7 +327,7 @@ async def test_retry_after_is_obeyed(service, client):
 
 
 @pytest.mark.parametrize(
-    ("answer", "told"), [(httpx.ConnectError("no"), "is the service running"), (httpx.Response(503), "HTTP 503")]
+    ("answer", "reported"), [(httpx.ConnectError("no"), "is the service running"), (httpx.Response(503), "HTTP 503")]
 )
 async def test_service_that_stays_away_ends_it(service, client, answer, reported):
     service.answers = [answer] * 10
