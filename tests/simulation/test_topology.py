@@ -19,6 +19,8 @@ from planted import PLANTED
 from virtual_time import run
 from world import MOST_EVENTS, Parts, Plan, Violated, World
 
+pytestmark = pytest.mark.timeout(1_200)  # some mistakes show in one of a hundred histories only
+
 HISTORIES = int(os.environ.get("SIMULATION_HISTORIES", "300"))
 PLANTED_HISTORIES = max(HISTORIES, 1_000)
 PLANS = st.builds(

@@ -2,8 +2,10 @@
 
 import asyncio
 import selectors
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
+
+from typing_extensions import override
 
 T = TypeVar("T")
 
@@ -30,6 +32,16 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
     def time(self) -> float:
         """Seconds since the start."""
         return self._jumping.now_s
+
+    @override
+    def run_in_executor(self, executor: Any, func: Callable[..., T], *args: Any) -> asyncio.Future[T]:
+        """Call the function before anything else happens: a thread would end at a time that the machine decides."""
+        result: asyncio.Future[T] = self.create_future()
+        try:
+            result.set_result(func(*args))
+        except Exception as error:  # noqa: BLE001 - raised to the caller
+            result.set_exception(error)
+        return result
 
 
 def run(main: Coroutine[Any, Any, T]) -> T:
