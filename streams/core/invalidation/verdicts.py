@@ -86,7 +86,7 @@ def evaluate_row(
         return SHORT
     sources = answers.sources[row]
     lowest, lowest_narrow, unranked = _lowest_source(candidates, sources, top)
-    if unranked:  # The removal of a source that is no candidate would go unnoticed.
+    if unranked:  # The score of a source that is no candidate is unknown.
         return SHORT
     highest, highest_wide = _highest_late(candidates, sources, lowest_narrow - _MARGIN)
     if highest > 0 and highest >= lowest and _has_late_passage(candidates, sources, lowest, top, scratch):
