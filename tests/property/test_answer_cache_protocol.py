@@ -118,7 +118,7 @@ class World:
         self.deliveries_left -= 1
         self.appended -= 1
 
-    def lookup_up_answer(self, _: int) -> None:
+    def look_up_answer(self, _: int) -> None:
         self.fills_left -= 1
         lookup = run(self.cache.lookup(TENANT, KEY))
         self.fills.append(Fill(lookup.epoch))

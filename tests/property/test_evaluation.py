@@ -125,7 +125,7 @@ async def test_an_undecodable_entry_is_dropped_by_the_next_change():
     assert (await history.cache.lookup(TENANT, "q")).entry is None
 
 
-@pytest.mark.parametrize("fails_at", ["entries", "settle"])
+@pytest.mark.parametrize("fails_at", ["entries", "commit"])
 async def test_an_interrupted_evaluation_is_repeated(fails_at):
     history = new_history(5)
     history.add_worker()

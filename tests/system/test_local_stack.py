@@ -183,7 +183,7 @@ def test_the_lifecycle_of_a_second_stack(stack: Stack, home: Path) -> None:
         Stack.open(StackConfig(data_dir=home, nodes=3)).up()
     with pytest.raises(StackError, match="running without other"):
         Stack.open(StackConfig(data_dir=home, apps=(other,))).up()
-    with pytest.raises(StackError, match="before it can start fresh"):
+    with pytest.raises(StackError, match="stop it before a fresh start"):
         own.up(fresh=True)
 
     # A crashed server restarts with all acknowledged data; an intentional restart is not counted as a crash.
