@@ -615,7 +615,7 @@ async def test_a_vector_that_is_no_number_is_never_written(bench, monkeypatch):
     with pytest.raises(ValueError, match="not all finite"):
         await bench.run(plan(1, "a"))
     assert await bench.texts() == []
-    assert await bench.index.manifests([KEY]) == {}, "nor is there a claim, which nobody would ever complete"
+    assert await bench.index.manifests([KEY]) == {}, "nor is there a claim that would never be completed"
 
 
 async def test_a_version_that_cannot_be_embedded_leaves_the_document_as_it_was(bench, monkeypatch):

@@ -323,7 +323,7 @@ async def test_a_slow_receiver_keeps_neither_the_stream_nor_other_receivers_wait
     assert sorted(world.receivers.taken[ID]) == ["e1", "e2", "e3"]
     assert await world.store.waiting() == {}
     await world.report(end(4))
-    assert await world.store.waiting() == {}, "it is told by the stream again"
+    assert await world.store.waiting() == {}, "the stream delivers it again"
 
 
 async def test_all_that_waits_for_a_receiver_is_sent_in_one_go():
