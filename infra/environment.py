@@ -38,13 +38,13 @@ def unknown_variables(names: Iterable[str]) -> Mapping[str, str | None]:
     Returns:
         Each unknown variable, with the most similar setting, or None if none is similar.
     """
-    known = setting_variables()
+    # Without the prefix, which would make all of them similar.
+    settings = {setting.removeprefix(_PREFIX): setting for setting in sorted(setting_variables())}
+    known = PROCESS_VARIABLES.union(settings.values())
     unknown = {}
     for name in sorted(set(names)):
         upper = name.upper()
-        if upper.startswith(_PREFIX) and upper not in known | PROCESS_VARIABLES:
-            # Without the prefix, which would make all of them similar.
-            settings = {setting.removeprefix(_PREFIX): setting for setting in sorted(known)}
+        if upper.startswith(_PREFIX) and upper not in known:
             similar = difflib.get_close_matches(upper.removeprefix(_PREFIX), settings, n=1, cutoff=0.75)
             unknown[name] = settings[similar[0]] if similar else None
     return unknown

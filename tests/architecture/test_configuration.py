@@ -6,15 +6,15 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-from infra.environment import PROCESS_VARIABLES
+from infra.environment import PROCESS_VARIABLES, setting_variables
 from infra.settings import Section, Settings
 
 ROOT = Path(__file__).parents[2]
-SOURCES = [
-    file.read_text(encoding="utf-8")
+SOURCES = {
+    file: file.read_text(encoding="utf-8")
     for package in ("freshline", "infra", "ingest", "query", "streams")
     for file in (ROOT / package).rglob("*.py")
-]
+}
 _ROW = re.compile(r"^\| `(FRESHLINE_[A-Z0-9_]+)` \| (?:`(.*?)`)? \| (?:basic|advanced) \| (.+) \|$", re.MULTILINE)
 TABLE = {
     name: (default, meaning)
@@ -29,18 +29,8 @@ def _without_variables(monkeypatch):
         monkeypatch.delenv(name, raising=False)
 
 
-def names(model: type[BaseModel], prefix: str) -> set[str]:
-    found = set()
-    for name, field in model.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            found |= names(field.annotation, f"{prefix}{name.upper()}__")
-        else:
-            found.add(f"{prefix}{name.upper()}")
-    return found
-
-
 def test_the_table_lists_exactly_the_settings():
-    assert set(TABLE) == names(Settings, "FRESHLINE_")
+    assert set(TABLE) == setting_variables()
     assert all(meaning for _, meaning in TABLE.values())
 
 
@@ -54,10 +44,29 @@ def test_basic_settings_exist(section):
     assert set(section.model_fields) >= section.BASIC
 
 
+def is_read(name: str) -> bool:
+    """Whether a module reads the field of the setting: from its section, or where it handles the section's class."""
+    *section, field = name.removeprefix("FRESHLINE_").lower().split("__")
+    if not section:
+        return any(re.search(rf"\b(settings|self)\.{field}\b", text) for text in SOURCES.values())
+    kind = Settings.model_fields[section[0]].annotation
+    classes = "|".join(one.__name__ for one in kind.__mro__ if issubclass(one, Section) and one is not Section)
+    handles = re.compile(rf"\.{section[0]}\b|\b({classes})\b")
+    return any(
+        re.search(rf"\.{section[0]}\.{field}\b", text)
+        or (file.name != "settings.py" and handles.search(text) and re.search(rf"\.{field}\b", text))
+        for file, text in SOURCES.items()
+    )
+
+
 @pytest.mark.parametrize("name", TABLE)
 def test_each_setting_is_read_by_the_code(name):
-    field = name.removeprefix("FRESHLINE_").lower().split("__")[-1]
-    assert any(re.search(rf"\.{field}\b", text) for text in SOURCES)
+    assert is_read(name)
+
+
+@pytest.mark.parametrize("name", ["JWT__TIMEOUT_S", "REDIS__SHARDS", "ALERTS__REGION", "UNUSED"])
+def test_a_setting_is_not_read_because_another_section_has_its_name(name):
+    assert not is_read(f"FRESHLINE_{name}")
 
 
 def test_the_listed_defaults_are_those_of_the_settings(monkeypatch):
